@@ -1,0 +1,72 @@
+"""Rules that families share: the Qwen2 decoder."""
+
+from typing import Any
+
+from hooked_alm.config import HookedALMConfig
+
+from .rules import Rename, Rule
+from .strict_config import account_for
+
+_LAYER = {
+    r"input_layernorm\.weight": "ln1.weight",
+    r"post_attention_layernorm\.weight": "ln2.weight",
+    r"self_attn\.([qkvo]_proj)\.(weight|bias)": r"attn.\2.\3",
+    r"mlp\.(gate_proj|up_proj|down_proj)\.weight": r"mlp.\2.weight",
+}
+
+
+def decoder_rules(prefix: str, head: str = r"lm_head") -> list[Rule]:
+    """Rules for a Qwen2, Qwen3 or LLaMA decoder.
+
+    Args:
+        prefix: regular expression, without groups, for what precedes ``layers.``.
+        head: the same for the unembedding, without ``.weight``.
+    """
+    layers: list[Rule] = [
+        Rename(prefix + r"layers\.(\d+)\." + pattern, r"blocks.\1." + target)
+        for pattern, target in _LAYER.items()
+    ]
+    return [
+        *layers,
+        Rename(prefix + r"embed_tokens\.weight", "embed.weight"),
+        Rename(prefix + r"norm\.weight", "ln_final.weight"),
+        Rename(head + r"\.weight", "unembed.weight"),
+    ]
+
+
+_QWEN2_HANDLED = frozenset({
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps",
+    "tie_word_embeddings", "rope_parameters", "rope_theta", "rope_scaling", "use_sliding_window",
+    "sliding_window", "max_window_layers", "layer_types", "model_type",
+})  # fmt: skip
+
+
+def qwen2_config(text_config: Any, published: dict[str, Any], **identity: Any) -> HookedALMConfig:
+    """Sizes and variants of a Qwen2 decoder.
+
+    Args:
+        text_config: transformers' ``Qwen2Config``, which supplies what a sparse file leaves out.
+        published: the same part of ``config.json`` as written, to refuse what is unknown.
+        identity: the fields that no text config decides (name, architecture, dtype, device,
+            attention implementation, tying).
+    """
+    account_for(text_config, published, handled=_QWEN2_HANDLED)
+    head_dim = getattr(text_config, "head_dim", None)
+    return HookedALMConfig(
+        n_layers=text_config.num_hidden_layers,
+        d_model=text_config.hidden_size,
+        n_heads=text_config.num_attention_heads,
+        n_key_value_heads=text_config.num_key_value_heads,
+        d_head=head_dim or text_config.hidden_size // text_config.num_attention_heads,
+        d_mlp=text_config.intermediate_size,
+        d_vocab=text_config.vocab_size,
+        n_ctx=text_config.max_position_embeddings,
+        eps=text_config.rms_norm_eps,
+        act_fn=text_config.hidden_act,
+        qkv_bias=True,
+        rope_parameters=dict(text_config.rope_parameters),
+        layer_types=tuple(text_config.layer_types),
+        sliding_window=text_config.sliding_window,
+        **identity,
+    )

@@ -1,0 +1,1 @@
+"""One question per module; files, figures and tables live here."""

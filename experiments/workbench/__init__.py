@@ -1,0 +1,1 @@
+"""Command line, run folder, figures and report."""

@@ -1,0 +1,246 @@
+"""Figures that read well on a phone, to colour-blind eyes, and with their numbers beside them.
+
+Every plot takes a tidy table and column names, draws on the given axes or on a new figure, and
+returns the figure for `save_figure`. Colours are those of Okabe and Ito; groups differ in line
+style and marker too.
+"""
+
+import io
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, cast
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from .run_folder import RunFolder, write_atomic
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+# Chinese labels are drawn with the first of these that the machine has.
+CJK_FONTS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Micro Hei"),
+    *("PingFang SC", "Microsoft YaHei", "SimHei"),
+)
+WIDTH_INCHES = 6.0
+DOTS_PER_INCH = 200
+MAX_CELLS_WITH_NUMBERS = 120
+
+
+def styled() -> AbstractContextManager[None]:
+    """The style of all figures, for the length of a `with` block."""
+    installed = set(font_manager.get_font_names())
+    settings = {
+        "font.family": ["DejaVu Sans", *(font for font in CJK_FONTS if font in installed)],
+        # Sized for a figure of 6 inches that a phone shows at half its size.
+        "font.size": 12,
+        "axes.titlesize": 13,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": "#555555",
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": "#E3E3E3",
+        "grid.linewidth": 0.8,
+        "lines.linewidth": 2.2,
+        "lines.markersize": 5,
+        "legend.frameon": False,
+        "legend.handlelength": 2.2,
+        "savefig.facecolor": "white",
+    }
+    return matplotlib.rc_context(cast(Any, settings))
+
+
+def new_axes(n: int = 1, *, width: float = WIDTH_INCHES, height: float = 3.8) -> list[Axes]:
+    """`n` panels, one below the other: side by side they would be too small on a phone."""
+    with styled():
+        figure = Figure(figsize=(width, height * n), layout="constrained")
+        return list(figure.subplots(n, 1, squeeze=False)[:, 0])
+
+
+def save_figure(folder: RunFolder, name: str, figure: Figure, numbers: pd.DataFrame) -> None:
+    """Writes ``figures/{name}.png`` and, beside it, the numbers it shows as ``{name}.csv``."""
+    png = io.BytesIO()
+    with styled(), warnings.catch_warnings():
+        # Without a Chinese font a label shows boxes; the numbers beside the figure have the text.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(png, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    write_atomic(folder.path / "figures" / f"{name}.png", png.getvalue())
+    csv = numbers.to_csv(index=False, lineterminator="\n")
+    write_atomic(folder.path / "figures" / f"{name}.csv", csv.encode())
+
+
+def curves_with_band(
+    data: pd.DataFrame,
+    x: str,
+    y: str,
+    *,
+    lo: str | None = None,
+    hi: str | None = None,
+    group: str | None = None,
+    title: str = "",
+    x_label: str | None = None,
+    y_label: str | None = None,
+    reference: int | float | None = None,
+    axes: Axes | None = None,
+) -> Figure:
+    """One curve per group with its interval; `reference` is a horizontal line, such as 0."""
+    with styled():
+        axes = axes or new_axes()[0]
+        if reference is not None:
+            axes.axhline(reference, color="#555555", linewidth=1.2)
+        for index, (label, part) in enumerate(_groups(data, group)):
+            part = part.sort_values(x)
+            colour = COLOURS[index % len(COLOURS)]
+            axes.plot(
+                part[x],
+                part[y],
+                color=colour,
+                linestyle=LINES[index % len(LINES)],
+                marker=MARKERS[index % len(MARKERS)] if len(part) <= 40 else None,
+                label=label,
+            )
+            if lo and hi:
+                axes.fill_between(part[x], part[lo], part[hi], color=colour, alpha=0.16, lw=0)
+        if pd.api.types.is_integer_dtype(data[x]):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        return _finish(axes, title, x_label or x, y_label or y, labels=_labels(data, group))
+
+
+def bars(
+    data: pd.DataFrame,
+    x: str,
+    y: str,
+    *,
+    lo: str | None = None,
+    hi: str | None = None,
+    group: str | None = None,
+    title: str = "",
+    x_label: str = "",
+    y_label: str | None = None,
+    reference: int | float | None = None,
+    axes: Axes | None = None,
+) -> Figure:
+    """Bars with interval whiskers, side by side for the groups, in the table's order."""
+    with styled():
+        axes = axes or new_axes()[0]
+        ticks = list(dict.fromkeys(data[x]))
+        groups = _groups(data, group)
+        width = 0.8 / max(len(groups), 1)
+        for index, (label, part) in enumerate(groups):
+            part = part.set_index(x).reindex(ticks)
+            at = np.arange(len(ticks)) + (index - (len(groups) - 1) / 2) * width
+            axes.bar(at, part[y], width * 0.92, color=COLOURS[index % len(COLOURS)], label=label)
+            if lo and hi:
+                spread = np.abs([part[y] - part[lo], part[hi] - part[y]])
+                axes.errorbar(at, part[y], spread, fmt="none", ecolor="#222222", capsize=3, lw=1.4)
+        if reference is not None:
+            axes.axhline(reference, color="#555555", linewidth=1.2)
+        axes.grid(visible=False, axis="x")
+        _name_ticks(axes, "x", ticks)
+        return _finish(axes, title, x_label, y_label or y, labels=_labels(data, group))
+
+
+def heat_map(
+    data: pd.DataFrame,
+    x: str,
+    y: str,
+    value: str,
+    *,
+    title: str = "",
+    x_label: str | None = None,
+    y_label: str | None = None,
+    value_label: str | None = None,
+    centre: int | float | None = None,
+    limits: tuple[int | float, int | float] | None = None,
+    axes: Axes | None = None,
+) -> Figure:
+    """A cell per row of the table; missing cells stay grey.
+
+    With `centre` the colours diverge from it, blue below and red above, equally far both ways.
+    """
+    columns, rows = list(dict.fromkeys(data[x])), list(dict.fromkeys(data[y]))
+    table = data.pivot(index=y, columns=x, values=value).reindex(index=rows, columns=columns)
+    cells = np.ma.masked_invalid(table.to_numpy(dtype=float))
+    low, high = limits or ((cells.min(), cells.max()) if cells.count() else (0.0, 1.0))
+    if centre is not None:
+        reach = max(abs(high - centre), abs(low - centre)) or 1.0
+        low, high = centre - reach, centre + reach
+    with styled():
+        axes = axes or new_axes(height=max(2.6, 1.4 + 0.34 * len(rows)))[0]
+        colours = matplotlib.colormaps["viridis" if centre is None else "RdBu_r"]
+        colours = colours.with_extremes(bad="#CCCCCC")
+        image = axes.imshow(cells, cmap=colours, vmin=low, vmax=high, aspect="auto")
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        _name_ticks(axes, "x", columns)
+        _name_ticks(axes, "y", rows)
+        if cells.size <= MAX_CELLS_WITH_NUMBERS and len(columns) <= 10:
+            _write_numbers(axes, cells, image)
+        axes.figure.colorbar(image, ax=axes, label=value_label or value, pad=0.02)
+        return _finish(axes, title, x_label or x, y_label or y, labels=[])
+
+
+def _write_numbers(axes: Axes, cells: np.ma.MaskedArray[Any, Any], image: Any) -> None:
+    for (row, column), number in np.ndenumerate(cells):
+        if np.isfinite(number):
+            red, green, blue, _ = image.cmap(image.norm(number))
+            is_dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
+            colour = "white" if is_dark else "black"
+            text = f"{number:.2g}" if abs(number) < 100 else f"{number:.0f}"
+            text = text.replace("-", "−")
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=10)
+
+
+def _groups(data: pd.DataFrame, group: str | None) -> list[tuple[str | None, pd.DataFrame]]:
+    if group is None:
+        return [(None, data)]
+    # In the order of the table: a sort would move colours when a group is missing.
+    return [(str(label), part) for label, part in data.groupby(group, sort=False)]
+
+
+def _labels(data: pd.DataFrame, group: str | None) -> list[str]:
+    return [str(label) for label, _ in _groups(data, group)] if group else []
+
+
+def _name_ticks(axes: Axes, which: str, names: Sequence[Any]) -> None:
+    # Long lists show every k-th name, or none could be read.
+    step = max(1, -(-len(names) // 16))
+    at = list(range(0, len(names), step))
+    texts = [str(names[index]) for index in at]
+    if which == "y":
+        axes.set_yticks(at, texts)
+        return
+    is_crowded = sum(len(text) + 2 for text in texts) > 44
+    turned: dict[str, Any] = {"rotation": 35, "ha": "right"} if is_crowded else {}
+    axes.set_xticks(at, texts, **turned)
+
+
+def _finish(axes: Axes, title: str, x_label: str, y_label: str, *, labels: list[str]) -> Figure:
+    figure = cast(Figure, axes.figure)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    # A legend inside the axes would hide curves: it stands above them, as wide as there is room.
+    longest = max((len(label) for label in labels), default=0)
+    n_columns = max(1, int((figure.get_size_inches()[0] - 0.9) / (0.62 + 0.095 * longest)))
+    n_rows = -(-len(labels) // n_columns)
+    if title:
+        axes.set_title(title, pad=8 + 20 * n_rows)
+    if labels:
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=min(n_columns, len(labels)),
+            borderpad=0.1,
+            columnspacing=1.2,
+        )
+    return figure

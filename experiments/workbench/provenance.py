@@ -1,0 +1,57 @@
+"""What a run was made with: versions, machine, source revision, the command that repeats it."""
+
+import platform
+import shlex
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import yaml
+
+import hooked_alm
+
+from .experiment import ExperimentConfig
+from .run_folder import flatten, to_json
+
+PACKAGES = ("hooked_alm", "torch", "transformers", "transformer-lens", "numpy", "safetensors")
+
+
+def environment() -> dict[str, str | None]:
+    """Versions of what the numbers depend on, and the kind of machine."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return {**found, "platform": platform.platform(), "source_revision": source_revision()}
+
+
+def source_revision() -> str | None:
+    """The git commit of this package's source, "+changes" if edited; None outside a checkout."""
+    folder = Path(hooked_alm.__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", *arguments], cwd=folder, capture_output=True, text=True, check=False
+            )
+        except OSError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # An installed package may lie inside some other project's checkout.
+    if git("ls-files", "--error-unmatch", "errors.py") is None:
+        return None
+    commit = git("rev-parse", "HEAD")
+    return f"{commit}+changes" if commit and git("status", "--porcelain") else commit
+
+
+def command_line(experiment: str, config: ExperimentConfig) -> str:
+    """The shortest command that gives these settings, however they were given."""
+    words = ["hooked-alm", "run", experiment]
+    for key, value in flatten(config.model_dump(mode="json", exclude_defaults=True)).items():
+        # JSON is YAML; a string that YAML reads as itself needs no quotes.
+        is_plain = isinstance(value, str) and yaml.safe_load(value) == value
+        words += ["-s", f"{key}={value if is_plain else to_json(value)}"]
+    return shlex.join(words)

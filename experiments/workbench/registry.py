@@ -1,0 +1,31 @@
+"""The experiments that the command line knows."""
+
+import difflib
+from importlib import import_module
+from typing import Any
+
+from hooked_alm.errors import InputError
+
+from .experiment import Experiment
+
+# Name -> module:class; imported only when asked for.
+EXPERIMENTS = {
+    "emotion_conflict": "hooked_alm.experiments.emotion_conflict:EmotionConflict",
+}
+
+
+def load_experiment(name: str) -> type[Experiment[Any]]:
+    """The class of an experiment, by name.
+
+    Raises:
+        InputError: no experiment has this name.
+    """
+    if name not in EXPERIMENTS:
+        near = difflib.get_close_matches(name, EXPERIMENTS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise InputError(
+            f"looking up an experiment: got {name!r}, expected one of "
+            f"{', '.join(sorted(EXPERIMENTS))}.{hint}"
+        )
+    module, _, attribute = EXPERIMENTS[name].partition(":")
+    return getattr(import_module(module), attribute)

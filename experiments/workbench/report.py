@@ -1,0 +1,129 @@
+"""What a report says, without how it looks; kept as ``report.json``."""
+
+import json
+from dataclasses import asdict, field
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from hooked_alm.errors import InputError
+
+from .run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the run, by the name it was saved under."""
+
+    name: str
+    caption: str
+    how_to_read: str
+    controls: str = ""
+    type: Literal["figure"] = "figure"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the run, by name, or a few rows given here."""
+
+    caption: str
+    name: str | None = None
+    rows: list[dict[str, Any]] | None = None
+    max_rows: int = 30
+    type: Literal["table"] = "table"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A recording to play (see `RunFolder.add_clip`), its own small figure, a few numbers."""
+
+    path: str
+    label: str
+    figure: str | None = None
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Recordings beside what the model made of them."""
+
+    clips: list[Clip]
+    caption: str = ""
+    type: Literal["clips"] = "clips"
+
+
+@dataclass(frozen=True)
+class Note:
+    """A paragraph that stands out."""
+
+    text: str
+    kind: Literal["info", "warning"] = "info"
+    type: Literal["note"] = "note"
+
+
+Item = Annotated[Figure | Table | Clips | Note, Discriminator("type")]
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One finding, made from the tables; `detail` carries its interval and numbers."""
+
+    text: str
+    established: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report; a blank line in `text` begins a new paragraph."""
+
+    title: str
+    text: str = ""
+    items: list[Item] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The whole report. `is_calibration` says that the answer was known beforehand."""
+
+    title: str
+    question: str
+    lead: str
+    is_calibration: bool
+    headlines: list[Headline] = field(default_factory=list)
+    sections: list[Section] = field(default_factory=list)
+
+
+def headline_lines(report: Report) -> list[str]:
+    """The headlines for a terminal."""
+    return [
+        f"{'' if item.established else 'not established: '}{item.text} {item.detail}".rstrip()
+        for item in report.headlines
+    ]
+
+
+def write_report(folder: RunFolder, report: Report) -> None:
+    """Writes ``report.json``."""
+    folder.write_json("report.json", asdict(report))
+
+
+def read_report(folder: RunFolder) -> Report:
+    """Reads ``report.json`` back.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    path = folder.path / "report.json"
+    try:
+        return TypeAdapter(Report).validate_python(json.loads(path.read_text("utf-8")))
+    except FileNotFoundError:
+        raise InputError(
+            f"reading the report of {folder.path}: got no report.json, expected a finished run. "
+            f"Run the experiment to its end first."
+        ) from None
+    except (ValueError, ValidationError) as error:
+        raise InputError(
+            f"reading {path}: got a damaged report ({error}), expected what a run wrote. "
+            f"Run the experiment again; its finished units are kept."
+        ) from None

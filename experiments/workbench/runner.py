@@ -1,0 +1,163 @@
+"""Runs an experiment into a run folder, from wherever an earlier run of it stopped."""
+
+import hashlib
+import os
+import random
+import re
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from hooked_alm.errors import InputError
+
+from . import provenance
+from .experiment import Experiment, ExperimentConfig, Unit
+from .render import render
+from .report import write_report
+from .run_folder import RunFolder, fingerprint
+
+FILE_NAME_SAFE = re.compile(r"[\w+=@,-][\w+=@,.-]*")
+
+
+def default_out(experiment: str, config: ExperimentConfig) -> Path:
+    """``runs/{experiment}-{model}-{hash of the settings}``: the same command finds its own run."""
+    settings = fingerprint(config.model_dump(mode="json"))
+    model = re.sub(r"[^A-Za-z0-9._]+", "-", config.model.rstrip("/").split("/")[-1]).strip("-.")
+    return Path("runs") / f"{experiment}-{model or 'model'}-{settings[:8]}"
+
+
+def run(experiment: Experiment[Any], out: Path | str | None = None) -> RunFolder:
+    """Runs what is left to run, merges, concludes, and writes the report.
+
+    Raises:
+        KeyboardInterrupt: after saying how to resume; finished units are kept.
+    """
+    config = experiment.config
+    folder = RunFolder(out or default_out(experiment.name, config))
+    if config.n_threads:
+        torch.set_num_threads(config.n_threads)
+    with folder.lock():
+        inputs = experiment.open()
+        units = _checked(experiment.units())
+        made_with = {
+            "experiment": experiment.name,
+            "question": experiment.question,
+            "schema_version": experiment.schema_version,
+            "command": provenance.command_line(experiment.name, config),
+            "config": config.model_dump(mode="json"),
+            # Sums depend on it, so a run keeps the number it began with.
+            "n_threads": torch.get_num_threads(),
+            "inputs": inputs,
+            "environment": provenance.environment(),
+        }
+        identity = {key: made_with[key] for key in ("config", "schema_version", "inputs")}
+        made_with["config_hash"] = fingerprint(identity)
+        resumes = folder.start(made_with)
+        if resumes:
+            _warn_of_other_versions(folder, made_with["environment"])
+        try:
+            _run_units(experiment, units, folder, resumes)
+            _conclude(experiment, units, folder)
+        except KeyboardInterrupt:
+            folder.log("interrupted")
+            _say_how_to_resume(experiment, folder)
+            raise
+    return folder
+
+
+def _say_how_to_resume(experiment: Experiment[Any], folder: RunFolder) -> None:
+    settings, out = shlex.quote(str(folder.path / "config.yaml")), shlex.quote(str(folder.path))
+    print(
+        f"\nStopped; finished units are kept. The same command resumes, as does:\n"
+        f"  hooked-alm run {experiment.name} --config {settings} --out {out}",
+        file=sys.stderr,
+    )
+
+
+def _checked(units: Sequence[Unit]) -> Sequence[Unit]:
+    ids = [unit.id for unit in units]
+    # Two names that differ in case only are one file on some systems.
+    folded = [unit_id.casefold() for unit_id in ids]
+    bad = {unit_id for unit_id in ids if not FILE_NAME_SAFE.fullmatch(unit_id)}
+    bad |= {unit_id for unit_id in ids if folded.count(unit_id.casefold()) > 1}
+    if bad or not units:
+        raise InputError(
+            f"listing the units of work: got {sorted(bad) or 'none'}, expected unique ids that "
+            f"can be file names. Change the experiment's units()."
+        )
+    return units
+
+
+def _warn_of_other_versions(folder: RunFolder, environment: dict[str, Any]) -> None:
+    before = folder.provenance["environment"]
+    changed = [key for key in environment if environment[key] != before.get(key)]
+    if changed:
+        lines = [f"{key}: {before.get(key)} -> {environment[key]}" for key in changed]
+        folder.log("other versions", changed=lines)
+        print("Warning: this run began with other versions:", *lines, sep="\n  ", file=sys.stderr)
+
+
+def _run_units(
+    experiment: Experiment[Any], units: Sequence[Unit], folder: RunFolder, resumes: bool
+) -> None:
+    left = []
+    for unit in units:
+        if folder.unit_path(unit.id).exists():
+            folder.read_unit(unit.id)  # a damaged one is better found before the work than after
+        else:
+            left.append(unit)
+    n_done = len(units) - len(left)
+    folder.log("resume" if resumes else "start", units=len(units), done=n_done)
+    # tqdm reads the variable only where `disable` is not passed; None is "off unless a terminal".
+    is_off = os.environ.get("TQDM_DISABLE", "0") not in {"", "0"} or None
+    bar = tqdm(total=len(units), initial=n_done, desc=experiment.name, unit="unit", disable=is_off)
+    with bar:
+        for unit in left:
+            _run_unit(experiment, unit, folder)
+            bar.update()
+
+
+def _run_unit(experiment: Experiment[Any], unit: Unit, folder: RunFolder) -> None:
+    began = time.perf_counter()
+    seed_everything(experiment.config.seed, unit.id)
+    try:
+        result = experiment.run_unit(unit)
+    except Exception as error:
+        folder.log("failed", unit=unit.id, error=str(error))
+        error.add_note(f"This happened in unit {unit.id}; finished units are kept.")
+        raise
+    folder.write_json(str(folder.unit_path(unit.id).relative_to(folder.path)), asdict(result))
+    folder.log("unit", unit=unit.id, seconds=round(time.perf_counter() - began, 3))
+
+
+def seed_everything(seed: int, unit_id: str) -> None:
+    """A seed of its own for each unit, so that results do not depend on what ran before."""
+    digest = hashlib.sha256(f"{seed}/{unit_id}".encode()).digest()
+    value = int.from_bytes(digest[:4], "big")
+    random.seed(value)
+    np.random.seed(value)
+    torch.manual_seed(value)
+
+
+def _conclude(experiment: Experiment[Any], units: Sequence[Unit], folder: RunFolder) -> None:
+    # Always from the shards, in the order of units(): a resumed run ends with the same bytes.
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for unit in units:
+        for name, found in folder.read_unit(unit.id)["tables"].items():
+            rows.setdefault(name, []).extend(found)
+    tables = {name: pd.DataFrame(found) for name, found in rows.items()}
+    for name, table in tables.items():
+        folder.write_table(name, table)
+    seed_everything(experiment.config.seed, "conclude")
+    write_report(folder, experiment.conclude(tables, folder))
+    render(folder)
+    folder.log("done")

@@ -1,0 +1,117 @@
+"""Settings: defaults, then a YAML file, then ``key=value`` words; the last one wins."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from hooked_alm.errors import InputError
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def load_settings(
+    kind: type[M],
+    *,
+    file: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    words: Sequence[str] = (),
+) -> M:
+    """The settings of an experiment, checked.
+
+    Args:
+        kind: the pydantic model that knows the keys, their types and their defaults.
+        file: a YAML mapping.
+        options: dotted key -> value, as command-line options of their own give them.
+        words: ``key=value`` with dotted keys and YAML values, such as ``lens.depths=[0,4]``.
+
+    Raises:
+        InputError: everything that is wrong, in one message.
+    """
+    values = read_yaml(file) if file else {}
+    for key, value in (options or {}).items():
+        _put(values, key, value)
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            raise InputError(
+                f"reading the setting {word!r}: got no '=', expected key=value. "
+                f"Write for example: -s seed=1"
+            )
+        _put(values, key.strip(), _parse(text, f"the setting {word!r}"))
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise InputError(_explain(error, kind)) from None
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; an empty file is an empty mapping."""
+    try:
+        text = file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise InputError(
+            f"reading settings from {file}: got {reason}, expected a YAML file. Check the path."
+        ) from None
+    values = _parse(text, f"settings from {file}")
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(
+            f"reading settings from {file}: got a {type(values).__name__}, expected a mapping. "
+            f"Write one 'key: value' per line."
+        )
+    return values
+
+
+def _parse(text: str, what: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "a character that YAML does not allow"
+        raise InputError(
+            f"reading {what}: got {problem}{where}, expected YAML. "
+            f"Quote values that contain special characters."
+        ) from None
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        below = values.get(parent)
+        # What is no mapping gives way to one; the model then says if that was wrong.
+        values[parent] = dict(below) if isinstance(below, dict) else {}
+        values = values[parent]
+    values[last] = value
+
+
+def known_keys(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a settings model, nested models included."""
+    for name, field in kind.model_fields.items():
+        key = f"{prefix}{name}"
+        yield key
+        for nested in (field.annotation, *get_args(field.annotation)):
+            if isinstance(nested, type) and issubclass(nested, BaseModel):
+                yield from known_keys(nested, f"{key}.")
+
+
+def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
+    keys = list(dict.fromkeys(known_keys(kind)))
+    problems = []
+    for item in error.errors(include_url=False):
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, keys, n=3, cutoff=0.5)
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            problems.append(f"{key}: got an unknown key, expected one of {', '.join(keys)}.{hint}")
+        else:
+            shown = "nothing" if item["type"] == "missing" else repr(item["input"])
+            message = item["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+            problems.append(f"{key or 'all'}: got {shown}, expected {message}.")
+    return "reading the settings: " + "\n  ".join(["", *problems] if problems[1:] else problems)

@@ -1,0 +1,103 @@
+"""Read a safetensors checkpoint tensor by tensor, without ever holding more than one extra.
+
+A tensor that already has the target dtype is mapped into memory, not copied.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .errors import ConversionError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+class Checkpoint(Mapping[str, tuple[int, ...]]):
+    """Tensor names and shapes of a checkpoint folder; ``read`` gives one tensor.
+
+    Raises:
+        ConversionError: no safetensors file, a shard that is missing or truncated, or an index
+            that does not fit the shards.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Read every header; no weights yet."""
+        self.folder = folder
+        self._file_of, self._shapes = {}, {}
+        for name in self._shards():
+            with self._open(folder / name) as shard:
+                for key in shard.keys():  # a safetensors handle is no mapping
+                    self._file_of[key] = folder / name
+                    self._shapes[key] = tuple(shard.get_slice(key).get_shape())
+        self._check_index()
+
+    def _shards(self) -> list[str]:
+        if (self.folder / INDEX).exists():
+            return sorted(set(self._weight_map().values()))
+        if (self.folder / SINGLE).exists():
+            return [SINGLE]
+        raise ConversionError(
+            f"reading the checkpoint {self.folder}: found neither {SINGLE} nor {INDEX}. Download "
+            "the safetensors files; pickled checkpoints are not read."
+        )
+
+    def _weight_map(self) -> dict[str, str]:
+        return json.loads((self.folder / INDEX).read_text())["weight_map"]
+
+    def _check_index(self) -> None:
+        if not (self.folder / INDEX).exists():
+            return
+        indexed, found = self._weight_map(), {k: f.name for k, f in self._file_of.items()}
+        wrong = sorted(k for k in indexed.keys() | found.keys() if indexed.get(k) != found.get(k))
+        if wrong:
+            raise ConversionError(
+                f"reading the checkpoint {self.folder}: {INDEX} and the shards disagree on "
+                f"{len(wrong)} tensors, {wrong[:5]} among them. Download the files again."
+            )
+
+    def _open(self, path: Path) -> safe_open:
+        if not path.exists():
+            raise ConversionError(f"reading the shard {path}: the file is missing. Download it.")
+        try:
+            return safe_open(path, framework="pt")
+        except SafetensorError as error:
+            raise ConversionError(
+                f"reading the shard {path} ({path.stat().st_size} bytes): {error}. The file is "
+                "truncated or damaged; download it again."
+            ) from error
+
+    def read(self, name: str, dtype: torch.dtype) -> Tensor:
+        """One tensor, in ``dtype``.
+
+        Raises:
+            ConversionError: it holds NaN or infinity.
+        """
+        # A handle per tensor: pages of a file that was only converted from are let go at once.
+        with self._open(self._file_of[name]) as shard:
+            stored = shard.get_tensor(name)
+        if stored.is_floating_point() and stored.numel():
+            low, high = torch.aminmax(stored)
+            if not (torch.isfinite(low) and torch.isfinite(high)):
+                raise ConversionError(
+                    f"reading {name} from {self._file_of[name]}: it holds NaN or infinity. The "
+                    "file is damaged, or training diverged; nothing computed with it would mean "
+                    "anything."
+                )
+        return stored.to(dtype) if stored.is_floating_point() else stored
+
+    def __getitem__(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self._shapes[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Tensor names."""
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        """Number of tensors."""
+        return len(self._shapes)

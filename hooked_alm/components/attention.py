@@ -1,0 +1,198 @@
+"""Grouped-query attention that runs a fused kernel until scores or pattern are intervened on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..axes import Heads, Resid
+from ..config import HookedALMConfig, LayerType
+from ..hooks import HookPoint, is_hooked, tap
+from .rotary import RotaryTables, rotate
+
+HeadsFirst = Float[Tensor, "batch head pos d_head"]
+KeyValues = Float[Tensor, "batch kv_head key_pos d_head"]
+SplitInputs = Mapping[str, Tensor]
+"""Normalised ``[batch, pos, head, d_model]`` of those of ``q``, ``k``, ``v`` that hooks changed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionContext:
+    """What every block's attention needs besides the residual stream."""
+
+    rotary: RotaryTables
+    kernel_masks: Mapping[LayerType, Any]
+    """As the kernel wants them: None where its own causal masking is enough."""
+    additive_masks: Mapping[LayerType, Float[Tensor, "batch 1 query_pos key_pos"]]
+    """Added to explicit scores; made only when a block asks."""
+    cache: Any = None
+    """transformers ``Cache`` of earlier keys and values, or None."""
+
+
+class Attention(nn.Module):
+    """Multi-head or grouped-query attention with rotary positions.
+
+    Hook points, in firing order (``key_pos`` counts cached positions too):
+        ``hook_q [batch, pos, head, d_head]``, ``hook_k``, ``hook_v [batch, pos, kv_head, d_head]``
+        with bias, before rotation; ``hook_rot_q``, ``hook_rot_k`` after it.
+        ``hook_attn_scores``, ``hook_pattern [batch, head, query_pos, key_pos]``, on demand: scores
+        after scale and mask, pattern after softmax. Masked scores are the dtype's minimum, and pad
+        queries attend evenly, as in Hugging Face.
+        ``hook_z [batch, pos, head, d_head]``: what the output projection reads.
+        ``hook_result [batch, pos, head, d_model]``, on demand: what each head writes.
+
+    Source: transformers 5.23 ``Qwen2Attention`` and ``eager_attention_forward``.
+    """
+
+    is_causal = True  # read by transformers' attention functions, like num_key_value_groups
+
+    def __init__(self, cfg: HookedALMConfig, layer: int) -> None:
+        """Allocate the four projections."""
+        super().__init__()
+        self.cfg, self.layer_idx = cfg, layer
+        self.layer_type: LayerType = cfg.layer_types[layer]
+        self.sliding_window = cfg.sliding_window if self.layer_type == "sliding_attention" else None
+        self.num_key_value_groups = cfg.n_groups
+        self.scaling = cfg.d_head**-0.5
+        d_q, d_kv = cfg.n_heads * cfg.d_head, cfg.n_key_value_heads * cfg.d_head
+        self.q_proj = nn.Linear(cfg.d_model, d_q, bias=cfg.qkv_bias)
+        self.k_proj = nn.Linear(cfg.d_model, d_kv, bias=cfg.qkv_bias)
+        self.v_proj = nn.Linear(cfg.d_model, d_kv, bias=cfg.qkv_bias)
+        self.o_proj = nn.Linear(d_q, cfg.d_model, bias=False)
+        self.hook_q = HookPoint()
+        self.hook_k = HookPoint()
+        self.hook_v = HookPoint()
+        self.hook_rot_q = HookPoint()
+        self.hook_rot_k = HookPoint()
+        self.hook_attn_scores = HookPoint()
+        self.hook_pattern = HookPoint()
+        self.hook_z = HookPoint()
+        self.hook_result = HookPoint()
+
+    def forward(
+        self, x: Resid, context: AttentionContext, split: SplitInputs | None = None
+    ) -> Resid:
+        """What the attention writes to the residual stream, from the normalised ``x``."""
+        split = split or {}
+        q = self.hook_q(self._project(self.q_proj, x, split.get("q")))
+        k = self.hook_k(self._project(self.k_proj, x, split.get("k")))
+        v = self.hook_v(self._project(self.v_proj, x, split.get("v"))).transpose(1, 2)
+        q = rotate(q.transpose(1, 2), context.rotary)
+        k = rotate(k.transpose(1, 2), context.rotary)
+        q = self.hook_rot_q(q.transpose(1, 2)).transpose(1, 2)
+        k = self.hook_rot_k(k.transpose(1, 2)).transpose(1, 2)
+        if context.cache is not None:
+            k, v = context.cache.update(k, v, self.layer_idx)
+        z = self.hook_z(self._attend(q, k, v, context))
+        if is_hooked(self.hook_result):
+            result = tap(self.hook_result, torch.einsum("bphe,hed->bphd", z, self.W_O))
+            if result is not None:
+                return result.sum(dim=2)
+        return self.o_proj(z.flatten(2))
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether explicit scores must be computed, in addition to the kernel or instead of it."""
+        return (
+            self.cfg.attn_implementation == "eager"
+            or is_hooked(self.hook_attn_scores)
+            or is_hooked(self.hook_pattern)
+        )
+
+    def _project(self, linear: nn.Linear, x: Resid, per_head: Tensor | None) -> Heads:
+        if per_head is None:
+            return linear(x).unflatten(-1, (-1, self.cfg.d_head))
+        weight = rearrange(linear.weight, "(h e) d -> h e d", e=self.cfg.d_head)
+        out = torch.einsum("bphd,hed->bphe", per_head, weight)
+        if linear.bias is not None:
+            out = out + rearrange(linear.bias, "(h e) -> h e", e=self.cfg.d_head)
+        return out
+
+    def _attend(
+        self, q: HeadsFirst, k: KeyValues, v: KeyValues, context: AttentionContext
+    ) -> Heads:
+        """Mix values over positions; explicit scores only where they are needed."""
+        if self.cfg.attn_implementation == "eager":
+            scores = self.hook_attn_scores(self._scores(q, k, context))
+            return self._mix(self.hook_pattern(_softmax(scores)), v)
+        pattern = self._intervened_pattern(q, k, context) if self.needs_scores else None
+        if pattern is not None:
+            return self._mix(pattern, v)
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        z, _ = ALL_ATTENTION_FUNCTIONS[self.cfg.attn_implementation](
+            self,
+            q,
+            k,
+            v,
+            context.kernel_masks[self.layer_type],
+            dropout=0.0,
+            scaling=self.scaling,
+            sliding_window=self.sliding_window,
+        )
+        return z
+
+    def _intervened_pattern(
+        self, q: HeadsFirst, k: KeyValues, context: AttentionContext
+    ) -> Tensor | None:
+        """The pattern to use, or None if the hooks on scores and pattern only looked."""
+        scores = self._scores(q, k, context)
+        changed = tap(self.hook_attn_scores, scores) if is_hooked(self.hook_attn_scores) else None
+        pattern = _softmax(scores if changed is None else changed)
+        if is_hooked(self.hook_pattern):
+            replaced = tap(self.hook_pattern, pattern)
+            if replaced is not None:
+                return replaced
+        return None if changed is None else pattern
+
+    def _scores(self, q: HeadsFirst, k: KeyValues, context: AttentionContext) -> Tensor:
+        scores = torch.matmul(q, _ungroup(k, self.cfg.n_groups).transpose(2, 3)) * self.scaling
+        return scores + context.additive_masks[self.layer_type]
+
+    def _mix(self, pattern: Tensor, v: KeyValues) -> Heads:
+        z = torch.matmul(pattern, _ungroup(v, self.cfg.n_groups))
+        return z.transpose(1, 2).contiguous()
+
+    @property
+    def W_Q(self) -> Float[Tensor, "head d_model d_head"]:
+        """View of the query projection."""
+        return rearrange(self.q_proj.weight, "(h e) d -> h d e", e=self.cfg.d_head)
+
+    @property
+    def W_K(self) -> Float[Tensor, "head d_model d_head"]:
+        """Key projection of every query head: kv heads repeated over their group."""
+        return self._expanded(self.k_proj)
+
+    @property
+    def W_V(self) -> Float[Tensor, "head d_model d_head"]:
+        """Value projection of every query head: kv heads repeated over their group."""
+        return self._expanded(self.v_proj)
+
+    @property
+    def W_O(self) -> Float[Tensor, "head d_head d_model"]:
+        """View of the output projection."""
+        return rearrange(self.o_proj.weight, "d (h e) -> h e d", e=self.cfg.d_head)
+
+    @property
+    def b_O(self) -> Float[Tensor, " d_model"]:
+        """Zeros: the output projection has no bias."""
+        return self.o_proj.weight.new_zeros(self.cfg.d_model)
+
+    def _expanded(self, linear: nn.Linear) -> Tensor:
+        grouped = rearrange(linear.weight, "(k e) d -> k d e", e=self.cfg.d_head)
+        return repeat(grouped, "k d e -> (k g) d e", g=self.cfg.n_groups)
+
+
+def _ungroup(x: KeyValues, n_groups: int) -> Float[Tensor, "batch head key_pos d_head"]:
+    """Repeat each kv head for the query heads that read it."""
+    return x if n_groups == 1 else repeat(x, "b k p e -> b (k g) p e", g=n_groups)
+
+
+def _softmax(scores: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    # In fp32, then back: as Hugging Face does.
+    return F.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)

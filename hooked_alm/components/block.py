@@ -1,0 +1,77 @@
+"""One pre-norm decoder block."""
+
+import torch
+from einops import repeat
+from torch import nn
+
+from ..axes import Resid
+from ..config import HookedALMConfig
+from ..hooks import HookPoint, is_hooked, tap
+from .attention import Attention, AttentionContext, SplitInputs
+from .mlp import GatedMLP
+from .norm import RMSNorm
+
+
+class Block(nn.Module):
+    """``x + attn(ln1(x))``, then ``x + mlp(ln2(x))``.
+
+    Hook points, ``[batch, pos, d_model]`` unless said: ``hook_resid_pre``, ``hook_attn_out``,
+    ``hook_resid_mid``, ``hook_mlp_out``, ``hook_resid_post``; on demand: ``hook_q_input
+    [batch, pos, head, d_model]``, ``hook_k_input`` and ``hook_v_input [batch, pos, kv_head,
+    d_model]`` (the residual stream as each head reads it, before ``ln1``), ``hook_attn_in`` (the
+    three at once, without grouped kv heads only) and ``hook_mlp_in`` (before ``ln2``).
+
+    Source: transformers 5.23 ``Qwen2DecoderLayer``.
+    """
+
+    def __init__(self, cfg: HookedALMConfig, layer: int) -> None:
+        """Allocate attention, MLP and their norms."""
+        super().__init__()
+        self.cfg = cfg
+        self.ln1 = RMSNorm(cfg.d_model, cfg.eps)
+        self.attn = Attention(cfg, layer)
+        self.ln2 = RMSNorm(cfg.d_model, cfg.eps)
+        self.mlp = GatedMLP(cfg)
+        self.hook_resid_pre = HookPoint()
+        self.hook_attn_in = HookPoint()
+        self.hook_q_input = HookPoint()
+        self.hook_k_input = HookPoint()
+        self.hook_v_input = HookPoint()
+        self.hook_attn_out = HookPoint()
+        self.hook_resid_mid = HookPoint()
+        self.hook_mlp_in = HookPoint()
+        self.hook_mlp_out = HookPoint()
+        self.hook_resid_post = HookPoint()
+
+    def forward(self, x: Resid, context: AttentionContext) -> Resid:
+        """The residual stream one block deeper."""
+        resid_pre = self.hook_resid_pre(x)
+        attn_out = self.attn(self.ln1(resid_pre), context, self._split_inputs(resid_pre))
+        # Never in place: every hook point's tensor may be held by a cache.
+        resid_mid = self.hook_resid_mid(resid_pre + self.hook_attn_out(attn_out))
+        mlp_in = tap(self.hook_mlp_in, resid_mid.clone()) if is_hooked(self.hook_mlp_in) else None
+        mlp_out = self.mlp(self.ln2(resid_mid if mlp_in is None else mlp_in))
+        return self.hook_resid_post(resid_mid + self.hook_mlp_out(mlp_out))
+
+    def _split_inputs(self, resid: Resid) -> SplitInputs:
+        """Per-head inputs that hooks changed, normalised as ``ln1`` would."""
+        heads = {"q": self.cfg.n_heads, "k": self.cfg.n_key_value_heads}
+        heads["v"] = heads["k"]
+        changed: dict[str, torch.Tensor] = {}
+        if is_hooked(self.hook_attn_in):
+            fork = tap(self.hook_attn_in, _fork(resid, self.cfg.n_heads))
+            if fork is not None:
+                changed = dict.fromkeys(heads, fork)
+        for name, n_heads in heads.items():
+            point: HookPoint = getattr(self, f"hook_{name}_input")
+            if is_hooked(point):
+                value = changed[name].clone() if name in changed else _fork(resid, n_heads)
+                fork = tap(point, value)
+                if fork is not None:
+                    changed[name] = fork
+        return {name: self.ln1.normalize(fork) * self.ln1.weight for name, fork in changed.items()}
+
+
+def _fork(resid: Resid, n_heads: int) -> torch.Tensor:
+    # A real copy per head: hooks write into it.
+    return repeat(resid, "b p d -> b p h d", h=n_heads).clone()

@@ -1,0 +1,55 @@
+"""The gated MLP of Qwen2 and LLaMA."""
+
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..axes import Resid
+from ..config import HookedALMConfig
+from ..hooks import HookPoint
+
+
+class GatedMLP(nn.Module):
+    """``down(act(gate(x)) * up(x))``, without biases.
+
+    Hook points, all ``[batch, pos, d_mlp]``, in firing order: ``hook_pre`` = gate(x);
+    ``hook_gate`` = act(gate(x)), which TransformerLens does not have and neuron methods need;
+    ``hook_pre_linear`` = up(x); ``hook_post`` = their product.
+
+    Source: transformers 5.23 ``Qwen2MLP``.
+    """
+
+    def __init__(self, cfg: HookedALMConfig) -> None:
+        """Allocate the three projections."""
+        from transformers.activations import ACT2FN
+
+        super().__init__()
+        self.gate_proj = nn.Linear(cfg.d_model, cfg.d_mlp, bias=False)
+        self.up_proj = nn.Linear(cfg.d_model, cfg.d_mlp, bias=False)
+        self.down_proj = nn.Linear(cfg.d_mlp, cfg.d_model, bias=False)
+        self.act_fn = ACT2FN[cfg.act_fn]
+        self.hook_pre = HookPoint()
+        self.hook_gate = HookPoint()
+        self.hook_pre_linear = HookPoint()
+        self.hook_post = HookPoint()
+
+    def forward(self, x: Resid) -> Resid:
+        """What the MLP writes to the residual stream."""
+        gate = self.hook_gate(self.act_fn(self.hook_pre(self.gate_proj(x))))
+        post = self.hook_post(gate * self.hook_pre_linear(self.up_proj(x)))
+        return self.down_proj(post)
+
+    @property
+    def W_gate(self) -> Float[Tensor, "d_model d_mlp"]:
+        """View of the gate projection."""
+        return rearrange(self.gate_proj.weight, "f d -> d f")
+
+    @property
+    def W_in(self) -> Float[Tensor, "d_model d_mlp"]:
+        """View of the up projection."""
+        return rearrange(self.up_proj.weight, "f d -> d f")
+
+    @property
+    def W_out(self) -> Float[Tensor, "d_mlp d_model"]:
+        """View of the down projection."""
+        return rearrange(self.down_proj.weight, "d f -> f d")

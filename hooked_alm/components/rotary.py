@@ -1,0 +1,66 @@
+"""Rotary position embedding: tables in fp32, cast to the activations' dtype."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..config import HookedALMConfig
+
+RotaryTables = tuple[Float[Tensor, "batch pos d_head"], Float[Tensor, "batch pos d_head"]]
+
+
+class Rotary(nn.Module):
+    """Cosine and sine tables for given positions.
+
+    The frequencies are ``theta ** (-2i / d_head)``, rescaled as ``rope_parameters`` says. They are
+    kept out of the parameters so that ``.to(bfloat16)`` cannot round them.
+
+    Source: transformers 5.23 ``Qwen2RotaryEmbedding`` and ``ROPE_INIT_FUNCTIONS``.
+    """
+
+    def __init__(self, cfg: HookedALMConfig) -> None:
+        """Compute the frequencies; nothing is learned."""
+        super().__init__()
+        self.inv_freq, self.attention_scaling = rotary_frequencies(cfg)
+
+    @torch.no_grad()
+    def forward(self, position_ids: Int[Tensor, "batch pos"], dtype: torch.dtype) -> RotaryTables:
+        """``cos`` and ``sin`` of every position and rotary dimension."""
+        inv_freq = self.inv_freq.to(position_ids.device)
+        angles = position_ids[..., None].float() * inv_freq
+        angles = torch.cat((angles, angles), dim=-1)
+        cos = angles.cos() * self.attention_scaling
+        sin = angles.sin() * self.attention_scaling
+        return cos.to(dtype), sin.to(dtype)
+
+
+def rotary_frequencies(cfg: HookedALMConfig) -> tuple[Float[Tensor, " half_d_head"], float]:
+    """Inverse frequencies (fp32) and the factor on cos and sin."""
+    rope = cfg.rope_parameters
+    if rope["rope_type"] == "default":
+        exponent = torch.arange(0, cfg.d_head, 2, dtype=torch.float, device="cpu") / cfg.d_head
+        return 1.0 / (rope["rope_theta"] ** exponent), 1.0
+    from transformers import PreTrainedConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    carrier = PreTrainedConfig(
+        rope_parameters=dict(rope),
+        head_dim=cfg.d_head,
+        hidden_size=cfg.d_model,
+        num_attention_heads=cfg.n_heads,
+        max_position_embeddings=cfg.n_ctx,
+    )
+    inv_freq, scaling = ROPE_INIT_FUNCTIONS[rope["rope_type"]](carrier, device="cpu")
+    return inv_freq, float(scaling)
+
+
+def rotate(
+    x: Float[Tensor, "batch head pos d_head"], tables: RotaryTables
+) -> Float[Tensor, "batch head pos d_head"]:
+    """Rotate pairs ``(i, i + d_head/2)`` by their position's angle.
+
+    Source: transformers 5.23 ``modeling_qwen2.apply_rotary_pos_emb``.
+    """
+    cos, sin = (table.unsqueeze(1) for table in tables)
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos) + (torch.cat((-second, first), dim=-1) * sin)

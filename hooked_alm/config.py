@@ -1,0 +1,111 @@
+"""Sizes and variants of one hooked decoder."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+import torch
+
+from .errors import ConversionError, InputError
+
+AttentionImplementation = Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"]
+LayerType = Literal["full_attention", "sliding_attention"]
+
+STATIC_ROPES = ("default", "linear", "llama3", "yarn")
+"""Rotary variants whose frequencies do not depend on the length of the input."""
+
+_SIZES = "n_layers d_model n_heads n_key_value_heads d_head d_mlp d_vocab n_ctx".split()
+
+
+@dataclass(kw_only=True)
+class HookedALMConfig:
+    """What the decoder is. Field names are TransformerLens' where it has one.
+
+    Everything that the checkpoint decides has no default. Assignment is validated, since
+    TransformerLens' tools flip flags on a live model.
+
+    Raises:
+        InputError: on a value that the decoder does not implement, or an unknown field.
+    """
+
+    n_layers: int
+    """Number of blocks L. Depths run 0..L, blocks 0..L-1."""
+    d_model: int
+    """Width of the residual stream."""
+    n_heads: int
+    """Query heads."""
+    n_key_value_heads: int
+    """Key/value heads; equal to ``n_heads`` without grouping."""
+    d_head: int
+    """Width of a head; not always ``d_model / n_heads``."""
+    d_mlp: int
+    """Width of the gated MLP."""
+    d_vocab: int
+    """Rows of the embedding and of the unembedding."""
+    n_ctx: int
+    """Longest input the checkpoint was made for."""
+    eps: float
+    """Added to the mean square in RMSNorm."""
+    act_fn: str
+    """Activation of the MLP's gate, by its transformers name."""
+    qkv_bias: bool
+    """Whether q, k and v have a bias (Qwen2 yes, LLaMA no). The output projection has none."""
+    tie_word_embeddings: bool
+    """Whether the unembedding is the embedding."""
+    rope_parameters: dict[str, Any]
+    """transformers' ``rope_parameters``: ``rope_type``, ``rope_theta`` and scaling constants."""
+    layer_types: tuple[LayerType, ...]
+    """Per block: attends to everything before it, or to a sliding window."""
+    sliding_window: int | None
+    """Positions a sliding-window block sees, itself included."""
+    original_architecture: str
+    """Class name in the published config."""
+    model_name: str
+    """Id or folder the weights came from."""
+    attn_implementation: AttentionImplementation = "sdpa"
+    """Attention kernel where nothing inside the attention is intervened on."""
+    dtype: torch.dtype = torch.float32
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    tokenizer_name: str | None = None
+    normalization_type: Literal["RMS"] = "RMS"
+    final_rms: bool = True
+    attn_only: bool = False
+    gated_mlp: bool = True
+    positional_embedding_type: Literal["rotary"] = "rotary"
+
+    def __post_init__(self) -> None:
+        """Check sizes against each other."""
+        problems = [
+            f"{name} = {getattr(self, name)}, expected a positive integer"
+            for name in _SIZES
+            if not (isinstance(getattr(self, name), int) and getattr(self, name) > 0)
+        ]
+        if not problems and self.n_heads % self.n_key_value_heads:
+            problems.append(
+                f"n_heads = {self.n_heads} is not a multiple of "
+                f"n_key_value_heads = {self.n_key_value_heads}"
+            )
+        if len(self.layer_types) != self.n_layers:
+            problems.append(f"{len(self.layer_types)} layer_types for {self.n_layers} layers")
+        if "sliding_attention" in self.layer_types and self.sliding_window is None:
+            problems.append("sliding_attention layers without a sliding_window")
+        if (rope := self.rope_parameters.get("rope_type")) not in STATIC_ROPES:
+            problems.append(f"rope_type = {rope!r}, expected one of {STATIC_ROPES}")
+        if problems:
+            raise ConversionError(f"decoder of {self.model_name!r}: " + "; ".join(problems) + ".")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse fields that do not exist: a mistyped flag must not be silently accepted."""
+        if name not in _FIELD_NAMES:
+            raise InputError(
+                f"setting cfg.{name}: HookedALMConfig has no such field. "
+                f"It has: {', '.join(sorted(_FIELD_NAMES))}."
+            )
+        super().__setattr__(name, value)
+
+    @property
+    def n_groups(self) -> int:
+        """Query heads that share one key/value head."""
+        return self.n_heads // self.n_key_value_heads
+
+
+_FIELD_NAMES = frozenset(f.name for f in fields(HookedALMConfig))

@@ -1,0 +1,134 @@
+"""From audio clips to embeddings in the residual stream.
+
+A family brings its audio encoder and projector, as Hugging Face wrote them, as a ``FrontEnd``.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from .errors import InputError
+from .hooks import HookPoint, is_hooked
+from .inputs import ALMInput, AudioClip, positions_from_mask, weights_version
+from .spans import AudioTokens, span_flags, span_map
+
+
+class FrontEnd(nn.Module, ABC):
+    """Audio encoder and projector of one family.
+
+    Hook points, on demand: ``hook_encoder_in [clip, mel, frame]``, ``hook_encoder_out`` and
+    ``hook_projector_in [clip, audio_pos, d_audio]``, ``hook_projector_out [clip, audio_pos,
+    d_model]``. Positions beyond a clip's ``n_tokens`` are padding.
+    """
+
+    def __init__(self, tokens: AudioTokens) -> None:
+        """``tokens`` says how the prompt marks audio."""
+        super().__init__()
+        self.tokens = tokens
+        self.special_ids: frozenset[int] = frozenset()
+        """Ids that are no text; known once there is a tokenizer."""
+        self.hook_encoder_in = HookPoint()
+        self.hook_encoder_out = HookPoint()
+        self.hook_projector_in = HookPoint()
+        self.hook_projector_out = HookPoint()
+
+    @property
+    @abstractmethod
+    def feature_shape(self) -> tuple[int, int]:
+        """``(mel, frame)`` of the spectrogram that the encoder takes, padding included."""
+
+    @abstractmethod
+    def n_tokens(self, n_frames: int) -> int:
+        """Positions that a clip of ``n_frames`` mel frames fills."""
+
+    @abstractmethod
+    def encode(
+        self, features: Float[Tensor, "clip mel frame"], n_frames: Int[Tensor, " clip"]
+    ) -> Float[Tensor, "clip audio_pos d_model"]:
+        """Run encoder and projector, past the hook points."""
+
+    @abstractmethod
+    def input_from_hf(self, **processor_output: Any) -> ALMInput:
+        """An input from the arguments of the family's Hugging Face ``forward``."""
+
+    def embed_clips(self, clips: Sequence[AudioClip]) -> Float[Tensor, "clip audio_pos d_model"]:
+        """Embeddings of the clips, each encoded once and then reused; the result is a copy.
+
+        Clips that are new are encoded together, without gradient. While an ``audio.*`` point is
+        hooked, everything is encoded afresh, and nothing is kept.
+        """
+        if any(is_hooked(m) for m in self.modules() if isinstance(m, HookPoint)):
+            fresh = zip(self._encode(clips), clips, strict=True)
+            return pad_sequence([e[: clip.n_tokens] for e, clip in fresh], batch_first=True)
+        version = weights_version(self)
+        # By identity: one clip may be heard in several rows.
+        new = [c for c in dict.fromkeys(clips) if c.encoded(self, version) is None]
+        if new:
+            with torch.no_grad():
+                for clip, embeddings in zip(new, self._encode(new), strict=True):
+                    clip.remember(self, version, embeddings[: clip.n_tokens].clone())
+        known = [clip.encoded(self, version) for clip in clips]
+        return pad_sequence([e for e in known if e is not None], batch_first=True)
+
+    def _encode(self, clips: Sequence[AudioClip]) -> Float[Tensor, "clip audio_pos d_model"]:
+        device = next(self.parameters()).device
+        features = torch.stack([clip.features for clip in clips]).to(device)
+        return self.encode(features, torch.tensor([c.n_frames for c in clips], device=device))
+
+    def input_from_features(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        attention_mask: Int[Tensor, "batch pos"],
+        position_ids: Int[Tensor, "batch pos"] | None,
+        clips: Sequence[AudioClip],
+    ) -> ALMInput:
+        """Ids and clips, brought together.
+
+        Ids alone do not tell the instruction from the template, so every token that is neither
+        audio nor special counts as ``text``.
+
+        Raises:
+            InputError: the placeholders of a row do not fit its clips.
+        """
+        rows = _rows_of_clips(tokens == self.tokens.placeholder, clips)
+        flags = [
+            span_flags(ids, mask, self.tokens, [i not in self.special_ids for i in ids], {})
+            for ids, mask in zip(tokens.tolist(), attention_mask.tolist(), strict=True)
+        ]
+        return ALMInput(
+            tokens=tokens,
+            attention_mask=attention_mask,
+            position_ids=positions_from_mask(attention_mask)
+            if position_ids is None
+            else position_ids,
+            spans=span_map(flags, tokens.shape[1], self.tokens.seconds_per_token),
+            clips=tuple(clips),
+            clip_rows=tuple(rows),
+        )
+
+
+def _rows_of_clips(is_audio: Tensor, clips: Sequence[AudioClip]) -> list[int]:
+    """Hand clips to rows in order, each row taking as many as its placeholders need."""
+    rows: list[int] = []
+    for row, n_placeholders in enumerate(is_audio.sum(dim=1).tolist()):
+        needed, first = n_placeholders, len(rows)
+        while needed > 0 and len(rows) < len(clips):
+            needed -= clips[len(rows)].n_tokens
+            rows.append(row)
+        if needed != 0:
+            raise InputError(
+                f"merging audio into row {row}: it has {n_placeholders} audio placeholders, the "
+                f"clips that remain for it give {[c.n_tokens for c in clips[first : len(rows)]]} "
+                "positions in order. Expand one placeholder per audio position, as the "
+                "processor does, and pass a clip for every placeholder run."
+            )
+    if len(rows) != len(clips):
+        raise InputError(
+            f"merging audio: {len(clips)} clips were given, the prompts have room for {len(rows)}."
+        )
+    return rows

@@ -1,0 +1,282 @@
+"""Hook names, hook points that cost nothing until hooked, and the seam to TransformerLens.
+
+Names follow HookedTransformer (``blocks.{layer}.attn.hook_z``); ours, where it has none, follow the
+same grammar. Two kinds of points:
+
+* *inline* points lie on the path of the computation and always fire;
+* *on-demand* points (attention scores, pattern, norm scale, per-head results, split inputs) are
+  computed on the side when something hooks them. They enter the computation only if a hook returned
+  or wrote another value, so that observing never changes the run.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Num
+from torch import Tensor
+from transformer_lens import ActivationCache, HookedRootModule
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.utilities import Slice
+
+from .errors import HookNameError
+
+__all__ = ["ActivationCache", "HookPoint", "HookedModule", "is_hooked", "tap"]
+
+NamesFilter = str | Iterable[str] | Callable[[str], bool] | None
+Hook = tuple[str | Callable[[str], bool], Callable[..., Any]]
+
+COSTLY_POINTS = (
+    "hook_result", "hook_q_input", "hook_k_input", "hook_v_input", "hook_attn_in", "hook_mlp_in",
+    "hook_tokens",
+)  # fmt: skip
+"""Points that HookedTransformer puts behind a flag: cached only when named."""
+
+QUERY_ROW_POINTS = ("hook_attn_scores", "hook_pattern")
+"""Points of shape ``[batch, head, query_pos, key_pos]``; all others have positions on axis 1."""
+
+POINT_AXES = {
+    "hook_tokens": "batch pos",
+    "hook_audio_embed": "clip audio_pos d_model",
+    "hook_encoder_in": "clip mel frame",
+    "hook_encoder_out": "clip audio_pos d_audio",
+    "hook_projector_in": "clip audio_pos d_audio",
+    "hook_projector_out": "clip audio_pos d_model",
+    "hook_scale": "batch pos 1",
+    "hook_attn_in": "batch pos head d_model",
+    "hook_q_input": "batch pos head d_model",
+    "hook_k_input": "batch pos kv_head d_model",
+    "hook_v_input": "batch pos kv_head d_model",
+    "hook_q": "batch pos head d_head",
+    "hook_k": "batch pos kv_head d_head",
+    "hook_v": "batch pos kv_head d_head",
+    "hook_rot_q": "batch pos head d_head",
+    "hook_rot_k": "batch pos kv_head d_head",
+    "hook_attn_scores": "batch head query_pos key_pos",
+    "hook_pattern": "batch head query_pos key_pos",
+    "hook_z": "batch pos head d_head",
+    "hook_result": "batch pos head d_model",
+    "hook_pre": "batch pos d_mlp",
+    "hook_gate": "batch pos d_mlp",
+    "hook_pre_linear": "batch pos d_mlp",
+    "hook_post": "batch pos d_mlp",
+    "hook_out": "batch pos vocab",
+}
+"""Axes of every kind of point; those not listed are ``batch pos d_model``."""
+
+
+def is_hooked(point: HookPoint) -> bool:
+    """Whether anything is attached to the point, in either direction."""
+    return bool(point.fwd_hooks or point.bwd_hooks)
+
+
+def tap(point: HookPoint, value: Num[Tensor, "..."]) -> Num[Tensor, "..."] | None:
+    """Fire an on-demand point and say whether its hooks took the computation over.
+
+    Returns:
+        None if the hooks only looked. Otherwise the tensor to compute on with: a hook returned or
+        wrote another value, returned one that carries its own gradient, or waits for the gradient
+        (which exists only if the value is part of the graph).
+    """
+    if not point.bwd_hooks and all(isinstance(h.user_hook, Recorder) for h in point.fwd_hooks):
+        point(value)
+        return None
+    # A copy, not the version counter: edits through .data or under inference_mode leave no trace.
+    before = value.detach().clone()
+    after = point(value)
+    joins_graph = bool(point.bwd_hooks) or (after is not value and after.requires_grad)
+    return after if joins_graph or not torch.equal(before, after) else None
+
+
+class Recorder:
+    """A hook that stores what passes, and touches nothing."""
+
+    def __init__(
+        self,
+        store: dict[str, Tensor],
+        names: list[str],
+        *,
+        device: torch.device | str | None,
+        pos_slice: Slice,
+        remove_batch_dim: bool,
+    ) -> None:
+        """``names`` are the keys to store under."""
+        self.store, self.names, self.device = store, names, device
+        self.pos_slice, self.remove_batch_dim = pos_slice, remove_batch_dim
+        self.copy = True
+        """Guard against later in-place edits; `HookedModule.hooks` knows when nobody makes any."""
+
+    def __call__(self, value: Tensor, hook: HookPoint) -> None:
+        """Store one activation, or one gradient."""
+        kept = value.detach()
+        name = self.names[0].removesuffix("_grad")
+        if not name.startswith("audio.") and name != "hook_audio_embed":
+            axis = -2 if name.endswith(QUERY_ROW_POINTS) else 1
+            kept = self.pos_slice.apply(kept, dim=axis)
+        # A slice would keep the whole activation alive.
+        if self.copy or kept.numel() < value.numel():
+            kept = kept.clone()
+        if self.remove_batch_dim:
+            kept = kept.squeeze(0)
+        kept = kept.to(self.device)
+        for key in self.names:
+            self.store[key] = kept
+
+
+class HookedModule(HookedRootModule):
+    """``HookedRootModule`` that refuses hooks which could not fire.
+
+    Adds to TransformerLens' class: errors with suggestions for unknown names, one point under two
+    names, position slicing along the right axis for every point, and a default cache without the
+    points that HookedTransformer hides behind flags.
+    """
+
+    aliases: dict[str, str]
+    """Second names: alias -> the point's own name."""
+
+    def setup(self) -> None:
+        """Register every hook point under its module path, then the split inputs' 4.3 names."""
+        super().setup()
+        self.aliases = {}
+        for name in list(self.hook_dict):
+            head, _, point = name.rpartition(".")
+            if point in ("hook_q_input", "hook_k_input", "hook_v_input"):
+                self.aliases[f"{head}.attn.{point}"] = name
+        for alias, name in self.aliases.items():
+            self.mod_dict[alias] = self.mod_dict[name]
+
+    def unfireable(self, name: str) -> str | None:
+        """Why the point cannot fire on this model, or None. Overridden by the model."""
+        return None
+
+    def resolve(self, name: str) -> str:
+        """The point's own name for a name or alias.
+
+        Raises:
+            HookNameError: nothing has that name, or the point cannot fire on this model.
+        """
+        own = self.aliases.get(name, name)
+        if own not in self.hook_dict:
+            known = [*self.hook_dict, *self.aliases]
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+            raise HookNameError(
+                f"looking up hook point {name!r}: this model has none of that name. "
+                f"Nearest: {', '.join(near) or 'nothing'}. "
+                "`model.hook_dict` lists all."
+            )
+        if reason := self.unfireable(own):
+            raise HookNameError(f"hooking {name!r}: this point cannot fire, because {reason}.")
+        return own
+
+    def matching(self, names: NamesFilter) -> list[str]:
+        """Own names selected by a filter, in the order of the model.
+
+        Args:
+            names: None (what HookedTransformer caches by default, and ours that are free), a name,
+                an iterable of names, or a predicate on names.
+
+        Raises:
+            HookNameError: a name is unknown or cannot fire, or a predicate matches nothing.
+        """
+        if isinstance(names, str):
+            return [self.resolve(names)]
+        possible = [name for name in self.hook_dict if not self.unfireable(name)]
+        if names is None:
+            return [
+                name
+                for name in possible
+                if not name.endswith(COSTLY_POINTS) and not name.startswith("audio.")
+            ]
+        if callable(names):
+            by_alias = {own for alias, own in self.aliases.items() if names(alias)}
+            selected = [name for name in possible if names(name) or name in by_alias]
+            if not selected:
+                raise HookNameError(
+                    f"selecting hook points with {names!r}: it is true for none of the "
+                    f"{len(possible)} points. `model.hook_dict` lists them."
+                )
+            return selected
+        wanted = {self.resolve(name) for name in names}
+        return [name for name in possible if name in wanted]
+
+    def add_hook(self, name: str | Callable[[str], bool], *args: Any, **kwargs: Any) -> None:
+        """Attach a hook until ``reset_hooks``; see ``HookedRootModule.add_hook``."""
+        for own in self.matching(name):
+            super().add_hook(own, *args, **kwargs)
+
+    @contextmanager
+    def hooks(self, *args: Any, **kwargs: Any) -> Iterator["HookedModule"]:
+        """Attach hooks for a while; see ``HookedRootModule.hooks``."""
+        with super().hooks(*args, **kwargs):
+            points = self.hook_dict.values()
+            hooks = [h.user_hook for p in points for h in (*p.fwd_hooks, *p.bwd_hooks)]
+            recorders = [hook for hook in hooks if isinstance(hook, Recorder)]
+            for recorder in recorders:
+                recorder.copy = len(recorders) < len(hooks)
+            yield self
+
+    def _enable_hook(
+        self,
+        name: str | Callable[[str], bool],
+        hook: Callable[..., Any],
+        dir: Literal["fwd", "bwd"],
+    ) -> None:
+        for own in self.matching(name):
+            self.hook_dict[own].add_hook(hook, dir=dir, level=self.context_level)
+
+    def get_caching_hooks(
+        self,
+        names_filter: NamesFilter = None,
+        incl_bwd: bool = False,
+        device: torch.device | str | None = None,
+        remove_batch_dim: bool = False,
+        cache: dict[str, Tensor] | None = None,
+        pos_slice: Any = None,
+    ) -> tuple[dict[str, Tensor], list[Hook], list[Hook]]:
+        """Hooks that fill ``cache``; they are returned, not attached.
+
+        Differs from TransformerLens in that positions are sliced on the axis they are on.
+        """
+        store: dict[str, Tensor] = {} if cache is None else cache
+        own_names = self.matching(names_filter)
+        names = {own: [own] for own in own_names}
+        for alias, own in self.aliases.items():
+            if own in names:
+                names[own].append(alias)
+
+        def recorders(suffix: str) -> list[Hook]:
+            return [
+                (
+                    own,
+                    Recorder(
+                        store,
+                        [key + suffix for key in keys],
+                        device=device,
+                        pos_slice=Slice.unwrap(pos_slice),
+                        remove_batch_dim=remove_batch_dim,
+                    ),
+                )
+                for own, keys in names.items()
+            ]
+
+        return store, recorders(""), recorders("_grad") if incl_bwd else []
+
+    def add_caching_hooks(
+        self,
+        names_filter: NamesFilter = None,
+        incl_bwd: bool = False,
+        device: torch.device | str | None = None,
+        remove_batch_dim: bool = False,
+        cache: dict[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Attach hooks that fill ``cache`` in every run until ``reset_hooks``."""
+        store, forward, backward = self.get_caching_hooks(
+            names_filter, incl_bwd, device, remove_batch_dim, cache
+        )
+        for name, hook in forward:
+            self.add_hook(name, hook)
+        for name, hook in backward:
+            self.add_hook(name, hook, dir="bwd")
+        return store

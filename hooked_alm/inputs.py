@@ -1,0 +1,245 @@
+"""What every entry point takes: tokens, positions, audio clips, and which position is what.
+
+``ALMInput`` looks like a token tensor to TransformerLens' tools (``.shape``, ``.ndim``, ``len``,
+slicing along the batch) and carries the audio along.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from .errors import InputError
+from .spans import NO_AUDIO, SpanMap, span_flags, span_map
+
+RowIndex = int | slice | Sequence[int] | Tensor
+WeightsVersion = tuple[tuple[int, int, torch.dtype], ...]
+
+
+@dataclass(eq=False)
+class AudioClip:
+    """One clip as the audio encoder reads it, with the embeddings it was once encoded to."""
+
+    features: Float[Tensor, "mel frame"]
+    """Log-mel spectrogram, padded to the length the encoder wants."""
+    n_frames: int
+    """Frames that are not padding."""
+    n_tokens: int
+    """Positions the clip fills in the prompt."""
+    name: str = "clip"
+    seconds: float | None = None
+    notes: tuple[str, ...] = ()
+    """What was done on reading: resampled, downmixed, truncated, silent."""
+    # Per encoder. Never pickled.
+    _encoded: WeakKeyDictionary[nn.Module, tuple[WeightsVersion, Tensor]] = field(
+        default_factory=WeakKeyDictionary, repr=False
+    )
+
+    def encoded(self, encoder: nn.Module, version: WeightsVersion) -> Tensor | None:
+        """Embeddings ``[audio_pos, d_model]`` of an earlier run with the same weights."""
+        remembered = self._encoded.get(encoder)
+        return remembered[1] if remembered and remembered[0] == version else None
+
+    def remember(
+        self,
+        encoder: nn.Module,
+        version: WeightsVersion,
+        embeddings: Float[Tensor, "audio_pos d_model"],
+    ) -> None:
+        """Keep embeddings for the next run with this encoder."""
+        self._encoded[encoder] = (version, embeddings)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the embeddings behind: they belong to an encoder of this process."""
+        return {**self.__dict__, "_encoded": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Start with nothing encoded."""
+        self.__dict__.update({**state, "_encoded": WeakKeyDictionary()})
+
+
+def weights_version(module: nn.Module) -> WeightsVersion:
+    """Changes whenever a weight is replaced, moved, cast or written in place."""
+    return tuple((p.data_ptr(), p._version, p.dtype) for p in module.parameters())
+
+
+@dataclass(frozen=True, eq=False)
+class ALMInput:
+    """A batch of prompts with their audio: what every entry point of the model takes.
+
+    Indexing is along the batch only; an int keeps the axis, padding is kept, clips follow their
+    rows.
+
+    Raises:
+        InputError: fields that contradict each other.
+    """
+
+    tokens: Int[Tensor, "batch pos"]
+    """Ids with every placeholder expanded; pads included."""
+    attention_mask: Int[Tensor, "batch pos"]
+    """1 at real positions."""
+    position_ids: Int[Tensor, "batch pos"]
+    spans: SpanMap
+    clips: tuple[AudioClip, ...] = ()
+    """Clips of all rows, in order of appearance."""
+    clip_rows: tuple[int, ...] = ()
+    """For each clip, the row it is heard in."""
+
+    def __post_init__(self) -> None:
+        """Check shapes once, here, rather than in every tool."""
+        for name in ("attention_mask", "position_ids"):
+            if getattr(self, name).shape != self.tokens.shape:
+                raise InputError(
+                    f"making an ALMInput: {name} has shape {tuple(getattr(self, name).shape)}, "
+                    f"the tokens {tuple(self.tokens.shape)}."
+                )
+        rows = list(self.clip_rows)
+        if len(self.clips) != len(rows) or rows != sorted(rows) or {*rows} - {*range(len(self))}:
+            raise InputError(
+                f"making an ALMInput: {len(self.clips)} clips for the rows {rows} of {len(self)}. "
+                "Each clip needs a row, in order."
+            )
+
+    @property
+    def shape(self) -> torch.Size:
+        """``(batch, pos)``."""
+        return self.tokens.shape
+
+    @property
+    def ndim(self) -> int:
+        """2."""
+        return self.tokens.ndim
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tokens are."""
+        return self.tokens.device
+
+    def __len__(self) -> int:
+        """Rows."""
+        return self.tokens.shape[0]
+
+    def __iter__(self) -> Iterator["ALMInput"]:
+        """One row after the other."""
+        return (self[row] for row in range(len(self)))
+
+    def __getitem__(self, index: RowIndex) -> "ALMInput":
+        """Rows of the batch, with their clips.
+
+        Raises:
+            InputError: a row out of range, or an index that reaches beyond the batch axis.
+        """
+        rows = self._rows(index)
+        pick = torch.tensor(rows, device=self.device, dtype=torch.long)
+        clips = [
+            (clip, new)
+            for new, row in enumerate(rows)
+            for clip, owner in zip(self.clips, self.clip_rows, strict=True)
+            if owner == row
+        ]
+        return ALMInput(
+            tokens=self.tokens[pick],
+            attention_mask=self.attention_mask[pick],
+            position_ids=self.position_ids[pick],
+            spans=self.spans.select(rows),
+            clips=tuple(clip for clip, _ in clips),
+            clip_rows=tuple(row for _, row in clips),
+        )
+
+    def _rows(self, index: object) -> list[int]:
+        every = range(len(self))
+        if isinstance(index, slice):
+            return list(every[index])
+        if isinstance(index, Tensor) and index.dtype == torch.bool and index.shape == (len(self),):
+            index = index.nonzero().flatten()
+        if isinstance(index, Tensor) and index.ndim <= 1:
+            index = index.tolist()
+        if isinstance(index, int):
+            index = [index]
+        # A bool is an int to Python: a list of them would select rows 0 and 1.
+        if not (isinstance(index, list | range) and all(type(i) is int for i in index)):
+            raise InputError(
+                f"indexing an ALMInput with {index!r}: rows only (int, slice, list or 1-D tensor). "
+                "For positions, use spans."
+            )
+        if any(not -len(self) <= i < len(self) for i in index):
+            raise InputError(f"indexing an ALMInput of {len(self)} rows with {index!r}.")
+        return [i % len(self) for i in index]
+
+    def extend(self, tokens: Int[Tensor, "batch new"]) -> "ALMInput":
+        """The prompts with generated tokens appended; spans keep describing the prompt."""
+        ones = torch.ones_like(tokens)
+        mask = torch.cat([self.attention_mask, ones.to(self.attention_mask.dtype)], dim=1)
+        ahead = torch.arange(1, tokens.shape[1] + 1, device=self.device)
+        return replace(
+            self,
+            tokens=torch.cat([self.tokens, tokens], dim=1),
+            attention_mask=mask,
+            position_ids=torch.cat([self.position_ids, self.position_ids[:, -1:] + ahead], dim=1),
+            spans=replace(self.spans, n_pos=mask.shape[1]),
+        )
+
+    def to(self, device: torch.device | str) -> "ALMInput":
+        """Tokens, mask and positions on another device; clips move when they are encoded."""
+        return replace(
+            self,
+            tokens=self.tokens.to(device),
+            attention_mask=self.attention_mask.to(device),
+            position_ids=self.position_ids.to(device),
+        )
+
+
+def positions_from_mask(mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
+    """Cumulative sum of the mask, 0 at pads: the positions Hugging Face's ``generate`` uses."""
+    return (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
+
+
+def text_input(
+    *,
+    input_ids: Int[Tensor, "batch pos"],
+    attention_mask: Int[Tensor, "batch pos"] | None = None,
+    position_ids: Int[Tensor, "batch pos"] | None = None,
+    **refused: object,
+) -> ALMInput:
+    """An input without audio; its spans are ``sink``, ``text`` and ``readout``.
+
+    Raises:
+        InputError: an argument beyond ids, mask and positions.
+    """
+    refuse_arguments(refused, "input_ids, attention_mask, position_ids")
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    flags = [
+        span_flags(ids, row, NO_AUDIO, [True] * len(ids), {})
+        for ids, row in zip(input_ids.tolist(), mask.tolist(), strict=True)
+    ]
+    return ALMInput(
+        tokens=input_ids,
+        attention_mask=mask,
+        position_ids=positions_from_mask(mask) if position_ids is None else position_ids,
+        spans=span_map(flags, input_ids.shape[1], None),
+    )
+
+
+def unpadded_input(resid: Float[Tensor, "batch pos d_model"]) -> ALMInput:
+    """Positions 0, 1, ... for a residual stream that came without its prompt."""
+    batch, pos = resid.shape[:2]
+    return text_input(input_ids=torch.zeros(batch, pos, dtype=torch.long, device=resid.device))
+
+
+def refuse_arguments(arguments: dict[str, object], expected: str) -> None:
+    """Name the arguments of a Hugging Face ``forward`` that are no input.
+
+    Raises:
+        InputError: there are any.
+    """
+    if given := [name for name, value in arguments.items() if value is not None]:
+        raise InputError(
+            f"encoding a processor's output: got {', '.join(sorted(given))}, expected only "
+            f"{expected}. Labels, caches and embeddings are not part of an input: compute the "
+            "loss from the logits, pass a cache to `model(x, past_key_values=...)` and embeddings "
+            "with `start_at_layer=0`."
+        )

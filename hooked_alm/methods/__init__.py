@@ -1,0 +1,1 @@
+"""Measurements built on hooks: tensors in and out, no files."""

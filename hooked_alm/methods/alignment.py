@@ -1,0 +1,166 @@
+"""Which donor position stands for which base position (block S-4)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import InputError
+from ..inputs import ALMInput
+
+AlignPolicy = Literal["error", "resample_linear", "truncate", "pad_last", "dtw", "min_len"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alignment:
+    """Base positions of one row, and where their donor values come from.
+
+    A donor value is ``(1 - weight) * donor[lower] + weight * donor[upper]``.
+    """
+
+    base: list[int]
+    lower: list[int]
+    upper: list[int]
+    weight: list[float]
+    length_ratio: dict[str, float]
+    """Span -> donor length / base length. Behind an unequal span, positions also differ."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every base position takes one donor position as it is."""
+        return not any(self.weight)
+
+    def donor_values(
+        self, donor: Float[Tensor, " pos *features"]
+    ) -> Float[Tensor, " aligned *features"]:
+        """Donor values in the order of ``base``."""
+        low = donor[self.lower]
+        if self.is_exact:
+            return low
+        weight = torch.tensor(self.weight, dtype=donor.dtype, device=donor.device)
+        weight = weight.reshape(-1, *[1] * (donor.ndim - 1))
+        return low + weight * (donor[self.upper] - low)
+
+
+def align(
+    base: ALMInput,
+    donor: ALMInput,
+    spans: Sequence[str],
+    *,
+    row: int = 0,
+    policy: AlignPolicy = "error",
+    features: tuple[Tensor, Tensor] | None = None,
+) -> Alignment:
+    """Align spans one by one; those of equal length map position to position.
+
+    Args:
+        base: the run to be patched.
+        donor: the run that values come from.
+        spans: names, each present in both.
+        row: of both batches.
+        policy: for spans of unequal length. ``error`` refuses; ``resample_linear`` stretches the
+            time axis (audio only); ``truncate`` leaves the longer end out; ``pad_last`` repeats
+            the last donor position; ``dtw`` follows the best warping path (needs ``features``);
+            ``min_len`` ignores spans and takes the same index from the start of both prompts, up to
+            the shorter one: seed 000's rule, kept to reproduce it (defect C10).
+        features: residual stream ``[pos, d_model]`` of base and donor at depth 0, for ``dtw``.
+
+    Raises:
+        InputError: unequal lengths under ``error``, or a policy that cannot be applied.
+    """
+    if policy == "min_len":
+        return _align_from_start(base, donor, spans, row)
+    parts: list[tuple[list[int], list[int], list[int], list[float]]] = []
+    ratios: dict[str, float] = {}
+    for name in spans:
+        ours, theirs = base.spans.positions(name, row), donor.spans.positions(name, row)
+        ratios[name] = len(theirs) / len(ours) if ours else float("nan")
+        if len(ours) == len(theirs):
+            parts.append((ours, theirs, theirs, [0.0] * len(ours)))
+        elif not ours or not theirs:
+            raise InputError(
+                f"aligning span {name!r} of row {row}: it has {len(ours)} positions in the base "
+                f"and {len(theirs)} in the donor. There is nothing to align; leave the span out."
+            )
+        else:
+            parts.append(_align_unequal(name, ours, theirs, row, policy, features))
+    return Alignment(
+        base=[pos for part in parts for pos in part[0]],
+        lower=[pos for part in parts for pos in part[1]],
+        upper=[pos for part in parts for pos in part[2]],
+        weight=[w for part in parts for w in part[3]],
+        length_ratio=ratios,
+    )
+
+
+def _align_unequal(
+    name: str,
+    ours: list[int],
+    theirs: list[int],
+    row: int,
+    policy: AlignPolicy,
+    features: tuple[Tensor, Tensor] | None,
+) -> tuple[list[int], list[int], list[int], list[float]]:
+    what = (
+        f"aligning span {name!r} of row {row}: {len(ours)} base and {len(theirs)} donor positions"
+    )
+    if policy == "truncate":
+        n = min(len(ours), len(theirs))
+        return ours[:n], theirs[:n], theirs[:n], [0.0] * n
+    if policy == "pad_last":
+        padded = [theirs[min(i, len(theirs) - 1)] for i in range(len(ours))]
+        return ours, padded, padded, [0.0] * len(ours)
+    if policy == "resample_linear" and name == "audio":
+        at = np.linspace(0, len(theirs) - 1, len(ours))
+        low = np.floor(at).astype(int)
+        high = np.minimum(low + 1, len(theirs) - 1)
+        return ours, [theirs[i] for i in low], [theirs[i] for i in high], (at - low).tolist()
+    if policy == "dtw" and features is not None:
+        path = dtw_indices(features[0][ours], features[1][theirs])
+        warped = [theirs[i] for i in path]
+        return ours, warped, warped, [0.0] * len(ours)
+    raise InputError(
+        f"{what}, and policy {policy!r} does not apply. Use clips of equal duration and labels of "
+        "equal token count, or a policy: 'resample_linear' (audio), 'dtw' (with features), "
+        "'truncate', 'pad_last'."
+    )
+
+
+def dtw_indices(
+    base: Float[Tensor, "base_pos d"], donor: Float[Tensor, "donor_pos d"]
+) -> list[int]:
+    """For each base row, the donor row at the middle of its stretch of the best warping path.
+
+    Cost is the cosine distance; steps are (1,0), (0,1), (1,1). Source: Sakoe & Chiba 1978.
+    """
+    a = torch.nn.functional.normalize(base.float(), dim=-1)
+    b = torch.nn.functional.normalize(donor.float(), dim=-1)
+    cost = (1 - a @ b.T).cpu().numpy()
+    total = np.full((len(cost) + 1, cost.shape[1] + 1), np.inf)
+    total[0, 0] = 0.0
+    for i, j in np.ndindex(cost.shape):
+        total[i + 1, j + 1] = cost[i, j] + min(total[i, j], total[i, j + 1], total[i + 1, j])
+    i, j = len(cost) - 1, cost.shape[1] - 1
+    stretches: list[list[int]] = [[] for _ in range(len(cost))]
+    while i >= 0 and j >= 0:
+        stretches[i].append(j)
+        # The diagonal first: on a tie, the shorter path.
+        moves = {(1, 1): total[i, j], (1, 0): total[i, j + 1], (0, 1): total[i + 1, j]}
+        di, dj = min(moves, key=lambda move: moves[move])
+        i, j = i - di, j - dj
+    return [stretch[len(stretch) // 2] for stretch in stretches]
+
+
+def _align_from_start(base: ALMInput, donor: ALMInput, spans: Sequence[str], row: int) -> Alignment:
+    first_base, first_donor = (int(x.attention_mask[row].argmax()) for x in (base, donor))
+    n = min(base.shape[1] - first_base, donor.shape[1] - first_donor)
+    wanted = sorted({pos for name in spans for pos in base.spans.positions(name, row)})
+    ours = [pos for pos in wanted if pos - first_base < n]
+    theirs = [pos - first_base + first_donor for pos in ours]
+    return Alignment(
+        base=ours, lower=theirs, upper=theirs, weight=[0.0] * len(ours), length_ratio={}
+    )

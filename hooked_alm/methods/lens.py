@@ -1,0 +1,151 @@
+"""Logit lens: final norm and unembedding on the residual stream at every depth (block S-1).
+
+Depth k is the residual stream after k blocks: 0 are the embeddings, L feeds the final norm. The
+states come from hook points, so that depth L is not normed twice as it is with Hugging Face's
+``hidden_states[-1]``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..hooks import HookPoint
+from ..inputs import ALMInput
+from ..model import HookedALM
+
+LensNorm = Literal["final", "none"]
+Rows = Float[Tensor, "depth batch pos d_model"]
+
+
+def readout_positions(x: ALMInput) -> Int[Tensor, "batch 1"]:
+    """The position of each row that predicts the first answer token."""
+    return torch.tensor([[x.spans.positions("readout", row)[-1]] for row in range(len(x))])
+
+
+@torch.no_grad()
+def residual_rows(
+    model: HookedALM, x: ALMInput, positions: Int[Tensor, "batch pos"] | None = None
+) -> Rows:
+    """The residual stream at chosen positions of every depth 0..L, from one forward.
+
+    Args:
+        model: to run.
+        x: prompts.
+        positions: per row; None is the readout.
+    """
+    where = readout_positions(x) if positions is None else positions
+    where = where.to(x.device)
+    batch = torch.arange(len(x), device=x.device)[:, None]
+    kept: list[Tensor] = []
+
+    def keep(value: Tensor, hook: HookPoint) -> None:
+        kept.append(value[batch, where].detach())
+
+    last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    names = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)]
+    with model.hooks(fwd_hooks=[(name, keep) for name in (*names, last)]):
+        model(x, return_type=None)
+    return torch.stack(kept)
+
+
+@torch.no_grad()
+def unembed_rows(
+    model: HookedALM,
+    rows: Float[Tensor, "*rows d_model"],
+    tokens: Sequence[int] | None = None,
+    norm: LensNorm = "final",
+) -> Float[Tensor, "*rows token"]:
+    """Lens logits of residual rows, in fp32, over given tokens or the whole vocabulary.
+
+    Args:
+        model: whose final norm and unembedding are applied.
+        rows: residual stream at any depth.
+        tokens: only these rows of the unembedding are multiplied; None is all of them.
+        norm: "none" leaves the final norm out. Then magnitudes follow the residual norm and signs
+            can flip; it is here to reproduce work that did so (defect C6).
+    """
+    x = rows.float()
+    if norm == "final":
+        x = model.ln_final.normalize(x) * model.ln_final.weight.float()
+    weight = model.unembed.weight
+    if tokens is not None:
+        weight = weight[torch.as_tensor(tokens, device=weight.device)]
+    return F.linear(x, weight.float())
+
+
+def logit_lens(
+    model: HookedALM,
+    x: ALMInput,
+    tokens: Sequence[int],
+    *,
+    positions: Int[Tensor, "batch pos"] | None = None,
+    norm: LensNorm = "final",
+) -> Float[Tensor, "depth batch pos token"]:
+    """Lens logits of chosen tokens at every depth 0..L; one forward, no vocabulary-sized tensor.
+
+    Args:
+        model: to run.
+        x: prompts.
+        tokens: ids to read out.
+        positions: per row; None is the readout.
+        norm: see ``unembed_rows``.
+    """
+    return unembed_rows(model, residual_rows(model, x, positions), tokens, norm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LensFidelity:
+    """How far the lens at each depth is from the model's output.
+
+    A lens that decodes nothing yet also shows small differences between labels (defect C32).
+    """
+
+    kl: Float[Tensor, "depth batch pos"]
+    """KL(final || depth), in nats."""
+    agrees: Float[Tensor, "depth batch pos"]
+    """1 where the top token is the final one."""
+    entropy: Float[Tensor, "depth batch pos"]
+    """Of the lens distribution, in nats."""
+    residual_norm: Float[Tensor, "depth batch pos"]
+
+
+@torch.no_grad()
+def lens_fidelity(
+    model: HookedALM, rows: Rows, *, norm: LensNorm = "final", chunk: int = 64
+) -> LensFidelity:
+    """Compare every depth with the last over the whole vocabulary, a chunk of rows at a time.
+
+    Args:
+        model: whose lens it is.
+        rows: from ``residual_rows``.
+        norm: of the lens at depths below L; the model's own output is always normed.
+        chunk: rows of the vocabulary-sized tensors held at once.
+    """
+    flat = rows.flatten(1, 2)
+    parts: list[list[Tensor]] = [[], [], []]
+    for start in range(0, flat.shape[1], chunk):
+        last = unembed_rows(model, flat[-1, start : start + chunk]).log_softmax(-1)
+        for depth in range(len(flat)):
+            lens = unembed_rows(model, flat[depth, start : start + chunk], norm=norm)
+            log_p = lens.log_softmax(-1)
+            parts[0].append((last.exp() * (last - log_p)).sum(-1))
+            parts[1].append((log_p.argmax(-1) == last.argmax(-1)).float())
+            parts[2].append(-(log_p.exp() * log_p).sum(-1))
+
+    def gathered(pieces: list[Tensor]) -> Any:
+        per_chunk = [
+            torch.stack(pieces[i : i + len(flat)]) for i in range(0, len(pieces), len(flat))
+        ]
+        return torch.cat(per_chunk, dim=1).reshape(rows.shape[:-1])
+
+    return LensFidelity(
+        kl=gathered(parts[0]),
+        agrees=gathered(parts[1]),
+        entropy=gathered(parts[2]),
+        residual_norm=rows.float().norm(dim=-1),
+    )

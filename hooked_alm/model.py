@@ -1,0 +1,447 @@
+"""HookedALM: the decoder of an audio language model, with hook points.
+
+A prompt's tokens are embedded, its audio clips are merged in, and the residual stream runs through
+the blocks to the final norm and the unembedding.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .audio import AudioSource
+from .axes import Logits, Resid, TokenIds
+from .components.attention import AttentionContext
+from .components.block import Block
+from .components.norm import RMSNorm
+from .components.rotary import Rotary
+from .config import HookedALMConfig, LayerType
+from .errors import InputError
+from .frontend import FrontEnd
+from .hooks import POINT_AXES, ActivationCache, HookedModule, HookPoint, is_hooked, tap
+from .inputs import ALMInput, AudioClip, text_input, unpadded_input
+from .masks import attention_masks
+from .prompts import Conversation, PromptBuilder, conversations_from
+
+ModelInput = ALMInput | TokenIds | str | list[str]
+
+
+class Embed(nn.Embedding):
+    """Token embedding."""
+
+    def hook_shapes(self) -> dict[str, str]:
+        """Axes of every point that can fire, sizes filled in where the config fixes them."""
+        cfg = self.cfg
+        sizes = {"d_model": cfg.d_model, "head": cfg.n_heads, "kv_head": cfg.n_key_value_heads,
+                 "d_head": cfg.d_head, "d_mlp": cfg.d_mlp, "vocab": cfg.d_vocab}  # fmt: skip
+        shapes = {}
+        for name in self.hook_dict:
+            if not self.unfireable(name):
+                axes = POINT_AXES.get(name.rpartition(".")[2], "batch pos d_model").split()
+                shapes[name] = " ".join(f"{a}={sizes[a]}" if a in sizes else a for a in axes)
+        return shapes
+
+    @property
+    def W_E(self) -> Float[Tensor, "vocab d_model"]:
+        """The table, under TransformerLens' name."""
+        return self.weight
+
+
+class Unembed(nn.Linear):
+    """Logits from the normalised residual stream, without bias.
+
+    Hook points: ``hook_in [batch, pos, d_model]``, ``hook_out [batch, pos, vocab]``.
+    """
+
+    def __init__(self, cfg: HookedALMConfig) -> None:
+        """Allocate the head."""
+        super().__init__(cfg.d_model, cfg.d_vocab, bias=False)
+        self.hook_in = HookPoint()
+        self.hook_out = HookPoint()
+
+    def forward(self, x: Resid) -> Logits:
+        """``W_U x``."""
+        return self.hook_out(super().forward(self.hook_in(x)))
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model vocab"]:
+        """View of the head."""
+        return rearrange(self.weight, "v d -> d v")
+
+    @property
+    def b_U(self) -> Float[Tensor, " vocab"]:
+        """Zeros: the head has no bias."""
+        return self.weight.new_zeros(self.weight.shape[0])
+
+
+class Blocks(nn.ModuleList):
+    """The blocks, typed."""
+
+    def __iter__(self) -> Iterator[Block]:
+        """First to last."""
+        return cast(Iterator[Block], super().__iter__())
+
+    def __getitem__(self, layer: Any) -> Any:
+        """One block, or a slice of them."""
+        return super().__getitem__(layer)
+
+
+class HookedALM(HookedModule):
+    """An audio language model with TransformerLens' hook points, equal to Hugging Face bit by bit.
+
+    ::
+
+        audio            FrontEnd: encoder and projector, audio.hook_*
+        embed            hook_tokens, hook_text_embed, hook_audio_embed -> hook_embed (merged)
+        blocks.{layer}   ln1 -> attn -> ln2 -> mlp
+        ln_final
+        unembed
+
+    Hook points of its own: ``hook_tokens [batch, pos]``, on demand; ``hook_text_embed [batch, pos,
+    d_model]``, placeholders included; ``hook_audio_embed [clip, audio_pos, d_model]``, before the
+    merge; ``hook_embed [batch, pos, d_model]``, after it. ``tests/test_hook_names.py`` keeps the
+    full list.
+    """
+
+    def __init__(
+        self,
+        cfg: HookedALMConfig,
+        *,
+        front_end: FrontEnd | None = None,
+        tokenizer: Any = None,
+        prompts: PromptBuilder | None = None,
+        generation_config: Any = None,
+    ) -> None:
+        """Lay the model out; a converter fills the weights.
+
+        Args:
+            cfg: sizes and variants of the decoder.
+            front_end: audio encoder and projector; None for a text-only model.
+            tokenizer: for strings; None if the checkpoint has none.
+            prompts: for ``prepare``; None if the checkpoint has no processor files.
+            generation_config: transformers' ``GenerationConfig`` of the checkpoint.
+        """
+        super().__init__()
+        self.cfg = cfg
+        self.tokenizer, self.prompts, self.generation_config = tokenizer, prompts, generation_config
+        self.audio = front_end
+        self.embed = Embed(cfg.d_vocab, cfg.d_model)
+        self.blocks = Blocks(Block(cfg, layer) for layer in range(cfg.n_layers))
+        self.ln_final = RMSNorm(cfg.d_model, cfg.eps)
+        self.unembed = Unembed(cfg)
+        self.rotary = Rotary(cfg)
+        self.hook_tokens = HookPoint()
+        self.hook_text_embed = HookPoint()
+        self.hook_audio_embed = HookPoint()
+        self.hook_embed = HookPoint()
+        self.pos_offset = 0
+        """Positions already in the KV cache: axis 1 of a hooked tensor starts at this position."""
+        self.setup()
+
+    @classmethod
+    def from_pretrained(cls, name_or_dir: str | Path, **kwargs: Any) -> "HookedALM":
+        """Load a published checkpoint; see ``hooked_alm.converters.load_model`` for arguments."""
+        from hooked_alm.converters import load_model  # the one import that points back up
+
+        return load_model(name_or_dir, **kwargs)
+
+    def prepare(
+        self,
+        audio: Any = None,
+        text: str | list[str] | None = None,
+        *,
+        conversation: Any = None,
+        segments: Any = None,
+        answer_prefix: str | None = None,
+        truncate: bool = False,
+    ) -> ALMInput:
+        """A prompt, or a left-padded batch of them, with the chat template applied.
+
+        Args:
+            audio: a file, an array at the model's rate, ``(array, rate)``, or a clip from
+                ``read_clip``; a list is one item per row, a nested list puts several clips into one
+                prompt.
+            text: the instruction; a list is one per row.
+            conversation: Hugging Face chat messages instead of audio and text; a list of lists is
+                one conversation per row.
+            segments: ``[(name, text), ...]`` instead of ``text``: names parts of the instruction as
+                spans. A list of such lists is one per row.
+            answer_prefix: text appended after the generation prompt.
+            truncate: cut over-long audio instead of refusing it.
+
+        Raises:
+            InputError: unusable audio, placeholders that do not fit the clips, or a checkpoint
+                without processor files.
+        """
+        prompts = self._prompts()
+        if conversation is not None:
+            if audio is not None or text is not None:
+                raise InputError("preparing a prompt: give a conversation, or audio and text.")
+            is_batch = bool(conversation) and not isinstance(conversation[0], dict)
+            conversations: list[Conversation] = conversation if is_batch else [conversation]
+            named = segments if is_batch and segments else [segments] * len(conversations)
+        else:
+            conversations, named = conversations_from(audio, text, segments)
+        return prompts.build(conversations, named, answer_prefix, truncate).to(self.cfg.device)
+
+    def read_clip(self, source: AudioSource, *, truncate: bool = False) -> AudioClip:
+        """Read one clip for several prompts, so that it is encoded once.
+
+        Raises:
+            InputError: unusable audio, or a checkpoint without processor files.
+        """
+        return self._prompts().read_clip(source, truncate)
+
+    def _prompts(self) -> PromptBuilder:
+        if self.prompts is None:
+            raise InputError(
+                f"preparing a prompt for {self.cfg.model_name!r}: its folder has no processor "
+                "files (tokenizer, preprocessor_config.json, chat template). Add them, or use "
+                "`encode` with what a processor returned."
+            )
+        return self.prompts
+
+    def encode(self, **processor_output: Any) -> ALMInput:
+        """An input from the arguments of the Hugging Face model's ``forward``.
+
+        Raises:
+            InputError: an argument that is no input (``labels``, ``past_key_values``), a missing
+                one, or placeholders that do not fit the audio.
+        """
+        if self.audio is None:
+            return text_input(**processor_output).to(self.cfg.device)
+        return self.audio.input_from_hf(**processor_output).to(self.cfg.device)
+
+    def to_input(self, value: ModelInput) -> ALMInput:
+        """Strings and token ids as an ``ALMInput``; an ``ALMInput`` as it is.
+
+        Raises:
+            InputError: ids with audio placeholders: they would run without their audio.
+        """
+        if isinstance(value, ALMInput):
+            return value
+        if isinstance(value, Tensor) and not value.is_floating_point():
+            return self.encode(input_ids=value)
+        if isinstance(value, str | list) and self.tokenizer is not None:
+            texts = [value] if isinstance(value, str) else value
+            batch = self.tokenizer(
+                texts, return_tensors="pt", padding=len(texts) > 1, padding_side="left"
+            )
+            return self.encode(**batch)
+        raise InputError(
+            f"running the model on {type(value).__name__}: expected an ALMInput, token ids "
+            "[batch, pos]" + (", or text." if self.tokenizer else "; it has no tokenizer for text.")
+        )
+
+    def forward(
+        self,
+        input: ModelInput | Resid,
+        return_type: Literal["logits"] | None = "logits",
+        *,
+        start_at_layer: int | None = None,
+        stop_at_layer: int | None = None,
+        inputs: ModelInput | None = None,
+        past_key_values: Any = None,
+    ) -> Logits | Resid | None:
+        """Run the decoder.
+
+        Args:
+            input: a prompt; with ``start_at_layer`` a residual stream instead.
+            return_type: "logits", or None to run without unembedding.
+            start_at_layer: block to resume at; earlier ones do not run. Negative ones count from
+                the end; ``n_layers`` is after the last block.
+            stop_at_layer: block to stop before; the residual stream there is returned.
+            inputs: with ``start_at_layer``, the prompt that mask and positions come from; without
+                it, unpadded positions 0, 1, ...
+            past_key_values: transformers ``Cache``; the positions it already holds are not run.
+
+        Returns:
+            Logits ``[batch, pos, vocab]``, or the residual stream ``[batch, pos, d_model]``.
+
+        Raises:
+            InputError: a layer that does not exist, embeddings without ``start_at_layer``, or
+                audio placeholders without their audio.
+        """
+        layers = self._layers(start_at_layer, stop_at_layer)
+        if start_at_layer is None:
+            if isinstance(input, Tensor) and input.is_floating_point():
+                raise InputError(
+                    "running the model on embeddings: say at which block they enter, with "
+                    "start_at_layer (0 for embeddings)."
+                )
+            x = self.to_input(input)
+            n_past = 0 if past_key_values is None else past_key_values.get_seq_length()
+            self.pos_offset = n_past
+            resid = self._embed(x, n_past)
+        else:
+            if not (isinstance(input, Tensor) and input.is_floating_point()):
+                raise InputError("resuming at a block: give the residual stream it reads.")
+            # A copy: hooks may write in place, and the caller's tensor may be of a cache.
+            resid, self.pos_offset = input.clone(), 0
+            x = unpadded_input(resid) if inputs is None else self.to_input(inputs)
+        context = self._context(x, resid, past_key_values)
+        for layer in layers:
+            resid = self.blocks[layer](resid, context)
+        if stop_at_layer is not None:
+            return resid
+        normalized = self.ln_final(resid)
+        return None if return_type is None else self.unembed(normalized)
+
+    def _layers(self, start: int | None, stop: int | None) -> range:
+        n_layers = self.cfg.n_layers
+        for name, layer in (("start_at_layer", start), ("stop_at_layer", stop)):
+            if layer is not None and not -n_layers <= layer <= n_layers:
+                raise InputError(
+                    f"running some blocks: got {name}={layer}, expected a number from {-n_layers} "
+                    f"to {n_layers}. The model has {n_layers} blocks."
+                )
+        return range(n_layers)[start:stop]
+
+    def _embed(self, x: ALMInput, n_past: int = 0) -> Resid:
+        """Embed the tokens after the first ``n_past`` and merge the audio in."""
+        tokens = x.tokens[:, n_past:]
+        if is_hooked(self.hook_tokens):
+            replaced = tap(self.hook_tokens, tokens.clone())
+            tokens = tokens if replaced is None else replaced
+        resid = self.hook_text_embed(self.embed(tokens))
+        if self.audio is not None:
+            resid = self._merge_audio(x, tokens, resid)
+        if torch.is_grad_enabled() and self.hook_embed.bwd_hooks and not resid.requires_grad:
+            resid = resid.requires_grad_()  # frozen weights would leave the hook without gradient
+        return self.hook_embed(resid)
+
+    def _merge_audio(self, x: ALMInput, tokens: TokenIds, text_embed: Resid) -> Resid:
+        assert self.audio is not None
+        is_audio = tokens == self.audio.tokens.placeholder
+        n_placeholders = int(is_audio.sum())
+        if not n_placeholders:
+            return text_embed
+        if not x.clips:
+            raise InputError(
+                f"running the model: the prompt has {n_placeholders} audio placeholders but "
+                "no audio. Make the input with `prepare` or `encode`, and pass it whole."
+            )
+        embeddings = self.hook_audio_embed(self.audio.embed_clips(x.clips))
+        n_tokens = torch.tensor([clip.n_tokens for clip in x.clips], device=embeddings.device)
+        heard = torch.arange(embeddings.shape[1], device=embeddings.device) < n_tokens[:, None]
+        features = embeddings[heard].to(text_embed.device, text_embed.dtype)
+        if n_past := x.shape[1] - tokens.shape[1]:
+            where = (x.tokens == self.audio.tokens.placeholder).nonzero()[:, 1]
+            features = features[where.to(features.device) >= n_past]
+        if len(features) != n_placeholders:
+            raise InputError(
+                f"merging audio: the tokens have {n_placeholders} audio placeholders, the clips "
+                f"fill {len(features)} positions. A hook on hook_tokens must leave them alone."
+            )
+        return text_embed.masked_scatter(is_audio.unsqueeze(-1), features)
+
+    def _context(self, x: ALMInput, resid: Resid, cache: Any) -> AttentionContext:
+        positions = x.position_ids[:, x.shape[1] - resid.shape[1] :].to(resid.device)
+
+        def masks(implementation: str) -> dict[LayerType, Any]:
+            return attention_masks(
+                self.cfg, implementation, x.attention_mask, positions, resid, cache
+            )
+
+        # Both before the run: a block that updates the cache changes what the mask would be.
+        explicit = any(block.attn.needs_scores for block in self.blocks)
+        return AttentionContext(
+            rotary=self.rotary(positions, resid.dtype),
+            kernel_masks=masks(self.cfg.attn_implementation),
+            additive_masks=masks("eager") if explicit else {},
+            cache=cache,
+        )
+
+    def run_with_cache(
+        self,
+        *args: Any,
+        return_cache_object: bool = True,
+        remove_batch_dim: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Any, Any]:
+        """Run, and keep what passed the hook points.
+
+        Takes the arguments of ``HookedRootModule.run_with_cache``, ``names_filter`` first among
+        them: None, a name, an iterable of names, or a predicate.
+
+        Returns:
+            The model's output, and an ``ActivationCache`` (or a plain dict).
+
+        Raises:
+            HookNameError: a name that matches nothing or cannot fire.
+        """
+        if remove_batch_dim and args and len(args[0]) != 1 and not isinstance(args[0], str):
+            raise InputError(f"removing the batch axis: the input has {len(args[0])} rows.")
+        output, cache = super().run_with_cache(*args, remove_batch_dim=remove_batch_dim, **kwargs)
+        if not return_cache_object:
+            return output, cache
+        return output, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
+
+    def generate(
+        self,
+        input: ModelInput,
+        max_new_tokens: int | None = None,
+        *,
+        return_type: Literal["text", "tokens"] = "text",
+        use_past_kv_cache: bool = True,
+        fwd_hooks: Sequence[tuple[Any, Any]] = (),
+        **generation_options: Any,
+    ) -> Any:
+        """Continue the prompts as Hugging Face's ``generate`` does; see ``generation.generate``."""
+        from .generation import generate
+
+        with self.hooks(fwd_hooks=list(fwd_hooks)):
+            return generate(
+                self,
+                self.to_input(input),
+                max_new_tokens=max_new_tokens,
+                return_type=return_type,
+                use_past_kv_cache=use_past_kv_cache,
+                **generation_options,
+            )
+
+    def unfireable(self, name: str) -> str | None:
+        """Points that exist on every model of the class but cannot fire on this one."""
+        if name.endswith("hook_attn_in") and self.cfg.n_groups > 1:
+            return (
+                f"query heads and kv heads differ in number ({self.cfg.n_heads} and "
+                f"{self.cfg.n_key_value_heads}); use hook_q_input, hook_k_input, hook_v_input"
+            )
+        if name == "hook_audio_embed" and self.audio is None:
+            return "the model has no audio front-end"
+        if self.cfg.attn_implementation.startswith("flash") and name.endswith(
+            ("hook_attn_scores", "hook_pattern")
+        ):
+            return "flash attention takes no explicit mask; load with attn_implementation='sdpa'"
+        return None
+
+    def hook_shapes(self) -> dict[str, str]:
+        """Axes of every point that can fire, sizes filled in where the config fixes them."""
+        cfg = self.cfg
+        sizes = {"d_model": cfg.d_model, "head": cfg.n_heads, "kv_head": cfg.n_key_value_heads,
+                 "d_head": cfg.d_head, "d_mlp": cfg.d_mlp, "vocab": cfg.d_vocab}  # fmt: skip
+        shapes = {}
+        for name in self.hook_dict:
+            if not self.unfireable(name):
+                axes = POINT_AXES.get(name.rpartition(".")[2], "batch pos d_model").split()
+                shapes[name] = " ".join(f"{a}={sizes[a]}" if a in sizes else a for a in axes)
+        return shapes
+
+    @property
+    def W_E(self) -> Float[Tensor, "vocab d_model"]:
+        """Embedding table."""
+        return self.embed.W_E
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model vocab"]:
+        """Unembedding."""
+        return self.unembed.W_U
+
+    @property
+    def b_U(self) -> Float[Tensor, " vocab"]:
+        """Zeros: no model of this class has an unembedding bias."""
+        return self.unembed.b_U

@@ -1,0 +1,318 @@
+"""From waveforms and text to an ``ALMInput``, by way of the parts of a Hugging Face processor."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .audio import AudioSource, read_audio
+from .errors import InputError
+from .frontend import FrontEnd
+from .inputs import ALMInput, AudioClip, positions_from_mask
+from .spans import span_flags, span_map
+
+Message = Mapping[str, Any]
+Conversation = Sequence[Message]
+Segments = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prompt:
+    """One row before padding."""
+
+    ids: list[int]
+    is_text: list[bool]
+    segments: dict[str, list[bool]]
+    clips: list[AudioClip]
+
+
+class PromptBuilder:
+    """Chat template, tokenizer and feature extractor of a checkpoint, spans included."""
+
+    def __init__(
+        self,
+        *,
+        tokenizer: Any,
+        feature_extractor: Any,
+        chat_template: str,
+        front_end: FrontEnd,
+    ) -> None:
+        """Take the processor's parts; nothing is read yet."""
+        self.tokenizer, self.feature_extractor = tokenizer, feature_extractor
+        self.chat_template, self.front_end = chat_template, front_end
+
+    def build(
+        self,
+        conversations: Sequence[Conversation],
+        segments: Sequence[Segments | None],
+        answer_prefix: str | None,
+        truncate: bool,
+    ) -> ALMInput:
+        """One left-padded row per conversation."""
+        clips = self._read_clips(conversations, truncate)
+        prompts = [
+            self._prompt(conversation, parts, answer_prefix or "", row_clips)
+            for conversation, parts, row_clips in zip(conversations, segments, clips, strict=True)
+        ]
+        width = max(len(prompt.ids) for prompt in prompts)
+        pad = self.tokenizer.pad_token_id
+        if pad is None:
+            pad = self.tokenizer.eos_token_id or 0
+        tokens, mask, flags = [], [], []
+        for prompt in prompts:
+            n_pad = width - len(prompt.ids)
+            empty = [False] * n_pad
+            tokens.append([pad] * n_pad + prompt.ids)
+            mask.append([0] * n_pad + [1] * len(prompt.ids))
+            inside = {name: empty + part for name, part in prompt.segments.items()}
+            flags.append(
+                span_flags(
+                    tokens[-1], mask[-1], self.front_end.tokens, empty + prompt.is_text, inside
+                )
+            )
+        attention_mask = torch.tensor(mask)
+        return ALMInput(
+            tokens=torch.tensor(tokens),
+            attention_mask=attention_mask,
+            position_ids=positions_from_mask(attention_mask),
+            spans=span_map(flags, width, self.front_end.tokens.seconds_per_token),
+            clips=tuple(clip for prompt in prompts for clip in prompt.clips),
+            clip_rows=tuple(row for row, prompt in enumerate(prompts) for _ in prompt.clips),
+        )
+
+    def _read_clips(
+        self, conversations: Sequence[Conversation], truncate: bool
+    ) -> list[list[AudioClip]]:
+        """The clips of every conversation; a source that occurs twice is read once."""
+        known: dict[Any, AudioClip] = {}
+        rows: list[list[AudioClip]] = []
+        for conversation in conversations:
+            rows.append([])
+            for source in _audio_sources(conversation):
+                key = str(source) if isinstance(source, str | Path) else id(source)
+                if key not in known:
+                    known[key] = (
+                        source
+                        if isinstance(source, AudioClip)
+                        else self.read_clip(source, truncate)
+                    )
+                rows[-1].append(known[key])
+        return rows
+
+    def read_clip(self, source: AudioSource, truncate: bool = False) -> AudioClip:
+        """A clip as the encoder reads it; prompts that share it share its encoding."""
+        waveform = read_audio(
+            source,
+            sampling_rate=self.feature_extractor.sampling_rate,
+            max_seconds=self.front_end.tokens.max_seconds,
+            truncate=truncate,
+        )
+        extracted = self.feature_extractor(
+            [waveform.samples],
+            sampling_rate=waveform.sampling_rate,
+            padding="max_length",
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        n_frames = int(extracted["attention_mask"].sum())
+        n_tokens = self.front_end.n_tokens(n_frames)
+        if n_tokens < 1:
+            raise InputError(
+                f"reading {waveform.name}: {waveform.seconds:.3f} s is too short for one audio "
+                "position. Give a longer clip."
+            )
+        return AudioClip(
+            features=extracted["input_features"][0],
+            n_frames=n_frames,
+            n_tokens=n_tokens,
+            name=waveform.name,
+            seconds=waveform.seconds,
+            notes=waveform.notes,
+        )
+
+    def _prompt(
+        self,
+        conversation: Conversation,
+        segments: Segments | None,
+        answer_prefix: str,
+        clips: list[AudioClip],
+    ) -> _Prompt:
+        rendered, starts, texts = self._render(conversation)
+        rendered += answer_prefix
+        inside: dict[str, list[tuple[int, int]]] = {}
+        for name, start, stop in _segment_ranges(segments, starts, texts):
+            inside.setdefault(name, []).append((start, stop))
+        encoding = self.tokenizer(rendered, return_offsets_mapping=True)
+        ids, is_text = [], []
+        parts: dict[str, list[bool]] = {name: [] for name in inside}
+        remaining = list(clips)
+        placeholder = self.front_end.tokens.placeholder
+        whole = [(s, s + len(t)) for s, t in zip(starts, texts, strict=True)]
+        for token, (start, stop) in zip(
+            encoding["input_ids"], encoding["offset_mapping"], strict=True
+        ):
+            if token == placeholder and not remaining:
+                raise _placeholder_error(len(clips), encoding["input_ids"].count(placeholder))
+            n = remaining.pop(0).n_tokens if token == placeholder else 1
+            ids += [token] * n
+            is_text += [_overlaps(whole, start, stop)] * n
+            for name, ranges in inside.items():
+                parts[name] += [_overlaps(ranges, start, stop)] * n
+        if remaining:
+            raise _placeholder_error(len(clips), len(clips) - len(remaining))
+        return _Prompt(ids=ids, is_text=is_text, segments=parts, clips=clips)
+
+    def _render(self, conversation: Conversation) -> tuple[str, list[int], list[str]]:
+        """The prompt, and where each text item of a user turn starts in it.
+
+        The template is rendered with a private-use character in place of each text, because
+        searching the prompt for the text itself would find it in the template.
+        """
+        texts: list[str] = []
+
+        def stand_in(text: str) -> str:
+            texts.append(text)
+            return chr(0xE000 + len(texts) - 1)
+
+        marked = [
+            {**message, "content": _map_texts(message["content"], stand_in)}
+            if message.get("role") == "user"
+            else dict(message)
+            for message in conversation
+        ]
+        skeleton = self._apply_template(marked)
+        rendered, starts = "", []
+        for char in skeleton:
+            index = ord(char) - 0xE000
+            if 0 <= index < len(texts):
+                starts.append(len(rendered))
+                rendered += texts[index]
+            else:
+                rendered += char
+        if rendered != self._apply_template(conversation) or len(starts) != len(texts):
+            raise InputError(
+                "rendering the chat template: it rewrites the text of a message (trims it, "
+                "perhaps), so that spans cannot be located. Give the text without leading or "
+                "trailing white space."
+            )
+        return rendered, starts, texts
+
+    def _apply_template(self, conversation: Conversation) -> str:
+        return self.tokenizer.apply_chat_template(
+            [dict(m) for m in conversation],
+            chat_template=self.chat_template,
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+
+
+def _segment_ranges(
+    segments: Segments | None, starts: list[int], texts: list[str]
+) -> list[tuple[str, int, int]]:
+    """Character ranges of named segments; ``text`` itself is no segment."""
+    if not segments:
+        return []
+    if len(texts) != 1 or "".join(text for _, text in segments) != texts[0]:
+        raise InputError(
+            "naming segments: their texts must join to the one text of the user's message, got "
+            f"{[text for _, text in segments]} for {texts}."
+        )
+    ranges, at = [], starts[0]
+    for name, text in segments:
+        if name != "text":
+            ranges.append((name, at, at + len(text)))
+        at += len(text)
+    return ranges
+
+
+def _overlaps(ranges: Sequence[tuple[int, int]], start: int, stop: int) -> bool:
+    return any(start < r_stop and stop > r_start for r_start, r_stop in ranges)
+
+
+def _placeholder_error(n_clips: int, n_placeholders: int) -> InputError:
+    return InputError(
+        f"building the prompt: it has {n_placeholders} audio placeholders for {n_clips} clips. "
+        "Give one clip per placeholder; a chat message with an audio item makes its own."
+    )
+
+
+def _map_texts(content: Any, change: Any) -> Any:
+    if isinstance(content, str):
+        return change(content)
+    return [
+        {**item, "text": change(item["text"])} if item.get("type") == "text" else dict(item)
+        for item in content
+    ]
+
+
+def _audio_sources(conversation: Conversation) -> list[AudioSource | AudioClip]:
+    sources: list[AudioSource | AudioClip] = []
+    for message in conversation:
+        if isinstance(message["content"], str):
+            continue
+        for item in message["content"]:
+            if item.get("type") not in ("audio", "audio_url"):
+                continue
+            given = [item[key] for key in ("audio", "path", "url", "audio_url") if key in item]
+            if len(given) != 1:
+                raise InputError(
+                    f"reading an audio item with keys {sorted(item)}: expected one of "
+                    "'audio', 'path' or 'url' with a file, an array or (array, rate)."
+                )
+            source = given[0]
+            if isinstance(source, str) and source.startswith(("http://", "https://")):
+                raise InputError(f"reading {source}: download the clip and give its path.")
+            sources.append(source)
+    return sources
+
+
+def conversations_from(
+    audio: Any, text: str | Sequence[str] | None, segments: Any
+) -> tuple[list[Conversation], list[Segments | None]]:
+    """Chat messages for ``prepare(audio, text)``: a list is one item per row.
+
+    A nested list of audio puts several clips into one prompt; a single audio, text or list of
+    segments is shared by all rows.
+
+    Raises:
+        InputError: lists of different lengths, or both text and segments.
+    """
+    if segments is not None and text is not None:
+        raise InputError("preparing a prompt: give text or segments, not both.")
+    if segments is not None:
+        is_one_row = bool(segments) and isinstance(segments[0][0], str)
+        rows_of_segments: Any = segments if is_one_row else [list(row) for row in segments]
+        text = (
+            "".join(part for _, part in segments)
+            if is_one_row
+            else ["".join(part for _, part in row) for row in segments]
+        )
+        segments = [rows_of_segments] if is_one_row else rows_of_segments
+    audio_rows = audio if isinstance(audio, list) else [audio]
+    text_rows = [text] if isinstance(text, str) or text is None else list(text)
+    sizes = {len(rows) for rows in (audio_rows, text_rows) if len(rows) != 1}
+    if len(sizes) > 1 or 0 in sizes:
+        raise InputError(
+            f"preparing a batch: {len(audio_rows)} audio rows and {len(text_rows)} texts. "
+            "Give lists of one length, or one item to be shared."
+        )
+    n_rows = sizes.pop() if sizes else 1
+
+    def row_of(rows: list[Any], row: int) -> Any:
+        return rows[row if len(rows) > 1 else 0]
+
+    conversations: list[Conversation] = []
+    for row in range(n_rows):
+        clips = row_of(audio_rows, row)
+        clips = clips if isinstance(clips, list) else [] if clips is None else [clips]
+        content: list[dict[str, Any]] = [{"type": "audio", "audio": clip} for clip in clips]
+        words = row_of(text_rows, row)
+        if words is not None:
+            content.append({"type": "text", "text": words})
+        if not content:
+            raise InputError("preparing a prompt: give audio, text, or both.")
+        conversations.append([{"role": "user", "content": content}])
+    named = [None] * n_rows if segments is None else [row_of(segments, r) for r in range(n_rows)]
+    return conversations, named

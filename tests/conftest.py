@@ -1,0 +1,59 @@
+"""What every test gets: no network, one thread, a fixed seed.
+
+``tests/`` is on the import path (see ``pythonpath`` in pyproject.toml), so that shared modules are
+imported by their bare name: ``from tiny import ...``, ``from tolerances import ...``.
+"""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import random
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+if TYPE_CHECKING:
+    from tiny import TinyModels
+
+    from hooked_alm import HookedALM
+
+# Sums depend on the number of threads.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> "TinyModels":
+    from tiny import TinyModels  # imports transformers' models, which few tests need
+
+    return TinyModels(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def gqa(tiny_models: "TinyModels") -> "Iterator[HookedALM]":
+    """The grouped-query model in float32 under sdpa, with a processor; hooks left on it fail."""
+    yield from without_leftovers(tiny_models.hooked("gqa"))
+
+
+@pytest.fixture
+def mha(tiny_models: "TinyModels") -> "Iterator[HookedALM]":
+    """The multi-head model, likewise, without a processor."""
+    yield from without_leftovers(tiny_models.hooked("mha"))
+
+
+def without_leftovers(model: "HookedALM") -> "Iterator[HookedALM]":
+    yield model
+    left = list(model.list_hooks())
+    model.reset_hooks(including_permanent=True)
+    assert not left

@@ -1,0 +1,49 @@
+"""Every tolerance of the tests, with its reason. Where equality holds, no test reads this table.
+
+Values are absolute, for the tiny models, whose logits are of the order of 10.
+"""
+
+import torch
+
+OTHER_KERNEL = {torch.float32: 1e-5, torch.bfloat16: 0.15}
+"""The same function of the same numbers by another kernel: eager for sdpa, one product per head for
+one of all heads, a sum over heads for one product. Measured: 2.7e-6 and 0.035."""
+
+LENS = {torch.float32: 1e-5, torch.bfloat16: 0.15}
+"""Lens at depth L against the model's logits: a product of another shape in fp32 (measured 0, but
+the kernel is the BLAS' choice), in bf16 also the model's own rounding, which the lens, being fp32,
+does not share (measured 0.046 on the bundled models, whose logits reach 14)."""
+
+PATTERN_ROW_SUM = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
+"""A softmax's row against 1, over up to 134 keys (measured 4.8e-7, and 0.0032 after rounding each
+weight to bf16)."""
+
+SUM_OVER_HEADS = {torch.float32: 6e-6, torch.bfloat16: 0.06}
+"""The heads' results, added up in fp32, against one product for all of them (measured 1.5e-6;
+0.020 with results in bf16)."""
+
+SHIFTED_POSITIONS = {torch.float32: 2e-4, torch.bfloat16: 0.5}
+"""Logits after 1000 is added to every position: angles near 1000 rad hold 5 digits less (measured
+5.2e-5 and 0.13)."""
+
+PADDED_ROW = {torch.float32: 2e-5, torch.bfloat16: 0.25}
+"""A left-padded row against the same prompt alone: products and sums of other lengths, the audio
+encoder's batch among them (measured 4.1e-6 and 0.063)."""
+
+LENS_ROWS = 1e-5
+"""Lens of the bundled models: the head's label rows alone against the whole head, and a norm of one
+row against one of all. Logits are of the order of 10, norms of 100."""
+ATTENTION_MASS = 1e-5
+"""Attention by span: one softmax row from rotated q and k, against the eager kernel's pattern."""
+
+AGAINST_FP64 = 1e-6
+"""Relative: a mean of 54 squares and a root in fp32, against the same in fp64. Measured: 1.1e-7."""
+
+LENS_SUMS = 1e-5
+"""KL and entropy of the lens over 337 tokens, and norms, fp32 against float64 (measured 2.2e-6)."""
+
+ENCODER_BATCH = {torch.float32: 1e-5}
+"""Logits, when a clip was encoded alone instead of beside others: products of other shapes. The
+same holds for a row of the decoder. Measured: ."""
+RESAMPLED_DONOR = 1e-4
+"""Logits of a run patched with a donor resampled in time: two formulas of linear interpolation."""
