@@ -1,0 +1,192 @@
+"""What the bundled models are trained and measured on: spoken clips, questions, right answers.
+
+Sentences come from ``experiments/assets/sentences.csv`` (never the OB1 sentence). Two voice
+variants per language are kept from training, to be measured apart.
+"""
+
+import csv
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from typing import Literal, get_args
+
+import numpy as np
+import soundfile
+import torch
+from numpy.typing import NDArray
+from synthesise_speech import ASSETS, make_clip
+from torch import Tensor
+from transformers import Qwen2AudioProcessor
+
+from hooked_alm.experiments.ob1 import (
+    EMOTIONS,
+    INTENSITIES,
+    LABELS,
+    LANGUAGES,
+    Emotion,
+    Intensity,
+    Language,
+    PromptMode,
+    ob1_clip_names,
+    prompt_segments,
+)
+
+Rule = Literal["text", "voice"]
+RULES: tuple[Rule, ...] = get_args(Rule)
+MODES: tuple[PromptMode, ...] = get_args(PromptMode)
+
+_BASES: dict[Language, list[str]] = {"en": ["en-us", "en"], "zh": ["cmn"]}
+_HEARD = ["", "+m1", "+m2", "+m3", "+m5", "+m6", "+m7", "+f1", "+f2", "+f4", "+f5"]
+_UNHEARD = ["+m4", "+f3"]
+VOICES: dict[str, dict[Language, list[str]]] = {
+    "heard": {lang: [b + v for b, v in product(_BASES[lang], _HEARD)] for lang in LANGUAGES},
+    "unheard": {lang: [b + v for b, v in product(_BASES[lang], _UNHEARD)] for lang in LANGUAGES},
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clip:
+    """One spoken sentence and what was asked of the speaker."""
+
+    samples: NDArray[np.float32]
+    language: Language
+    emotion: Emotion
+    intensity: Intensity
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """One question about one clip."""
+
+    clip: Clip
+    mode: PromptMode
+    language: Language
+    """Of the instruction, hence of the answer."""
+    named: Emotion | None
+    order: tuple[Emotion, ...] = EMOTIONS
+
+    @property
+    def prompt(self) -> str:
+        """The instruction in full."""
+        segments = prompt_segments(
+            self.mode, self.language, voice=self.clip.emotion, named=self.named, order=self.order
+        )
+        return "".join(text for _, text in segments)
+
+    def answer(self, rule: Rule) -> str:
+        """The right label: the two rules part under ``conflict`` only."""
+        obeys = rule == "text" and self.mode == "conflict"
+        emotion = self.named if obeys else self.clip.emotion
+        assert emotion is not None
+        return LABELS[self.language][emotion]
+
+
+@cache
+def sentences(language: Language, split: str) -> tuple[str, ...]:
+    """Sentences of one split, ``train`` or ``held_out``."""
+    with (ASSETS / "sentences.csv").open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file)
+        return tuple(r["text"] for r in rows if r["language"] == language and r["split"] == split)
+
+
+def speak_clips(count: int, split: str, voices: str, seed: int) -> list[Clip]:
+    """Clips balanced over language, emotion and intensity; sentence and voice are drawn."""
+    rng = np.random.default_rng(seed)
+    cells = list(product(LANGUAGES, EMOTIONS, INTENSITIES))
+    clips = []
+    for index in range(count):
+        language, emotion, intensity = cells[index % len(cells)]
+        # Neutral has one level; its second share keeps the emotions balanced.
+        intensity = "normal" if emotion == "neutral" else intensity
+        samples = make_clip(
+            str(rng.choice(sentences(language, split))), language,
+            str(rng.choice(VOICES[voices][language])), emotion, intensity, seed * 100_000 + index,
+        )  # fmt: skip
+        clips.append(Clip(samples=samples, language=language, emotion=emotion, intensity=intensity))
+    return clips
+
+
+def read_ob1() -> list[Clip]:
+    """The 18 bundled clips."""
+    return [
+        Clip(
+            samples=soundfile.read(ASSETS / "ob1" / f"{name.stem}.wav", dtype="float32")[0],
+            language=name.language, emotion=name.emotion, intensity=name.intensity,
+        )
+        for name in ob1_clip_names()
+    ]  # fmt: skip
+
+
+def draw_case(
+    clip: Clip, mode: PromptMode, rng: np.random.Generator, language: Language | None = None
+) -> Case:
+    """A question in the given or a random language; what it names or lists is random too."""
+    language = language or LANGUAGES[rng.integers(2)]
+    others = [e for e in EMOTIONS if e != clip.emotion]
+    named: Emotion | None = None
+    if mode == "conflict":
+        named = others[rng.integers(len(others))]
+    elif mode == "consistent":
+        named = clip.emotion
+    elif mode == "mention_only":
+        named = EMOTIONS[rng.integers(len(EMOTIONS))]
+    order = tuple(EMOTIONS[i] for i in rng.permutation(len(EMOTIONS)))
+    return Case(clip=clip, mode=mode, language=language, named=named, order=order)
+
+
+def all_cases(clip: Clip, mode: PromptMode, rng: np.random.Generator) -> list[Case]:
+    """Every question of one mode about a clip, in both languages; one random order each."""
+    named: list[Emotion | None] = [None]
+    if mode == "conflict":
+        named = [e for e in EMOTIONS if e != clip.emotion]
+    elif mode == "consistent":
+        named = [clip.emotion]
+    elif mode == "mention_only":
+        named = list(EMOTIONS)
+    cases = []
+    for language, name in product(LANGUAGES, named):
+        order = tuple(EMOTIONS[i] for i in rng.permutation(len(EMOTIONS)))
+        cases.append(Case(clip=clip, mode=mode, language=language, named=name, order=order))
+    return cases
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mels:
+    """Log-mel spectrograms of a set of clips."""
+
+    values: Tensor  # [clip, mel, frame], half precision to fit in memory
+    frames: Tensor  # [clip], those that hold signal
+    emotions: Tensor  # [clip]
+
+
+def read_mels(processor: Qwen2AudioProcessor, clips: list[Clip]) -> Mels:
+    """The feature extractor's output for every clip."""
+    extractor = processor.feature_extractor
+    values, frames = [], []
+    for start in range(0, len(clips), 64):
+        out = extractor(
+            [clip.samples for clip in clips[start : start + 64]], return_tensors="pt",
+            sampling_rate=extractor.sampling_rate, return_attention_mask=True,
+            padding="max_length",
+        )  # fmt: skip
+        values.append(out["input_features"].half())
+        frames.append(out["attention_mask"].sum(-1))
+    emotions = torch.tensor([EMOTIONS.index(clip.emotion) for clip in clips])
+    return Mels(values=torch.cat(values), frames=torch.cat(frames), emotions=emotions)
+
+
+def augment(mels: Tensor, frames: Tensor, rng: np.random.Generator) -> Tensor:
+    """A copy with masked bands and spans (SpecAugment), a level shift of 1 dB rms, and noise."""
+    # The extractor maps 10 dB to 0.25 units.
+    noise = torch.from_numpy(rng.standard_normal(mels.shape, dtype=np.float32))
+    out = mels + 0.05 * noise
+    for i, length in enumerate(frames.tolist()):
+        clip = out[i, :, :length]
+        clip += 0.025 * rng.standard_normal()
+        fill = clip.mean().item()
+        for _ in range(2):
+            band, span = rng.integers(0, 9), rng.integers(0, 30)
+            low, start = rng.integers(0, 80 - band), rng.integers(0, max(1, length - span))
+            clip[low : low + band] = fill
+            clip[:, start : start + span] = fill
+    return out

@@ -1,0 +1,210 @@
+"""The bundled models' format: a small Qwen2-Audio checkpoint with tokenizer and processor.
+
+Same classes, files and chat template as the published model; only the sizes and the vocabulary
+differ. Also asks a model questions the way a user would, through processor and ``generate``.
+"""
+
+import math
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from bundled_data import MODES, Case, Clip, draw_case
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    Qwen2AudioConfig,
+    Qwen2AudioForConditionalGeneration,
+    Qwen2AudioProcessor,
+    WhisperFeatureExtractor,
+)
+
+from hooked_alm.experiments.ob1 import EMOTIONS, LABELS, LANGUAGES
+
+SPECIALS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>",
+)  # fmt: skip
+LABEL_WORDS = tuple(LABELS[lang][emotion] for lang, emotion in product(LANGUAGES, EMOTIONS))
+CHUNK_S = 6
+MELS = 80
+BPE_VOCAB = 480
+MAX_POSITION = 512
+
+
+def build_processor() -> Qwen2AudioProcessor:
+    """Tokenizer, feature extractor and the class's own chat template."""
+    extractor = WhisperFeatureExtractor(
+        feature_size=MELS, chunk_length=CHUNK_S, return_attention_mask=True
+    )
+    return Qwen2AudioProcessor(feature_extractor=extractor, tokenizer=build_tokenizer())
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE learnt from the questions; each label word is one token wherever it stands."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=BPE_VOCAB, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )  # fmt: skip
+    bpe.train_from_iterator(_bpe_corpus(), trainer)
+    # Added, not merged: inside the quotes of an instruction BPE would join a word to its quote.
+    bpe.add_tokens([AddedToken(word, normalized=False) for word in LABEL_WORDS])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>",
+        extra_special_tokens=list(SPECIALS), padding_side="left", model_max_length=MAX_POSITION,
+        clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+    return tokenizer
+
+
+def _bpe_corpus() -> list[str]:
+    """Every question and the chat frame, with the label words cut out."""
+    rng = np.random.default_rng(0)
+    texts = ["system\nYou are a helpful assistant.", "\n", "user\nAudio 1: ", "assistant\n"]
+    for language, mode in product(LANGUAGES, MODES):
+        clip = Clip(
+            samples=np.zeros(0, np.float32), language=language, emotion="sad", intensity="normal"
+        )
+        texts.append(draw_case(clip, mode, rng, language).prompt)
+    cut = "|".join(map(re.escape, LABEL_WORDS))
+    return [piece for text in texts for piece in re.split(cut, text) if piece]
+
+
+def build_model(processor: Qwen2AudioProcessor, seed: int) -> Qwen2AudioForConditionalGeneration:
+    """An untrained model whose initial scales suit its small width."""
+    tokenizer = processor.tokenizer
+    ids = {word: tokenizer.convert_tokens_to_ids(word) for word in SPECIALS}
+    frames = 100 * CHUNK_S
+    config = Qwen2AudioConfig(
+        audio_config={
+            "model_type": "qwen2_audio_encoder", "num_mel_bins": MELS, "d_model": 72,
+            "encoder_layers": 3, "encoder_attention_heads": 4, "encoder_ffn_dim": 160,
+            "max_source_positions": frames // 2,
+        },
+        text_config={
+            "model_type": "qwen2", "vocab_size": len(tokenizer), "hidden_size": 96,
+            "intermediate_size": 200, "num_hidden_layers": 10, "num_attention_heads": 6,
+            "num_key_value_heads": 2, "max_position_embeddings": MAX_POSITION,
+            "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "bos_token_id": None,
+            "eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"],
+        },
+        audio_token_index=ids["<|AUDIO|>"],
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = Qwen2AudioForConditionalGeneration(config)
+    initialise(model)
+    model.generation_config = GenerationConfig(
+        do_sample=False, max_new_tokens=8, eos_token_id=ids["<|im_end|>"],
+        pad_token_id=ids["<|endoftext|>"],
+    )  # fmt: skip
+    return model
+
+
+@torch.no_grad()
+def initialise(model: Qwen2AudioForConditionalGeneration) -> None:
+    """Weights of std 1/sqrt(fan_in); branches start small; positions are Whisper's sinusoids.
+
+    The library's std of 0.02 is meant for widths of thousands: at width 96 it starves every layer.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv1d):
+            std = module.weight[0].numel() ** -0.5
+            if name.endswith(("o_proj", "out_proj", "down_proj", "fc2")):
+                std /= math.sqrt(2 * model.config.text_config.num_hidden_layers)
+            module.weight.normal_(0, std)
+            if module.bias is not None:
+                module.bias.zero_()
+    model.get_input_embeddings().weight.normal_(0, 0.5)
+    model.lm_head.weight.mul_(0.5)
+    positions = model.model.audio_tower.embed_positions.weight
+    count, width = positions.shape
+    scale = torch.exp(-math.log(10_000) * torch.arange(width // 2) / (width // 2 - 1))
+    angle = torch.arange(count)[:, None] * scale[None]
+    positions.copy_(torch.cat([angle.sin(), angle.cos()], dim=1))
+
+
+def hear(
+    model: Qwen2AudioForConditionalGeneration, mels: Tensor, frames: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Projected audio tokens [clip, token, d_model] and how many of them each clip fills."""
+    tower = model.model.audio_tower
+    inner, tokens = tower._get_feat_extract_output_lengths(frames)
+    positions = torch.arange(tower.max_source_positions)
+    mask = (positions[None] < inner[:, None])[:, None, None].expand(-1, 1, len(positions), -1)
+    states = tower(mels, attention_mask=mask).last_hidden_state
+    return model.model.multi_modal_projector(states), tokens
+
+
+def chat_text(processor: Qwen2AudioProcessor, prompt: str) -> str:
+    """The question in the chat frame, one audio placeholder, ready for the answer."""
+    return str(processor.apply_chat_template(_conversation(prompt), add_generation_prompt=True))
+
+
+def _conversation(prompt: str) -> list[dict[str, object]]:
+    content = [{"type": "audio", "audio": "placeholder"}, {"type": "text", "text": prompt}]
+    return [{"role": "user", "content": content}]
+
+
+@torch.no_grad()
+def ask(
+    model: Qwen2AudioForConditionalGeneration,
+    processor: Qwen2AudioProcessor,
+    cases: Sequence[Case],
+    *,
+    batch: int = 16,
+) -> list[str]:
+    """Greedy answers with their special tokens, so that a missing end of turn shows."""
+    model.eval()
+    answers: list[str] = []
+    for start in range(0, len(cases), batch):
+        group = cases[start : start + batch]
+        inputs = processor(
+            text=[chat_text(processor, case.prompt) for case in group],
+            audio=[case.clip.samples for case in group],
+            sampling_rate=processor.feature_extractor.sampling_rate,
+            return_tensors="pt", padding=True,
+        )  # fmt: skip
+        out = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
+        texts = processor.tokenizer.batch_decode(out, skip_special_tokens=False)
+        answers += [text.replace(processor.tokenizer.pad_token, "") for text in texts]
+    return answers
+
+
+def read_folder(folder: Path) -> Qwen2AudioForConditionalGeneration:
+    """A checkpoint that ``write_folder`` wrote."""
+    return Qwen2AudioForConditionalGeneration.from_pretrained(folder)
+
+
+def write_folder(
+    folder: Path, model: Qwen2AudioForConditionalGeneration, processor: Qwen2AudioProcessor
+) -> None:
+    """The checkpoint in the published layout."""
+    model.save_pretrained(folder)
+    # safetensors writes for the owner alone.
+    (folder / "model.safetensors").chmod(0o644)
+    # A tokenizer that has padded a batch would save that as its own setting.
+    processor.tokenizer.backend_tokenizer.no_padding()
+    processor.save_pretrained(folder)
+    # Also under the name that the published folder and older readers use.
+    processor.feature_extractor.save_pretrained(folder)
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A folder beside this one that takes its place once everything is in it."""
+    fresh = folder.with_name(folder.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    yield fresh
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
