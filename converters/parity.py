@@ -186,7 +186,11 @@ def _run_hugging_face(
 ) -> dict[str, Run]:
     architecture = transformers.AutoConfig.from_pretrained(folder).architectures[0]
     model_class = getattr(transformers, architecture)
-    model = model_class.from_pretrained(folder, **options).to(device).eval()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model = model_class.from_pretrained(folder, **options).to(device).eval()
+    finally:
+        transformers.utils.logging.enable_progress_bar()
     decoder = model.get_decoder()
     runs: dict[str, Run] = {}
     for name, inputs in prompts.items():

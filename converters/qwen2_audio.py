@@ -118,6 +118,10 @@ def decoder_config(
 ) -> HookedALMConfig:
     """Sizes of the decoder. The published text config is sparse: transformers fills it in."""
     account_for(config, published, handled=_PUBLISHED_FIELDS)
+    # The encoder is Hugging Face's own, and acts on every field that its config class knows.
+    encoder = config.audio_config
+    known = frozenset(type(encoder)().to_dict())
+    account_for(encoder, published.get("audio_config", {}), handled=known)
     return qwen2_config(
         config.text_config,
         published.get("text_config", {}),

@@ -4,12 +4,13 @@ import json
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from hooked_alm.checkpoint import Checkpoint
-from hooked_alm.config import HookedALMConfig
+from hooked_alm.config import AttentionImplementation, HookedALMConfig
 from hooked_alm.errors import ConversionError, InputError
 from hooked_alm.model import HookedALM
 from hooked_alm.prompts import PromptBuilder
@@ -100,7 +101,18 @@ def lay_out(
             f"loading {family.name}: got components {sorted(components)}, but the checkpoint is "
             "complete in one folder."
         )
-    config = family.config_class.from_dict(dict(published))
+    kernels = get_args(AttentionImplementation)
+    if attn_implementation not in kernels:
+        raise InputError(
+            f"loading {family.name}: got attn_implementation={attn_implementation!r}, expected one "
+            f"of {', '.join(kernels)}."
+        )
+    try:
+        config = family.config_class.from_dict(dict(published))
+    except (StrictDataclassError, ValueError) as error:
+        raise ConversionError(
+            f"reading {folder / 'config.json'}: transformers refuses it: {error}"
+        ) from error
     config._attn_implementation = attn_implementation  # reaches the audio encoder, too
     cfg = family.decoder_config(
         config,
@@ -139,7 +151,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.exists():
         raise InputError(f"loading {folder}: it has no config.json. Is it a model folder?")
-    published: dict[str, Any] = json.loads(path.read_text())
+    try:
+        published: dict[str, Any] = {**json.loads(path.read_text())}
+    except (ValueError, TypeError) as error:
+        raise ConversionError(
+            f"reading {path}: it is no JSON object ({error}). It is damaged; download it again."
+        ) from error
     parts = [published, *(part for part in published.values() if isinstance(part, dict))]
     for part in parts:
         if quantised := part.get("quantization_config"):

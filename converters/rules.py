@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from hooked_alm.checkpoint import Checkpoint
@@ -90,6 +91,7 @@ def plan(
     return Plan(sources=sources, dropped=dropped)
 
 
+@torch.inference_mode(mode=False)  # inference tensors do not count the edits made to them
 def fill(
     model: nn.Module, cfg: HookedALMConfig, checkpoint: Checkpoint, sources: Mapping[str, str]
 ) -> None:

@@ -8,6 +8,7 @@ Source: seed document 000 (OB1 methodology), sections 1.1-1.2; the controls ``me
 ``list_all`` and ``irrelevant_adjective`` answer its defect C9 (the instruction leaks the label).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Literal, get_args
@@ -84,6 +85,7 @@ def prompt_segments(
     voice: Emotion,
     named: Emotion | None = None,
     order: tuple[Emotion, ...] = EMOTIONS,
+    words: Mapping[Emotion, str] | None = None,
 ) -> Segments:
     """The instruction of one run, cut into ``text`` and ``label`` segments.
 
@@ -93,6 +95,7 @@ def prompt_segments(
         voice: emotion of the clip; only checked against ``named``.
         named: emotion named by the instruction (``conflict``, ``consistent``, ``mention_only``).
         order: order of the labels under ``list_all``, so that a run can counterbalance it.
+        words: label word of each emotion; None is ``LABELS`` of the language.
 
     Raises:
         InputError: ``named`` is missing, superfluous, equal to ``voice`` under ``conflict`` or
@@ -114,18 +117,18 @@ def prompt_segments(
             f"prompt mode 'consistent': the instruction names {named!r} but the voice is "
             f"{voice!r}. Use mode 'conflict', or name the voice's emotion."
         )
-    ask = _ASK[language]
+    ask, labels = _ASK[language], words or LABELS[language]
     if mode == "audio_only":
         return [("text", ask + _LABEL_ONLY[language])]
     if mode == "list_all":
         start, between, end = _CHOOSE[language]
-        return [("text", ask + start + between.join(LABELS[language][e] for e in order) + end)]
+        return [("text", ask + start + between.join(labels[e] for e in order) + end)]
     if mode == "irrelevant_adjective":
         before, after = _OBEY[language]
         return [("text", ask + before + _IRRELEVANT_ADJECTIVE[language] + after)]
     assert named is not None
     before, after = (_MENTION if mode == "mention_only" else _OBEY)[language]
-    return [("text", ask + before), ("label", LABELS[language][named]), ("text", after)]
+    return [("text", ask + before), ("label", labels[named]), ("text", after)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -203,7 +203,7 @@ def _check_set(folder: Path, entries: Sequence[ClipEntry], declared_n: int | Non
         raise InputError(
             f"{doing}: got {len(entries)} recordings with a strong neutral ({', '.join(strong)}), "
             "expected at most the 18 of OB1, whose neutral has one level, 'normal'. Leave it out, "
-            f"or declare the number of recordings (declared_n={len(entries)})."
+            f"or declare the number of recordings (-s n_clips={len(entries)})."
         )
     faults = repeats(entries, "file", lambda e: e.path.resolve())
     faults += repeats(entries, "file stem", lambda e: e.path.stem)

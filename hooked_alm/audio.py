@@ -273,7 +273,7 @@ def _fit_length(
 def _too_long(what: str, seconds: float, limit: int | float) -> InputError:
     return InputError(
         f"reading audio: {what} lasts {seconds:.3f} s, expected at most {limit:g} s. "
-        "Cut the recording, or pass truncate=True to use its beginning."
+        "Cut the recording, or pass truncate=True (-s truncate=true) to use its beginning."
     )
 
 

@@ -47,7 +47,13 @@ class Checkpoint(Mapping[str, tuple[int, ...]]):
         )
 
     def _weight_map(self) -> dict[str, str]:
-        return json.loads((self.folder / INDEX).read_text())["weight_map"]
+        try:
+            return {**json.loads((self.folder / INDEX).read_text())["weight_map"]}
+        except (ValueError, LookupError, TypeError) as error:
+            raise ConversionError(
+                f"reading {self.folder / INDEX}: it is no index of a checkpoint "
+                f"({type(error).__name__}: {error}). It is damaged; download it again."
+            ) from error
 
     def _check_index(self) -> None:
         if not (self.folder / INDEX).exists():
@@ -75,7 +81,7 @@ class Checkpoint(Mapping[str, tuple[int, ...]]):
         """One tensor, in ``dtype``.
 
         Raises:
-            ConversionError: it holds NaN or infinity.
+            ConversionError: it holds NaN or infinity, or would in ``dtype``.
         """
         # A handle per tensor: pages of a file that was only converted from are let go at once.
         with self._open(self._file_of[name]) as shard:
@@ -87,6 +93,11 @@ class Checkpoint(Mapping[str, tuple[int, ...]]):
                     f"reading {name} from {self._file_of[name]}: it holds NaN or infinity. The "
                     "file is damaged, or training diverged; nothing computed with it would mean "
                     "anything."
+                )
+            if not torch.isfinite(torch.stack([low, high]).to(dtype)).all():
+                raise ConversionError(
+                    f"reading {name} from {self._file_of[name]}: its values reach from {low:.3g} "
+                    f"to {high:.3g}, more than {dtype} can hold. Load it in another dtype."
                 )
         return stored.to(dtype) if stored.is_floating_point() else stored
 

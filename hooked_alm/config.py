@@ -1,7 +1,7 @@
 """Sizes and variants of one hooked decoder."""
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -86,6 +86,8 @@ class HookedALMConfig:
             )
         if len(self.layer_types) != self.n_layers:
             problems.append(f"{len(self.layer_types)} layer_types for {self.n_layers} layers")
+        if unknown := set(self.layer_types) - set(get_args(LayerType)):
+            problems.append(f"layer_types {sorted(unknown)}, expected {get_args(LayerType)}")
         if "sliding_attention" in self.layer_types and self.sliding_window is None:
             problems.append("sliding_attention layers without a sliding_window")
         if (rope := self.rope_parameters.get("rope_type")) not in STATIC_ROPES:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from .errors import InputError
-from .hooks import HookPoint, is_hooked
+from .hooks import HookPoint
 from .inputs import ALMInput, AudioClip, positions_from_mask, weights_version
 from .spans import AudioTokens, span_flags, span_map
 
@@ -59,10 +59,10 @@ class FrontEnd(nn.Module, ABC):
     def embed_clips(self, clips: Sequence[AudioClip]) -> Float[Tensor, "clip audio_pos d_model"]:
         """Embeddings of the clips, each encoded once and then reused; the result is a copy.
 
-        Clips that are new are encoded together, without gradient. While an ``audio.*`` point is
-        hooked, everything is encoded afresh, and nothing is kept.
+        Clips that are new are encoded together, without gradient. While an ``audio.*`` point, or
+        a module of the encoder, is hooked, everything is encoded afresh, and nothing is kept.
         """
-        if any(is_hooked(m) for m in self.modules() if isinstance(m, HookPoint)):
+        if self._is_hooked():
             fresh = zip(self._encode(clips), clips, strict=True)
             return pad_sequence([e[: clip.n_tokens] for e, clip in fresh], batch_first=True)
         version = weights_version(self)
@@ -74,6 +74,13 @@ class FrontEnd(nn.Module, ABC):
                     clip.remember(self, version, embeddings[: clip.n_tokens].clone())
         known = [clip.encoded(self, version) for clip in clips]
         return pad_sequence([e for e in known if e is not None], batch_first=True)
+
+    def _is_hooked(self) -> bool:
+        # Hook points are modules, and their hooks PyTorch's.
+        return any(
+            m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+            for m in self.modules()
+        )
 
     def _encode(self, clips: Sequence[AudioClip]) -> Float[Tensor, "clip audio_pos d_model"]:
         device = next(self.parameters()).device

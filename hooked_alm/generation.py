@@ -38,7 +38,8 @@ def generate(
             ``num_beams``, ``logits_processor``, ...), over the checkpoint's generation config.
 
     Raises:
-        InputError: text was asked for without a tokenizer, or the batch is padded on the right.
+        InputError: text was asked for without a tokenizer, scores were asked for, or the batch is
+            padded on the right.
     """
     if return_type == "text" and model.tokenizer is None:
         raise InputError(
@@ -50,11 +51,17 @@ def generate(
             "generating: the batch is padded on the right, so new tokens would follow pads. Pad "
             "on the left."
         )
+    if options.pop("return_dict_in_generate", False):
+        raise InputError(
+            "generating: return_dict_in_generate is not supported, only text or tokens are "
+            "returned. Record scores with a hook on unembed.hook_out."
+        )
     loop = _Loop(model, x)
     sequences = loop.generate(
         inputs=x.tokens,
         attention_mask=x.attention_mask,
         use_cache=use_past_kv_cache,
+        return_dict_in_generate=False,
         **({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}),
         **options,
     )

@@ -226,6 +226,17 @@ class HookedModule(HookedRootModule):
         for own in self.matching(name):
             self.hook_dict[own].add_hook(hook, dir=dir, level=self.context_level)
 
+    def remove_all_hook_fns(
+        self,
+        direction: Literal["fwd", "bwd", "both"] = "both",
+        including_permanent: bool = False,
+        level: int | None = None,
+    ) -> None:
+        """Detach hooks; points without any are passed over, which is most of them."""
+        for point in self.hook_dict.values():
+            if is_hooked(point):
+                point.remove_hooks(direction, including_permanent=including_permanent, level=level)
+
     def get_caching_hooks(
         self,
         names_filter: NamesFilter = None,

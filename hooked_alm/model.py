@@ -25,25 +25,13 @@ from .frontend import FrontEnd
 from .hooks import POINT_AXES, ActivationCache, HookedModule, HookPoint, is_hooked, tap
 from .inputs import ALMInput, AudioClip, text_input, unpadded_input
 from .masks import attention_masks
-from .prompts import Conversation, PromptBuilder, conversations_from
+from .prompts import Conversation, PromptBuilder, conversations_from, segments_by_row
 
 ModelInput = ALMInput | TokenIds | str | list[str]
 
 
 class Embed(nn.Embedding):
     """Token embedding."""
-
-    def hook_shapes(self) -> dict[str, str]:
-        """Axes of every point that can fire, sizes filled in where the config fixes them."""
-        cfg = self.cfg
-        sizes = {"d_model": cfg.d_model, "head": cfg.n_heads, "kv_head": cfg.n_key_value_heads,
-                 "d_head": cfg.d_head, "d_mlp": cfg.d_mlp, "vocab": cfg.d_vocab}  # fmt: skip
-        shapes = {}
-        for name in self.hook_dict:
-            if not self.unfireable(name):
-                axes = POINT_AXES.get(name.rpartition(".")[2], "batch pos d_model").split()
-                shapes[name] = " ".join(f"{a}={sizes[a]}" if a in sizes else a for a in axes)
-        return shapes
 
     @property
     def W_E(self) -> Float[Tensor, "vocab d_model"]:
@@ -183,7 +171,7 @@ class HookedALM(HookedModule):
                 raise InputError("preparing a prompt: give a conversation, or audio and text.")
             is_batch = bool(conversation) and not isinstance(conversation[0], dict)
             conversations: list[Conversation] = conversation if is_batch else [conversation]
-            named = segments if is_batch and segments else [segments] * len(conversations)
+            named = segments_by_row(segments, len(conversations))
         else:
             conversations, named = conversations_from(audio, text, segments)
         return prompts.build(conversations, named, answer_prefix, truncate).to(self.cfg.device)

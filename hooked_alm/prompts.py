@@ -11,7 +11,7 @@ from .audio import AudioSource, read_audio
 from .errors import InputError
 from .frontend import FrontEnd
 from .inputs import ALMInput, AudioClip, positions_from_mask
-from .spans import span_flags, span_map
+from .spans import SPAN_NAMES, span_flags, span_map
 
 Message = Mapping[str, Any]
 Conversation = Sequence[Message]
@@ -219,6 +219,10 @@ def _segment_ranges(
             "naming segments: their texts must join to the one text of the user's message, got "
             f"{[text for _, text in segments]} for {texts}."
         )
+    if taken := sorted({name for name, _ in segments} & SPAN_NAMES - {"text"}):
+        raise InputError(
+            f"naming segments: {', '.join(taken)} name spans of every input. Choose other names."
+        )
     ranges, at = [], starts[0]
     for name, text in segments:
         if name != "text":
@@ -242,7 +246,7 @@ def _map_texts(content: Any, change: Any) -> Any:
     if isinstance(content, str):
         return change(content)
     return [
-        {**item, "text": change(item["text"])} if item.get("type") == "text" else dict(item)
+        {**item, "text": change(item["text"])} if isinstance(item.get("text"), str) else dict(item)
         for item in content
     ]
 
@@ -266,6 +270,19 @@ def _audio_sources(conversation: Conversation) -> list[AudioSource | AudioClip]:
                 raise InputError(f"reading {source}: download the clip and give its path.")
             sources.append(source)
     return sources
+
+
+def segments_by_row(segments: Any, n_rows: int) -> list[Segments | None]:
+    """One list of segments per row; a single list, or None, is shared.
+
+    Raises:
+        InputError: lists for another number of rows.
+    """
+    is_shared = not segments or isinstance(segments[0][0], str)
+    rows = [segments] * n_rows if is_shared else list(segments)
+    if len(rows) != n_rows:
+        raise InputError(f"naming segments: {len(rows)} lists of segments for {n_rows} rows.")
+    return rows
 
 
 def conversations_from(

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from .errors import InputError
 
+SPAN_NAMES = frozenset({"audio", "audio_struct", "text", "struct", "readout", "sink"})
+"""Spans of every input: together, all its real positions."""
+
 Range = tuple[int, int]
 """Half-open range of positions in the padded prompt."""
 

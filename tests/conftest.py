@@ -18,9 +18,8 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
-    from tiny import TinyModels
-
     from hooked_alm import HookedALM
+    from tiny import TinyModels
 
 # Sums depend on the number of threads.
 torch.set_num_threads(1)

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import N_LAYERS, TinyModels, hf_inputs
-from tolerances import OTHER_KERNEL
 from torch import Tensor
 
 from hooked_alm import HookedALM, HookNameError, InputError
+from tiny import N_LAYERS, TinyModels, hf_inputs
+from tolerances import OTHER_KERNEL
 
 GOLDEN = Path(__file__).parent / "golden_hooks.json"
 """Every point of a grouped-query audio model in firing order, with its shape. A difference is a
@@ -72,6 +72,20 @@ def test_every_point_is_listed_and_only_one_cannot_fire(gqa: HookedALM) -> None:
     assert golden == (points | aliases) - {"blocks.{layer}.hook_attn_in"}
     assert all(gqa.hook_dict[name].name == name for name in gqa.hook_dict)
     assert aliases == {f"blocks.{{layer}}.attn.hook_{letter}_input" for letter in "qkv"}
+
+
+def test_shapes_are_known_without_a_run(gqa: HookedALM, mha: HookedALM) -> None:
+    for model in (gqa, mha):
+        cache = recorded(model, lambda name: True)
+        shapes = model.hook_shapes()
+        assert set(shapes) == set(cache) - set(model.aliases)
+        for name, shape in shapes.items():
+            for axis, size in zip(shape.split(), cache[name].shape, strict=True):
+                axis, _, fixed = axis.partition("=")
+                assert int(fixed or size) == size, name
+                # Where heads are not grouped, their number does not tell which they are.
+                known = {AXES[size], AXES[size].removeprefix("max_"), "query_pos", "key_pos"}
+                assert axis in known | ({"kv_head"} if model is mha else set()), name
 
 
 def ways_to_name(model: HookedALM) -> list[Callable[[Any], Any]]:
@@ -163,7 +177,10 @@ def test_filters_select_the_same_points_in_every_form(gqa: HookedALM) -> None:
 def test_what_is_cached_by_default(gqa: HookedALM) -> None:
     """What HookedTransformer caches with its default flags, and ours that are free."""
     per_block = {
-        *(f"hook_{point}" for point in ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")),
+        *(
+            f"hook_{point}"
+            for point in ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+        ),
         *(f"ln{n}.hook_{point}" for n in (1, 2) for point in ("scale", "normalized")),
         *(f"attn.hook_{point}" for point in ("q", "k", "v", "rot_q", "rot_k", "attn_scores")),
         *("attn.hook_pattern", "attn.hook_z"),

@@ -6,12 +6,21 @@ from typing import Any
 
 import pytest
 import torch
-from hf_reference import first_difference, hf_activations, with_positions
-from tiny import PLACEHOLDER, VARIANTS, VOCAB, TinyModels, edit_tensors, hf_inputs
 from torch import Tensor
 from transformers import Qwen2AudioForConditionalGeneration
 
+from hf_reference import first_difference, hf_activations, with_positions
 from hooked_alm import ALMInput, HookedALM
+from tiny import (
+    PLACEHOLDER,
+    VARIANTS,
+    VOCAB,
+    TinyModels,
+    edit_tensors,
+    hf_inputs,
+    qwen2_audio_config,
+    save_qwen2_audio,
+)
 
 # Per row, the mel frames of its clips; per row, the number of text tokens.
 CASES = {
@@ -101,6 +110,31 @@ def test_tied_head(tiny_models: TinyModels, tmp_path: Path) -> None:
     check(hf, model, hf_inputs(*CASES["one clip"]), "tied")
     # A head that the checkpoint stores is used, whatever its config declares.
     assert not tiny_models.hooked("declared tied").cfg.tie_word_embeddings
+
+
+ROPES: list[dict[str, Any]] = [
+    {"rope_type": "linear", "factor": 4.0},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 211 / 4},
+    {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+]
+
+
+@pytest.mark.parametrize("rope", ROPES, ids=lambda rope: rope["rope_type"])
+@torch.no_grad()
+def test_scaled_rotary_positions(tmp_path: Path, rope: dict[str, Any]) -> None:
+    config = qwen2_audio_config()
+    config.text_config.rope_parameters = {"rope_theta": 5000.0, **rope}
+    folder = save_qwen2_audio(tmp_path / "m", config, torch.float32)
+    hf = Qwen2AudioForConditionalGeneration.from_pretrained(folder).eval()
+    model = HookedALM.from_pretrained(folder)
+    assert model.cfg.rope_parameters["rope_type"] == rope["rope_type"]
+    check(hf, model, hf_inputs(*CASES["two clips and one"]), rope["rope_type"])
 
 
 @torch.no_grad()

@@ -66,7 +66,7 @@ def test_any_subset_of_the_eighteen(ob1: Path) -> None:
 def test_twenty_only_if_declared(ob1: Path) -> None:
     for i, language in enumerate(("zh", "en")):
         tone(ob1 / f"{language}_neutral_strong.wav", 300 + i)
-    message = r"got 20 rec.* strong neutral \(en_.*, zh_.*\), expected at most the 18 .*n=20"
+    message = r"got 20 rec.* strong neutral \(en_.*, zh_.*\), expected at most the 18 .*n_clips=20"
     with pytest.raises(InputError, match=message):
         load_recordings(ob1)
     assert len(load_recordings(ob1, declared_n=20)) == 20

@@ -110,7 +110,7 @@ def save_qwen2_audio(
 
 
 def edit_tensors(folder: Path, out: Path, change: Any) -> Path:
-    """A copy of a one-shard checkpoint with ``change(tensors)`` applied: in place, or a new dict."""
+    """A copy of a one-shard checkpoint, its tensors changed in place or replaced by ``change``."""
     out.mkdir()
     for file in folder.iterdir():
         if file.suffix != ".safetensors":
@@ -125,7 +125,7 @@ def edit_tensors(folder: Path, out: Path, change: Any) -> Path:
 
 
 def edit_config(folder: Path, out: Path, change: Any) -> Path:
-    """A copy of a checkpoint with ``change(config)`` applied to ``config.json``: in place, or a new dict."""
+    """A copy of a checkpoint, its ``config.json`` changed in place or replaced by ``change``."""
     out.mkdir()
     for file in folder.iterdir():
         (out / file.name).write_bytes(file.read_bytes())

@@ -143,7 +143,11 @@ def verify(
     from hooked_alm.experiments.bundled import model_folder
 
     result = parity.verify(
-        model_folder(model), dtype=dtype, attn_implementation=attn, device=device, tolerance=tolerance
+        model_folder(model),
+        dtype=dtype,
+        attn_implementation=attn,
+        device=device,
+        tolerance=tolerance,
     )
     typer.echo(result.table())
     if not result.passed:

@@ -1,7 +1,8 @@
 """Which donor position stands for which base position (block S-4)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -11,8 +12,13 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..inputs import ALMInput
+from ..spans import SPAN_NAMES
 
-AlignPolicy = Literal["error", "resample_linear", "truncate", "pad_last", "dtw", "min_len"]
+AlignPolicy = Literal[
+    "error", "resample_linear", "nearest", "truncate", "pad_last", "dtw", "min_len"
+]
+AlignPolicies = AlignPolicy | Mapping[str, AlignPolicy]
+"""One policy, or one per span; spans that are not named get ``error``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +58,15 @@ def align(
     spans: Sequence[str],
     *,
     row: int = 0,
-    policy: AlignPolicy = "error",
+    policy: AlignPolicies = "error",
     features: tuple[Tensor, Tensor] | None = None,
 ) -> Alignment:
     """Align spans one by one; those of equal length map position to position.
+
+    A span of several ranges (two clips, text around a clip) is aligned range by range, so that no
+    clip runs over into the next, and ranges are cut where a named segment begins and ends, so that
+    a label of another length does not shift the words behind it. Where the two inputs differ in the
+    number of pieces, the span is aligned as one.
 
     Args:
         base: the run to be patched.
@@ -63,10 +74,11 @@ def align(
         spans: names, each present in both.
         row: of both batches.
         policy: for spans of unequal length. ``error`` refuses; ``resample_linear`` stretches the
-            time axis (audio only); ``truncate`` leaves the longer end out; ``pad_last`` repeats
-            the last donor position; ``dtw`` follows the best warping path (needs ``features``);
-            ``min_len`` ignores spans and takes the same index from the start of both prompts, up to
-            the shorter one: seed 000's rule, kept to reproduce it (defect C10).
+            time axis (audio only); ``nearest`` stretches without mixing positions, and for a single
+            one takes the last, which has seen the whole word; ``truncate`` leaves the longer end
+            out; ``pad_last`` repeats the last donor position; ``dtw`` follows the best warping path
+            (needs ``features``); ``min_len`` ignores spans and takes the same index from the start
+            of both prompts, up to the shorter one: seed 000's rule, kept to reproduce it (C10).
         features: residual stream ``[pos, d_model]`` of base and donor at depth 0, for ``dtw``.
 
     Raises:
@@ -79,15 +91,20 @@ def align(
     for name in spans:
         ours, theirs = base.spans.positions(name, row), donor.spans.positions(name, row)
         ratios[name] = len(theirs) / len(ours) if ours else float("nan")
-        if len(ours) == len(theirs):
-            parts.append((ours, theirs, theirs, [0.0] * len(ours)))
-        elif not ours or not theirs:
+        if bool(ours) != bool(theirs):
             raise InputError(
                 f"aligning span {name!r} of row {row}: it has {len(ours)} positions in the base "
                 f"and {len(theirs)} in the donor. There is nothing to align; leave the span out."
             )
-        else:
-            parts.append(_align_unequal(name, ours, theirs, row, policy, features))
+        pieces = _pieces(base, name, row), _pieces(donor, name, row)
+        if len(pieces[0]) != len(pieces[1]):
+            pieces = [ours], [theirs]
+        applied = policy if isinstance(policy, str) else policy.get(name, "error")
+        for ours, theirs in zip(*pieces, strict=True):
+            if len(ours) == len(theirs):
+                parts.append((ours, theirs, theirs, [0.0] * len(ours)))
+            else:
+                parts.append(_align_unequal(name, ours, theirs, row, applied, features))
     return Alignment(
         base=[pos for part in parts for pos in part[0]],
         lower=[pos for part in parts for pos in part[1]],
@@ -95,6 +112,22 @@ def align(
         weight=[w for part in parts for w in part[3]],
         length_ratio=ratios,
     )
+
+
+def _pieces(x: ALMInput, name: str, row: int) -> list[list[int]]:
+    """The ranges of a span, cut at the edges of the named segments inside it."""
+    edges = {
+        edge
+        for segment in x.spans
+        if segment not in SPAN_NAMES and segment != name
+        for one in x.spans[segment][row]
+        for edge in one
+    }
+    pieces: list[list[int]] = []
+    for start, stop in x.spans[name][row]:
+        cuts = sorted({start, stop, *(edge for edge in edges if start < edge < stop)})
+        pieces += [list(range(a, b)) for a, b in pairwise(cuts)]
+    return pieces
 
 
 def _align_unequal(
@@ -119,6 +152,10 @@ def _align_unequal(
         low = np.floor(at).astype(int)
         high = np.minimum(low + 1, len(theirs) - 1)
         return ours, [theirs[i] for i in low], [theirs[i] for i in high], (at - low).tolist()
+    if policy == "nearest":
+        at = np.linspace(0, len(theirs) - 1, len(ours)).round().astype(int)
+        nearest = [theirs[i] for i in at] if len(ours) > 1 else theirs[-1:]
+        return ours, nearest, nearest, [0.0] * len(ours)
     if policy == "dtw" and features is not None:
         path = dtw_indices(features[0][ours], features[1][theirs])
         warped = [theirs[i] for i in path]
@@ -126,7 +163,7 @@ def _align_unequal(
     raise InputError(
         f"{what}, and policy {policy!r} does not apply. Use clips of equal duration and labels of "
         "equal token count, or a policy: 'resample_linear' (audio), 'dtw' (with features), "
-        "'truncate', 'pad_last'."
+        "'nearest', 'truncate', 'pad_last'."
     )
 
 
@@ -135,7 +172,8 @@ def dtw_indices(
 ) -> list[int]:
     """For each base row, the donor row at the middle of its stretch of the best warping path.
 
-    Cost is the cosine distance; steps are (1,0), (0,1), (1,1). Source: Sakoe & Chiba 1978.
+    Of two in the middle, the earlier. Cost is the cosine distance; steps are (1,0), (0,1), (1,1).
+    Source: Sakoe & Chiba 1978.
     """
     a = torch.nn.functional.normalize(base.float(), dim=-1)
     b = torch.nn.functional.normalize(donor.float(), dim=-1)

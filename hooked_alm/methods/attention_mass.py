@@ -32,13 +32,15 @@ def attention_mass(
         x: prompts.
         spans: names; if they partition the real positions, the masses sum to 1.
         layers: None is all.
-        queries: positions that attend, per row; None is the readout.
+        queries: positions that attend, per row, negative ones from the end; None is the readout.
+            Pads see no key, and their masses are NaN.
 
     Returns:
         Per query head: grouped kv heads are expanded.
     """
     chosen = range(model.cfg.n_layers) if layers is None else layers
     where = (readout_positions(x) if queries is None else queries).to(x.device)
+    where = torch.where(where < 0, where + x.shape[1], where)
     batch = torch.arange(len(x), device=x.device)[:, None]
     segments = torch.stack([x.spans.mask(name) for name in spans], dim=-1).to(x.device)
     held: dict[int, Tensor] = {}

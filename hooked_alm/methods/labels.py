@@ -24,7 +24,8 @@ class LabelSet:
     (which needs a forward per label; see ``sequence_scores``).
 
     Raises:
-        InputError: two labels begin with the same token, where only first tokens are compared.
+        InputError: two labels begin with the same token where only first tokens are compared, or a
+            label has several spellings where one is scored.
     """
 
     names: tuple[str, ...]
@@ -34,6 +35,13 @@ class LabelSet:
 
     def __post_init__(self) -> None:
         """Refuse label sets that could not be told apart."""
+        for name, spellings in zip(self.names, self.spellings, strict=True):
+            if not spellings or (self.mode != "variants" and len(spellings) != 1):
+                raise InputError(
+                    f"scoring label {name!r}: got {len(spellings)} spellings, mode {self.mode!r} "
+                    f"scores {'at least one' if self.mode == 'variants' else 'one'}. Use "
+                    "mode='variants' for several."
+                )
         if self.mode == "sequence":
             return
         owner: dict[int, str] = {}
@@ -69,24 +77,24 @@ class LabelSet:
             ids = [tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
             if not ids or not all(ids):
                 raise InputError(f"tokenising label {name!r}: {texts!r} has an empty spelling.")
-            if mode != "variants" and len(ids) != 1:
-                raise InputError(
-                    f"tokenising label {name!r}: got {len(ids)} spellings, mode {mode!r} scores "
-                    "one. Use mode='variants'."
-                )
             spellings.append(tuple(ids))
         return cls(names=tuple(labels), spellings=tuple(spellings), mode=mode)
 
     @property
     def tokens(self) -> list[int]:
-        """First tokens of all spellings: the logits that ``scores`` wants, in this order."""
-        return [spelling[0] for spellings in self.spellings for spelling in spellings]
+        """First tokens of each label's spellings: the logits ``scores`` wants, in this order."""
+        return [token for tokens in self._first_tokens for token in tokens]
+
+    @property
+    def _first_tokens(self) -> list[list[int]]:
+        # Spellings that begin with the same token are one way to begin, and its logit counts once.
+        return [list(dict.fromkeys(s[0] for s in spellings)) for spellings in self.spellings]
 
     def scores(self, logits: Float[Tensor, "*rows token"]) -> Float[Tensor, "*rows label"]:
         """Score per label from the logits of ``tokens``."""
         if self.mode == "sequence":
             raise InputError("scoring whole labels: use `sequence_scores`, which runs the model.")
-        counts = [len(spellings) for spellings in self.spellings]
+        counts = [len(tokens) for tokens in self._first_tokens]
         # For one spelling log-sum-exp is the identity, and exactly so.
         return torch.stack(
             [

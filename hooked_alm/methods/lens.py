@@ -69,13 +69,17 @@ def unembed_rows(
         norm: "none" leaves the final norm out. Then magnitudes follow the residual norm and signs
             can flip; it is here to reproduce work that did so (defect C6).
     """
-    x = rows.float()
-    if norm == "final":
-        x = model.ln_final.normalize(x) * model.ln_final.weight.float()
     weight = model.unembed.weight
     if tokens is not None:
         weight = weight[torch.as_tensor(tokens, device=weight.device)]
-    return F.linear(x, weight.float())
+    return F.linear(_normed(model, rows, norm), weight.float())
+
+
+def _normed(
+    model: HookedALM, rows: Float[Tensor, "*rows d_model"], norm: LensNorm
+) -> Float[Tensor, "*rows d_model"]:
+    x = rows.float()
+    return model.ln_final.normalize(x) * model.ln_final.weight.float() if norm == "final" else x
 
 
 def logit_lens(
@@ -127,12 +131,13 @@ def lens_fidelity(
         chunk: rows of the vocabulary-sized tensors held at once.
     """
     flat = rows.flatten(1, 2)
+    weight = model.unembed.weight.float()  # cast once, not for every depth
     parts: list[list[Tensor]] = [[], [], []]
     for start in range(0, flat.shape[1], chunk):
-        last = unembed_rows(model, flat[-1, start : start + chunk]).log_softmax(-1)
+        part = flat[:, start : start + chunk]
+        last = F.linear(_normed(model, part[-1], "final"), weight).log_softmax(-1)
         for depth in range(len(flat)):
-            lens = unembed_rows(model, flat[depth, start : start + chunk], norm=norm)
-            log_p = lens.log_softmax(-1)
+            log_p = F.linear(_normed(model, part[depth], norm), weight).log_softmax(-1)
             parts[0].append((last.exp() * (last - log_p)).sum(-1))
             parts[1].append((log_p.argmax(-1) == last.argmax(-1)).float())
             parts[2].append(-(log_p.exp() * log_p).sum(-1))

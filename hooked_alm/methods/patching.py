@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..hooks import HookPoint
 from ..inputs import ALMInput
 from ..model import HookedALM
-from .alignment import Alignment, AlignPolicy, align
+from .alignment import Alignment, AlignPolicies, align
 
 Site = Literal["resid_pre", "resid_post", "z"]
 PatchMode = Literal["replace", "interpolate", "add"]
@@ -110,7 +110,7 @@ def patch_spans(
     heads: Sequence[int] | None = None,
     mode: PatchMode = "replace",
     coefficient: float = 1.0,
-    policy: AlignPolicy = "error",
+    policy: AlignPolicies = "error",
     donor_values: dict[int, Tensor] | None = None,
 ) -> PatchSweep:
     """Patch each span at each block and read the metric, one full forward per cell.
@@ -145,7 +145,7 @@ def patch_spans(
         raise InputError(f"patching {len(base)} base rows with {len(donor)} donor rows.")
     groups = tuple((span,) if isinstance(span, str) else tuple(span) for span in spans)
     features = None
-    if policy == "dtw":
+    if "dtw" in ({policy} if isinstance(policy, str) else policy.values()):
         features = model(base, stop_at_layer=0), model(donor, stop_at_layer=0)
     alignments = [
         [

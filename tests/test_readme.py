@@ -1,0 +1,28 @@
+"""The README's example runs as it stands, from the root of a checkout."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_example_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its muted head changes nothing it should not: both answers are labels."""
+    monkeypatch.chdir(ROOT)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    spans, shape, answers = capsys.readouterr().out.strip().splitlines()
+    assert re.fullmatch(r"\[\(\d+, \d+\)\] \[\(\d+, \d+\)\]", spans)
+    assert re.fullmatch(r"torch\.Size\(\[1, 6, (\d+), \1\]\)", shape)
+    assert answers.startswith("['sad']")
+
+
+def test_its_paths_exist() -> None:
+    """Links and pictures point at files of the checkout."""
+    targets = re.findall(r"\]\((?!https?:)([^)]+)\)", (ROOT / "README.md").read_text())
+    assert targets
+    assert [target for target in targets if not (ROOT / target).exists()] == []
