@@ -24,7 +24,8 @@ class HookedALMConfig:
     TransformerLens' tools flip flags on a live model.
 
     Raises:
-        InputError: on a value that the decoder does not implement, or an unknown field.
+        ConversionError: a value that the decoder does not implement.
+        InputError: an unknown field.
     """
 
     n_layers: int
@@ -96,13 +97,20 @@ class HookedALMConfig:
             raise ConversionError(f"decoder of {self.model_name!r}: " + "; ".join(problems) + ".")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse fields that do not exist: a mistyped flag must not be silently accepted."""
+        """Refuse unknown fields and impossible values; a refused value leaves the old one."""
         if name not in _FIELD_NAMES:
             raise InputError(
                 f"setting cfg.{name}: HookedALMConfig has no such field. "
                 f"It has: {', '.join(sorted(_FIELD_NAMES))}."
             )
+        before = dict(vars(self))
         super().__setattr__(name, value)
+        if len(before) == len(_FIELD_NAMES):  # not while the fields are first set
+            try:
+                self.__post_init__()
+            except ConversionError:
+                super().__setattr__(name, before[name])
+                raise
 
     @property
     def n_groups(self) -> int:

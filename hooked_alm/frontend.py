@@ -59,21 +59,26 @@ class FrontEnd(nn.Module, ABC):
     def embed_clips(self, clips: Sequence[AudioClip]) -> Float[Tensor, "clip audio_pos d_model"]:
         """Embeddings of the clips, each encoded once and then reused; the result is a copy.
 
-        Clips that are new are encoded together, without gradient. While an ``audio.*`` point, or
-        a module of the encoder, is hooked, everything is encoded afresh, and nothing is kept.
+        Clips are encoded together, without gradient, and a clip that occurs twice once. An encoding
+        is kept with the clip and reused wherever the same clips come together, so that results do
+        not depend on what ran before. While an ``audio.*`` point, or a module of the encoder, is
+        hooked, everything is encoded afresh, and nothing is kept.
         """
         if self._is_hooked():
             fresh = zip(self._encode(clips), clips, strict=True)
             return pad_sequence([e[: clip.n_tokens] for e, clip in fresh], batch_first=True)
         version = weights_version(self)
-        # By identity: one clip may be heard in several rows.
-        new = [c for c in dict.fromkeys(clips) if c.encoded(self, version) is None]
-        if new:
+        distinct = list(dict.fromkeys(clips))  # by identity: one clip may be heard in several rows
+        frames = tuple(clip.n_frames for clip in distinct)
+        known = [clip.encodings(self, version) for clip in distinct]
+        if any((frames, index) not in encodings for index, encodings in enumerate(known)):
             with torch.no_grad():
-                for clip, embeddings in zip(new, self._encode(new), strict=True):
-                    clip.remember(self, version, embeddings[: clip.n_tokens].clone())
-        known = [clip.encoded(self, version) for clip in clips]
-        return pad_sequence([e for e in known if e is not None], batch_first=True)
+                together = self._encode(distinct)
+            for index, (clip, encodings) in enumerate(zip(distinct, known, strict=True)):
+                encodings[frames, index] = together[index, : clip.n_tokens].clone()
+        at = {clip: index for index, clip in enumerate(distinct)}
+        embeddings = [known[at[clip]][frames, at[clip]] for clip in clips]
+        return pad_sequence(embeddings, batch_first=True)
 
     def _is_hooked(self) -> bool:
         # Hook points are modules, and their hooks PyTorch's.

@@ -80,13 +80,14 @@ def tap(point: HookPoint, value: Num[Tensor, "..."]) -> Num[Tensor, "..."] | Non
         wrote another value, returned one that carries its own gradient, or waits for the gradient
         (which exists only if the value is part of the graph).
     """
-    if not point.bwd_hooks and all(isinstance(h.user_hook, Recorder) for h in point.fwd_hooks):
+    awaits_gradient = bool(point.bwd_hooks) and torch.is_grad_enabled()
+    if not awaits_gradient and all(isinstance(h.user_hook, Recorder) for h in point.fwd_hooks):
         point(value)
         return None
     # A copy, not the version counter: edits through .data or under inference_mode leave no trace.
     before = value.detach().clone()
     after = point(value)
-    joins_graph = bool(point.bwd_hooks) or (after is not value and after.requires_grad)
+    joins_graph = awaits_gradient or (after is not value and after.requires_grad)
     return after if joins_graph or not torch.equal(before, after) else None
 
 

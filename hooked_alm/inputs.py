@@ -18,6 +18,12 @@ from .spans import NO_AUDIO, SpanMap, span_flags, span_map
 
 RowIndex = int | slice | Sequence[int] | Tensor
 WeightsVersion = tuple[tuple[int, int, torch.dtype], ...]
+Batch = tuple[tuple[int, ...], int]
+"""Frames of all clips that were encoded together, and which of them a clip was.
+
+Kernels round differently for batches of another shape, so an encoding is reused only where encoding
+afresh would give the same bits.
+"""
 
 
 @dataclass(eq=False)
@@ -34,24 +40,19 @@ class AudioClip:
     seconds: float | None = None
     notes: tuple[str, ...] = ()
     """What was done on reading: resampled, downmixed, truncated, silent."""
-    # Per encoder. Never pickled.
-    _encoded: WeakKeyDictionary[nn.Module, tuple[WeightsVersion, Tensor]] = field(
+    # Per encoder: the version of its weights and, per batch, what it made of this clip. Never
+    # pickled.
+    _encoded: WeakKeyDictionary[nn.Module, tuple[WeightsVersion, dict[Batch, Tensor]]] = field(
         default_factory=WeakKeyDictionary, repr=False
     )
 
-    def encoded(self, encoder: nn.Module, version: WeightsVersion) -> Tensor | None:
-        """Embeddings ``[audio_pos, d_model]`` of an earlier run with the same weights."""
-        remembered = self._encoded.get(encoder)
-        return remembered[1] if remembered and remembered[0] == version else None
-
-    def remember(
-        self,
-        encoder: nn.Module,
-        version: WeightsVersion,
-        embeddings: Float[Tensor, "audio_pos d_model"],
-    ) -> None:
-        """Keep embeddings for the next run with this encoder."""
-        self._encoded[encoder] = (version, embeddings)
+    def encodings(self, encoder: nn.Module, version: WeightsVersion) -> dict[Batch, Tensor]:
+        """Embeddings ``[audio_pos, d_model]`` of earlier runs with the same weights, to add to."""
+        known_version, known = self._encoded.get(encoder, (None, {}))
+        if known_version != version:
+            known = {}
+            self._encoded[encoder] = (version, known)
+        return known
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the embeddings behind: they belong to an encoder of this process."""

@@ -344,6 +344,12 @@ class HookedALM(HookedModule):
             cache=cache,
         )
 
+    def _apply(self, fn: Any, recurse: bool = True) -> "HookedALM":
+        """Keep ``cfg`` true under ``.to()``, ``.bfloat16()`` and their kin."""
+        super()._apply(fn, recurse)
+        self.cfg.dtype, self.cfg.device = self.embed.weight.dtype, self.embed.weight.device
+        return self
+
     def run_with_cache(
         self,
         *args: Any,

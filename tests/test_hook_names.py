@@ -161,6 +161,11 @@ def test_filters_select_the_same_points_in_every_form(gqa: HookedALM) -> None:
     forms += [names[::-1], names * 2, lambda name: name in names]
     for form in forms:
         assert set(recorded(gqa, form)) == expected
+    # In the order of the model, whatever the order of the names.
+    assert gqa.matching(["hook_embed", "ln_final.hook_scale"]) == [
+        "ln_final.hook_scale",
+        "hook_embed",
+    ]
     assert set(recorded(gqa, "hook_embed")) == {"hook_embed"}
     assert recorded(gqa, []) == {}
     # Both names of a split input select it, and both are in the cache.
