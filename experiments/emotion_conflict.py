@@ -11,7 +11,6 @@ forward), ``delta`` and ``depths`` (by depth), ``attention`` (by layer and segme
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,10 @@ from hooked_alm.methods.lens import lens_fidelity, residual_rows, unembed_rows
 from hooked_alm.methods.patching import donor_activations, patch_spans
 
 from .bundled import CLIPS, PREFIX, model_folder
+from .emotion_plan import PatchRun, Plan, Run
 from .emotion_report import conclude
-from .emotion_settings import Donor, EmotionConflictConfig
-from .ob1 import CONFLICT_MAP, EMOTIONS, Emotion, Language, PromptMode, prompt_segments
+from .emotion_settings import EmotionConflictConfig
+from .ob1 import EMOTIONS, Emotion, Language, prompt_segments
 from .recordings import Recording, load_recordings
 from .workbench.experiment import Experiment, Unit, UnitResult
 from .workbench.report import Report
@@ -40,32 +40,6 @@ from .workbench.run_folder import RunFolder
 
 SEGMENTS = ("audio", "audio_struct", "text", "struct", "sink", "readout")
 """Partition of a prompt, for attention."""
-
-NAMES_TARGET: tuple[PromptMode, ...] = ("conflict", "mention_only")
-"""Prompt modes that name the target emotion, and so have one run per target."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One forward: a clip under one instruction."""
-
-    recording: Recording
-    condition: PromptMode
-    named: Emotion | None
-    """Emotion that the instruction names."""
-    targets: tuple[Emotion, ...]
-    """Emotions T whose contrast with the voice's is read."""
-
-
-@dataclass(frozen=True)
-class PatchRun:
-    """One sweep: a conflict run as base, and what is written into it."""
-
-    base: Run
-    donor: Run
-    kind: Donor
-    toward: tuple[Emotion, Emotion]
-    """Label that the donor should bring, and label it should displace."""
 
 
 class EmotionConflict(Experiment[EmotionConflictConfig]):
@@ -130,7 +104,7 @@ class EmotionConflict(Experiment[EmotionConflictConfig]):
             },
             "known_defects": config.known_defects(),
             "label_token_ids": {language: self._label_ids(language) for language in self.labels},
-            "sweeps_without_a_clip_for_the_donor": self.impossible_sweeps(),
+            "sweeps_without_a_clip_for_the_donor": self.plan.impossible_sweeps(),
             "clips": [
                 {
                     "name": r.name,
@@ -146,19 +120,6 @@ class EmotionConflict(Experiment[EmotionConflictConfig]):
     def _label_ids(self, language: Language) -> dict[str, Any]:
         labels = self.labels[language]
         return dict(zip(labels.names, labels.spellings, strict=True))
-
-    def impossible_sweeps(self) -> list[str]:
-        """Sweeps that were asked for, but that no clip of this set can be the donor of."""
-        return [
-            _sweep_id(run, kind)
-            for run in self._conflict_runs()
-            for kind in self.config.donors
-            if self._sweep(run, kind) is None
-        ]
-
-    def _conflict_runs(self) -> list[Run]:
-        runs = [run for recording in self.recordings for run in self._runs(recording)]
-        return [run for run in runs if run.condition == "conflict"]
 
     def _check(self, unit: Unit) -> None:
         """Tokenise a unit's prompts and align its spans, which could fail in the midst of a run."""
@@ -198,66 +159,14 @@ class EmotionConflict(Experiment[EmotionConflictConfig]):
         )
         return self.model.prepare(self.clips[run.recording.name], segments=segments)
 
+    @property
+    def plan(self) -> Plan:
+        """What is run on these recordings."""
+        return Plan(self.config, self.recordings)
+
     def units(self) -> list[Unit]:
         """All runs, then all sweeps."""
-        runs = [run for recording in self.recordings for run in self._runs(recording)]
-        units = [Unit(_run_id(run, self.config.pairs == "all_pairs"), run) for run in runs]
-        for run in self._conflict_runs():
-            for kind in self.config.donors:
-                if sweep := self._sweep(run, kind):
-                    units.append(Unit(_sweep_id(run, kind), sweep))
-        return units
-
-    def _targets(self, recording: Recording) -> tuple[Emotion, ...]:
-        if self.config.pairs == "map":
-            return (CONFLICT_MAP[recording.emotion],)
-        return tuple(emotion for emotion in EMOTIONS if emotion != recording.emotion)
-
-    def _runs(self, recording: Recording) -> list[Run]:
-        targets = self._targets(recording)
-        runs = []
-        for mode in self.config.modes:
-            if mode in NAMES_TARGET:
-                runs += [Run(recording, mode, target, (target,)) for target in targets]
-            else:
-                named = recording.emotion if mode == "consistent" else None
-                runs.append(Run(recording, mode, named, targets))
-        return runs
-
-    def _sweep(self, base: Run, kind: Donor) -> PatchRun | None:
-        """The donor of a conflict run (A, T), or None if no clip can play the part."""
-        clip, voice, target = base.recording, base.recording.emotion, base.targets[0]
-        if kind == "self":
-            return PatchRun(base, base, kind, (voice, target))
-        if kind == "text_swap":
-            donor = Run(clip, "consistent", voice, (target,))
-            return PatchRun(base, donor, kind, (voice, target))
-        if kind == "random_other":
-            others = [e for e in EMOTIONS if e not in (voice, target)]
-            named: Emotion = others[_seeded(self.config.seed, base).integers(len(others))]
-            voices = [e for e in others if e != named]
-        else:
-            named, voices = (target if kind == "audio_swap" else voice), [target]
-        other = self._clip_like(clip, voices, base)
-        if other is None:
-            return None
-        mode: PromptMode = "consistent" if other.emotion == named else "conflict"
-        toward = (target, voice) if kind == "audio_swap" else (voice, target)
-        return PatchRun(base, Run(other, mode, named, (target,)), kind, toward)
-
-    def _clip_like(
-        self, clip: Recording, emotions: Sequence[Emotion], base: Run
-    ) -> Recording | None:
-        """A clip of the same language, speaker and sentence; of equal intensity if there is one."""
-        found = [
-            r
-            for r in self.recordings
-            if r.emotion in emotions
-            and r.language == clip.language
-            and all(r.other.get(key) == clip.other.get(key) for key in ("speaker", "sentence"))
-        ]
-        alike = [r for r in found if r.intensity == clip.intensity] or found
-        return alike[_seeded(self.config.seed, base).integers(len(alike))] if alike else None
+        return self.plan.units()
 
     def run_unit(self, unit: Unit) -> UnitResult:
         """One forward with its read-outs, or one sweep."""
@@ -439,15 +348,6 @@ class EmotionConflict(Experiment[EmotionConflictConfig]):
         )
 
 
-def _run_id(run: Run, names_target: bool) -> str:
-    suffix = f"_{run.named}" if names_target and run.condition in NAMES_TARGET else ""
-    return f"{run.recording.name}__{run.condition}{suffix}"
-
-
-def _sweep_id(base: Run, kind: Donor) -> str:
-    return f"patch__{base.recording.name}__{base.named}__{kind}"
-
-
 def _identity(run: Run, prompt_language: Language) -> dict[str, Any]:
     return {
         "clip": run.recording.name,
@@ -491,11 +391,6 @@ def _attention_rows(unit: str, x: ALMInput, mass: Tensor, density: Tensor) -> li
                 }
             )
     return rows
-
-
-def _seeded(seed: int, run: Run) -> np.random.Generator:
-    digest = hashlib.sha256(f"{seed}/{run.recording.name}/{run.named}".encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:8], "big"))
 
 
 def weights_hash(folder: str) -> str | None:

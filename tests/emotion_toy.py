@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import soundfile
 
-from hooked_alm.experiments.emotion_conflict import NAMES_TARGET
+from hooked_alm.experiments.emotion_plan import NAMES_TARGET
 from hooked_alm.experiments.emotion_settings import EmotionConflictConfig
 from hooked_alm.experiments.ob1 import CONFLICT_MAP, EMOTIONS, ob1_clip_names
 from hooked_alm.experiments.recordings import Recording, load_recordings

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from hooked_alm.experiments.bundled import CLIPS, MODELS
-from hooked_alm.experiments.emotion_conflict import SEGMENTS, EmotionConflict, PatchRun, Run
+from hooked_alm.experiments.emotion_conflict import SEGMENTS, EmotionConflict
+from hooked_alm.experiments.emotion_plan import PatchRun, Run
 from hooked_alm.experiments.emotion_settings import EmotionConflictConfig
 from hooked_alm.experiments.ob1 import CONFLICT_MAP, EMOTIONS, LABELS
 from hooked_alm.experiments.workbench.experiment import Unit, UnitResult
