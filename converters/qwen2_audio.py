@@ -18,7 +18,7 @@ from hooked_alm.frontend import FrontEnd
 from hooked_alm.inputs import ALMInput, AudioClip, refuse_arguments
 from hooked_alm.spans import AudioTokens
 
-from .decoders import decoder_rules, qwen2_config
+from . import decoders
 from .family import Family
 from .rules import Rename
 from .strict_config import account_for
@@ -122,9 +122,11 @@ def decoder_config(
     encoder = config.audio_config
     known = frozenset(type(encoder)().to_dict())
     account_for(encoder, published.get("audio_config", {}), handled=known)
-    return qwen2_config(
+    return decoders.decoder_config(
         config.text_config,
         published.get("text_config", {}),
+        qkv_bias=True,
+        qk_norm=False,
         # Published files leave it out at the top, where Hugging Face reads it.
         tie_word_embeddings=getattr(config, "tie_word_embeddings", False),
         **identity,
@@ -139,7 +141,7 @@ FAMILY = Family(
     front_end=Qwen2AudioFrontEnd,
     # Older files keep the decoder under language_model.model, in memory it is model.language_model.
     rules=(
-        *decoder_rules(
+        *decoders.decoder_rules(
             r"(?:language_model\.model\.|model\.language_model\.)",
             head=r"(?:language_model\.)?lm_head",
         ),

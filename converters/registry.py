@@ -18,7 +18,12 @@ from hooked_alm.prompts import PromptBuilder
 from .family import Family
 from .rules import fill, plan
 
-FAMILIES = {"Qwen2AudioForConditionalGeneration": "qwen2_audio"}
+FAMILIES = {
+    "Qwen2AudioForConditionalGeneration": "qwen2_audio",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "LlamaForCausalLM": "llama",
+}
 """Architecture, as ``config.json`` names it -> module of this package."""
 
 DTYPES = {

@@ -50,6 +50,8 @@ class HookedALMConfig:
     """Activation of the MLP's gate, by its transformers name."""
     qkv_bias: bool
     """Whether q, k and v have a bias (Qwen2 yes, LLaMA no). The output projection has none."""
+    qk_norm: bool
+    """Whether q and k pass an RMSNorm over each head before rotation (Qwen3)."""
     tie_word_embeddings: bool
     """Whether the unembedding is the embedding."""
     rope_parameters: dict[str, Any]

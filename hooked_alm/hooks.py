@@ -37,6 +37,7 @@ COSTLY_POINTS = (
 QUERY_ROW_POINTS = ("hook_attn_scores", "hook_pattern")
 """Points of shape ``[batch, head, query_pos, key_pos]``; all others have positions on axis 1."""
 
+RESID_AXES = "batch pos d_model"
 POINT_AXES = {
     "hook_tokens": "batch pos",
     "hook_audio_embed": "clip audio_pos d_model",
@@ -45,6 +46,10 @@ POINT_AXES = {
     "hook_projector_in": "clip audio_pos d_audio",
     "hook_projector_out": "clip audio_pos d_model",
     "hook_scale": "batch pos 1",
+    "q_norm.hook_scale": "batch pos head 1",
+    "k_norm.hook_scale": "batch pos kv_head 1",
+    "q_norm.hook_normalized": "batch pos head d_head",
+    "k_norm.hook_normalized": "batch pos kv_head d_head",
     "hook_attn_in": "batch pos head d_model",
     "hook_q_input": "batch pos head d_model",
     "hook_k_input": "batch pos kv_head d_model",
@@ -64,7 +69,7 @@ POINT_AXES = {
     "hook_post": "batch pos d_mlp",
     "hook_out": "batch pos vocab",
 }
-"""Axes of every kind of point; those not listed are ``batch pos d_model``."""
+"""Axes of a point by the last part, or two, of its name; all others have ``RESID_AXES``."""
 
 
 def is_hooked(point: HookPoint) -> bool:

@@ -22,7 +22,7 @@ from .components.rotary import Rotary
 from .config import HookedALMConfig, LayerType
 from .errors import InputError
 from .frontend import FrontEnd
-from .hooks import POINT_AXES, ActivationCache, HookedModule, HookPoint, is_hooked, tap
+from .hooks import POINT_AXES, RESID_AXES, ActivationCache, HookedModule, HookPoint, is_hooked, tap
 from .inputs import ALMInput, AudioClip, text_input, unpadded_input
 from .masks import attention_masks
 from .prompts import Conversation, PromptBuilder, conversations_from, segments_by_row
@@ -185,6 +185,11 @@ class HookedALM(HookedModule):
         return self._prompts().read_clip(source, truncate)
 
     def _prompts(self) -> PromptBuilder:
+        if self.prompts is None and self.audio is None:
+            raise InputError(
+                f"preparing a prompt for {self.cfg.model_name!r}: it is a text model and hears no "
+                "audio. Give it text or token ids directly, as in `model(text)`."
+            )
         if self.prompts is None:
             raise InputError(
                 f"preparing a prompt for {self.cfg.model_name!r}: its folder has no processor "
@@ -421,8 +426,11 @@ class HookedALM(HookedModule):
         shapes = {}
         for name in self.hook_dict:
             if not self.unfireable(name):
-                axes = POINT_AXES.get(name.rpartition(".")[2], "batch pos d_model").split()
-                shapes[name] = " ".join(f"{a}={sizes[a]}" if a in sizes else a for a in axes)
+                kind = name.split(".")[-2:]
+                axes = POINT_AXES.get(".".join(kind)) or POINT_AXES.get(kind[-1], RESID_AXES)
+                shapes[name] = " ".join(
+                    f"{a}={sizes[a]}" if a in sizes else a for a in axes.split()
+                )
         return shapes
 
     @property

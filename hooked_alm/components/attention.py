@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ..axes import Heads, Resid
 from ..config import HookedALMConfig, LayerType
 from ..hooks import HookPoint, is_hooked, tap
+from .norm import RMSNorm
 from .rotary import RotaryTables, rotate
 
 HeadsFirst = Float[Tensor, "batch head pos d_head"]
@@ -39,14 +40,16 @@ class Attention(nn.Module):
 
     Hook points, in firing order (``key_pos`` counts cached positions too):
         ``hook_q [batch, pos, head, d_head]``, ``hook_k``, ``hook_v [batch, pos, kv_head, d_head]``
-        with bias, before rotation; ``hook_rot_q``, ``hook_rot_k`` after it.
+        with bias, before q/k norm and rotation; ``hook_rot_q``, ``hook_rot_k`` after them. With q/k
+        norm, ``q_norm`` and ``k_norm`` have the points of an ``RMSNorm`` over ``d_head``.
         ``hook_attn_scores``, ``hook_pattern [batch, head, query_pos, key_pos]``, on demand: scores
         after scale and mask, pattern after softmax. Masked scores are the dtype's minimum, and pad
         queries attend evenly, as in Hugging Face.
         ``hook_z [batch, pos, head, d_head]``: what the output projection reads.
         ``hook_result [batch, pos, head, d_model]``, on demand: what each head writes.
 
-    Source: transformers 5.23 ``Qwen2Attention`` and ``eager_attention_forward``.
+    Source: transformers 5.23 ``Qwen2Attention``, ``Qwen3Attention`` (q/k norm) and
+    ``eager_attention_forward``.
     """
 
     is_causal = True  # read by transformers' attention functions, like num_key_value_groups
@@ -64,6 +67,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(cfg.d_model, d_kv, bias=cfg.qkv_bias)
         self.v_proj = nn.Linear(cfg.d_model, d_kv, bias=cfg.qkv_bias)
         self.o_proj = nn.Linear(d_q, cfg.d_model, bias=False)
+        self.q_norm = RMSNorm(cfg.d_head, cfg.eps) if cfg.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(cfg.d_head, cfg.eps) if cfg.qk_norm else nn.Identity()
         self.hook_q = HookPoint()
         self.hook_k = HookPoint()
         self.hook_v = HookPoint()
@@ -82,8 +87,8 @@ class Attention(nn.Module):
         q = self.hook_q(self._project(self.q_proj, x, split.get("q")))
         k = self.hook_k(self._project(self.k_proj, x, split.get("k")))
         v = self.hook_v(self._project(self.v_proj, x, split.get("v"))).transpose(1, 2)
-        q = rotate(q.transpose(1, 2), context.rotary)
-        k = rotate(k.transpose(1, 2), context.rotary)
+        q = rotate(self.q_norm(q).transpose(1, 2), context.rotary)
+        k = rotate(self.k_norm(k).transpose(1, 2), context.rotary)
         q = self.hook_rot_q(q.transpose(1, 2)).transpose(1, 2)
         k = self.hook_rot_k(k.transpose(1, 2)).transpose(1, 2)
         if context.cache is not None:

@@ -1,0 +1,20 @@
+"""LLaMA, text only: nothing has a bias; 3.1 and later scale the rotary frequencies.
+
+Source: transformers 5.23 ``LlamaForCausalLM``.
+"""
+
+from functools import partial
+
+from transformers import LlamaConfig
+
+from .decoders import decoder_rules, text_decoder_config
+from .family import Family
+
+FAMILY = Family(
+    name="LLaMA",
+    architectures=("LlamaForCausalLM",),
+    config_class=LlamaConfig,
+    decoder_config=partial(text_decoder_config, qkv_bias=False, qk_norm=False),
+    front_end=None,
+    rules=decoder_rules(r"model\."),
+)
