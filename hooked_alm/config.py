@@ -69,6 +69,14 @@ class HookedALMConfig:
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     tokenizer_name: str | None = None
+    use_attn_result: bool = False
+    use_split_qkv_input: bool = False
+    use_attn_in: bool = False
+    use_hook_mlp_in: bool = False
+    use_hook_tokens: bool = False
+    """These five only decide what a cache without names keeps: hooked points always compute."""
+    ungroup_grouped_query_attention: bool = False
+    """Keys and values per query head; set by ``set_ungroup_grouped_query_attention``."""
     normalization_type: Literal["RMS"] = "RMS"
     final_rms: bool = True
     attn_only: bool = False

@@ -17,22 +17,30 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Num
 from torch import Tensor
-from transformer_lens import ActivationCache, HookedRootModule
+from transformer_lens import ActivationCache, FactoredMatrix, HookedRootModule
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities import Slice
 
 from .errors import HookNameError
 
-__all__ = ["ActivationCache", "HookPoint", "HookedModule", "is_hooked", "tap"]
+__all__ = ["ActivationCache", "FactoredMatrix", "HookPoint", "HookedModule", "is_hooked", "tap"]
 
 NamesFilter = str | Iterable[str] | Callable[[str], bool] | None
 Hook = tuple[str | Callable[[str], bool], Callable[..., Any]]
 
-COSTLY_POINTS = (
-    "hook_result", "hook_q_input", "hook_k_input", "hook_v_input", "hook_attn_in", "hook_mlp_in",
-    "hook_tokens",
-)  # fmt: skip
-"""Points that HookedTransformer puts behind a flag: cached only when named."""
+FLAGGED_POINTS = {
+    "hook_result": "use_attn_result",
+    "hook_q_input": "use_split_qkv_input",
+    "hook_k_input": "use_split_qkv_input",
+    "hook_v_input": "use_split_qkv_input",
+    "hook_attn_in": "use_attn_in",
+    "hook_mlp_in": "use_hook_mlp_in",
+    "hook_tokens": "use_hook_tokens",
+}
+"""Costly points, and the flag of ``cfg`` that HookedTransformer hides each behind.
+
+Here a hook by name always fires; the flag only decides whether a cache without names keeps it.
+"""
 
 QUERY_ROW_POINTS = ("hook_attn_scores", "hook_pattern")
 """Points of shape ``[batch, head, query_pos, key_pos]``; all others have positions on axis 1."""
@@ -157,6 +165,10 @@ class HookedModule(HookedRootModule):
         """Why the point cannot fire on this model, or None. Overridden by the model."""
         return None
 
+    def is_cached_by_default(self, name: str) -> bool:
+        """Whether a cache without names keeps the point. The model adds its flags."""
+        return name.rpartition(".")[2] not in FLAGGED_POINTS
+
     def resolve(self, name: str) -> str:
         """The point's own name for a name or alias.
 
@@ -193,7 +205,7 @@ class HookedModule(HookedRootModule):
             return [
                 name
                 for name in possible
-                if not name.endswith(COSTLY_POINTS) and not name.startswith("audio.")
+                if not name.startswith("audio.") and self.is_cached_by_default(name)
             ]
         if callable(names):
             by_alias = {own for alias, own in self.aliases.items() if names(alias)}

@@ -6,7 +6,7 @@ the blocks to the final norm and the unembedding.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from einops import rearrange
@@ -20,6 +20,7 @@ from .components.block import Block
 from .components.norm import RMSNorm
 from .components.rotary import Rotary
 from .config import HookedALMConfig, LayerType
+from .contract import HookedTransformerSurface
 from .errors import InputError
 from .frontend import FrontEnd
 from .hooks import POINT_AXES, RESID_AXES, ActivationCache, HookedModule, HookPoint, is_hooked, tap
@@ -28,6 +29,13 @@ from .masks import attention_masks
 from .prompts import Conversation, PromptBuilder, conversations_from, segments_by_row
 
 ModelInput = ALMInput | TokenIds | str | list[str]
+
+
+class Output(NamedTuple):
+    """Logits and loss of one run."""
+
+    logits: Logits
+    loss: Float[Tensor, ""]
 
 
 class Embed(nn.Embedding):
@@ -78,7 +86,7 @@ class Blocks(nn.ModuleList):
         return super().__getitem__(layer)
 
 
-class HookedALM(HookedModule):
+class HookedALM(HookedTransformerSurface, HookedModule):
     """An audio language model with TransformerLens' hook points, equal to Hugging Face bit by bit.
 
     ::
@@ -233,18 +241,19 @@ class HookedALM(HookedModule):
     def forward(
         self,
         input: ModelInput | Resid,
-        return_type: Literal["logits"] | None = "logits",
+        return_type: Literal["logits", "loss", "both"] | None = "logits",
         *,
         start_at_layer: int | None = None,
         stop_at_layer: int | None = None,
         inputs: ModelInput | None = None,
         past_key_values: Any = None,
-    ) -> Logits | Resid | None:
+    ) -> Logits | Resid | Float[Tensor, ""] | Output | None:
         """Run the decoder.
 
         Args:
             input: a prompt; with ``start_at_layer`` a residual stream instead.
-            return_type: "logits", or None to run without unembedding.
+            return_type: "logits"; "loss", the mean next-token cross-entropy over real text, which
+                never scores audio placeholders; "both"; or None to run without unembedding.
             start_at_layer: block to resume at; earlier ones do not run. Negative ones count from
                 the end; ``n_layers`` is after the last block.
             stop_at_layer: block to stop before; the residual stream there is returned.
@@ -253,7 +262,8 @@ class HookedALM(HookedModule):
             past_key_values: transformers ``Cache``; the positions it already holds are not run.
 
         Returns:
-            Logits ``[batch, pos, vocab]``, or the residual stream ``[batch, pos, d_model]``.
+            Logits ``[batch, pos, vocab]``, a scalar loss, an ``Output`` of both, or the residual
+            stream ``[batch, pos, d_model]``.
 
         Raises:
             InputError: a layer that does not exist, embeddings without ``start_at_layer``, or
@@ -282,7 +292,13 @@ class HookedALM(HookedModule):
         if stop_at_layer is not None:
             return resid
         normalized = self.ln_final(resid)
-        return None if return_type is None else self.unembed(normalized)
+        if return_type is None:
+            return None
+        logits = self.unembed(normalized)
+        if return_type == "logits":
+            return logits
+        loss = self.loss_fn(logits, x)
+        return loss if return_type == "loss" else Output(logits, loss)
 
     def _layers(self, start: int | None, stop: int | None) -> range:
         n_layers = self.cfg.n_layers
@@ -432,18 +448,3 @@ class HookedALM(HookedModule):
                     f"{a}={sizes[a]}" if a in sizes else a for a in axes.split()
                 )
         return shapes
-
-    @property
-    def W_E(self) -> Float[Tensor, "vocab d_model"]:
-        """Embedding table."""
-        return self.embed.W_E
-
-    @property
-    def W_U(self) -> Float[Tensor, "d_model vocab"]:
-        """Unembedding."""
-        return self.unembed.W_U
-
-    @property
-    def b_U(self) -> Float[Tensor, " vocab"]:
-        """Zeros: no model of this class has an unembedding bias."""
-        return self.unembed.b_U

@@ -29,7 +29,7 @@ FOLDERS = {
 LEVELS = (
     {"errors", "axes"},
     {"audio", "config", "hooks", "spans", "inputs"},
-    {"masks", "components", "frontend", "prompts", "checkpoint"},
+    {"masks", "components", "contract", "frontend", "prompts", "checkpoint"},
     {"model", "generation", "cache"},
     {"engine"},
     {"methods"},

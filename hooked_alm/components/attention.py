@@ -60,7 +60,7 @@ class Attention(nn.Module):
         self.cfg, self.layer_idx = cfg, layer
         self.layer_type: LayerType = cfg.layer_types[layer]
         self.sliding_window = cfg.sliding_window if self.layer_type == "sliding_attention" else None
-        self.num_key_value_groups = cfg.n_groups
+        self.n_stored_kv_heads = cfg.n_key_value_heads
         self.scaling = cfg.d_head**-0.5
         d_q, d_kv = cfg.n_heads * cfg.d_head, cfg.n_key_value_heads * cfg.d_head
         self.q_proj = nn.Linear(cfg.d_model, d_q, bias=cfg.qkv_bias)
@@ -109,14 +109,31 @@ class Attention(nn.Module):
             or is_hooked(self.hook_pattern)
         )
 
+    @property
+    def num_key_value_groups(self) -> int:
+        """Query heads per kv head, as transformers' attention functions ask for it."""
+        return self.cfg.n_groups
+
     def _project(self, linear: nn.Linear, x: Resid, per_head: Tensor | None) -> Heads:
         if per_head is None:
-            return linear(x).unflatten(-1, (-1, self.cfg.d_head))
-        weight = rearrange(linear.weight, "(h e) d -> h e d", e=self.cfg.d_head)
-        out = torch.einsum("bphd,hed->bphe", per_head, weight)
-        if linear.bias is not None:
-            out = out + rearrange(linear.bias, "(h e) -> h e", e=self.cfg.d_head)
-        return out
+            heads = linear(x).unflatten(-1, (-1, self.cfg.d_head))
+            is_grouped = self.cfg.ungroup_grouped_query_attention and linear is not self.q_proj
+            return heads.repeat_interleave(self._n_stored_groups, 2) if is_grouped else heads
+        weight, bias = self._by_head(linear)
+        n_copies = per_head.shape[2] // len(weight)  # more than one when kv heads are ungrouped
+        weight, bias = (part.repeat_interleave(n_copies, 0) for part in (weight, bias))
+        return torch.einsum("bphd,hde->bphe", per_head, weight) + bias
+
+    @property
+    def _n_stored_groups(self) -> int:
+        return self.cfg.n_heads // self.n_stored_kv_heads
+
+    def _by_head(self, linear: nn.Linear) -> tuple[Tensor, Tensor]:
+        """Stored weight ``[head, d_model, d_head]`` and bias ``[head, d_head]`` of a projection."""
+        weight = rearrange(linear.weight, "(h e) d -> h d e", e=self.cfg.d_head)
+        if not self.cfg.qkv_bias:
+            return weight, weight.new_zeros(len(weight), self.cfg.d_head)
+        return weight, rearrange(linear.bias, "(h e) -> h e", e=self.cfg.d_head)
 
     def _attend(
         self, q: HeadsFirst, k: KeyValues, v: KeyValues, context: AttentionContext
@@ -166,17 +183,17 @@ class Attention(nn.Module):
     @property
     def W_Q(self) -> Float[Tensor, "head d_model d_head"]:
         """View of the query projection."""
-        return rearrange(self.q_proj.weight, "(h e) d -> h d e", e=self.cfg.d_head)
+        return self._by_head(self.q_proj)[0]
 
     @property
     def W_K(self) -> Float[Tensor, "head d_model d_head"]:
         """Key projection of every query head: kv heads repeated over their group."""
-        return self._expanded(self.k_proj)
+        return self._by_head(self.k_proj)[0].repeat_interleave(self._n_stored_groups, 0)
 
     @property
     def W_V(self) -> Float[Tensor, "head d_model d_head"]:
         """Value projection of every query head: kv heads repeated over their group."""
-        return self._expanded(self.v_proj)
+        return self._by_head(self.v_proj)[0].repeat_interleave(self._n_stored_groups, 0)
 
     @property
     def W_O(self) -> Float[Tensor, "head d_head d_model"]:
@@ -184,13 +201,24 @@ class Attention(nn.Module):
         return rearrange(self.o_proj.weight, "d (h e) -> h e d", e=self.cfg.d_head)
 
     @property
+    def b_Q(self) -> Float[Tensor, "head d_head"]:
+        """Query bias, or zeros."""
+        return self._by_head(self.q_proj)[1]
+
+    @property
+    def b_K(self) -> Float[Tensor, "head d_head"]:
+        """Key bias of every query head, or zeros."""
+        return self._by_head(self.k_proj)[1].repeat_interleave(self._n_stored_groups, 0)
+
+    @property
+    def b_V(self) -> Float[Tensor, "head d_head"]:
+        """Value bias of every query head, or zeros."""
+        return self._by_head(self.v_proj)[1].repeat_interleave(self._n_stored_groups, 0)
+
+    @property
     def b_O(self) -> Float[Tensor, " d_model"]:
         """Zeros: the output projection has no bias."""
         return self.o_proj.weight.new_zeros(self.cfg.d_model)
-
-    def _expanded(self, linear: nn.Linear) -> Tensor:
-        grouped = rearrange(linear.weight, "(k e) d -> k d e", e=self.cfg.d_head)
-        return repeat(grouped, "k d e -> (k g) d e", g=self.cfg.n_groups)
 
 
 def _ungroup(x: KeyValues, n_groups: int) -> Float[Tensor, "batch head key_pos d_head"]:

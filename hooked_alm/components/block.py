@@ -24,6 +24,8 @@ class Block(nn.Module):
     Source: transformers 5.23 ``Qwen2DecoderLayer``.
     """
 
+    hook_out_is_single_residual_stream = True  # asked for by TransformerLens' analysis tools
+
     def __init__(self, cfg: HookedALMConfig, layer: int) -> None:
         """Allocate attention, MLP and their norms."""
         super().__init__()
