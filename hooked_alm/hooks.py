@@ -159,7 +159,7 @@ class HookedModule(HookedRootModule):
             if point in ("hook_q_input", "hook_k_input", "hook_v_input"):
                 self.aliases[f"{head}.attn.{point}"] = name
         for alias, name in self.aliases.items():
-            self.mod_dict[alias] = self.mod_dict[name]
+            self.mod_dict[alias] = self.hook_dict[alias] = self.hook_dict[name]
 
     def unfireable(self, name: str) -> str | None:
         """Why the point cannot fire on this model, or None. Overridden by the model."""
@@ -200,7 +200,8 @@ class HookedModule(HookedRootModule):
         """
         if isinstance(names, str):
             return [self.resolve(names)]
-        possible = [name for name in self.hook_dict if not self.unfireable(name)]
+        points = [name for name in self.hook_dict if name not in self.aliases]
+        possible = [name for name in points if not self.unfireable(name)]
         if names is None:
             return [
                 name

@@ -441,7 +441,7 @@ class HookedALM(HookedTransformerSurface, HookedModule):
                  "d_head": cfg.d_head, "d_mlp": cfg.d_mlp, "vocab": cfg.d_vocab}  # fmt: skip
         shapes = {}
         for name in self.hook_dict:
-            if not self.unfireable(name):
+            if name not in self.aliases and not self.unfireable(name):
                 kind = name.split(".")[-2:]
                 axes = POINT_AXES.get(".".join(kind)) or POINT_AXES.get(kind[-1], RESID_AXES)
                 shapes[name] = " ".join(

@@ -7,13 +7,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformer_lens import patching
-from transformer_lens.tools.analysis import direct_logit_attribution
+from transformer_lens.tools.analysis import (
+    EdgeAttributionConfig,
+    attribution_patch,
+    direct_logit_attribution,
+    faithfulness,
+)
 from transformer_lens.tools.analysis import logit_lens as tl_logit_lens
 
 from hooked_alm import ALMInput, HookedALM, InputError
 from hooked_alm.methods.lens import logit_lens
 from tiny import TinyModels, hf_inputs
-from tolerances import OTHER_KERNEL
+from tolerances import OTHER_KERNEL, RECOVERED
 
 TOKEN = 5
 CLOSE = {"atol": OTHER_KERNEL[torch.float32], "rtol": OTHER_KERNEL[torch.float32]}
@@ -241,3 +246,26 @@ def test_direct_paths_into_q_k_and_v(ungrouped: HookedALM, part: str) -> None:
         edited = model.run_with_hooks(base, fwd_hooks=[(f"blocks.{layer}.attn.hook_{part}", write)])
         torch.testing.assert_close(found[layer, reader], metric(edited), **CLOSE)
     assert (found[1:] - metric(model(base))).abs().max() > 1e-3
+
+
+def test_edge_attribution_and_faithfulness(ungrouped: HookedALM) -> None:
+    """On a grouped model, with audio: all edges restore the clean run, none leave the other.
+
+    Scores of the embedding are zero before the clip and not inside it: the audio is heard, and
+    gradients reach it.
+    """
+    inputs = hf_inputs([[24]], [5])
+    clean = ungrouped.encode(**inputs)
+    corrupt = ungrouped.encode(**{**inputs, "input_features": inputs["input_features"].flip(-1)})
+    config = EdgeAttributionConfig(granularity="edge")
+    scores = attribution_patch(ungrouped, clean, corrupt, metric, config)
+    embed = {n.position: s for n, s in scores.node_scores.items() if n.kind == "embed"}
+    audio = clean.spans.positions("audio", 0)
+    assert all(embed[pos] == 0 for pos in range(audio[0]))
+    assert all(embed[pos] != 0 for pos in audio)
+    everything = faithfulness(ungrouped, clean, corrupt, metric, list(scores.edge_scores))
+    assert everything.recovered == pytest.approx(1.0, abs=RECOVERED)
+    full = float(metric(ungrouped(clean)).detach())
+    assert everything.full_metric == pytest.approx(full, abs=CLOSE["atol"])
+    nothing = faithfulness(ungrouped, clean, corrupt, metric, [])
+    assert nothing.recovered == pytest.approx(0.0, abs=RECOVERED)

@@ -70,7 +70,7 @@ def test_every_point_is_listed_and_only_one_cannot_fire(gqa: HookedALM) -> None:
     aliases = {re.sub(r"^blocks\.\d+", "blocks.{layer}", name) for name in gqa.aliases}
     golden = set(json.loads(GOLDEN.read_text()))
     assert golden == (points | aliases) - {"blocks.{layer}.hook_attn_in"}
-    assert all(gqa.hook_dict[name].name == name for name in gqa.hook_dict)
+    assert all(p.name == gqa.aliases.get(name, name) for name, p in gqa.hook_dict.items())
     assert aliases == {f"blocks.{{layer}}.attn.hook_{letter}_input" for letter in "qkv"}
 
 
