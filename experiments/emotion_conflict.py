@@ -11,6 +11,7 @@ forward), ``delta`` and ``depths`` (by depth), ``attention`` (by layer and segme
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from hooked_alm import HookedALM
+from hooked_alm.audio import read_audio
 from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput, AudioClip
 from hooked_alm.methods.alignment import align
@@ -33,7 +35,7 @@ from .emotion_plan import PatchRun, Plan, Run
 from .emotion_report import conclude
 from .emotion_settings import EmotionConflictConfig
 from .ob1 import EMOTIONS, Emotion, Language, prompt_segments
-from .recordings import Recording, load_recordings
+from .recordings import Recording, load_recordings, match_loudness
 from .workbench.experiment import Experiment, Unit, UnitResult
 from .workbench.report import Report
 from .workbench.run_folder import RunFolder
@@ -68,8 +70,7 @@ class EmotionConflict(Experiment[EmotionConflictConfig]):
         clips = CLIPS if config.audio == "bundled" else Path(config.audio)
         self.recordings = load_recordings(clips, config.n_clips)
         self.clips: dict[str, AudioClip] = {
-            recording.name: self.model.read_clip(str(recording.path), truncate=config.truncate)
-            for recording in self.recordings
+            recording.name: self._read_clip(recording) for recording in self.recordings
         }
         languages = {self.prompt_language(recording) for recording in self.recordings}
         if missing := languages - config.labels.keys():
@@ -116,6 +117,20 @@ class EmotionConflict(Experiment[EmotionConflictConfig]):
                 for r in self.recordings
             ],
         }
+
+    def _read_clip(self, recording: Recording) -> AudioClip:
+        config = self.config
+        clip = self.model.read_clip(recording.path, truncate=config.truncate)
+        if config.loudness_dbfs is None:
+            return clip
+        assert self.model.prompts is not None
+        rate = self.model.prompts.feature_extractor.sampling_rate
+        waveform = read_audio(
+            recording.path, sampling_rate=rate, max_seconds=clip.seconds, truncate=True
+        )
+        matched = self.model.read_clip(match_loudness(waveform.samples, config.loudness_dbfs))
+        note = f"scaled to {config.loudness_dbfs:g} dBFS"
+        return replace(matched, name=clip.name, notes=(*clip.notes, note))
 
     def _label_ids(self, language: Language) -> dict[str, Any]:
         labels = self.labels[language]

@@ -73,6 +73,9 @@ class EmotionConflictConfig(ExperimentConfig):
     truncate: bool = Field(
         default=False, description="cut over-long clips instead of refusing them"
     )
+    loudness_dbfs: float | None = Field(
+        default=None, description="scale every clip to this level, so that it cannot tell the label"
+    )
     lens_norm: LensNorm = "final"
     lens_depths: Literal["all", "without_output"] = "all"
     contrast: Literal["matched_pair", "seed"] = "matched_pair"

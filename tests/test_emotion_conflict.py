@@ -623,3 +623,16 @@ def test_the_seed_patches_its_own_layers() -> None:
     assert config.patched_layers(28) == (0, 5, 10, 15, 20, 25, 27)
     assert config.patched_layers(10) == (0, 5, 9)
     assert EmotionConflictConfig().patched_layers(10) == tuple(range(10))
+
+
+def test_loudness_can_be_taken_from_the_clips() -> None:
+    """A level of one's choice for every clip: recorded, and the spectrograms do change."""
+    plain, matched = (
+        EmotionConflict(EmotionConflictConfig(loudness_dbfs=level)) for level in (None, -30.0)
+    )
+    plain.open()
+    described = matched.open()["clips"]
+    assert all(clip["notes"][-1] == "scaled to -30 dBFS" for clip in described)
+    for name, clip in matched.clips.items():
+        assert clip.n_tokens == plain.clips[name].n_tokens
+        assert not torch.equal(clip.features, plain.clips[name].features)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from typer.testing import CliRunner
 
 from hooked_alm.errors import InputError
 from hooked_alm.experiments.acoustics import describe_clip
@@ -18,6 +19,7 @@ from hooked_alm.experiments.recordings import (
     rename_recordings,
     write_manifest,
 )
+from hooked_alm.experiments.workbench.cli import app
 
 RATE = 16000
 HEADER = "path,language,emotion,intensity"
@@ -310,3 +312,19 @@ def test_match_loudness() -> None:
         match_loudness(wave, -2.0)
     with pytest.raises(InputError, match="a clip that is silent"):
         match_loudness(np.zeros(9, np.float32), -20.0)
+
+
+def test_both_steps_are_commands(tmp_path: Path) -> None:
+    """`hooked-alm rename`, then `hooked-alm manifest`, on a folder with names of its own."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    tone(folder / "take 1.wav", 220)
+    mapping = tmp_path / "map.csv"
+    mapping.write_text("source,language,emotion,intensity\ntake 1.wav,en,sad,normal\n")
+    out = tmp_path / "renamed"
+    runner = CliRunner()
+    assert runner.invoke(app, ["rename", str(folder), str(mapping), str(out)]).exit_code == 0
+    assert runner.invoke(app, ["manifest", str(out)]).exit_code == 0
+    (recording,) = load_recordings(out)
+    assert (recording.name, recording.emotion) == ("en_sad_normal", "sad")
+    assert "f0_median_hz" in (out / "manifest.csv").read_text()

@@ -128,6 +128,30 @@ def doctor() -> None:
 
 
 @app.command()
+def rename(
+    folder: Annotated[Path, typer.Argument(help="Your recordings.")],
+    mapping: Annotated[Path, typer.Argument(help="CSV: source, language, emotion, intensity.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the renamed copies.")],
+) -> None:
+    """Copy recordings to the names that emotion_conflict reads."""
+    from hooked_alm.experiments.recordings import rename_recordings
+
+    for copy in rename_recordings(folder, mapping, out):
+        typer.echo(copy)
+
+
+@app.command()
+def manifest(
+    folder: Annotated[Path, typer.Argument(help="Recordings with OB1 names.")],
+    n_clips: Annotated[int | None, typer.Option(help="How many there must be.")] = None,
+) -> None:
+    """Measure recordings (duration, level, pitch, hash) into the folder's manifest.csv."""
+    from hooked_alm.experiments.recordings import write_manifest
+
+    typer.echo(write_manifest(folder, n_clips))
+
+
+@app.command()
 def verify(
     model: Model,
     dtype: Annotated[
