@@ -77,7 +77,12 @@ class HookedALMConfig:
     """These five only decide what a cache without names keeps: hooked points always compute."""
     ungroup_grouped_query_attention: bool = False
     """Keys and values per query head; set by ``set_ungroup_grouped_query_attention``."""
-    normalization_type: Literal["RMS"] = "RMS"
+    default_prepend_bos: bool = False
+    """Whether TransformerLens' `induction_loss` begins with a BOS token; nothing here reads it."""
+    normalization_type: Literal["RMS", "RMSPre"] = "RMS"
+    """RMSPre once the norms' scales are folded into the weights that read them."""
+    weight_processing: tuple[str, ...] = ()
+    """What was done to the weights; empty while they are the checkpoint's, equal to HF's."""
     final_rms: bool = True
     attn_only: bool = False
     gated_mlp: bool = True

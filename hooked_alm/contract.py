@@ -1,27 +1,28 @@
 """The rest of HookedTransformer's surface, so that code written for it runs on ``HookedALM``.
 
-Weights under TransformerLens' names and stacked over layers, the flags and their setters, tokenizer
-methods, and what the analysis tools of TransformerLens 4.3 ask a model for. Grouped key/value
-weights appear once per query head, as HookedTransformer shows them.
+The flags and their setters, the loss, and what the analysis tools of TransformerLens 4.3 ask for.
+Strings are in ``tokens``, weights in ``weights``, their folding in ``weight_processing``.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .axes import Logits
+from .axes import Logits, TokenIds
 from .errors import InputError
-from .hooks import FLAGGED_POINTS, FactoredMatrix
+from .hooks import FLAGGED_POINTS
 from .inputs import ALMInput
+from .tokens import TokenMethods
+from .weight_processing import WeightProcessing
 
 if TYPE_CHECKING:
     from .config import HookedALMConfig
 
 
-class HookedTransformerSurface:
+class HookedTransformerSurface(TokenMethods, WeightProcessing):
     """Mixed into ``HookedALM``; owns nothing."""
 
     if TYPE_CHECKING:
@@ -30,7 +31,6 @@ class HookedTransformerSurface:
         embed: Any
         unembed: Any
         ln_final: Any
-        tokenizer: Any
         audio: Any
 
     def is_cached_by_default(self, name: str) -> bool:
@@ -38,100 +38,26 @@ class HookedTransformerSurface:
         flag = FLAGGED_POINTS.get(name.rpartition(".")[2])
         return flag is None or bool(getattr(self.cfg, flag))
 
-    def loss_fn(self, logits: Logits, x: ALMInput) -> Float[Tensor, ""]:
+    def loss_fn(
+        self, logits: Logits, x: ALMInput | TokenIds, per_token: bool = False
+    ) -> Float[Tensor, ""] | Float[Tensor, "batch target"]:
         """Mean next-token cross-entropy, over targets that are real text.
 
         Audio placeholders are positions, not words: predicting one is never scored.
+
+        Args:
+            logits: of the run.
+            x: its prompt, or ids that are all text.
+            per_token: ``[batch, pos - 1]`` instead of the mean, 0 at targets that are not scored,
+                as in TransformerLens; their number is not the mean's denominator.
         """
-        targets = x.tokens[:, 1:]
-        scored = (x.attention_mask[:, 1:] * x.attention_mask[:, :-1]).bool()
+        prompt: ALMInput = cast(Any, self).to_input(x)
+        targets, mask = prompt.tokens[:, 1:], prompt.attention_mask
+        scored = (mask[:, 1:] * mask[:, :-1]).bool()
         if self.audio is not None:
             scored &= targets != self.audio.tokens.placeholder
         nll = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, reduction="none")
-        return nll[scored].mean()
-
-    def _stacked(self, part: str, name: str) -> Tensor:
-        return torch.stack([getattr(getattr(block, part), name) for block in self.blocks])
-
-    @property
-    def W_E(self) -> Float[Tensor, "vocab d_model"]:
-        """Embedding table."""
-        return self.embed.W_E
-
-    @property
-    def W_U(self) -> Float[Tensor, "d_model vocab"]:
-        """Unembedding."""
-        return self.unembed.W_U
-
-    @property
-    def b_U(self) -> Float[Tensor, " vocab"]:
-        """Zeros: no model of this class has an unembedding bias."""
-        return self.unembed.b_U
-
-    @property
-    def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:
-        """Query projections."""
-        return self._stacked("attn", "W_Q")
-
-    @property
-    def W_K(self) -> Float[Tensor, "layer head d_model d_head"]:
-        """Key projections, one per query head."""
-        return self._stacked("attn", "W_K")
-
-    @property
-    def W_V(self) -> Float[Tensor, "layer head d_model d_head"]:
-        """Value projections, one per query head."""
-        return self._stacked("attn", "W_V")
-
-    @property
-    def W_O(self) -> Float[Tensor, "layer head d_head d_model"]:
-        """Output projections."""
-        return self._stacked("attn", "W_O")
-
-    @property
-    def b_Q(self) -> Float[Tensor, "layer head d_head"]:
-        """Query biases; zeros where the family has none."""
-        return self._stacked("attn", "b_Q")
-
-    @property
-    def b_K(self) -> Float[Tensor, "layer head d_head"]:
-        """Key biases, one per query head."""
-        return self._stacked("attn", "b_K")
-
-    @property
-    def b_V(self) -> Float[Tensor, "layer head d_head"]:
-        """Value biases, one per query head."""
-        return self._stacked("attn", "b_V")
-
-    @property
-    def b_O(self) -> Float[Tensor, "layer d_model"]:
-        """Zeros: no output projection has a bias."""
-        return self._stacked("attn", "b_O")
-
-    @property
-    def W_gate(self) -> Float[Tensor, "layer d_model d_mlp"]:
-        """Gate projections."""
-        return self._stacked("mlp", "W_gate")
-
-    @property
-    def W_in(self) -> Float[Tensor, "layer d_model d_mlp"]:
-        """Up projections."""
-        return self._stacked("mlp", "W_in")
-
-    @property
-    def W_out(self) -> Float[Tensor, "layer d_mlp d_model"]:
-        """Down projections."""
-        return self._stacked("mlp", "W_out")
-
-    @property
-    def QK(self) -> FactoredMatrix:
-        """``W_Q W_K^T`` of every head: which position attends to which, before rotation."""
-        return FactoredMatrix(self.W_Q, self.W_K.transpose(-2, -1))
-
-    @property
-    def OV(self) -> FactoredMatrix:
-        """``W_V W_O`` of every head: what is moved from an attended position."""
-        return FactoredMatrix(self.W_V, self.W_O)
+        return nll.where(scored, 0.0) if per_token else nll[scored].mean()
 
     def all_head_labels(self) -> list[str]:
         """``L0H0``, ``L0H1``, ..."""
@@ -148,11 +74,28 @@ class HookedTransformerSurface:
     def accumulated_bias(
         self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
     ) -> Float[Tensor, " d_model"]:
-        """Sum of the biases written to the residual stream before a block: zeros here.
+        """Sum of the biases written to the residual stream before a block.
 
-        Only q, k and v have biases in these models, and those stay inside the attention.
+        Zeros until ``fold_value_biases``: q, k and v alone have biases, inside the attention.
+
+        Args:
+            layer: block whose input is meant; ``n_layers`` is the input of the final norm.
+            mlp_input: the input of the block's MLP instead, after its attention.
+            include_mlp_biases: of no consequence, as the MLPs have none.
+
+        Raises:
+            InputError: a layer that does not exist.
         """
-        return self.embed.weight.new_zeros(self.cfg.d_model)
+        n_attn = layer + mlp_input
+        if not 0 <= layer <= n_attn <= self.cfg.n_layers:
+            raise InputError(
+                f"adding up biases: got layer={layer}, mlp_input={mlp_input}, expected a layer "
+                f"from 0 to {self.cfg.n_layers - mlp_input}."
+            )
+        total = self.embed.weight.new_zeros(self.cfg.d_model, dtype=torch.float32)
+        for block in self.blocks[:n_attn]:
+            total = total + block.attn.b_O.to(total)
+        return total.to(self.embed.weight.dtype)
 
     def tokens_to_residual_directions(self, tokens: Any) -> Tensor:
         """The direction that raises each token's logit, in the stream divided by its norm.
@@ -172,45 +115,23 @@ class HookedTransformerSurface:
         ids = torch.as_tensor(tokens, device=self.unembed.weight.device)
         return self.unembed.weight[ids.squeeze() if ids.numel() == 1 else ids] * self.ln_final.w
 
-    def to_tokens(self, text: str | list[str], prepend_bos: bool = False) -> Tensor:
-        """Token ids ``[batch, pos]`` of text, padded on the left."""
-        texts = [text] if isinstance(text, str) else list(text)
-        tokenizer = self._tokenizer()
-        if prepend_bos:
-            texts = [(tokenizer.bos_token or "") + one for one in texts]
-        batch = tokenizer(texts, return_tensors="pt", padding=len(texts) > 1, padding_side="left")
-        return batch["input_ids"].to(self.cfg.device)
+    def input_to_embed(
+        self, input: Any
+    ) -> tuple[Float[Tensor, "batch pos d_model"], Tensor, None, Tensor]:
+        """The residual stream that enters block 0, audio merged in, in HookedTransformer's tuple.
 
-    def to_string(self, tokens: Any) -> Any:
-        """Text of ids ``[pos]``, or a list of texts of ids ``[batch, pos]``."""
-        ids = torch.as_tensor(tokens)
-        tokenizer = self._tokenizer()
-        return tokenizer.batch_decode(ids) if ids.ndim == 2 else tokenizer.decode(ids.reshape(-1))
+        ``model(resid, start_at_layer=0, inputs=input)`` runs the rest.
 
-    def to_str_tokens(self, text: Any, prepend_bos: bool = False) -> list[str]:
-        """Every token as text, of a string or of ids ``[pos]`` or ``[1, pos]``."""
-        ids = self.to_tokens(text, prepend_bos) if isinstance(text, str) else torch.as_tensor(text)
-        return self._tokenizer().batch_decode(ids.reshape(-1, 1))
+        Args:
+            input: what ``model(input)`` takes.
 
-    def to_single_token(self, text: str) -> int:
-        """The id of a string that is exactly one token.
-
-        Raises:
-            InputError: it is several, or none.
+        Returns:
+            The stream; token ids and attention mask ``[batch, pos]``; and between them None, where
+            HookedTransformer has a position embedding.
         """
-        ids = self._tokenizer()(text, add_special_tokens=False)["input_ids"]
-        if len(ids) != 1:
-            raise InputError(
-                f"looking up the token {text!r}: the tokenizer makes {len(ids)} of it."
-            )
-        return int(ids[0])
-
-    def _tokenizer(self) -> Any:
-        if self.tokenizer is None:
-            raise InputError(
-                f"tokenising text for {self.cfg.model_name!r}: its folder has no tokenizer."
-            )
-        return self.tokenizer
+        model = cast(Any, self)
+        x: ALMInput = model.to_input(input)
+        return model(x, stop_at_layer=0), x.tokens, None, x.attention_mask
 
     def set_use_attn_result(self, use_attn_result: bool) -> None:
         """Cache ``hook_result`` by default; hooked by name it fires either way."""

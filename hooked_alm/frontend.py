@@ -90,6 +90,10 @@ class FrontEnd(nn.Module, ABC):
     def _encode(self, clips: Sequence[AudioClip]) -> Float[Tensor, "clip audio_pos d_model"]:
         device = next(self.parameters()).device
         features = torch.stack([clip.features for clip in clips]).to(device)
+        backward_hooks = (m._backward_hooks or m._backward_pre_hooks for m in self.modules())
+        if torch.is_grad_enabled() and any(backward_hooks):
+            # Also where the encoder is frozen. A copy: hooks may not write into a leaf.
+            features = features.requires_grad_().clone()
         return self.encode(features, torch.tensor([c.n_frames for c in clips], device=device))
 
     def input_from_features(

@@ -4,43 +4,101 @@
 on the whole sequence so far, of which the cache holds all but the last position.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.generation import GenerationMode
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .errors import InputError
+from .hooks import QUERY_ROW_POINTS, ActivationCache, NamesFilter
 from .inputs import ALMInput
-from .model import HookedALM
+from .model import HookedALM, ModelInput
+
+Generated = list[str] | Tensor
 
 
 def generate(
     model: HookedALM,
-    x: ALMInput,
+    input: ModelInput,
     *,
     max_new_tokens: int | None = None,
-    return_type: Literal["text", "tokens"] = "text",
+    return_type: str = "text",
     use_past_kv_cache: bool = True,
+    names_filter: NamesFilter = None,
     **options: Any,
-) -> list[str] | Tensor:
-    """Continue each prompt of a left-padded batch.
+) -> Generated | tuple[Generated, ActivationCache]:
+    """Continue each prompt of a left-padded batch, and keep what passed the hook points.
+
+    The cache joins all steps over positions: ``[batch, prompt + new - 1, ...]``, the prompt's rows
+    from the first step and one row from each later one. The last new token is returned but never
+    run, so it has no row. Scores and patterns are ``[batch, head, query_pos, key_pos]`` over the
+    same positions, later keys filled as a causal mask leaves them: 0 in a pattern, the dtype's
+    minimum in scores. Points of the audio (``[clip, ...]``) are those of the first step. The layout
+    is the same without the KV cache, where the values of a position are those of the first step
+    that ran it. Rows of tokens after a row's end, like pads, mean nothing.
 
     Args:
         model: whose hooks fire at every step; ``model.pos_offset`` is then the position of the
             first row a hook sees (0 in the first step; without the KV cache, in every step).
-        x: the prompts.
+        input: the prompts.
         max_new_tokens: tokens to add; None follows the checkpoint's generation config.
-        return_type: the new text, one string per row, or the new tokens ``[batch, new]``.
+        return_type: "text" for the new text, one string per row, or "tokens" for the new tokens
+            ``[batch, new]``.
         use_past_kv_cache: keep keys and values between steps, or run the whole sequence again.
+        names_filter: points to cache, as in ``run_with_cache``, except that None caches nothing.
+            ``model.matching(None)`` is what ``run_with_cache`` keeps without a filter,
+            ``lambda name: True`` every point there is.
         options: transformers ``generate`` arguments (``do_sample``, ``temperature``, ``top_k``,
-            ``num_beams``, ``logits_processor``, ...), over the checkpoint's generation config.
+            ``num_beams``, ``logits_processor``, ...), over the checkpoint's generation config; and
+            HookedTransformer's, where they mean the same: ``stop_at_eos``, ``temperature=0`` for
+            greedy, ``padding_side``, ``prepend_bos``, ``verbose`` (nothing is shown either way).
+
+    Returns:
+        Text or tokens; with a ``names_filter``, a pair of them and the cache. With
+        ``num_return_sequences`` the rows of both are copies of the prompts, in the same order.
 
     Raises:
-        InputError: text was asked for without a tokenizer, scores were asked for, or the batch is
-            padded on the right.
+        InputError: text was asked for without a tokenizer, scores were asked for, the batch is
+            padded on the right, an argument has no equal in transformers, or a cache was asked for
+            where rows are reordered between steps (beams) or not run one by one (assistants).
+        HookNameError: a name that matches nothing or cannot fire.
     """
+    x = model.to_input(input)
+    _check_request(model, x, return_type)
+    if not isinstance(input, str | list):
+        options.pop("prepend_bos", None)  # about strings only
+    options = _transformers_options(model, options)
+    steps = None if names_filter is None else _Steps(model, names_filter)
+    if steps is not None and options.get("past_key_values") is not None:
+        raise InputError(
+            "caching while generating: positions that past_key_values holds already do not run, "
+            "and have no activations. Leave it out."
+        )
+    loop = _Loop(model, x, steps)
+    with model.hooks(fwd_hooks=[] if steps is None else steps.hooks):
+        sequences = loop.generate(
+            inputs=x.tokens,
+            attention_mask=x.attention_mask,
+            use_cache=use_past_kv_cache,
+            return_dict_in_generate=False,
+            **({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}),
+            **options,
+        )
+    new: Generated = sequences[:, x.shape[1] :]
+    if return_type == "text":
+        new = model.tokenizer.batch_decode(new, skip_special_tokens=True)
+    return new if steps is None else (new, steps.joined())
+
+
+def _check_request(model: HookedALM, x: ALMInput, return_type: str) -> None:
+    if return_type not in ("text", "tokens"):
+        raise InputError(
+            f"generating: got return_type={return_type!r}, expected 'text' or 'tokens', both of "
+            "what is new. For the prompt too, join the new tokens to its `tokens`."
+        )
     if return_type == "text" and model.tokenizer is None:
         raise InputError(
             f"generating text with {model.cfg.model_name!r}: its folder has no tokenizer. Use "
@@ -51,24 +109,138 @@ def generate(
             "generating: the batch is padded on the right, so new tokens would follow pads. Pad "
             "on the left."
         )
+
+
+def _transformers_options(model: HookedALM, options: dict[str, Any]) -> dict[str, Any]:
+    """HookedTransformer's own arguments as transformers'; all others as they came."""
+    options = dict(options)
     if options.pop("return_dict_in_generate", False):
         raise InputError(
             "generating: return_dict_in_generate is not supported, only text or tokens are "
-            "returned. Record scores with a hook on unembed.hook_out."
+            "returned. Record scores with names_filter='unembed.hook_out'."
         )
-    loop = _Loop(model, x)
-    sequences = loop.generate(
-        inputs=x.tokens,
-        attention_mask=x.attention_mask,
-        use_cache=use_past_kv_cache,
-        return_dict_in_generate=False,
-        **({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}),
-        **options,
-    )
-    new = sequences[:, x.shape[1] :]
-    if return_type == "tokens":
-        return new
-    return model.tokenizer.batch_decode(new, skip_special_tokens=True)
+    if penalty := options.pop("freq_penalty", 0.0):
+        raise InputError(
+            f"generating: got freq_penalty={penalty}, which transformers does not have. Use "
+            "repetition_penalty (another formula), or a logits_processor."
+        )
+    if (side := options.pop("padding_side", None)) not in (None, "left"):
+        raise InputError(f"generating: got padding_side={side!r}; prompts are padded on the left.")
+    options.pop("verbose", None)
+    _check_bos(model, options.pop("prepend_bos", None))
+    if options.get("temperature") == 0:  # HookedTransformer's way to ask for the likeliest token
+        del options["temperature"]
+        options["do_sample"] = False
+    stop = options.pop("stop_at_eos", None)
+    if stop is False:
+        options["eos_token_id"] = None
+    elif stop and options.get("eos_token_id") is None:
+        options.pop("eos_token_id", None)
+        options |= _end_of_text(model, options.get("generation_config"))
+    return options
+
+
+def _check_bos(model: HookedALM, prepend_bos: bool | None) -> None:
+    """Strings are tokenised as the checkpoint's tokenizer does it; only that can be asked for."""
+    if prepend_bos is None or model.tokenizer is None:
+        return
+    adds_bos = model.tokenizer.bos_token_id in model.tokenizer("")["input_ids"]
+    if prepend_bos != adds_bos:
+        raise InputError(
+            f"generating from text: got prepend_bos={prepend_bos}, but this tokenizer puts "
+            f"{'its' if adds_bos else 'no'} BOS in front. Tokenise the text yourself, and pass "
+            "the ids."
+        )
+
+
+def _end_of_text(model: HookedALM, config: GenerationConfig | None) -> dict[str, int]:
+    """What to add so that generation stops: the tokenizer's end where no config names one."""
+    if any(c is not None and c.eos_token_id is not None for c in (config, model.generation_config)):
+        return {}
+    if model.tokenizer is None or model.tokenizer.eos_token_id is None:
+        raise InputError(
+            f"generating with stop_at_eos=True: {model.cfg.model_name!r} names no end token, in "
+            "its generation config or tokenizer. Pass eos_token_id."
+        )
+    return {"eos_token_id": model.tokenizer.eos_token_id}
+
+
+class _Steps:
+    """What each step adds to a cache: rows, joined at the end."""
+
+    def __init__(self, model: HookedALM, names_filter: NamesFilter) -> None:
+        self.model = model
+        self.store, self.hooks, _ = model.get_caching_hooks(names_filter)
+        self.n_run = 0
+        self.parts: dict[str, list[Tensor]] = {}
+
+    def take(self, n_pos: int) -> None:
+        """Keep the rows of the positions up to ``n_pos`` that no earlier step ran."""
+        n_new = n_pos - self.n_run
+        for name, value in self.store.items():
+            if name in self.model.aliases:
+                continue
+            parts = self.parts.setdefault(name, [])
+            if not _has_positions(name):
+                parts[:] = parts or [value]
+                continue
+            axis = _position_axis(name)
+            rows = value.narrow(axis, value.shape[axis] - n_new, n_new)
+            # Some rows alone: a view would keep the whole step alive.
+            parts.append(rows if n_new == value.shape[axis] else rows.clone())
+        self.store.clear()
+        self.n_run = n_pos
+
+    def joined(self) -> ActivationCache:
+        """The rows of all steps as one cache; the steps' own tensors are let go on the way."""
+        cache: dict[str, Tensor] = {}
+        for name in list(self.parts):
+            parts = self.parts.pop(name)
+            if name.endswith(QUERY_ROW_POINTS):
+                cache[name] = self._joined_over_keys(name, parts)
+            else:
+                cache[name] = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        cache |= {alias: cache[own] for alias, own in self.model.aliases.items() if own in cache}
+        return ActivationCache(cache, self.model)
+
+    def _joined_over_keys(self, name: str, parts: list[Tensor]) -> Tensor:
+        """``[batch, head, query_pos, key_pos]``: each step's keys end at its last query."""
+        hidden = torch.finfo(parts[0].dtype).min if name.endswith("hook_attn_scores") else 0.0
+        whole = parts[0].new_full((*parts[0].shape[:2], self.n_run, self.n_run), hidden)
+        stop = 0
+        for part in parts:
+            start, stop = stop, stop + part.shape[2]
+            # With a sliding window, earlier keys have left the KV cache.
+            whole[:, :, start:stop, stop - part.shape[3] : stop] = part
+        return whole
+
+    def check(self, mode: GenerationMode, config: GenerationConfig) -> None:
+        """Refuse what does not append one position to every row at each step.
+
+        Raises:
+            InputError: beams, an assistant, or a KV cache of fixed size.
+        """
+        if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+            raise InputError(
+                f"caching while generating: got {mode.value.replace('_', ' ')}, expected greedy "
+                "search or sampling, where each row is one sequence from its start. Generate the "
+                "tokens first, then cache one run over them: "
+                "model.run_with_cache(x.extend(tokens[:, :-1]))."
+            )
+        if config.cache_implementation not in (None, "dynamic"):
+            raise InputError(
+                f"caching while generating: got cache_implementation="
+                f"{config.cache_implementation!r}, expected 'dynamic': others show keys of "
+                "positions that do not exist yet."
+            )
+
+
+def _has_positions(name: str) -> bool:
+    return not name.startswith("audio.") and name != "hook_audio_embed"
+
+
+def _position_axis(name: str) -> int:
+    return 2 if name.endswith(QUERY_ROW_POINTS) else 1
 
 
 class _Loop(PreTrainedModel, GenerationMixin):
@@ -77,7 +249,7 @@ class _Loop(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     _supports_sdpa = _supports_flash_attn = True
 
-    def __init__(self, model: HookedALM, prompt: ALMInput) -> None:
+    def __init__(self, model: HookedALM, prompt: ALMInput, steps: _Steps | None) -> None:
         cfg = model.cfg
         config = PreTrainedConfig(
             vocab_size=cfg.d_vocab,
@@ -88,7 +260,7 @@ class _Loop(PreTrainedModel, GenerationMixin):
         config._attn_implementation = cfg.attn_implementation
         super().__init__(config)
         # Not as a submodule: this object lives for one call.
-        self.__dict__.update(hooked=model, prompt=prompt)
+        self.__dict__.update(hooked=model, prompt=prompt, steps=steps)
         self.generation_config = model.generation_config or GenerationConfig()
 
     @property
@@ -98,6 +270,20 @@ class _Loop(PreTrainedModel, GenerationMixin):
     @property
     def dtype(self) -> torch.dtype:
         return self.hooked.cfg.dtype
+
+    def _validate_generation_mode(
+        self, generation_mode: GenerationMode, generation_config: GenerationConfig, options: Any
+    ) -> None:
+        """The first place that knows the whole configuration."""
+        super()._validate_generation_mode(generation_mode, generation_config, options)
+        for name in ("prefill_chunk_size", "token_healing"):
+            if value := getattr(generation_config, name):
+                raise InputError(
+                    f"generating: got {name}={value}, but the prompt runs as it is, in one piece. "
+                    "Leave it out."
+                )
+        if self.steps is not None:
+            self.steps.check(generation_mode, generation_config)
 
     def prepare_inputs_for_generation(
         self,
@@ -123,4 +309,6 @@ class _Loop(PreTrainedModel, GenerationMixin):
         **_: Any,
     ) -> CausalLMOutputWithPast:
         logits = self.hooked(input_ids, past_key_values=past_key_values)
+        if self.steps is not None:
+            self.steps.take(input_ids.shape[1])
         return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)

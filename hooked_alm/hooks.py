@@ -100,7 +100,8 @@ def tap(point: HookPoint, value: Num[Tensor, "..."]) -> Num[Tensor, "..."] | Non
     # A copy, not the version counter: edits through .data or under inference_mode leave no trace.
     before = value.detach().clone()
     after = point(value)
-    joins_graph = awaits_gradient or (after is not value and after.requires_grad)
+    joins_graph = awaits_gradient or value.retains_grad
+    joins_graph |= after is not value and after.requires_grad
     return after if joins_graph or not torch.equal(before, after) else None
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -192,6 +193,29 @@ class ALMInput:
             attention_mask=self.attention_mask.to(device),
             position_ids=self.position_ids.to(device),
         )
+
+    def cpu(self) -> "ALMInput":
+        """The same on the CPU."""
+        return self.to("cpu")
+
+    def repeat(self, batch: int, pos: int) -> "ALMInput":
+        """The rows, ``batch`` times over, as ``Tensor.repeat`` on ids; ``pos`` must be 1.
+
+        Raises:
+            InputError: positions would be repeated, and with them the audio.
+        """
+        if pos != 1:
+            raise InputError(f"repeating an ALMInput {pos} times along the positions: rows only.")
+        return self[list(range(len(self))) * batch]
+
+    def numpy(self) -> Int[np.ndarray, "batch pos"]:
+        """Ids, for tools that compare tokens: every audio position has a (negative) id of its own.
+
+        All placeholders are one token, but what they stand for is not: without this,
+        TransformerLens' ``detect_head`` would take the frames of a clip for duplicates.
+        """
+        own = -1 - torch.arange(self.shape[1]).expand(*self.shape)
+        return torch.where(self.spans.mask("audio"), own, self.tokens.cpu()).numpy()
 
 
 def positions_from_mask(mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:

@@ -23,7 +23,16 @@ from .config import HookedALMConfig, LayerType
 from .contract import HookedTransformerSurface
 from .errors import InputError
 from .frontend import FrontEnd
-from .hooks import POINT_AXES, RESID_AXES, ActivationCache, HookedModule, HookPoint, is_hooked, tap
+from .hooks import (
+    POINT_AXES,
+    RESID_AXES,
+    ActivationCache,
+    HookedModule,
+    HookPoint,
+    NamesFilter,
+    is_hooked,
+    tap,
+)
 from .inputs import ALMInput, AudioClip, text_input, unpadded_input
 from .masks import attention_masks
 from .prompts import Conversation, PromptBuilder, conversations_from, segments_by_row
@@ -35,7 +44,7 @@ class Output(NamedTuple):
     """Logits and loss of one run."""
 
     logits: Logits
-    loss: Float[Tensor, ""]
+    loss: Float[Tensor, "..."]
 
 
 class Embed(nn.Embedding):
@@ -140,7 +149,11 @@ class HookedALM(HookedTransformerSurface, HookedModule):
 
     @classmethod
     def from_pretrained(cls, name_or_dir: str | Path, **kwargs: Any) -> "HookedALM":
-        """Load a published checkpoint; see ``hooked_alm.converters.load_model`` for arguments."""
+        """Load a published checkpoint; see ``hooked_alm.converters.load_model`` for arguments.
+
+        Weights are the checkpoint's, unlike HookedTransformer's default: folding norms would cost
+        the equality with Hugging Face. ``process_weights_`` does it on request.
+        """
         from hooked_alm.converters import load_model  # the one import that points back up
 
         return load_model(name_or_dir, **kwargs)
@@ -247,7 +260,8 @@ class HookedALM(HookedTransformerSurface, HookedModule):
         stop_at_layer: int | None = None,
         inputs: ModelInput | None = None,
         past_key_values: Any = None,
-    ) -> Logits | Resid | Float[Tensor, ""] | Output | None:
+        loss_per_token: bool = False,
+    ) -> Logits | Resid | Float[Tensor, "..."] | Output | None:
         """Run the decoder.
 
         Args:
@@ -260,6 +274,7 @@ class HookedALM(HookedTransformerSurface, HookedModule):
             inputs: with ``start_at_layer``, the prompt that mask and positions come from; without
                 it, unpadded positions 0, 1, ...
             past_key_values: transformers ``Cache``; the positions it already holds are not run.
+            loss_per_token: losses ``[batch, pos - 1]`` instead of their mean; see ``loss_fn``.
 
         Returns:
             Logits ``[batch, pos, vocab]``, a scalar loss, an ``Output`` of both, or the residual
@@ -270,6 +285,11 @@ class HookedALM(HookedTransformerSurface, HookedModule):
                 audio placeholders without their audio.
         """
         layers = self._layers(start_at_layer, stop_at_layer)
+        if past_key_values is not None and not hasattr(past_key_values, "get_seq_length"):
+            raise InputError(
+                f"running on cached keys and values: got {type(past_key_values).__name__}, "
+                "expected a transformers Cache, such as DynamicCache()."
+            )
         if start_at_layer is None:
             if isinstance(input, Tensor) and input.is_floating_point():
                 raise InputError(
@@ -284,7 +304,7 @@ class HookedALM(HookedTransformerSurface, HookedModule):
             if not (isinstance(input, Tensor) and input.is_floating_point()):
                 raise InputError("resuming at a block: give the residual stream it reads.")
             # A copy: hooks may write in place, and the caller's tensor may be of a cache.
-            resid, self.pos_offset = input.clone(), 0
+            resid, self.pos_offset = self._graph_root(input.clone()), 0
             x = unpadded_input(resid) if inputs is None else self.to_input(inputs)
         context = self._context(x, resid, past_key_values)
         for layer in layers:
@@ -297,7 +317,7 @@ class HookedALM(HookedTransformerSurface, HookedModule):
         logits = self.unembed(normalized)
         if return_type == "logits":
             return logits
-        loss = self.loss_fn(logits, x)
+        loss = self.loss_fn(logits, x, loss_per_token)
         return loss if return_type == "loss" else Output(logits, loss)
 
     def _layers(self, start: int | None, stop: int | None) -> range:
@@ -316,12 +336,23 @@ class HookedALM(HookedTransformerSurface, HookedModule):
         if is_hooked(self.hook_tokens):
             replaced = tap(self.hook_tokens, tokens.clone())
             tokens = tokens if replaced is None else replaced
-        resid = self.hook_text_embed(self.embed(tokens))
+        resid = self.hook_text_embed(self._graph_root(self.embed(tokens)))
         if self.audio is not None:
             resid = self._merge_audio(x, tokens, resid)
-        if torch.is_grad_enabled() and self.hook_embed.bwd_hooks and not resid.requires_grad:
-            resid = resid.requires_grad_()  # frozen weights would leave the hook without gradient
-        return self.hook_embed(resid)
+        return self._graph_root(self.hook_embed(self._graph_root(resid)))
+
+    def _graph_root(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Let gradients reach this far if a backward hook waits for them anywhere.
+
+        Frozen weights, reused audio embeddings and what a hook puts in their place have none, and
+        the backward hook would never fire.
+        """
+        if value.requires_grad or not torch.is_grad_enabled():
+            return value
+        if not any(point.bwd_hooks for point in self.hook_dict.values()):
+            return value
+        # A view, since the tensor may be a user's; a copy, since no hook may write into a leaf.
+        return value.detach().requires_grad_().clone()
 
     def _merge_audio(self, x: ALMInput, tokens: TokenIds, text_embed: Resid) -> Resid:
         assert self.audio is not None
@@ -334,7 +365,7 @@ class HookedALM(HookedTransformerSurface, HookedModule):
                 f"running the model: the prompt has {n_placeholders} audio placeholders but "
                 "no audio. Make the input with `prepare` or `encode`, and pass it whole."
             )
-        embeddings = self.hook_audio_embed(self.audio.embed_clips(x.clips))
+        embeddings = self.hook_audio_embed(self._graph_root(self.audio.embed_clips(x.clips)))
         n_tokens = torch.tensor([clip.n_tokens for clip in x.clips], device=embeddings.device)
         heard = torch.arange(embeddings.shape[1], device=embeddings.device) < n_tokens[:, None]
         features = embeddings[heard].to(text_embed.device, text_embed.dtype)
@@ -401,21 +432,28 @@ class HookedALM(HookedTransformerSurface, HookedModule):
         input: ModelInput,
         max_new_tokens: int | None = None,
         *,
-        return_type: Literal["text", "tokens"] = "text",
+        return_type: str = "text",
         use_past_kv_cache: bool = True,
         fwd_hooks: Sequence[tuple[Any, Any]] = (),
+        names_filter: NamesFilter = None,
         **generation_options: Any,
     ) -> Any:
-        """Continue the prompts as Hugging Face's ``generate`` does; see ``generation.generate``."""
+        """Continue the prompts as Hugging Face's ``generate`` does; see ``generation.generate``.
+
+        With a ``names_filter`` it returns a pair: what is new, and an ``ActivationCache`` of every
+        step joined over positions, ``[batch, prompt + new - 1, ...]``. The last new token is never
+        run, so it has no row. ``fwd_hooks`` act first, and the cache sees their edits.
+        """
         from .generation import generate
 
         with self.hooks(fwd_hooks=list(fwd_hooks)):
             return generate(
                 self,
-                self.to_input(input),
+                input,
                 max_new_tokens=max_new_tokens,
                 return_type=return_type,
                 use_past_kv_cache=use_past_kv_cache,
+                names_filter=names_filter,
                 **generation_options,
             )
 

@@ -51,6 +51,21 @@ def mha(tiny_models: "TinyModels") -> "Iterator[HookedALM]":
     yield from without_leftovers(tiny_models.hooked("mha"))
 
 
+@pytest.fixture(params=["mha", "gqa", "ungrouped"])
+def heads(request: pytest.FixtureRequest) -> str:
+    """A layout of heads; "ungrouped" is the grouped model, showing k and v per query head."""
+    return request.param
+
+
+@pytest.fixture
+def any_model(heads: str, tiny_models: "TinyModels") -> "Iterator[HookedALM]":
+    """The model with that layout."""
+    model = tiny_models.hooked("gqa" if heads == "ungrouped" else heads)
+    model.set_ungroup_grouped_query_attention(heads == "ungrouped")
+    yield from without_leftovers(model)
+    model.set_ungroup_grouped_query_attention(False)
+
+
 def without_leftovers(model: "HookedALM") -> "Iterator[HookedALM]":
     yield model
     left = list(model.list_hooks())

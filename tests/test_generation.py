@@ -2,16 +2,20 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import Qwen2AudioForConditionalGeneration
+from transformers import DynamicCache, PreTrainedConfig, Qwen2AudioForConditionalGeneration
 
-from hooked_alm import HookedALM, InputError
+from hf_reference import hf_activations, with_positions
+from hooked_alm import HookedALM, HookNameError, InputError
+from hooked_alm.hooks import ActivationCache
 from tiny import PAD, TinyModels, edit_config, hf_inputs
+from tolerances import GENERATION_STEPS
 
 INPUTS = hf_inputs([[63], [23]], [9, 14])
 WIDTH = INPUTS["input_ids"].shape[1]
@@ -222,3 +226,332 @@ def test_what_cannot_be_generated_is_refused(gqa: HookedALM, mha: HookedALM) -> 
         mha.generate(mha.encode(**INPUTS), 2)
     with pytest.raises(InputError, match="return_dict_in_generate"):
         gqa.generate(gqa.encode(**INPUTS), 2, return_dict_in_generate=True)
+
+
+# --- Caching
+
+
+def everything(name: str) -> bool:
+    return True
+
+
+def generated(
+    model: HookedALM, inputs: dict[str, Any] = INPUTS, n_new: int = 5, **options: Any
+) -> tuple[Tensor, ActivationCache]:
+    """New tokens, and every point of every step."""
+    options = {"names_filter": everything, "do_sample": False, **options}
+    return model.generate(model.encode(**inputs), n_new, return_type="tokens", **options)
+
+
+def has_positions(name: str) -> bool:
+    return not name.startswith("audio.") and name != "hook_audio_embed"
+
+
+def over_keys(name: str) -> bool:
+    return name.endswith(("hook_pattern", "hook_attn_scores"))
+
+
+def real_rows(name: str, value: Tensor, mask: Tensor) -> Tensor:
+    """Rows of real positions; of a pattern, its queries. Pads may attend to anything."""
+    if not has_positions(name):
+        return value
+    return (value.transpose(1, 2) if over_keys(name) else value)[mask.bool()]
+
+
+def assert_close(got: Tensor, expected: Tensor, dtype: torch.dtype, what: str) -> None:
+    """Masked scores are the dtype's minimum, which no rounding touches."""
+    far = expected.float() < -1e30
+    assert torch.equal(got[far], expected[far]), what
+    tolerance = GENERATION_STEPS[dtype]
+    torch.testing.assert_close(
+        got[~far].float(), expected[~far].float(), atol=tolerance, rtol=0, msg=what
+    )
+
+
+@pytest.mark.parametrize(
+    ("variant", "dtype", "attention"),
+    [
+        ("gqa", torch.float32, "sdpa"),
+        ("mha", torch.float32, "eager"),
+        ("mqa, sliding", torch.float32, "sdpa"),
+        ("mqa, sliding", torch.bfloat16, "sdpa"),
+    ],
+)
+@torch.no_grad()
+def test_joined_steps_are_one_run_over_prompt_and_answer(
+    tiny_models: TinyModels, variant: str, dtype: torch.dtype, attention: str
+) -> None:
+    """Position by position: with and without the KV cache, and by Hugging Face's own forward."""
+    model = tiny_models.hooked(variant, dtype, attention)
+    new, steps = generated(model)
+    x = model.encode(**INPUTS).extend(new[:, :-1])
+    _, whole = model.run_with_cache(x, names_filter=everything)
+    tokens, reruns = generated(model, use_past_kv_cache=False)
+    assert torch.equal(tokens, new)
+    assert set(steps) == set(reruns) == set(whole)
+    n_pos = WIDTH + 5 - 1
+    for name, expected in whole.items():
+        for cache in (steps, reruns):
+            assert cache[name].shape == expected.shape, name
+            got = real_rows(name, cache[name], x.attention_mask)
+            assert_close(got, real_rows(name, expected, x.attention_mask), dtype, name)
+        if name.endswith("_embed") or name.startswith("audio.") or name == "hook_tokens":
+            assert torch.equal(steps[name], expected), name
+    assert steps["resid_post", 3].shape == (2, n_pos, model.cfg.d_model)
+    assert steps["pattern", 3].shape == (2, model.cfg.n_heads, n_pos, n_pos)
+    assert torch.equal(steps["hook_tokens"], x.tokens)
+
+    inputs = {**INPUTS, "input_ids": x.tokens, "attention_mask": x.attention_mask}
+    reference = hf_activations(tiny_models.hf(variant, dtype, attention), with_positions(inputs))
+    compared = [name for name in reference if name in steps]
+    assert len(compared) > 60
+    for name in compared:
+        got = real_rows(name, steps[name], x.attention_mask)
+        assert_close(got, real_rows(name, reference[name], x.attention_mask), dtype, name)
+
+
+@pytest.mark.parametrize("variant", ["gqa", "mqa, sliding"])
+@pytest.mark.parametrize("use_cache", [True, False])
+@torch.no_grad()
+def test_every_row_is_that_of_its_step(
+    tiny_models: TinyModels, variant: str, use_cache: bool
+) -> None:
+    """Bit by bit: the prompt's rows are a plain run's, later ones those of a loop by hand."""
+    model = tiny_models.hooked(variant)
+    new, joined = generated(model, use_past_kv_cache=use_cache)
+    x = model.encode(**INPUTS)
+    cfg = model.cfg
+    config = PreTrainedConfig(
+        num_hidden_layers=cfg.n_layers,
+        layer_types=list(cfg.layer_types),
+        sliding_window=cfg.sliding_window,
+    )
+    kv = DynamicCache(config=config) if use_cache else None
+    for step in range(5):
+        stop = WIDTH + step
+        start = stop - 1 if step else 0
+        _, cache = model.run_with_cache(
+            x.extend(new[:, :step]), names_filter=everything, past_key_values=kv
+        )
+        for name, value in cache.items():
+            if not has_positions(name):
+                assert step == 0 or not use_cache
+                assert torch.equal(joined[name], value), name
+                continue
+            axis = 2 if over_keys(name) else 1
+            value = value.narrow(axis, value.shape[axis] - (stop - start), stop - start)
+            row = joined[name].narrow(axis, start, stop - start)
+            if over_keys(name):
+                # Keys end at the last query; a window drops the first ones.
+                hidden = torch.finfo(row.dtype).min if name.endswith("scores") else 0.0
+                keys = slice(stop - value.shape[3], stop)
+                assert (row[..., stop:] == hidden).all(), name
+                assert (row[..., : keys.start] == hidden).all(), name
+                row = row[..., keys]
+            assert torch.equal(row, value), (name, step)
+
+
+def test_caching_changes_no_token_and_is_only_done_on_request(gqa: HookedALM) -> None:
+    x = gqa.encode(**INPUTS)
+    plain = gqa.generate(x, 4)
+    assert all(isinstance(text, str) for text in plain)
+    text, cache = gqa.generate(x, 4, names_filter=everything)
+    assert text == plain
+    sampled = {"do_sample": True, "temperature": 0.8, "top_k": 9}
+    torch.manual_seed(3)
+    tokens = gqa.generate(x, 6, return_type="tokens", **sampled)
+    torch.manual_seed(3)
+    again, cache = generated(gqa, n_new=6, **sampled)
+    assert torch.equal(tokens, again)
+    assert torch.equal(cache["hook_tokens"][:, WIDTH:], tokens[:, :-1])
+    assert not gqa.list_hooks()
+
+
+def test_what_is_cached(gqa: HookedALM) -> None:
+    """Filters mean what they mean to ``run_with_cache``, but None, which asks for nothing."""
+    x = gqa.encode(**INPUTS)
+    z, both = "blocks.1.attn.hook_z", {"blocks.0.hook_q_input", "blocks.0.attn.hook_q_input"}
+    for names, expected in (
+        (z, {z}),
+        ([z, "hook_embed"], {z, "hook_embed"}),
+        ((z,), {z}),
+        ({z}, {z}),
+        ([], set()),
+        (lambda name: name == z, {z}),
+        ("blocks.0.attn.hook_q_input", both),
+        ("blocks.0.hook_q_input", both),
+        (gqa.matching(None), set(gqa.run_with_cache(x)[1])),
+    ):
+        _, cache = generated(gqa, n_new=2, names_filter=names)
+        assert set(cache) == expected
+    for names in ("blocks.9.hook_z", [z, "hook_embd"], lambda name: False, "blocks.0.hook_attn_in"):
+        with pytest.raises(HookNameError):
+            gqa.generate(x, 2, names_filter=names)
+    assert not gqa.list_hooks()
+    # A prompt of one token more than it has: nothing to join.
+    one, cache = generated(gqa, n_new=1, names_filter="hook_embed")
+    assert one.shape[1] == 1
+    assert cache["hook_embed"].shape == (2, WIDTH, 54)
+    # The methods of a cache work on the joined one, generated positions included.
+    _, cache = generated(gqa)
+    parts = cache.decompose_resid()
+    assert_close(parts.sum(0), cache["resid_post", 3], torch.float32, "decomposition")
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@torch.no_grad()
+def test_the_cache_sees_the_edits_of_hooks(gqa: HookedALM, use_cache: bool) -> None:
+    """As ``run_with_cache`` would under the same hooks, returned or in place, at every step."""
+
+    def double_head(value: Tensor, hook: Any) -> None:
+        value[:, :, 2] *= 2
+
+    def fade(value: Tensor, hook: Any) -> Tensor:
+        return 0.5 * value
+
+    hooks = [("blocks.1.attn.hook_z", double_head), ("blocks.2.hook_mlp_out", fade)]
+    new, cache = generated(gqa, use_past_kv_cache=use_cache, fwd_hooks=hooks)
+    x = gqa.encode(**INPUTS).extend(new[:, :-1])
+    with gqa.hooks(fwd_hooks=hooks):
+        _, expected = gqa.run_with_cache(x, names_filter=everything)
+    for name, value in expected.items():
+        got = real_rows(name, cache[name], x.attention_mask)
+        assert_close(got, real_rows(name, value, x.attention_mask), torch.float32, name)
+    _, plain = generated(gqa, use_past_kv_cache=use_cache)
+    assert not torch.equal(plain["resid_post", 1][:, :WIDTH], cache["resid_post", 1][:, :WIDTH])
+    assert torch.equal(plain["resid_post", 0][:, :WIDTH], cache["resid_post", 0][:, :WIDTH])
+
+
+def test_in_place_edits_do_not_reach_what_was_cached_before_them(gqa: HookedALM) -> None:
+    """Block 0's output and block 1's input are one tensor, in every step."""
+
+    def clear(value: Tensor, hook: Any) -> None:
+        value.zero_()
+
+    _, cache = generated(gqa, fwd_hooks=[("blocks.1.hook_resid_pre", clear)])
+    assert not cache["resid_pre", 1].any()
+    assert cache["resid_post", 0].abs().amax((0, 2)).all()
+
+
+@torch.no_grad()
+def test_several_samples_of_a_prompt_are_cached_row_by_row(gqa: HookedALM) -> None:
+    options = {"do_sample": True, "num_return_sequences": 3, "temperature": 2.0}
+    new, cache = generated(gqa, TWO_CLIPS, **options)
+    assert len(new.unique(dim=0)) > 2
+    prompts = gqa.encode(**TWO_CLIPS)[torch.tensor([0, 0, 0, 1, 1, 1])]
+    x = prompts.extend(new[:, :-1])
+    _, expected = gqa.run_with_cache(x, names_filter=["hook_embed", "blocks.3.hook_resid_post"])
+    assert torch.equal(cache["hook_embed"], expected["hook_embed"])
+    name = "blocks.3.hook_resid_post"
+    got = real_rows(name, cache[name], x.attention_mask)
+    assert_close(got, real_rows(name, expected[name], x.attention_mask), torch.float32, name)
+    assert cache["hook_audio_embed"].shape[0] == 9
+
+
+def test_a_row_that_has_ended_goes_on_with_pads(gqa: HookedALM) -> None:
+    free = ours(gqa, INPUTS, max_new_tokens=9, do_sample=False)
+    stop = {"eos_token_id": int(free[0, 2]), "pad_token_id": PAD}
+    new, cache = generated(gqa, n_new=9, **stop)
+    assert (new[0, 3:] == PAD).all()
+    assert cache["hook_tokens"].shape == (2, WIDTH + new.shape[1] - 1)
+    assert torch.equal(cache["hook_tokens"][:, WIDTH:], new[:, :-1])
+    assert cache["resid_post", 3].shape[1] == WIDTH + new.shape[1] - 1
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_steps_keep_only_their_own_rows(gqa: HookedALM, use_cache: bool) -> None:
+    """Between steps a cache holds as many numbers as positions have run, and no more memory."""
+    from hooked_alm.generation import _Steps
+
+    held: list[int] = []
+    take = _Steps.take
+
+    def watched(steps: _Steps, n_pos: int) -> None:
+        take(steps, n_pos)
+        parts = [part for parts in steps.parts.values() for part in parts]
+        owned = {part.untyped_storage().data_ptr(): part.untyped_storage() for part in parts}
+        held.append(sum(storage.nbytes() for storage in owned.values()))
+
+    with mock.patch.object(_Steps, "take", watched):
+        generated(gqa, names_filter="blocks.2.hook_resid_mid", use_past_kv_cache=use_cache)
+    assert held == [2 * (WIDTH + step) * 54 * 4 for step in range(5)]
+
+
+def test_what_cannot_be_cached_is_refused(gqa: HookedALM) -> None:
+    x = gqa.encode(**INPUTS)
+    for options in (
+        {"num_beams": 2},
+        {"num_beams": 3, "num_return_sequences": 3},
+        {"prompt_lookup_num_tokens": 2},
+    ):
+        with pytest.raises(InputError, match=r"expected greedy search or sampling.*x\.extend"):
+            gqa.generate(x, 3, names_filter="hook_embed", **options)
+    for options, match in (
+        ({"cache_implementation": "static"}, "got cache_implementation='static'"),
+        ({"past_key_values": DynamicCache()}, "past_key_values holds already"),
+    ):
+        with pytest.raises(InputError, match=match):
+            gqa.generate(x, 3, names_filter="hook_embed", **options)
+    assert not gqa.list_hooks()
+
+
+# --- HookedTransformer's arguments
+
+
+def test_arguments_of_hooked_transformer(gqa: HookedALM) -> None:
+    """What has an equal in transformers gives what that gives."""
+    free = ours(gqa, INPUTS, max_new_tokens=6, do_sample=False)
+    stop = int(free[0, 2])
+    stopped = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": stop, "pad_token_id": PAD}
+    expected = ours(gqa, INPUTS, **stopped)
+    assert not torch.equal(expected, free)
+    assert torch.equal(ours(gqa, INPUTS, stop_at_eos=True, **stopped), expected)
+    assert torch.equal(ours(gqa, INPUTS, stop_at_eos=False, **stopped), free)
+    assert torch.equal(
+        ours(gqa, INPUTS, max_new_tokens=6, do_sample=True, temperature=0.0, top_k=5), free
+    )
+    quiet = {"verbose": False, "freq_penalty": 0.0, "padding_side": "left", "prepend_bos": None}
+    assert torch.equal(ours(gqa, INPUTS, max_new_tokens=6, do_sample=False, **quiet), free)
+    # About strings only; this tokenizer has no BOS.
+    assert torch.equal(ours(gqa, INPUTS, max_new_tokens=6, prepend_bos=True, do_sample=False), free)
+    assert gqa.generate("hello", 3, prepend_bos=False) == gqa.generate("hello", 3)
+
+
+def test_stopping_where_only_the_tokenizer_names_an_end(gqa: HookedALM) -> None:
+    """As HookedTransformer does; transformers alone would not stop."""
+    free = ours(gqa, INPUTS, max_new_tokens=6, do_sample=False)
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": PAD}
+    assert gqa.generation_config.eos_token_id is None
+    tokenizer = SimpleNamespace(eos_token_id=int(free[0, 2]))
+    with mock.patch.object(gqa, "tokenizer", tokenizer):
+        assert torch.equal(ours(gqa, INPUTS, **options), free)
+        got = ours(gqa, INPUTS, stop_at_eos=True, **options)
+        again = ours(gqa, INPUTS, stop_at_eos=True, eos_token_id=None, **options)
+    expected = ours(gqa, INPUTS, eos_token_id=int(free[0, 2]), **options)
+    assert torch.equal(got, expected)
+    assert torch.equal(again, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"freq_penalty": 0.5}, "got freq_penalty=0.5, which transformers does not have"),
+        ({"padding_side": "right"}, "got padding_side='right'"),
+        ({"return_type": "input"}, "got return_type='input', expected 'text' or 'tokens'"),
+        ({"return_type": "str"}, "got return_type='str'"),
+        ({"prepend_bos": True}, "puts no BOS in front"),
+        ({"prefill_chunk_size": 4}, "got prefill_chunk_size=4"),
+        ({"temprature": 0.5}, "temprature"),
+    ],
+)
+def test_arguments_that_cannot_be_honoured_are_refused(
+    gqa: HookedALM, options: dict[str, Any], match: str
+) -> None:
+    with pytest.raises(ValueError, match=match):
+        gqa.generate("hello", 2, **options)
+    assert not gqa.list_hooks()
+
+
+def test_stopping_without_any_end_is_refused(mha: HookedALM) -> None:
+    with pytest.raises(InputError, match="names no end token"):
+        mha.generate(mha.encode(**INPUTS), 2, return_type="tokens", stop_at_eos=True)

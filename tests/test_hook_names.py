@@ -12,11 +12,13 @@ from torch import Tensor
 
 from hooked_alm import HookedALM, HookNameError, InputError
 from tiny import N_LAYERS, TinyModels, hf_inputs
+from tiny_text import TextModels, text_batch
 from tolerances import OTHER_KERNEL
 
 GOLDEN = Path(__file__).parent / "golden_hooks.json"
-"""Every point of a grouped-query audio model in firing order, with its shape. A difference is a
-change of the public interface, and belongs into CHANGELOG.md."""
+"""Every point of three models in firing order, with axes and sizes: grouped-query Qwen2-Audio,
+LLaMA, and Qwen3 for its q/k norms. A difference is a change of the public interface, and belongs
+into CHANGELOG.md. To write the file anew: ``.venv/bin/python tests/test_hook_names.py``."""
 
 INPUTS = hf_inputs([[], [63, 23], [], [41], []], [9, 5, 4, 8, 6])
 AXES = {
@@ -25,25 +27,36 @@ AXES = {
     1: "1",
 }  # fmt: skip
 """Sizes of the model and the inputs above, all different."""
+TEXT_AXES = {
+    3: "batch", 13: "pos", 34: "d_mlp", 97: "vocab", 6: "head", 2: "kv_head", 10: "d_head", 1: "1",
+}  # fmt: skip
+RESID_PRE = "blocks.{layer}.hook_resid_pre"
+LLAMA_AXES, QWEN3_AXES = TEXT_AXES | {60: "d_model"}, TEXT_AXES | {56: "d_model"}
 
 
-def symbols(name: str, shape: torch.Size) -> str:
-    axes = [AXES[size] for size in shape]
+@pytest.fixture(scope="module")
+def text_models(tmp_path_factory: pytest.TempPathFactory) -> TextModels:
+    return TextModels(tmp_path_factory.mktemp("text"))
+
+
+def symbols(name: str, shape: torch.Size, axes: dict[int, str]) -> str:
+    named = [axes[size] for size in shape]
     if name.endswith(("hook_attn_scores", "hook_pattern")):
-        axes[2:] = ["query_pos", "key_pos"]
-    return " ".join(axes)
+        named[2:] = ["query_pos", "key_pos"]
+    sized = zip(named, shape, strict=True)
+    return " ".join(axis if axis == "1" else f"{axis}={size}" for axis, size in sized)
 
 
-def recorded(model: HookedALM, names: Any) -> dict[str, Tensor]:
+def recorded(model: HookedALM, names: Any, inputs: dict[str, Tensor] = INPUTS) -> dict[str, Tensor]:
     with torch.no_grad():
-        return model.run_with_cache(model.encode(**INPUTS), names_filter=names)[1].cache_dict
+        return model.run_with_cache(model.encode(**inputs), names_filter=names)[1].cache_dict
 
 
-def listing(model: HookedALM) -> dict[str, str]:
+def listing(model: HookedALM, inputs: dict[str, Tensor], axes: dict[int, str]) -> dict[str, str]:
     """Points with shapes, the blocks' once, after checking that every block has the same."""
-    found = recorded(model, lambda name: True)
-    points = {name: symbols(name, value.shape) for name, value in found.items()}
-    blocks: list[dict[str, str]] = [{} for _ in range(N_LAYERS)]
+    found = recorded(model, lambda name: True, inputs)
+    points = {name: symbols(name, value.shape, axes) for name, value in found.items()}
+    blocks: list[dict[str, str]] = [{} for _ in range(model.cfg.n_layers)]
     listed: dict[str, str] = {}
     for name, shape in points.items():
         if match := re.fullmatch(r"blocks\.(\d+)\.(.+)", name):
@@ -55,20 +68,39 @@ def listing(model: HookedALM) -> dict[str, str]:
     return listed
 
 
-def test_golden_list(gqa: HookedALM, mha: HookedALM) -> None:
-    listed = listing(gqa)
-    golden = json.loads(GOLDEN.read_text())
-    assert list(listed.items()) == list(golden.items()), json.dumps(listed, indent=1)
+def listings(audio: HookedALM, text: TextModels) -> dict[str, dict[str, str]]:
+    return {
+        "qwen2_audio": listing(audio, INPUTS, AXES),
+        "llama": listing(text.hooked("llama"), text_batch(), LLAMA_AXES),
+        "qwen3": listing(text.hooked("qwen3"), text_batch(), QWEN3_AXES),
+    }
+
+
+def test_golden_list(gqa: HookedALM, mha: HookedALM, text_models: TextModels) -> None:
+    found, golden = listings(gqa, text_models), json.loads(GOLDEN.read_text())
+    assert found.keys() == golden.keys()
+    for name, points in found.items():
+        expected = golden[name]
+        assert list(points.items()) == list(expected.items()), json.dumps(points, indent=1)
     # Without grouped heads there is one point more, and as many kv heads as heads.
-    extra = {"blocks.{layer}.hook_attn_in": "batch pos head d_model"}
-    grown = {name: shape.replace("kv_head", "head") for name, shape in golden.items()} | extra
-    assert listing(mha) == grown
+    extra = {"blocks.{layer}.hook_attn_in": "batch=5 pos=31 head=6 d_model=54"}
+    points = golden["qwen2_audio"]
+    grown = {name: shape.replace("kv_head=2", "head=6") for name, shape in points.items()} | extra
+    shown = listing(mha, INPUTS, AXES)
+    assert shown == grown
+    assert list(shown).index(next(iter(extra))) == list(shown).index(RESID_PRE) + 1
+
+
+def test_the_kernel_does_not_change_the_order(tiny_models: TinyModels) -> None:
+    """What fires on the side fires where the eager computation has it."""
+    found = recorded(tiny_models.hooked("gqa", attention="eager"), lambda name: True)
+    assert list(found) == list(recorded(tiny_models.hooked("gqa"), lambda name: True))
 
 
 def test_every_point_is_listed_and_only_one_cannot_fire(gqa: HookedALM) -> None:
     points = {re.sub(r"^blocks\.\d+", "blocks.{layer}", name) for name in gqa.hook_dict}
     aliases = {re.sub(r"^blocks\.\d+", "blocks.{layer}", name) for name in gqa.aliases}
-    golden = set(json.loads(GOLDEN.read_text()))
+    golden = set(json.loads(GOLDEN.read_text())["qwen2_audio"])
     assert golden == (points | aliases) - {"blocks.{layer}.hook_attn_in"}
     assert all(p.name == gqa.aliases.get(name, name) for name, p in gqa.hook_dict.items())
     assert aliases == {f"blocks.{{layer}}.attn.hook_{letter}_input" for letter in "qkv"}
@@ -270,5 +302,5 @@ if __name__ == "__main__":
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        model = TinyModels(Path(folder)).hooked()
-        GOLDEN.write_text(json.dumps(listing(model), indent=1) + "\n")
+        audio, text = TinyModels(Path(folder) / "audio"), TextModels(Path(folder) / "text")
+        GOLDEN.write_text(json.dumps(listings(audio.hooked(), text), indent=1) + "\n")

@@ -29,7 +29,10 @@ FOLDERS = {
 LEVELS = (
     {"errors", "axes"},
     {"audio", "config", "hooks", "spans", "inputs"},
-    {"masks", "components", "contract", "frontend", "prompts", "checkpoint"},
+    {
+        *("masks", "components", "frontend", "prompts", "checkpoint"),
+        *("tokens", "weights", "weight_processing", "contract"),
+    },
     {"model", "generation", "cache"},
     {"engine"},
     {"methods"},

@@ -249,12 +249,12 @@ def test_gradients_equal(gqa: HookedALM, tiny_models: TinyModels) -> None:
     assert (found["hook_embed"][x.spans.mask("audio")].abs().amax(-1) > 0).all()
 
 
-def one_ulp(module_name: str, parameter: str) -> Any:
-    """One element of one parameter, by one unit in the last place."""
+def few_ulps(module_name: str, parameter: str) -> Any:
+    """One element of one parameter, by about 16 units in the last place: one may round away."""
 
     def fault(model: HookedALM) -> None:
         weight = model.get_submodule(module_name).get_parameter(parameter)
-        weight.view(-1)[-1] = torch.nextafter(weight.view(-1)[-1], torch.tensor(9.0))
+        weight.view(-1)[-1] *= 1 + 2**-19
 
     return fault
 
@@ -269,19 +269,19 @@ def set_attribute(module_name: str, attribute: str, value: Any) -> Any:
 
 
 FAULTS = {
-    "audio.hook_encoder_out": one_ulp("audio.audio_tower.layers.1", "fc1.bias"),
-    "audio.hook_projector_out": one_ulp("audio.projector", "linear.bias"),
-    "hook_text_embed": one_ulp("embed", "weight"),
+    "audio.hook_encoder_out": few_ulps("audio.audio_tower.layers.1", "fc1.bias"),
+    "audio.hook_projector_out": few_ulps("audio.projector", "linear.bias"),
+    "hook_text_embed": few_ulps("embed", "weight"),
     "blocks.0.ln1.out": set_attribute("blocks.0.ln1", "eps", 1e-6),
-    "blocks.1.attn.hook_k": one_ulp("blocks.1.attn", "k_proj.bias"),
+    "blocks.1.attn.hook_k": few_ulps("blocks.1.attn", "k_proj.bias"),
     "blocks.0.attn.hook_rot_q": set_attribute("rotary", "attention_scaling", 1.0000001),
     "blocks.3.attn.hook_z": set_attribute("blocks.3.attn", "scaling", 0.3162),
-    "blocks.2.hook_attn_out": one_ulp("blocks.2.attn", "o_proj.weight"),
-    "blocks.3.ln2.out": one_ulp("blocks.3.ln2", "weight"),
+    "blocks.2.hook_attn_out": few_ulps("blocks.2.attn", "o_proj.weight"),
+    "blocks.3.ln2.out": few_ulps("blocks.3.ln2", "weight"),
     "blocks.2.mlp.hook_pre": swap_gate_and_up,
-    "blocks.0.hook_mlp_out": one_ulp("blocks.0.mlp", "down_proj.weight"),
-    "ln_final.out": one_ulp("ln_final", "weight"),
-    "unembed.hook_out": one_ulp("unembed", "weight"),
+    "blocks.0.hook_mlp_out": few_ulps("blocks.0.mlp", "down_proj.weight"),
+    "ln_final.out": few_ulps("ln_final", "weight"),
+    "unembed.hook_out": few_ulps("unembed", "weight"),
 }
 """First activation that has to be reported -> what goes wrong with the model."""
 

@@ -62,3 +62,54 @@ LABEL_LOG_PROB = {torch.float32: 1e-5, torch.bfloat16: 0.1}
 RECOVERED = 1e-3
 """Share of an effect of 0.01 logits that a set of edges restores: rounding of logits near 1 is
 a hundredth of a percent of it. Measured: 2.2e-5."""
+
+GENERATION_STEPS = {torch.float32: 2.5e-5, torch.bfloat16: 0.3}
+"""Activations of generation, one position at a step, against one run over all positions: products
+of one row against products of all (measured 7.5e-6 and 0.094)."""
+
+ATTRIBUTION = 1e-6
+"""Attribution scores, relative to the largest: two graphs of the same products, and a sum over
+heads for one product. Measured: 1.4e-7."""
+
+DETECTED = 5.1e-4
+"""`detect_head`'s "abs" scores, which TransformerLens rounds to three decimals."""
+
+SOLVED = 3e-5
+"""What an iteration in fp32 finds (singular vectors, a probe's optimum, eigenvalues) against the
+same by another way in float64. Measured: 7.7e-6."""
+
+TRAINED = 1e-3
+"""Losses of four steps of Adam, which turns the rounding of a vanishing gradient into a whole step.
+Measured: 3.4e-4."""
+
+FOLDED = {torch.float32: 3e-5, torch.bfloat16: 0.5}
+"""Log-probabilities and activations of processed weights against those of the checkpoint's: every
+product of the forward is rounded elsewhere (measured 9.5e-6; 0.153 with weights in bf16)."""
+FOLDED_WEIGHTS = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
+"""A folded weight against TransformerLens', where sums run in another order: means over the
+vocabulary and output biases (measured 3.0e-7, and 0 after rounding to bf16)."""
+CENTRED = {torch.float32: 1e-7, torch.bfloat16: 1e-3}
+"""What is left of a mean over the vocabulary that was subtracted and rounded (measured 4.6e-9 and
+1.3e-4), and a weight it is subtracted from again (7.5e-9 and 2.4e-4)."""
+COMPOSITION = 1e-5
+"""Relative: composition scores from triangular factors in fp32, against dense products in fp64 and
+TransformerLens' singular values (measured 3.2e-7 and 8.2e-7)."""
+SINGULAR_VECTORS = 2e-4
+"""Logits, of the order of 1, of a head's singular vectors in fp32 against fp64 (measured 1.9e-5;
+vectors are as exact as their singular values are apart)."""
+
+GRADIENT = 1e-5
+"""Relative to a gradient's largest entry: the sums of autograd in another order, where heads are
+shown ungrouped or tensors lie otherwise in memory (measured 3.0e-6; 0 for grouped heads)."""
+
+BRIDGE_FORKS = 1e-5
+"""TransformerLens' bridge while it splits inputs per head or sums the heads' results: one product
+per head for one of all (measured 5.0e-6)."""
+
+DIRECT_PATH = 1e-5
+"""Effect of one path on a logit difference of about 10 in the bundled model: a query computed head
+by head against all heads at once, and the difference of two runs (measured 9.5e-7)."""
+
+FAST_ENGINE = {torch.float32: 2e-5, torch.bfloat16: 0.25}
+"""Logits of a patched run by the fast engine against a whole run: attention in two parts by another
+kernel, products of other numbers of rows."""

@@ -1,8 +1,8 @@
 """Grouped-query attention that runs a fused kernel until scores or pattern are intervened on."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from einops import rearrange, repeat
@@ -33,6 +33,9 @@ class AttentionContext:
     """Added to explicit scores; made only when a block asks."""
     cache: Any = None
     """transformers ``Cache`` of earlier keys and values, or None."""
+    attend: Callable[..., Heads] | None = None
+    """Mixes values instead of the kernel, from ``(attention, q, k, v)``. The patch engine's way to
+    run rows of many runs as one."""
 
 
 class Attention(nn.Module):
@@ -46,7 +49,8 @@ class Attention(nn.Module):
         after scale and mask, pattern after softmax. Masked scores are the dtype's minimum, and pad
         queries attend evenly, as in Hugging Face.
         ``hook_z [batch, pos, head, d_head]``: what the output projection reads.
-        ``hook_result [batch, pos, head, d_model]``, on demand: what each head writes.
+        ``hook_result [batch, pos, head, d_model]``, on demand: what each head writes; their
+        sum and ``b_O`` are the output.
 
     Source: transformers 5.23 ``Qwen2Attention``, ``Qwen3Attention`` (q/k norm) and
     ``eager_attention_forward``.
@@ -97,8 +101,18 @@ class Attention(nn.Module):
         if is_hooked(self.hook_result):
             result = tap(self.hook_result, torch.einsum("bphe,hed->bphd", z, self.W_O))
             if result is not None:
-                return result.sum(dim=2)
+                return result.sum(dim=2) + self.b_O
         return self.o_proj(z.flatten(2))
+
+    def project(self, part: Literal["q", "k", "v"], x: Resid) -> Heads:
+        """What ``hook_q``, ``hook_k`` or ``hook_v`` shows for the normalised ``x``; fires nothing."""
+        return self._project(getattr(self, f"{part}_proj"), x, None)
+
+    def keys_values(self, x: Resid, rotary: RotaryTables) -> tuple[KeyValues, KeyValues]:
+        """Keys, rotated, and values of the normalised ``x``, without attending."""
+        k = self.hook_k(self._project(self.k_proj, x, None))
+        v = self.hook_v(self._project(self.v_proj, x, None)).transpose(1, 2)
+        return rotate(self.k_norm(k).transpose(1, 2), rotary), v
 
     @property
     def needs_scores(self) -> bool:
@@ -139,6 +153,8 @@ class Attention(nn.Module):
         self, q: HeadsFirst, k: KeyValues, v: KeyValues, context: AttentionContext
     ) -> Heads:
         """Mix values over positions; explicit scores only where they are needed."""
+        if context.attend is not None:
+            return context.attend(self, q, k, v)
         if self.cfg.attn_implementation == "eager":
             scores = self.hook_attn_scores(self._scores(q, k, context))
             return self._mix(self.hook_pattern(_softmax(scores)), v)
@@ -217,8 +233,9 @@ class Attention(nn.Module):
 
     @property
     def b_O(self) -> Float[Tensor, " d_model"]:
-        """Zeros: the output projection has no bias."""
-        return self.o_proj.weight.new_zeros(self.cfg.d_model)
+        """Output bias: zeros until ``fold_value_biases``, for no checkpoint has one."""
+        bias: Tensor | None = self.o_proj.bias
+        return self.o_proj.weight.new_zeros(self.cfg.d_model) if bias is None else bias
 
 
 def _ungroup(x: KeyValues, n_groups: int) -> Float[Tensor, "batch head key_pos d_head"]:

@@ -21,6 +21,10 @@ class Block(nn.Module):
     d_model]`` (the residual stream as each head reads it, before ``ln1``), ``hook_attn_in`` (the
     three at once, without grouped kv heads only) and ``hook_mlp_in`` (before ``ln2``).
 
+    HookedTransformer normalises each split input by itself, so that ``ln1``'s points fire three
+    times and a cache keeps the values' call. Here they fire once, on the shared stream, after the
+    split inputs; what hooks made of those is normalised by its own scale, past no point.
+
     Source: transformers 5.23 ``Qwen2DecoderLayer``.
     """
 
@@ -48,7 +52,8 @@ class Block(nn.Module):
     def forward(self, x: Resid, context: AttentionContext) -> Resid:
         """The residual stream one block deeper."""
         resid_pre = self.hook_resid_pre(x)
-        attn_out = self.attn(self.ln1(resid_pre), context, self._split_inputs(resid_pre))
+        split = self._split_inputs(resid_pre)
+        attn_out = self.attn(self.ln1(resid_pre), context, split)
         # Never in place: every hook point's tensor may be held by a cache.
         resid_mid = self.hook_resid_mid(resid_pre + self.hook_attn_out(attn_out))
         mlp_in = tap(self.hook_mlp_in, resid_mid.clone()) if is_hooked(self.hook_mlp_in) else None

@@ -39,6 +39,10 @@ class GatedMLP(nn.Module):
         post = self.hook_post(gate * self.hook_pre_linear(self.up_proj(x)))
         return self.down_proj(post)
 
+    def output(self, x: Resid) -> Resid:
+        """The same, past the hook points."""
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
     @property
     def W_gate(self) -> Float[Tensor, "d_model d_mlp"]:
         """View of the gate projection."""
@@ -53,3 +57,13 @@ class GatedMLP(nn.Module):
     def W_out(self) -> Float[Tensor, "d_mlp d_model"]:
         """View of the down projection."""
         return rearrange(self.down_proj.weight, "d f -> f d")
+
+    @property
+    def b_in(self) -> Float[Tensor, " d_mlp"]:
+        """Zeros: the MLP has no biases."""
+        return self.up_proj.weight.new_zeros(self.up_proj.out_features)
+
+    @property
+    def b_out(self) -> Float[Tensor, " d_model"]:
+        """Zeros: the MLP has no biases."""
+        return self.down_proj.weight.new_zeros(self.down_proj.out_features)

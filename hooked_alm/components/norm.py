@@ -28,6 +28,10 @@ class RMSNorm(nn.Module):
         self.hook_scale = HookPoint()
         self.hook_normalized = HookPoint()
 
+    def reset_parameters(self) -> None:
+        """Scale 1, as an untrained norm has."""
+        nn.init.ones_(self.weight)
+
     @property
     def w(self) -> Float[Tensor, " d_model"]:
         """The scale, under TransformerLens' name."""
