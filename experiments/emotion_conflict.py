@@ -10,7 +10,6 @@ forward), ``delta`` and ``depths`` (by depth), ``attention`` (by layer and segme
 """
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,8 @@ from hooked_alm.methods.alignment import align
 from hooked_alm.methods.attention_mass import attention_density, attention_mass
 from hooked_alm.methods.labels import LabelSet
 from hooked_alm.methods.lens import lens_fidelity, residual_rows, unembed_rows
-from hooked_alm.methods.patching import donor_activations, patch_spans
+from hooked_alm.methods.metrics import LabelScores
+from hooked_alm.methods.patching import patch
 
 from .bundled import CLIPS, PREFIX, model_folder
 from .emotion_plan import PatchRun, Plan, Run
@@ -275,27 +275,34 @@ class EmotionConflict(Experiment[EmotionConflictConfig]):
         base, donor = self.input(sweep.base), self.input(sweep.donor)
         layers = config.patched_layers(model.cfg.n_layers)
         spans = config.patched_spans()
-        result = patch_spans(
+        result = patch(
             model,
             base,
             donor,
-            list(spans.values()),
-            lambda logits: labels.scores(logits[:, -1, labels.tokens].float()),
+            LabelScores(labels),
             site="resid_post",
             layers=layers,
+            places=list(spans.values()),
             policy=config.align_policies(),
-            donor_values=self._seed_donor(donor, layers),
+            # The seed's donor is the state before the patched block (defect C1).
+            donor_site="resid_pre" if config.donor_index == "seed_hs" else None,
+            engine=config.engine,
+            max_bytes=config.max_bytes,
         )
         to, away = (labels.index(name) for name in sweep.toward)
-        base_scores, donor_scores = result.base[0], result.donor[0]
+        # In fp32, as they were measured, and as the scores of whole runs are.
+        cells, base_scores, donor_scores = (
+            torch.from_numpy(values).float()
+            for values in (result.values[:, :, 0], result.base[0], result.donor[0])
+        )
         base_metric = float(base_scores[to] - base_scores[away])
         donor_metric = float(donor_scores[to] - donor_scores[away])
         total = donor_metric - base_metric
         base_label = labels.names[int(base_scores.argmax())]
         rows = []
-        for i, layer in enumerate(result.layers):
+        for i, layer in enumerate(layers):
             for j, span in enumerate(spans):
-                scores = result.scores[i, j, 0]
+                scores = cells[i, j]
                 shift = float(scores[to] - scores[away]) - base_metric
                 prediction = labels.names[int(scores.argmax())]
                 rows.append(
@@ -328,12 +335,6 @@ class EmotionConflict(Experiment[EmotionConflictConfig]):
             "donor_prediction": labels.names[int(donor_scores.argmax())],
         }
         return UnitResult(tables={"patching": rows}, record=record)
-
-    def _seed_donor(self, donor: ALMInput, layers: Sequence[int]) -> dict[int, Tensor] | None:
-        """The seed's donor: the state before the patched block (defect C1); else None."""
-        if self.config.donor_index == "same_site":
-            return None
-        return donor_activations(self.model, donor, "resid_pre", layers)[1]
 
     def _described(self, run: Run, x: ALMInput) -> dict[str, Any]:
         config = self.config

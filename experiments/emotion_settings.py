@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from hooked_alm.methods.alignment import AlignPolicies, AlignPolicy
 from hooked_alm.methods.labels import LabelMode
 from hooked_alm.methods.lens import LensNorm
+from hooked_alm.methods.measurement import Engine
 
 from .bundled import PREFIX
 from .critical_layer import CriticalMethod
@@ -86,6 +87,15 @@ class EmotionConflictConfig(ExperimentConfig):
     align: AlignPolicy = "resample_linear"
     patch_layers: tuple[int, ...] | None = Field(
         default=None, min_length=1, description="blocks; None is all"
+    )
+    engine: Engine = Field(
+        default="fast", description="of the patching; hooks is one whole forward per cell"
+    )
+    max_bytes: int = Field(
+        default=2**30,
+        ge=1,
+        description="activations that the fast engine holds; fixed, so that results do not depend "
+        "on what memory is free",
     )
     min_effect: float = Field(
         default=0.5, gt=0, description="logits; below this total effect a recovery is undefined"

@@ -116,7 +116,10 @@ def test_layers_spans_and_overlaps(gqa: HookedALM) -> None:
     every = attention_mass(gqa, x, PARTITION)
     assert every.shape == (4, 2, 6, 1, 6)
     assert torch.equal(attention_mass(gqa, x, PARTITION, layers=[2, 0]), every[[2, 0]])
-    assert torch.equal(attention_mass(gqa, x, ("text", "audio", "text")), every[..., [2, 0, 2]])
+    overlapping = attention_mass(gqa, x, ("text", "audio", "text"))
+    # Not exact: a product with another number of columns.
+    tolerance = MASS_OF_PATTERN[torch.float32]
+    torch.testing.assert_close(overlapping, every[..., [2, 0, 2]], atol=tolerance, rtol=0)
     # A span that no row has weighs nothing.
     text_only = gqa.encode(**hf_inputs([[]], [12]))
     assert torch.equal(attention_mass(gqa, text_only, ["audio"]), torch.zeros(4, 1, 6, 1, 1))

@@ -90,8 +90,12 @@ def units(out: Path) -> set[str]:
     return {path.name for path in out.glob("units/*.json")}
 
 
+def read_events(out: Path) -> bytes:
+    return (out / "events.jsonl").read_bytes()
+
+
 def wait_for(is_reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not is_reached():
         assert time.monotonic() < deadline, "the run did not get there"
         time.sleep(0.002)
@@ -124,7 +128,7 @@ def test_five_kills_end_with_the_same_bytes(tmp_path: Path) -> None:
         # Before the first unit, of the command as a user starts it.
         installed = Path(sys.executable).with_name("hooked-alm")
         first = subprocess.Popen([installed, *command(out)[1:]], stderr=subprocess.DEVNULL)
-        wait_for((out / "run.json").exists)
+        wait_for(lambda: (out / "events.jsonl").exists() and b"start" in read_events(out))
         time.sleep(moments.uniform(0, 0.1))
         first.kill()
         assert first.wait() == -signal.SIGKILL
@@ -135,7 +139,7 @@ def test_five_kills_end_with_the_same_bytes(tmp_path: Path) -> None:
         for _ in range(3):
             pid = server.start(command(out))
             wait_for(lambda before=made: len(units(out)) > len(before))
-            time.sleep(moments.uniform(0, 0.2))
+            time.sleep(moments.uniform(0, 0.05))  # a unit takes as long
             os.kill(pid, signal.SIGKILL)
             assert server.status() == -signal.SIGKILL
             assert made < units(out)

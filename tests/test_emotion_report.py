@@ -10,7 +10,7 @@ import pytest
 
 from emotion_toy import N_BLOCKS, Side, toy_recordings, toy_tables
 from hooked_alm.experiments.emotion_claims import Claim, claim_table, claims, headline
-from hooked_alm.experiments.emotion_controls import FAIL, PASS, SKIPPED, controls
+from hooked_alm.experiments.emotion_controls import FAIL, PASS, ROUNDING, SKIPPED, controls
 from hooked_alm.experiments.emotion_measures import flip_summary
 from hooked_alm.experiments.emotion_report import conclude
 from hooked_alm.experiments.emotion_settings import EmotionConflictConfig
@@ -172,38 +172,42 @@ def test_clean_tables_pass_every_control(tables: Tables) -> None:
     assert set(verdicts(tables).values()) == {PASS}
 
 
-def shift(cells: str, by: float) -> Any:
-    def plant(tables: Tables) -> None:
+ENGINES = {"hooks": 1e-7, "fast": 1.5 * ROUNDING["float32"]}
+"""The least shift that is no rounding of the engine's."""
+
+
+def shift(cells: str, by: float | None = None) -> Any:
+    def plant(tables: Tables, least: float = ENGINES["fast"]) -> None:
         patching = tables["patching"]
-        patching.loc[patching.query(cells).index[:1], "shift"] += by
+        patching.loc[patching.query(cells).index[:1], "shift"] += least if by is None else by
 
     return plant
 
 
 def set_value(table: str, column: str, value: Any, rows: str = "index == index") -> Any:
-    def plant(tables: Tables) -> None:
+    def plant(tables: Tables, least: float = 0.0) -> None:
         tables[table].loc[tables[table].query(rows).index, column] = value
 
     return plant
 
 
-def say_the_voice(tables: Tables) -> None:
+def say_the_voice(tables: Tables, least: float = 0.0) -> None:
     tables["patching"]["prediction"] = tables["patching"].voice
 
 
 FAULTS = {
-    "a run patched with itself": shift("donor == 'self'", 1e-7),
+    "a run patched with itself": shift("donor == 'self'"),
     "last block, any span without the readout": shift(
-        "donor == 'both' and block == 3 and span == 'struct'", 1e-7
+        "donor == 'both' and block == 3 and span == 'struct'"
     ),
     "audio span, other instruction, audio first": shift(
-        "donor == 'text_swap' and span == 'audio' and block == 1", -1e-7
+        "donor == 'text_swap' and span == 'audio' and block == 1"
     ),
     "all positions patched = the donor's answer": shift(
         "donor == 'both' and span == 'all' and block == 1", 0.01
     ),
     "last block, readout patched = the donor's answer": shift(
-        "donor == 'both' and span == 'readout' and block == 3", 0.01
+        "donor == 'both' and span == 'readout' and block == 3"
     ),
     "lens at the last depth = logits": set_value("depths", "z_sad", 9.0, "depth == 4"),
     "a label is the top token": set_value("runs", "best_label_rank", 3),
@@ -215,11 +219,34 @@ FAULTS = {
 }
 
 
+EXACT = {
+    "a run patched with itself",
+    "last block, any span without the readout",
+    "audio span, other instruction, audio first",
+    "last block, readout patched = the donor's answer",
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("control", FAULTS)
-def test_a_planted_fault_fails_its_control(tables: Tables, control: str) -> None:
-    FAULTS[control](tables)
-    found = verdicts(tables)
+def test_a_planted_fault_fails_its_control(tables: Tables, control: str, engine: str) -> None:
+    FAULTS[control](tables, ENGINES[engine])
+    found = verdicts(tables, CONFIG.model_copy(update={"engine": engine}))
     assert {name for name, verdict in found.items() if verdict == FAIL} == {control}
+
+
+def test_rounding_fails_no_control_of_the_fast_engine(tables: Tables) -> None:
+    """And all that are exact with hooks; each says which it is."""
+    generator = np.random.default_rng(1)
+    size = len(tables["patching"])
+    tables["patching"]["shift"] += generator.uniform(-0.9, 0.9, size) * ROUNDING["float32"]
+    assert set(verdicts(tables).values()) == {PASS}
+    exact = CONFIG.model_copy(update={"engine": "hooks"})
+    found = controls(tables, exact, N_BLOCKS, audio_is_first=True).set_index("control")
+    assert {*found.index[found.verdict == FAIL]} == EXACT
+    assert found.expected[list(EXACT)].str.startswith("exactly").all()
+    fast = controls(tables, CONFIG, N_BLOCKS, audio_is_first=True).set_index("control")
+    assert fast.expected[list(EXACT)].str.endswith("within 0.0001 by rounding").all()
 
 
 def test_donors_of_other_lengths_are_not_held_to_recovery_1(tables: Tables) -> None:

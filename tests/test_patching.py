@@ -1,16 +1,20 @@
-"""Span patching against hooks written out position by position, and what it must refuse."""
+"""Patching against hooks written out position by position, by either engine."""
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from hooked_alm import ALMInput, HookedALM, InputError
+from hooked_alm.engine.cells import Site
 from hooked_alm.methods.alignment import dtw_indices
-from hooked_alm.methods.patching import PatchMode, PatchSweep, Site, donor_activations, patch_spans
+from hooked_alm.methods.metrics import Logits, OnLogits
+from hooked_alm.methods.patching import PatchMode, patch
+from hooked_alm.methods.results import PatchResult
 from tiny import N_LAYERS, PLACEHOLDER, TinyModels, hf_inputs
-from tolerances import PADDED_ROW, RESAMPLED_DONOR
+from tolerances import ENGINE, PADDED_ROW, RESAMPLED_DONOR
 
 NAMES = {
     "resid_pre": "blocks.{}.hook_resid_pre",
@@ -29,6 +33,29 @@ STRETCHED = hf_inputs([[23], [63]], [9, 14], seed=3)
 def whole(logits: Tensor) -> Tensor:
     """A metric that loses nothing: all logits of all positions of the base, pads included."""
     return logits[:, -WIDTH:].flatten(1)
+
+
+WHOLE = OnLogits(whole)
+
+
+def swept(model: HookedALM, base: ALMInput, donor: ALMInput, **options: Any) -> PatchResult:
+    """The plain loop's result, which is bit-identical; the fast engine's is close, pads apart."""
+    plain, fast = (
+        patch(model, base, donor, WHOLE, engine=engine, **{"places": ["audio"], **options})
+        for engine in ("hooks", "fast")
+    )
+    limit = ENGINE[model.cfg.dtype] * np.abs(plain.base).max()
+    real = base.attention_mask.bool().numpy()
+    for ours, theirs in ((fast.values, plain.values), (fast.base, plain.base)):
+        at_reals = [
+            part.reshape(*part.shape[:-1], WIDTH, -1)[..., real, :] for part in (ours, theirs)
+        ]
+        np.testing.assert_allclose(*at_reals, rtol=0, atol=limit)
+    return plain
+
+
+def is_exactly(found: np.ndarray, expected: Tensor) -> bool:
+    return np.array_equal(found, expected.double().numpy())
 
 
 def audio_positions(inputs: dict[str, Tensor], row: int) -> list[int]:
@@ -70,8 +97,8 @@ def by_hand(
     return model.run_with_hooks(base, fwd_hooks=[(NAMES[site].format(layer), write)])
 
 
-def one_cell(sweep: PatchSweep) -> Tensor:
-    return sweep.scores[0, 0]
+def one_cell(sweep: PatchResult) -> Tensor:
+    return torch.tensor(sweep.values[(0,) * (sweep.values.ndim - 2)]).float()
 
 
 @pytest.mark.parametrize("variant", ["gqa", "mha", "mqa, sliding"])
@@ -86,15 +113,15 @@ def test_sweep_is_the_loop_by_hand(tiny_models: TinyModels, variant: str, attent
         "readout": [[26], [26]],
     }
     spans["audio, readout"] = [spans["audio"][row] + [26] for row in (0, 1)]
-    groups = ["audio", "readout", ("audio", "readout")]
+    groups: list[Any] = ["audio", "readout", ("audio", "readout")]
     logits, donor_logits = whole(model(base)), whole(model(donor))
     for site in SITES:
-        sweep = patch_spans(model, base, donor, groups, whole, site=site)
-        assert sweep.layers == tuple(range(N_LAYERS))
-        assert sweep.spans == (("audio",), ("readout",), ("audio", "readout"))
-        assert sweep.scores.shape == (N_LAYERS, 3, 2, logits.shape[1])
-        assert torch.equal(sweep.base, logits)
-        assert torch.equal(sweep.donor, donor_logits)
+        sweep = swept(model, base, donor, places=groups, site=site)
+        assert sweep.axes["layer"] == tuple(range(N_LAYERS))
+        assert sweep.axes["place"] == ("audio", "readout", ("audio", "readout"))
+        assert sweep.values.shape == (N_LAYERS, 3, 2, logits.shape[1])
+        assert is_exactly(sweep.base, logits)
+        assert is_exactly(sweep.donor, donor_logits)
         assert sweep.length_ratios == ({"audio": 1.0, "readout": 1.0},) * 2
         for layer in range(N_LAYERS):
             theirs = recorded(model, donor, NAMES[site].format(layer))
@@ -107,7 +134,7 @@ def test_sweep_is_the_loop_by_hand(tiny_models: TinyModels, variant: str, attent
                     for k, pos in enumerate(positions)
                 ]
                 expected = whole(by_hand(model, base, site, layer, cells))
-                assert torch.equal(sweep.scores[layer, i], expected), (site, layer, i)
+                assert is_exactly(sweep.values[layer, i], expected), (site, layer, i)
                 assert not torch.equal(expected, logits), "the patch does something"
 
 
@@ -131,13 +158,13 @@ def test_modes_and_heads(
                 audio_positions(BASE, row), audio_positions(DONOR, row), strict=True
             )
         ]
-        sweep = patch_spans(
-            model, base, donor, ["audio"], whole,
-            site=site, layers=[2], heads=heads, mode=mode, coefficient=c,
+        sweep = swept(
+            model, base, donor, site=site, layers=[2], mode=mode, coefficient=c,
+            heads=None if heads is None else [tuple(heads)],
         )  # fmt: skip
         logits = by_hand(model, base, site, 2, cells, heads=heads, mode=mode, c=c)
         assert torch.equal(one_cell(sweep), whole(logits))
-        assert not torch.equal(one_cell(sweep), sweep.base)
+        assert not is_exactly(sweep.base, one_cell(sweep))
 
 
 @pytest.mark.parametrize("site", SITES)
@@ -146,9 +173,7 @@ def test_ends_of_the_coefficient(gqa: HookedALM, site: Site) -> None:
     base, donor = gqa.encode(**BASE), gqa.encode(**DONOR)
 
     def cell(**options: Any) -> Tensor:
-        return one_cell(
-            patch_spans(gqa, base, donor, ["audio"], whole, site=site, layers=[1], **options)
-        )
+        return one_cell(swept(gqa, base, donor, site=site, layers=[1], **options))
 
     unpatched = whole(gqa(base))
     for mode in ("interpolate", "add"):
@@ -167,11 +192,9 @@ def test_self_patch_is_exactly_nothing(
     model = tiny_models.hooked(variant, dtype)
     base = model.encode(**BASE)
     spans = ["audio", "text", ("audio", "text", "readout", "sink")]
-    for site in SITES:
-        sweep = patch_spans(model, base, base, spans, whole, site=site)
-        assert torch.equal(sweep.scores, sweep.base.expand_as(sweep.scores))
-    sweep = patch_spans(model, base, base, spans, whole, site="z", heads=[1, 4])
-    assert torch.equal(sweep.scores, sweep.base.expand_as(sweep.scores))
+    for options in ({"site": site} for site in SITES):
+        assert not swept(model, base, base, places=spans, **options).effect.any()
+    assert not swept(model, base, base, places=spans, site="z", heads=[(1, 4)]).effect.any()
 
 
 @torch.no_grad()
@@ -189,43 +212,46 @@ def test_rows_with_different_alignments(gqa: HookedALM) -> None:
                 weight = at - low
                 a, b = theirs[row, other[low]], theirs[row, other[low + 1]]
                 cells.append((row, pos, a + weight * (b - a)))
-        sweep = patch_spans(
-            gqa, base, donor, ["audio"], whole,
-            site=site, layers=[1], heads=heads, policy="resample_linear",
+        sweep = swept(
+            gqa, base, donor, site=site, layers=[1], policy="resample_linear",
+            heads=None if heads is None else [tuple(heads)],
         )  # fmt: skip
         expected = whole(by_hand(gqa, base, site, 1, cells, heads=heads))
         # The weights are rounded to fp32 by another formula.
         torch.testing.assert_close(one_cell(sweep), expected, atol=RESAMPLED_DONOR, rtol=0)
-        assert (expected - sweep.base).abs().max() > 1e-2
+        assert np.abs(expected.numpy() - sweep.base).max() > 1e-2
         assert sweep.length_ratios == ({"audio": 6 / 16}, {"audio": 16 / 6})
 
 
 @torch.no_grad()
 def test_rows_do_not_touch_each_other(gqa: HookedALM) -> None:
     base, donor = gqa.encode(**BASE), gqa.encode(**DONOR)
-    both = one_cell(patch_spans(gqa, base, donor, ["audio"], whole, layers=[1]))
-    swapped = patch_spans(gqa, base[[1, 0]], donor[[1, 0]], ["audio"], whole, layers=[1])
+    both = one_cell(swept(gqa, base, donor, layers=[1]))
+    swapped = swept(gqa, base[[1, 0]], donor[[1, 0]], layers=[1])
     # Not exact: a row's products depend on its place in the batch.
     tolerance = PADDED_ROW[torch.float32]
     torch.testing.assert_close(one_cell(swapped), both[[1, 0]], atol=tolerance, rtol=0)
 
 
 @torch.no_grad()
-def test_donor_values_take_the_place_of_the_donors(gqa: HookedALM) -> None:
+@pytest.mark.parametrize(
+    ("site", "donor_site"), [("resid_post", "resid_pre"), ("resid_pre", "resid_post")]
+)
+def test_donor_values_of_another_site(gqa: HookedALM, site: Site, donor_site: Site) -> None:
     base, donor = gqa.encode(**BASE), gqa.encode(**DONOR)
-    values = {layer: torch.randn(*donor.shape, gqa.cfg.d_model) for layer in (0, 3)}
-    sweep = patch_spans(gqa, base, donor, ["audio"], whole, layers=[3, 0], donor_values=values)
+    sweep = swept(gqa, base, donor, site=site, donor_site=donor_site, layers=[3, 0])
     for i, layer in enumerate((3, 0)):
+        theirs = recorded(gqa, donor, NAMES[donor_site].format(layer))
         cells = [
-            (row, ours, values[layer][row, other])
+            (row, ours, theirs[row, other])
             for row in (0, 1)
             for ours, other in zip(
                 audio_positions(BASE, row), audio_positions(DONOR, row), strict=True
             )
         ]
-        expected = whole(by_hand(gqa, base, "resid_post", layer, cells))
-        assert torch.equal(sweep.scores[i, 0], expected)
-    assert torch.equal(sweep.donor, whole(gqa(donor))), "the donor run is still the donor's"
+        expected = whole(by_hand(gqa, base, site, layer, cells))
+        assert is_exactly(sweep.values[i, 0], expected)
+    assert is_exactly(sweep.donor, whole(gqa(donor))), "the donor run is still the donor's"
 
 
 @torch.no_grad()
@@ -240,7 +266,7 @@ def test_dtw_compares_the_embeddings_of_each_row(gqa: HookedALM) -> None:
         )
         for pos, k in zip(audio_positions(BASE, row), path, strict=True):
             cells.append((row, pos, theirs[row, audio_positions(STRETCHED, row)[k]]))
-    sweep = patch_spans(gqa, base, donor, ["audio"], whole, layers=[1], policy="dtw")
+    sweep = swept(gqa, base, donor, layers=[1], policy="dtw")
     assert torch.equal(one_cell(sweep), whole(by_hand(gqa, base, "resid_post", 1, cells)))
 
 
@@ -252,31 +278,19 @@ def test_seeds_min_len_counts_from_the_start_of_both_prompts(gqa: HookedALM) -> 
     # Row 0 loses its 7 pads, row 1 its 5.
     cells = [(0, pos, theirs[0, pos + 7]) for pos in audio_positions(BASE, 0)]
     cells += [(1, pos, theirs[1, pos - 5]) for pos in audio_positions(BASE, 1)]
-    sweep = patch_spans(gqa, base, donor, ["audio"], whole, layers=[1], policy="min_len")
+    sweep = swept(gqa, base, donor, layers=[1], policy="min_len")
     assert torch.equal(one_cell(sweep), whole(by_hand(gqa, base, "resid_post", 1, cells)))
 
 
 @torch.no_grad()
-def test_metric_sees_the_whole_run(gqa: HookedALM) -> None:
+def test_metric_is_of_the_whole_run(gqa: HookedALM) -> None:
     base, donor = gqa.encode(**BASE), gqa.encode(**DONOR)
-    sweep = patch_spans(
-        gqa, base, donor, ["audio"], lambda logits: logits[:, -1, [7, 9]], layers=[2]
-    )
-    everything = patch_spans(gqa, base, donor, ["audio"], whole, layers=[2])
-    logits = one_cell(everything).unflatten(1, (WIDTH, -1))
-    assert torch.equal(one_cell(sweep), logits[:, -1, [7, 9]])
-    assert torch.equal(sweep.donor, gqa(donor)[:, -1, [7, 9]])
-
-
-@torch.no_grad()
-def test_donor_activations_are_those_of_the_site(gqa: HookedALM) -> None:
-    donor = gqa.encode(**DONOR)
-    for site in SITES:
-        logits, values = donor_activations(gqa, donor, site, [3, 1])
-        assert torch.equal(logits, gqa(donor))
-        assert list(values) == [3, 1]
-        for layer, value in values.items():
-            assert torch.equal(value, recorded(gqa, donor, NAMES[site].format(layer)))
+    everything = one_cell(swept(gqa, base, donor, layers=[2])).unflatten(1, (WIDTH, -1))
+    few = OnLogits(lambda logits: logits[:, -1, [7, 9]])
+    for metric in (few, Logits([7, 9])):
+        sweep = patch(gqa, base, donor, metric, layers=[2], engine="hooks")
+        assert torch.equal(one_cell(sweep), everything[:, -1, [7, 9]])
+        assert is_exactly(sweep.donor, gqa(donor)[:, -1, [7, 9]])
 
 
 @torch.no_grad()
@@ -284,24 +298,26 @@ def test_span_that_a_row_lacks_patches_nothing_there(gqa: HookedALM) -> None:
     """No audio in row 0, of base and donor alike."""
     base = gqa.encode(**hf_inputs([[], [23]], [12, 7]))
     donor = gqa.encode(**hf_inputs([[], [23]], [12, 7], seed=2))
+    metric = OnLogits(lambda logits: logits[:, -7:].flatten(1))
     for site, heads in (("resid_post", None), ("z", None), ("z", [2])):
-        sweep = patch_spans(gqa, base, donor, ["audio"], whole, site=site, layers=[1], heads=heads)
-        assert torch.equal(one_cell(sweep)[0], sweep.base[0])
-        assert not torch.equal(one_cell(sweep)[1], sweep.base[1])
+        for engine in ("hooks", "fast"):
+            sweep = patch(
+                gqa, base, donor, metric, site=site, layers=[1], heads=heads, engine=engine
+            )
+            cell = one_cell(sweep)
+            assert is_exactly(sweep.base[0], cell[0])
+            assert not is_exactly(sweep.base[1], cell[1])
 
 
 def test_bad_choices(gqa: HookedALM) -> None:
+    """What does not align; the rest is refused in ``test_engine``."""
     base, donor = gqa.encode(**BASE), gqa.encode(**DONOR)
 
     def refuse(match: str, *, donor: ALMInput = donor, span: Any = "audio", **options: Any) -> None:
-        with pytest.raises(InputError, match=match):
-            patch_spans(gqa, base, donor, [span], whole, **options)
+        for engine in ("hooks", "fast"):
+            with pytest.raises(InputError, match=match):
+                patch(gqa, base, donor, WHOLE, places=[span], engine=engine, **options)
 
-    refuse(r"layer \[4, 9\]: the model has layers 0 to 3", layers=[0, 4, 9])
-    refuse(r"layer \[-1\]", layers=[-1])
-    refuse(r"head \[6\]: the model has heads 0 to 5", site="z", heads=[1, 6])
-    refuse(r"head \[-1\]", site="z", heads=[-1])
-    refuse(r"heads \[1\] of resid_post: only site 'z' has heads", heads=[1])
     refuse("2 base rows with 1 donor rows", donor=donor[0])
     refuse("looking up span 'speech': this input has audio", span="speech")
     refuse(

@@ -112,4 +112,38 @@ by head against all heads at once, and the difference of two runs (measured 9.5e
 
 FAST_ENGINE = {torch.float32: 2e-5, torch.bfloat16: 0.25}
 """Logits of a patched run by the fast engine against a whole run: attention in two parts by another
-kernel, products of other numbers of rows."""
+kernel, products of other numbers of rows (measured 7.6e-6 and 0.096; label scores of the bundled
+models in ``emotion_conflict`` 4.8e-6)."""
+
+ENGINE = {torch.float32: 1e-5, torch.bfloat16: 0.06}
+"""Relative to the largest logit: the fast engine's rows, in products and softmaxes of other shapes,
+against whole runs under hooks (measured 8.3e-7 over every site, mode and donor; 0.0165)."""
+
+PATHS = {torch.float32: 2e-5}
+"""Logits of a path-patched run against Hugging Face under PyTorch hooks, or the same by another
+route: a message is a difference of two products, added to a stream. Measured over all comparisons:
+2.6e-6 (a set of edges on Qwen3); chains 1.8e-6."""
+
+FIRST_ORDER = 0.02
+"""Relative to the largest score: half the difference of two patches of +-2 % against the gradient,
+which leaves terms of third order and the rounding of logits near 10 (measured 1.1e-3)."""
+
+SOFTMAX_FIXED = 1e-4
+"""Relative to the largest effect, of 0.1 logits: attribution with the QK fix against patching,
+where nothing but the softmax bends; rounding in the patched runs (measured 2e-7 on keys)."""
+
+PADDED_SCORES = 1e-5
+"""Relative to the largest score: gradients of a left-padded row in a batch against the prompt alone
+(measured 2.0e-6)."""
+
+SAME_DONOR = 2e-5
+"""Relative to another donor's largest score: scores of a donor that equals the base, whose run
+shares a prefix with it and is rounded elsewhere (a few 1e-7 of scores near 1)."""
+
+EDGE_SCORES = 5e-6
+"""Relative to the largest score: edge scores by einsum over nodes against autograd through forks of
+the stream, sums of edges against their node, or positions summed in parts (measured 1.2e-6)."""
+
+BENCH_SWEEPS = 1e-5
+"""Differences of two logits near 4: the fast engine against the bridge's eager attention and the
+fused one of Hugging Face, every cell of the smallest sweeps (measured 1.9e-6)."""

@@ -51,9 +51,10 @@ C = TypeVar("C", bound=ExperimentConfig)
 class Experiment(ABC, Generic[C]):
     """One question, asked of one model.
 
-    The runner calls `open`, `units`, `run_unit` for every unit that has no result yet, then
-    `conclude`. The last two may run in different processes: what `conclude` needs comes from
-    `open` and from the tables, never from what `run_unit` left on `self`.
+    The runner calls `open`, `units`, `run_unit` for every unit that has no result yet, the same for
+    `further_units`, then `conclude`. `run_unit` and `conclude` may run in different processes: what
+    `conclude` needs comes from `open` and from the tables, never from what `run_unit` left on
+    `self`.
     """
 
     name: ClassVar[str]
@@ -78,6 +79,14 @@ class Experiment(ABC, Generic[C]):
     @abstractmethod
     def units(self) -> list[Unit]:
         """The work, in the order in which its results are merged."""
+
+    def further_units(self, tables: dict[str, pd.DataFrame]) -> list[Unit]:
+        """Work that the results of `units` decide, such as what to look at more closely.
+
+        A function of what `open` loaded and of the merged tables alone, so that a resumed run goes
+        on with the same work. Their results are merged after those of `units`.
+        """
+        return []
 
     @abstractmethod
     def run_unit(self, unit: Unit) -> UnitResult:

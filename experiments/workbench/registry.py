@@ -10,6 +10,7 @@ from .experiment import Experiment
 
 # Name -> module:class; imported only when asked for.
 EXPERIMENTS = {
+    "circuits": "hooked_alm.experiments.circuits:Circuits",
     "emotion_conflict": "hooked_alm.experiments.emotion_conflict:EmotionConflict",
 }
 

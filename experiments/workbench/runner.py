@@ -65,7 +65,10 @@ def run(experiment: Experiment[Any], out: Path | str | None = None) -> RunFolder
         if resumes:
             _warn_of_other_versions(folder, made_with["environment"])
         try:
-            _run_units(experiment, units, folder, resumes)
+            _run_units(experiment, units, folder, "resume" if resumes else "start")
+            if further := experiment.further_units(_merged(units, folder)):
+                units = _checked([*units, *further])
+                _run_units(experiment, units, folder, "further")
             _conclude(experiment, units, folder)
         except KeyboardInterrupt:
             folder.log("interrupted")
@@ -107,7 +110,7 @@ def _warn_of_other_versions(folder: RunFolder, environment: dict[str, Any]) -> N
 
 
 def _run_units(
-    experiment: Experiment[Any], units: Sequence[Unit], folder: RunFolder, resumes: bool
+    experiment: Experiment[Any], units: Sequence[Unit], folder: RunFolder, event: str
 ) -> None:
     left = []
     for unit in units:
@@ -116,7 +119,7 @@ def _run_units(
         else:
             left.append(unit)
     n_done = len(units) - len(left)
-    folder.log("resume" if resumes else "start", units=len(units), done=n_done)
+    folder.log(event, units=len(units), done=n_done)
     # tqdm reads the variable only where `disable` is not passed; None is "off unless a terminal".
     is_off = os.environ.get("TQDM_DISABLE", "0") not in {"", "0"} or None
     bar = tqdm(total=len(units), initial=n_done, desc=experiment.name, unit="unit", disable=is_off)
@@ -148,13 +151,17 @@ def seed_everything(seed: int, unit_id: str) -> None:
     torch.manual_seed(value)
 
 
-def _conclude(experiment: Experiment[Any], units: Sequence[Unit], folder: RunFolder) -> None:
+def _merged(units: Sequence[Unit], folder: RunFolder) -> dict[str, pd.DataFrame]:
     # Always from the shards, in the order of units(): a resumed run ends with the same bytes.
     rows: dict[str, list[dict[str, Any]]] = {}
     for unit in units:
         for name, found in folder.read_unit(unit.id)["tables"].items():
             rows.setdefault(name, []).extend(found)
-    tables = {name: pd.DataFrame(found) for name, found in rows.items()}
+    return {name: pd.DataFrame(found) for name, found in rows.items()}
+
+
+def _conclude(experiment: Experiment[Any], units: Sequence[Unit], folder: RunFolder) -> None:
+    tables = _merged(units, folder)
     for name, table in tables.items():
         folder.write_table(name, table)
     seed_everything(experiment.config.seed, "conclude")

@@ -105,7 +105,7 @@ class Attention(nn.Module):
         return self.o_proj(z.flatten(2))
 
     def project(self, part: Literal["q", "k", "v"], x: Resid) -> Heads:
-        """What ``hook_q``, ``hook_k`` or ``hook_v`` shows for the normalised ``x``; fires nothing."""
+        """What ``hook_q`` (k, v) shows for the normalised ``x``; fires nothing."""
         return self._project(getattr(self, f"{part}_proj"), x, None)
 
     def keys_values(self, x: Resid, rotary: RotaryTables) -> tuple[KeyValues, KeyValues]:

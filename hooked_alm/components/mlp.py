@@ -39,9 +39,9 @@ class GatedMLP(nn.Module):
         post = self.hook_post(gate * self.hook_pre_linear(self.up_proj(x)))
         return self.down_proj(post)
 
-    def output(self, x: Resid) -> Resid:
-        """The same, past the hook points."""
-        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+    def neurons(self, x: Resid) -> Float[Tensor, "batch pos d_mlp"]:
+        """What ``hook_post`` shows for the normalised ``x``; fires nothing."""
+        return self.act_fn(self.gate_proj(x)) * self.up_proj(x)
 
     @property
     def W_gate(self) -> Float[Tensor, "d_model d_mlp"]:

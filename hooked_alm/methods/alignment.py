@@ -167,6 +167,95 @@ def _align_unequal(
     )
 
 
+@dataclass(frozen=True)
+class Window:
+    """A time window of a clip, as a place to patch."""
+
+    start_s: float
+    stop_s: float
+    clip: int = 0
+    """Which of the row's clips, in order of appearance."""
+
+
+Place = str | int | Window | Sequence["str | int | Window"]
+"""A span, a position of the padded prompt, a time window, or several of these at once."""
+
+
+def align_place(
+    base: ALMInput,
+    donor: ALMInput,
+    place: Place,
+    *,
+    row: int = 0,
+    policy: AlignPolicies = "error",
+    features: tuple[Tensor, Tensor] | None = None,
+) -> Alignment:
+    """Align a place, whatever names it; see ``align`` for arguments and errors.
+
+    A position stands for the same position of the donor, which must then be as long; a window for
+    the same seconds of the donor's clip; ``"all"`` for every real position, span by span.
+    """
+    parts = [place] if isinstance(place, str | int | Window) else list(place)
+    spans = [part for part in parts if isinstance(part, str)]
+    if "all" in spans:
+        spans = [name for name in base.spans if name in SPAN_NAMES and base.spans[name][row]]
+    found = [align(base, donor, spans, row=row, policy=policy, features=features)]
+    for part in parts:
+        if isinstance(part, int):
+            found.append(_align_position(base, donor, part, row))
+        elif isinstance(part, Window):
+            ours, theirs = (
+                [
+                    pos
+                    for start, stop in x.spans.seconds(
+                        row, part.start_s, part.stop_s, clip=part.clip
+                    )
+                    for pos in range(start, stop)
+                ]
+                for x in (base, donor)
+            )
+            found.append(_align_lists("audio", ours, theirs, row, policy, features))
+    return Alignment(
+        base=[pos for one in found for pos in one.base],
+        lower=[pos for one in found for pos in one.lower],
+        upper=[pos for one in found for pos in one.upper],
+        weight=[w for one in found for w in one.weight],
+        length_ratio={name: r for one in found for name, r in one.length_ratio.items()},
+    )
+
+
+def _align_position(base: ALMInput, donor: ALMInput, pos: int, row: int) -> Alignment:
+    if base.shape[1] != donor.shape[1] or not 0 <= pos < base.shape[1]:
+        raise InputError(
+            f"aligning position {pos} of row {row}: the base has {base.shape[1]} positions, the "
+            f"donor {donor.shape[1]}. Positions stand for themselves only in prompts of equal "
+            "length; name a span instead."
+        )
+    real = [bool(x.attention_mask[row, pos]) for x in (base, donor)]
+    where = [pos] if all(real) else []  # a pad has nothing to patch
+    return Alignment(
+        base=where, lower=where, upper=where, weight=[0.0] * len(where), length_ratio={}
+    )
+
+
+def _align_lists(
+    name: str,
+    ours: list[int],
+    theirs: list[int],
+    row: int,
+    policy: AlignPolicies,
+    features: tuple[Tensor, Tensor] | None,
+) -> Alignment:
+    applied = policy if isinstance(policy, str) else policy.get(name, "error")
+    if len(ours) == len(theirs):
+        part = ours, theirs, theirs, [0.0] * len(ours)
+    else:
+        part = _align_unequal(name, ours, theirs, row, applied, features)
+    base, lower, upper, weight = part
+    ratio = {name: len(theirs) / len(ours)}
+    return Alignment(base=base, lower=lower, upper=upper, weight=weight, length_ratio=ratio)
+
+
 def dtw_indices(
     base: Float[Tensor, "base_pos d"], donor: Float[Tensor, "donor_pos d"]
 ) -> list[int]:

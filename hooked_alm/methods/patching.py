@@ -1,195 +1,223 @@
-"""Patch spans of one run with another run's activations (blocks S-3, S-12).
+"""Activation patching: sweeps over layers, heads or neurons, and places (blocks S-3, S-12).
 
-One full forward per cell: the plain loop that a reader can check by eye.
+``engine="fast"`` answers all cells in one pass over the blocks (``hooked_alm.engine``);
+``engine="hooks"`` is the plain loop, one ``run_with_hooks`` per cell, that a reader can check by
+eye. Both give the same numbers, to rounding.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from itertools import product
+from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
+from ..engine.cells import SITES, Cell, DonorRows, Edit, Site
 from ..errors import InputError
-from ..hooks import HookPoint
 from ..inputs import ALMInput
 from ..model import HookedALM
-from .alignment import Alignment, AlignPolicies, align
+from .alignment import AlignPolicies, Place, Window
+from .donors import Donor, DonorValues, site_name
+from .measurement import Engine, Measurement
+from .metrics import Metric, OnLogits
+from .results import PatchResult
 
-Site = Literal["resid_pre", "resid_post", "z"]
-PatchMode = Literal["replace", "interpolate", "add"]
-Metric = Callable[[Float[Tensor, "batch pos vocab"]], Float[Tensor, "batch label"]]
-
-SITE_HOOKS: dict[Site, str] = {
-    "resid_pre": "blocks.{layer}.hook_resid_pre",
-    "resid_post": "blocks.{layer}.hook_resid_post",
-    "z": "blocks.{layer}.attn.hook_z",
-}
+PatchMode = Literal["replace", "interpolate", "add", "scale"]
+Joint = int | Sequence[int]
+"""One index, or several patched at once."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Patch:
-    """One intervention: which donor values go where, and how.
+@dataclass(frozen=True, eq=False)
+class Write:
+    """New values of some units of a site from its own, ``a``, and a donor's, ``d``."""
 
-    ``replace`` writes d; ``interpolate`` writes ``(1 - c) a + c d``; ``add`` writes ``a + c d``.
-    """
+    mode: PatchMode
+    coefficient: float
+    donor: Callable[[], Tensor | float]
+    """Called when the cell is computed, so that no sweep holds all its values."""
+    units: tuple[int, ...] | None = None
+    """Heads or neurons; None is all."""
 
-    site: Site
-    layer: int
-    alignments: Sequence[Alignment]
-    """One per row of the batch."""
-    heads: Sequence[int] | None = None
-    """With site ``z``: query heads to patch; None is all."""
-    mode: PatchMode = "replace"
-    coefficient: float = 1.0
-
-    @property
-    def hook_name(self) -> str:
-        """Where the patch acts."""
-        return SITE_HOOKS[self.site].format(layer=self.layer)
-
-    def hook(self, donor: Float[Tensor, "batch pos *features"]) -> Callable[..., Tensor]:
-        """A forward hook that writes the donor's values."""
-
-        def write(value: Tensor, hook: HookPoint) -> Tensor:
-            patched = value.clone()
-            for row, alignment in enumerate(self.alignments):
-                ours: Any = (row, alignment.base)
-                theirs = alignment.donor_values(donor[row])
-                if self.heads is not None:
-                    positions = torch.tensor(alignment.base, dtype=torch.long)  # may be empty
-                    ours = (row, positions[:, None], list(self.heads))
-                    theirs = theirs[:, list(self.heads)]
-                patched[ours] = self._mixed(value[ours], theirs.to(value.dtype))
-            return patched
-
-        return write
-
-    def _mixed(self, ours: Tensor, theirs: Tensor) -> Tensor:
-        if self.mode == "replace":
-            return theirs
-        if self.mode == "interpolate":
-            return (1 - self.coefficient) * ours + self.coefficient * theirs
-        return ours + self.coefficient * theirs
-
-
-@dataclass(frozen=True, kw_only=True)
-class PatchSweep:
-    """Label scores of every cell of a sweep, with the runs it is measured against."""
-
-    layers: tuple[int, ...]
-    spans: tuple[tuple[str, ...], ...]
-    scores: Float[Tensor, "layer span batch label"]
-    base: Float[Tensor, "batch label"]
-    donor: Float[Tensor, "batch label"]
-    length_ratios: tuple[dict[str, float], ...]
-    """Per row: span -> donor length / base length."""
+    def __call__(self, value: Tensor) -> Tensor:
+        """From and to ``[pos, *features]``."""
+        c, units = self.coefficient, self.units
+        own = value if units is None else value[:, list(units)]
+        new: Tensor | float
+        if self.mode == "scale":
+            new = c * own
+        else:
+            d = self.donor()
+            d = d.to(value) if isinstance(d, Tensor) else d
+            if self.mode == "replace":
+                new = d
+            else:
+                new = (1 - c) * own + c * d if self.mode == "interpolate" else own + c * d
+        if units is None:
+            return new if isinstance(new, Tensor) else torch.full_like(value, new)
+        out = value.clone()
+        out[:, list(units)] = new
+        return out
 
 
 @torch.no_grad()
-def donor_activations(
-    model: HookedALM, donor: ALMInput, site: Site, layers: Sequence[int]
-) -> tuple[Float[Tensor, "batch pos vocab"], dict[int, Tensor]]:
-    """The donor's logits, and its activations at the very hook points that will be patched."""
-    names = {SITE_HOOKS[site].format(layer=layer): layer for layer in layers}
-    logits, cache = model.run_with_cache(donor, names_filter=names, return_cache_object=False)
-    return logits, {layer: cache[name] for name, layer in names.items()}
-
-
-@torch.no_grad()
-def patch_spans(
+def patch(
     model: HookedALM,
     base: ALMInput,
-    donor: ALMInput,
-    spans: Sequence[str | Sequence[str]],
-    metric: Metric,
+    donor: Donor,
+    metric: Metric | OnLogits,
     *,
     site: Site = "resid_post",
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
+    layers: Sequence[Joint] | None = None,
+    heads: Sequence[Joint] | Literal["each"] | None = None,
+    neurons: Sequence[Joint] | Literal["each"] | None = None,
+    places: Sequence[Place] | Literal["each"] = ("audio",),
     mode: PatchMode = "replace",
     coefficient: float = 1.0,
     policy: AlignPolicies = "error",
-    donor_values: dict[int, Tensor] | None = None,
-) -> PatchSweep:
-    """Patch each span at each block and read the metric, one full forward per cell.
+    kv: Literal["group", "query"] = "group",
+    donor_site: Site | None = None,
+    engine: Engine = "fast",
+    max_bytes: int | None = None,
+) -> PatchResult:
+    """Patch every cell of {layers} x {heads or neurons} x {places}, one at a time.
 
     Args:
         model: to run.
         base: prompts to be patched.
-        donor: as many prompts, whose activations are written in.
-        spans: each a span name, or several names patched together.
-        metric: label scores from the logits.
+        donor: as many prompts, whose activations are written in; or ``Mean``, ``Noise``, ``"zero"``
+            (ablation), ``"self"`` (for ``mode="scale"``, and to see rounding).
+        metric: what is read off each run; see ``methods.metrics``.
         site: resid_post of block b is depth b + 1, resid_pre depth b; z is before the output
-            projection.
-        layers: blocks; None is all.
-        heads: with ``z``, query heads.
-        mode: see ``Patch``.
-        coefficient: see ``Patch``.
-        policy: for spans of unequal length, see ``align``.
-        donor_values: per block, values to write instead of the donor's own at the same site. For
-            reproducing work that took them elsewhere.
+            projection; q, k, v before rotation; pre, gate and post are the MLP's neurons. With
+            pattern, places are query positions, and whole rows of the pattern are written.
+        layers: blocks; None is each. A tuple patches several at once.
+        heads: with z, q and pattern, query heads; with k and v, kv heads. None is all at once.
+        neurons: with pre, gate and post. None is all at once.
+        places: span names (``"readout"`` among them), ``Window`` of seconds, positions, ``"all"``,
+            or tuples of these, patched at once; the string "each" is every position of the prompt,
+            one by one.
+        mode: ``replace`` writes d; ``interpolate`` ``(1 - c) a + c d``; ``add`` ``a + c d``;
+            ``scale`` ``c a``.
+        coefficient: c.
+        policy: for places of unequal length, see ``align``.
+        kv: "query" patches k and v once per query head instead of per kv head.
+        donor_site: where the donor's values are read, if not at ``site``; to reproduce work that
+            took them elsewhere.
+        engine: "fast", or "hooks" for the plain loop.
+        max_bytes: memory budget of the fast engine; None takes a quarter of what is free.
+
+    Returns:
+        Axes ``layer``, ``head`` (``kv_head``, ``neuron``) if these were given, ``place``,
+        ``example`` and, if the metric has several values, ``label``.
 
     Raises:
-        InputError: batches of different size, layers or heads that do not exist, spans that do
-            not align.
+        InputError: batches of different size, layers, heads or neurons that do not exist or that
+            the site does not have, places that do not align, or hooks on the model.
     """
-    cfg = model.cfg
-    chosen = tuple(range(cfg.n_layers)) if layers is None else tuple(layers)
-    _check_choice("layer", chosen, cfg.n_layers)
-    _check_choice("head", heads or (), cfg.n_heads)
-    if heads is not None and site != "z":
-        raise InputError(f"patching heads {list(heads)} of {site}: only site 'z' has heads.")
-    if len(base) != len(donor):
-        raise InputError(f"patching {len(base)} base rows with {len(donor)} donor rows.")
-    groups = tuple((span,) if isinstance(span, str) else tuple(span) for span in spans)
-    features = None
-    if "dtw" in ({policy} if isinstance(policy, str) else policy.values()):
-        features = model(base, stop_at_layer=0), model(donor, stop_at_layer=0)
-    alignments = [
-        [
-            align(base, donor, group, row=row, policy=policy,
-                  features=None if features is None else (features[0][row], features[1][row]))
-            for row in range(len(base))
-        ]
-        for group in groups
-    ]  # fmt: skip
-    donor_logits, values = donor_activations(model, donor, site, chosen)
-    values = values if donor_values is None else donor_values
-    cells = [
-        [
-            _run_cell(
-                model,
-                base,
-                metric,
-                values[layer],
-                Patch(site=site, layer=layer, alignments=per_row, heads=heads, mode=mode,
-                      coefficient=coefficient),
+    for what, given, known in (("mode", mode, get_args(PatchMode)), ("site", site, tuple(SITES))):
+        if given not in known:
+            raise InputError(f"patching with {what} {given!r}: expected one of {', '.join(known)}.")
+    with per_query_head(model, kv == "query" and site in ("k", "v")):
+        blocks = joint_indices("layer", layers, model.cfg.n_layers)
+        unit, units = units_of(model, site, heads, neurons)
+        where = list(range(base.shape[1])) if places == "each" else list(places)
+        values = DonorValues(model, base, donor, where, policy)
+        names = sorted({site_name(donor_site or site, b) for joint in blocks for b in joint})
+        measured = Measurement(
+            model, base, values.run, metric, engine=engine, max_bytes=max_bytes,
+            keep=names if values.reads_base and mode != "scale" else (),
+            keep_of_donor=names if values.run is not None else (),
+        )  # fmt: skip
+        if mode != "scale":
+            values.read(donor_site or site, names, measured)
+        # Whole rows of another run's same site, which the engine may splice in.
+        records = values.records(measured) if donor_site in (None, site) else []
+
+        def edit(layer: int, heads: tuple[int, ...] | None, place: int, row: int) -> Edit:
+            alignment = values.alignments[place][row]
+            name = site_name(donor_site or site, layer)
+            theirs = partial(values.values, name, row, place, heads)
+            is_whole = mode == "replace" and heads is None and alignment.is_exact
+            return Edit(
+                site=site,
+                layer=layer,
+                positions=alignment.base,
+                write=Write(mode, coefficient, theirs, heads),
+                donor=DonorRows(records[row], alignment.lower) if records and is_whole else None,
             )
-            for per_row in alignments
-        ]
-        for layer in chosen
-    ]  # fmt: skip
-    return PatchSweep(
-        layers=chosen,
-        spans=groups,
-        scores=torch.stack([torch.stack(row) for row in cells]),
-        base=metric(model(base)),
-        donor=metric(donor_logits),
-        length_ratios=tuple(
-            {name: ratio for group in alignments for name, ratio in group[row].length_ratio.items()}
-            for row in range(len(base))
-        ),
-    )
+
+        found = measured.values(
+            [
+                [
+                    Cell(row, tuple(edit(b, h, place, row) for b in joint))
+                    for row in range(len(base))
+                ]
+                for joint, h, place in product(blocks, units, range(len(where)))
+            ]
+        )
+        axes = {"layer": joint_ticks(blocks), **({unit: joint_ticks(units)} if unit else {})}
+        axes["place"] = place_ticks(where)
+        return measured.result(
+            axes,
+            found,
+            site=site,
+            mode=mode,
+            length_ratios=values.length_ratios,
+        )
 
 
-def _run_cell(
-    model: HookedALM, base: ALMInput, metric: Metric, donor: Tensor, patch: Patch
-) -> Tensor:
-    return metric(model.run_with_hooks(base, fwd_hooks=[(patch.hook_name, patch.hook(donor))]))
+def joint_indices(what: str, chosen: Any, size: int) -> list[tuple[int, ...]]:
+    """Indices to patch, each on its own or several at once.
 
-
-def _check_choice(what: str, chosen: Sequence[int], size: int) -> None:
-    if wrong := [index for index in chosen if not 0 <= index < size]:
+    Raises:
+        InputError: one that does not exist.
+    """
+    each = chosen is None or isinstance(chosen, str)
+    joint = [(i,) if isinstance(i, int) else tuple(i) for i in (range(size) if each else chosen)]
+    if wrong := sorted({i for one in joint for i in one if not 0 <= i < size}):
         raise InputError(f"choosing {what} {wrong}: the model has {what}s 0 to {size - 1}.")
+    return joint
+
+
+def units_of(
+    model: HookedALM, site: Site, heads: Any, neurons: Any
+) -> tuple[str | None, list[Any]]:
+    """The axis of heads or neurons, if one was asked for, and what is patched along it."""
+    unit, cfg = SITES[site].unit, model.cfg
+    for name, given, fitting in (
+        ("heads", heads, ("head", "kv_head")),
+        ("neurons", neurons, ("neuron",)),
+    ):
+        if given is not None and unit not in fitting:
+            have = [s for s, facts in SITES.items() if facts.unit in fitting]
+            raise InputError(f"patching {name} {given} of {site}: only {', '.join(have)} have any.")
+    chosen = heads if neurons is None else neurons
+    if chosen is None:
+        return None, [None]
+    sizes = {"head": cfg.n_heads, "kv_head": cfg.n_key_value_heads, "neuron": cfg.d_mlp}
+    assert unit is not None
+    return unit, joint_indices(unit.replace("_", " "), chosen, sizes[unit])
+
+
+def place_ticks(places: Sequence[Place]) -> tuple[Any, ...]:
+    """Places as coordinates."""
+    return tuple(p if isinstance(p, str | int | Window) else tuple(p) for p in places)
+
+
+def joint_ticks(joint: Sequence[tuple[int, ...]]) -> tuple[Any, ...]:
+    """Indices as coordinates: single ones as they are, several as a tuple."""
+    return tuple(one[0] if len(one) == 1 else one for one in joint)
+
+
+@contextmanager
+def per_query_head(model: HookedALM, is_wanted: bool) -> Iterator[None]:
+    """Keys and values of every query head, for a while."""
+    before = model.cfg.ungroup_grouped_query_attention
+    model.set_ungroup_grouped_query_attention(is_wanted or before)
+    try:
+        yield
+    finally:
+        model.set_ungroup_grouped_query_attention(before)

@@ -1,0 +1,122 @@
+"""What a run keeps, so that runs which differ from it later need not be computed whole."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..errors import InputError
+
+KeyValue = tuple[Float[Tensor, "kv_head key_row d_head"], Float[Tensor, "kv_head key_row d_head"]]
+
+
+@dataclass(eq=False)
+class Record:
+    """One row's run at its real positions: ``row`` counts them, pads left out."""
+
+    where: Int[Tensor, " row"]
+    """Their places in the padded prompt, on the CPU like all indices."""
+    n_pos: int
+    """Length of the padded prompt."""
+    tokens: Int[Tensor, " row"]
+    position_ids: Int[Tensor, " row"]
+    resid: list[Float[Tensor, "row d_model"]]
+    """The residual stream at depths 0 to n_layers."""
+    keys: list[Float[Tensor, "kv_head row d_head"]]
+    """Per block, rotated."""
+    values: list[Float[Tensor, "kv_head row d_head"]]
+    rotary: tuple[Float[Tensor, "row d_head"], Float[Tensor, "row d_head"]]
+
+    def __len__(self) -> int:
+        """Real positions."""
+        return len(self.where)
+
+    def rows_of(self, positions: Sequence[int]) -> Int[Tensor, " row"]:
+        """Rows of padded positions.
+
+        Raises:
+            InputError: a position is a pad, or beyond the prompt.
+        """
+        where = torch.as_tensor(positions, dtype=torch.long)
+        inside = (where >= 0) & (where < self.n_pos)
+        rows = self._row_of[where.clamp(0, self.n_pos - 1)].masked_fill(~inside, -1)
+        if (rows < 0).any():
+            pads = where[rows < 0].tolist()
+            raise InputError(
+                f"editing positions {pads[:8]}: they are pads, or beyond the {self.n_pos} "
+                "positions of the prompt."
+            )
+        return rows
+
+    @cached_property
+    def _row_of(self) -> Int[Tensor, " pos"]:
+        """Row of every padded position, -1 at pads."""
+        return torch.full((self.n_pos,), -1).index_copy(0, self.where, torch.arange(len(self)))
+
+    def key_values(self, layer: int) -> KeyValue:
+        """Keys and values of every row at a block."""
+        return self.keys[layer], self.values[layer]
+
+    def final(self, rows: Int[Tensor, " read"]) -> Float[Tensor, "read d_model"]:
+        """The residual stream after the last block."""
+        return self.resid[-1][rows]
+
+
+@dataclass(eq=False)
+class Spliced:
+    """A record whose rows ``start`` to ``stop`` are another run's (rule 2).
+
+    From the replaced depth upward they *are* that run's rows: both agree before ``start``.
+    """
+
+    record: Record
+    donor: Record
+    start: int
+    stop: int
+
+    def key_values(self, layer: int) -> KeyValue:
+        """Keys and values of rows 0 to ``stop`` at a block above the splice."""
+        pairs = zip(self.record.key_values(layer), self.donor.key_values(layer), strict=True)
+        keys, values = (
+            torch.cat([ours[:, : self.start], theirs[:, self.start : self.stop]], dim=1)
+            for ours, theirs in pairs
+        )
+        return keys, values
+
+    def final(self, rows: Int[Tensor, " read"]) -> Float[Tensor, "read d_model"]:
+        """The residual stream after the last block, of rows before ``stop``."""
+        inside = (rows >= self.start) & (rows < self.stop)
+        ours, theirs = self.record.final(rows), self.donor.final(rows.clamp(max=self.stop - 1))
+        return torch.where(inside[:, None].to(ours.device), theirs, ours)
+
+
+class Agreement(NamedTuple):
+    """How many first rows two runs have in common: what makes a splice safe, and a prefix shared.
+
+    Runs are functions of embeddings, places and position ids; rows up to the first difference are
+    the same rows.
+    """
+
+    embeddings: int
+    positions: int
+
+    @classmethod
+    def of(cls, ours: Record, theirs: Record) -> "Agreement":
+        """Compare two runs."""
+        n = min(len(ours), len(theirs))
+        same = (ours.resid[0][:n] == theirs.resid[0][:n]).all(dim=-1).cpu()
+        places = ours.where[:n] - ours.where[0] == theirs.where[:n] - theirs.where[0]
+        places &= ours.position_ids[:n] == theirs.position_ids[:n]
+        return cls(embeddings=_n_leading(same), positions=_n_leading(places))
+
+    def allows(self, start: int, stop: int) -> bool:
+        """Whether rows ``start`` to ``stop`` of one may stand for the other's with them edited."""
+        return start <= self.embeddings and stop <= self.positions
+
+
+def _n_leading(flags: Bool[Tensor, " row"]) -> int:
+    return int(flags.long().cumprod(0).sum())

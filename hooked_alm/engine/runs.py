@@ -1,0 +1,262 @@
+"""Whole runs, recorded; rows that agree with an earlier run on a prefix compute only the rest."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..errors import InputError
+from ..hooks import QUERY_ROW_POINTS, HookPoint, is_hooked
+from ..inputs import ALMInput
+from ..model import HookedALM
+from .record import Agreement, Record
+from .rows import Bundle, pieces, run_block
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Runs:
+    """A batch that ran once."""
+
+    records: list[Record]
+    kept: dict[str, Tensor]
+    """Activations that were asked for, of the whole batch, by hook name. Pad rows mean nothing."""
+    logits: Float[Tensor, "batch pos vocab"] | None = None
+    """If they were asked for."""
+
+
+class _Branch(NamedTuple):
+    """The first ``n_rows`` of a prompt are those of a row of some runs."""
+
+    runs: Runs
+    row: int
+    n_rows: int
+
+    @property
+    def record(self) -> Record:
+        return self.runs.records[self.row]
+
+
+@torch.no_grad()
+def record_runs(
+    model: HookedALM,
+    x: ALMInput,
+    keep: Sequence[str] = (),
+    *,
+    with_logits: bool = False,
+    after: Runs | None = None,
+) -> Runs:
+    """Run a batch once and keep, per row, what its cells need.
+
+    Rows of which half or more agrees with the beginning of an earlier row, or of a row of
+    ``after``, reuse what that one computed (rule 5): one clip under several instructions is heard
+    once. Their activations differ from those of a whole run by rounding.
+
+    Args:
+        model: without hooks.
+        x: prompts.
+        keep: hook points whose activations are kept besides.
+        with_logits: of every position; nothing is shared then.
+        after: earlier runs; they serve if they kept the same points.
+
+    Raises:
+        InputError: a hook is attached to the model.
+    """
+    refuse_hooks(model)
+    shareable = all(name.startswith("blocks.") or name == "hook_embed" for name in keep)
+    shareable &= not with_logits and not any(name.endswith(QUERY_ROW_POINTS) for name in keep)
+    if not shareable:
+        return _run_whole(model, x, keep, with_logits)
+    stream = model(x, stop_at_layer=0)
+    embedded = _records(model, x, [stream], [], [])  # that know only what enters the first block
+    served = after is not None and {*keep} <= {*after.kept}
+    parents = _parents(embedded, after.records if after is not None and served else [])
+    trunk = [row for row in range(len(x)) if row not in parents]
+    if not parents:
+        return _run_whole(model, x, keep, False)
+    whole = Runs(records=[], kept={})
+    if trunk:
+        # From its embeddings: encoding some of the clips by themselves would round differently.
+        whole = _run_whole(model, x[trunk], keep, False, stream[trunk])
+    branches = {}
+    for row, (is_here, parent, n_rows) in parents.items():
+        runs = whole if is_here or after is None else after
+        branches[row] = _Branch(runs, trunk.index(parent) if is_here else parent, n_rows)
+    return _joined(model, x, embedded, keep, whole, trunk, branches)
+
+
+def _parents(
+    records: Sequence[Record], earlier: Sequence[Record]
+) -> dict[int, tuple[bool, int, int]]:
+    """Per row that can branch off: whether off a row of this batch, which one, after how much."""
+    found: dict[int, tuple[bool, int, int]] = {}
+    for row, record in enumerate(records):
+        candidates = [(False, i, other) for i, other in enumerate(earlier)]
+        candidates += [(True, i, records[i]) for i in range(row) if i not in found]
+        best = (False, -1, 0)
+        for is_here, i, other in candidates:
+            half = -(-len(record) // 2)
+            n = min(len(record), len(other))
+            # Token ids first: they are cheap to compare. Clips differ in embeddings alone.
+            if n < half or not torch.equal(record.tokens[:half], other.tokens[:half]):
+                continue
+            # The last row runs anyway: it is where the answer is read.
+            n_rows = min(*Agreement.of(record, other), len(record) - 1)
+            if n_rows >= half and n_rows > best[2]:
+                best = (is_here, i, n_rows)
+        if best[2]:
+            found[row] = best
+    return found
+
+
+def _joined(
+    model: HookedALM,
+    x: ALMInput,
+    embedded: Sequence[Record],
+    keep: Sequence[str],
+    whole: Runs,
+    trunk: Sequence[int],
+    branches: Mapping[int, _Branch],
+) -> Runs:
+    """Runs of the whole batch: rows that ran whole, and the rest of those that branch off."""
+    records = {row: record for row, record in zip(trunk, whole.records, strict=True)}
+    seen = _run_rest(model, embedded, keep, branches)
+    kept = {}
+    for name in keep:
+        example = next(iter(branches.values())).runs.kept[name]
+        kept[name] = example.new_zeros(*x.shape, *example.shape[2:])
+        if trunk:
+            kept[name][trunk] = whole.kept[name]
+    for row, branch in branches.items():
+        record, parent, n = embedded[row], branch.record, branch.n_rows
+        record.resid = [
+            torch.cat([old[:n], seen[f"resid {depth}"][row]])
+            for depth, old in enumerate(parent.resid)
+        ]
+        for layer in range(len(model.blocks)):
+            for old, store, name in (
+                (parent.keys, record.keys, "hook_rot_k"),
+                (parent.values, record.values, "hook_v"),
+            ):
+                new = seen[f"blocks.{layer}.attn.{name}"][row].transpose(0, 1)
+                store.append(torch.cat([old[layer][:, :n], new], dim=1))
+        for name in keep:
+            before = branch.runs.kept[name][branch.row, parent.where[:n]]
+            rest = embedded[row].resid[0][n:] if name == "hook_embed" else seen[name][row]
+            kept[name][row, record.where] = torch.cat([before, rest])
+        records[row] = record
+    return Runs(records=[records[row] for row in range(len(x))], kept=kept)
+
+
+def _run_rest(
+    model: HookedALM,
+    embedded: Sequence[Record],
+    keep: Sequence[str],
+    branches: Mapping[int, _Branch],
+) -> dict[str, dict[int, Tensor]]:
+    """What rows behind the shared prefix make, all branches in one pass: name -> row -> value."""
+    seen: dict[str, dict[int, Tensor]] = {}
+    streams = {
+        row: embedded[row].resid[0][branch.n_rows :][None] for row, branch in branches.items()
+    }
+    seen["resid 0"] = {row: stream[0] for row, stream in streams.items()}
+    for layer, block in enumerate(model.blocks):
+        bundles = []
+        for row, branch in branches.items():
+            keys, values = branch.record.key_values(layer)
+            rows = torch.arange(branch.n_rows, len(embedded[row]))
+            shared = keys[:, : branch.n_rows], values[:, : branch.n_rows]
+            bundles.append(Bundle(embedded[row], rows, streams[row], shared, own_rows=rows))
+
+        def see(value: Tensor, hook: HookPoint, bundles: list[Bundle] = bundles) -> None:
+            parts = (part[0] for part in pieces(value[0], bundles))
+            seen[str(hook.name)] = dict(zip(branches, parts, strict=True))
+
+        names = {name for name in keep if name.startswith(f"blocks.{layer}.")}
+        names |= {f"blocks.{layer}.attn.{name}" for name in ("hook_rot_k", "hook_v")}
+        with model.hooks(fwd_hooks=[(name, see) for name in sorted(names)]):
+            streams = dict(zip(branches, run_block(block, bundles), strict=True))
+        seen[f"resid {layer + 1}"] = {row: stream[0] for row, stream in streams.items()}
+    return seen
+
+
+def _run_whole(
+    model: HookedALM,
+    x: ALMInput,
+    keep: Sequence[str],
+    with_logits: bool,
+    stream: Float[Tensor, "batch pos d_model"] | None = None,
+) -> Runs:
+    """One forward; nothing is copied, the records are what it computed."""
+    n_layers = len(model.blocks)
+    resid = [f"blocks.{layer}.hook_resid_pre" for layer in range(n_layers)]
+    resid.append(f"blocks.{n_layers - 1}.hook_resid_post")
+    keys = [f"blocks.{layer}.attn.hook_rot_k" for layer in range(n_layers)]
+    values = [f"blocks.{layer}.attn.hook_v" for layer in range(n_layers)]
+    seen: dict[str, Tensor] = {}
+
+    def see(value: Tensor, hook: HookPoint) -> None:
+        seen[str(hook.name)] = value.detach()
+
+    return_type = "logits" if with_logits else None
+    with model.hooks(fwd_hooks=[(name, see) for name in {*resid, *keys, *values, *keep}]):
+        if stream is None:
+            logits = model(x, return_type)
+        else:
+            seen["hook_embed"] = stream
+            logits = model(stream, return_type, start_at_layer=0, inputs=x)
+    return Runs(
+        records=_records(model, x, *([seen[n] for n in names] for names in (resid, keys, values))),
+        kept={name: seen[name] for name in keep},
+        logits=logits,
+    )
+
+
+def _records(
+    model: HookedALM,
+    x: ALMInput,
+    resid: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+) -> list[Record]:
+    """Real rows of every prompt."""
+    rotary = model.rotary(x.position_ids.to(resid[0].device), resid[0].dtype)
+    records = []
+    for row in range(len(x)):
+        real = x.attention_mask[row].bool().cpu()
+        records.append(
+            Record(
+                where=real.nonzero().flatten(),
+                n_pos=x.shape[1],
+                tokens=x.tokens[row].cpu()[real],
+                position_ids=x.position_ids[row].cpu()[real],
+                resid=[_real_rows(value[row], real) for value in resid],
+                keys=[_real_rows(value[row], real).transpose(0, 1) for value in keys],
+                values=[_real_rows(value[row], real).transpose(0, 1) for value in values],
+                rotary=(_real_rows(rotary[0][row], real), _real_rows(rotary[1][row], real)),
+            )
+        )
+    return records
+
+
+def _real_rows(value: Tensor, real: Bool[Tensor, " pos"]) -> Tensor:
+    """Real rows of ``[pos, *features]``, as a view where they are in one piece."""
+    first, n = int(real.int().argmax()), int(real.sum())
+    return value[first : first + n] if bool(real[first : first + n].all()) else value[real]
+
+
+def refuse_hooks(model: HookedALM) -> None:
+    """Hooks would see the rows that are recomputed, not the run they were written for.
+
+    Raises:
+        InputError: a hook is attached to the model.
+    """
+    hooked = [name for name, point in model.hook_dict.items() if is_hooked(point)]
+    if hooked:
+        raise InputError(
+            f"sweeping while hooks are attached ({', '.join(hooked[:3])}): the engine recomputes "
+            "only the rows that a cell reaches, and hooks would see no more than those. Use "
+            "engine='hooks', or `model.reset_hooks()` first."
+        )
