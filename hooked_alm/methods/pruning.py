@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -41,7 +42,7 @@ def prune_edges(
     candidates: Sequence[Edge] | None = None,
     place: Place = "all",
     policy: AlignPolicies = "error",
-    kv: str = "group",
+    kv: Literal["group", "query"] = "group",
     engine: Engine = "fast",
     max_bytes: int | None = None,
 ) -> PrunedCircuit:
