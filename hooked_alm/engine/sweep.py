@@ -17,6 +17,10 @@ from .cells import SITES, Cell, Edit, Write
 from .record import Agreement, Record, Spliced
 from .rows import KERNEL_ROWS, Bundle, own_key_values, run_block
 
+CPU_BYTES = 2**27
+"""Larger tensors come fresh from the operating system in every operation, page by page. Measured on
+a sweep over layers and positions, 800 positions, width 512: 7.3 forwards without a limit, 6.2 with
+this one, 6.4 to 6.5 with half or a quarter of it."""
 RowIndex = Int[Tensor, " _row"]
 PlacedEdit = tuple[int, list[int], Edit]
 
@@ -47,13 +51,13 @@ def sweep(
         records: of the base run, one per row of the batch.
         cells: in any order.
         read: per row of the batch, the record's rows to return, ascending.
-        max_bytes: budget for activations; None takes a quarter of what is free. It changes results
-            by rounding only.
+        max_bytes: budget for activations; None takes a quarter of what is free, and at most 128 MiB
+            on a CPU. It changes results by rounding only.
 
     Raises:
         InputError: an edit at a pad or at a block that does not exist.
     """
-    budget = _free_bytes(model.cfg.device) // 4 if max_bytes is None else max_bytes
+    budget = _budget(model.cfg.device) if max_bytes is None else max_bytes
     groups = _grouped(model, records, cells, read)
     while groups:
         part, rest = _split(model, groups, budget)
@@ -356,7 +360,9 @@ def _bytes(model: HookedALM, group: _Group) -> int:
     return per_row * n_rows * len(group.members)
 
 
-def _free_bytes(device: torch.device) -> int:
+def _budget(device: torch.device) -> int:
+    """A quarter of the free memory; on a CPU no more than fits the allocator's reuse."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return torch.cuda.mem_get_info(device)[0] // 4
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(free // 4, CPU_BYTES)
