@@ -107,8 +107,8 @@ def patch(
         donor_site: where the donor's values are read, if not at ``site``; to reproduce work that
             took them elsewhere.
         engine: "fast", or "hooks" for the plain loop.
-        max_bytes: memory budget of the fast engine; None takes a quarter of what is free, on a CPU at most
-            128 MiB.
+        max_bytes: memory budget of the fast engine; None takes a quarter of what is free, on a
+            CPU at most 128 MiB.
 
     Returns:
         Axes ``layer``, ``head`` (``kv_head``, ``neuron``) if these were given, ``place``,
