@@ -862,6 +862,9 @@ def test_refusals(gqa: HookedALM) -> None:
     refuse(r"patching neurons \[1\] of z: only pre, gate, post", site="z", neurons=[1])
     refuse("2 base rows with 1 donor rows", donor=donor[0])
     refuse("patching the pattern with Noise", site="pattern", donor=Noise())
+    deaf = gqa.encode(**hf_inputs([[], []], [9, 14]))
+    with pytest.raises(InputError, match="patching at 'audio': no row of the base has such"):
+        patch(gqa, deaf, "zero", TAIL, places=["readout", "audio"])
     refuse("patching the pattern with Mean", site="pattern", donor=Mean(donor))
     refuse("padded differently", site="pattern", donor=Mean(donor, by_position=True))
     longer = gqa.encode(**hf_inputs([[31], [23]], [6, 20]))

@@ -62,7 +62,8 @@ class DonorValues:
         """Align; nothing runs yet but, for ``dtw``, the embeddings.
 
         Raises:
-            InputError: batches of different size, an unknown donor, or places that do not align.
+            InputError: batches of different size, an unknown donor, or places that no row has or
+                that do not align.
         """
         if isinstance(donor, str) and donor not in ("self", "zero"):
             raise InputError(f"patching with donor {donor!r}: expected 'self' or 'zero' by name.")
@@ -85,6 +86,14 @@ class DonorValues:
         ]
         """Per place and row."""
         self.places = places
+        for place, rows in zip(places, self.alignments, strict=True):
+            # A single position may be a pad of every row; a span that is nowhere is a mistake.
+            if not isinstance(place, int) and not any(one.base for one in rows):
+                raise InputError(
+                    f"patching at {place!r}: no row of the base has such a position. Its spans are "
+                    + ", ".join(name for name in base.spans if any(base.spans[name]))
+                    + "."
+                )
 
     @property
     def length_ratios(self) -> tuple[dict[str, float], ...]:
