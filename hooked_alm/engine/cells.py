@@ -46,6 +46,11 @@ SITES: dict[Site, SiteFacts] = {
 """In the order in which they fire."""
 
 
+def site_name(site: Site, layer: int) -> str:
+    """Hook point of a site."""
+    return f"blocks.{layer}.{SITES[site].hook}"
+
+
 class DonorRows(NamedTuple):
     """Says that an edit writes another run's own rows, as they are."""
 
@@ -71,7 +76,7 @@ class Edit:
     @property
     def hook_name(self) -> str:
         """The hook point it acts on."""
-        return f"blocks.{self.layer}.{SITES[self.site].hook}"
+        return site_name(self.site, self.layer)
 
     def apply(self, value: Tensor, row: int) -> None:
         """Write into an activation ``[batch, pos, ...]`` of the whole batch."""

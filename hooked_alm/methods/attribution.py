@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from ..components.attention import Attention
 from ..components.rotary import rotate
-from ..engine.cells import Cell, Edit, Site
+from ..engine.cells import Cell, Edit, Site, site_name
 from ..engine.record import Record
 from ..errors import InputError
 from ..inputs import ALMInput
 from ..masks import attention_masks
 from ..model import HookedALM
 from .alignment import AlignPolicies, Place
-from .donors import Donor, DonorValues, site_name
+from .donors import Donor, DonorValues
 from .gradients import GradientRun, embeddings_of, gradient_runs
 from .measurement import Measurement
 from .metrics import Metric, OnLogits

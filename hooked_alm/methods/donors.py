@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..engine.cells import SITES, Site
+from ..engine.cells import Site
 from ..engine.record import Record
 from ..errors import InputError
 from ..inputs import ALMInput
@@ -41,11 +41,6 @@ class Noise:
 
 
 Donor = ALMInput | Mean | Noise | Literal["self", "zero"]
-
-
-def site_name(site: Site, layer: int) -> str:
-    """Hook point of a site."""
-    return f"blocks.{layer}.{SITES[site].hook}"
 
 
 class DonorValues:

@@ -62,10 +62,9 @@ class Measurement:
         if self.engine == "fast":
             with_logits = isinstance(self.metric, OnLogits)
             return record_runs(self.model, x, keep, with_logits=with_logits, after=after)
-        with self.model.hooks():
-            logits, kept = self.model.run_with_cache(
-                x, names_filter=list(keep), return_cache_object=False
-            )
+        logits, kept = self.model.run_with_cache(
+            x, names_filter=list(keep), return_cache_object=False
+        )
         return Runs(records=[], kept=kept, logits=logits)
 
     @cached_property

@@ -15,12 +15,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..engine.cells import SITES, Cell, DonorRows, Edit, Site
+from ..engine.cells import SITES, Cell, DonorRows, Edit, Site, site_name
 from ..errors import InputError
 from ..inputs import ALMInput
 from ..model import HookedALM
 from .alignment import AlignPolicies, Place, Window
-from .donors import Donor, DonorValues, site_name
+from .donors import Donor, DonorValues
 from .measurement import Engine, Measurement
 from .metrics import Metric, OnLogits
 from .results import PatchResult

@@ -4,7 +4,7 @@ An edge is patched by giving its receiver the input it would have if only the se
 been the donor's. That is a patch of the receiver's own q, k, v or MLP output, so a sweep over edges
 is a sweep over nodes with computed values, and costs what that costs.
 
-Two quantities go by the name of path patching, and differ by tens of percent: ``mode="edge"``
+Two quantities go by the name of path patching, and are different numbers: ``mode="edge"``
 patches the residual edge alone (Miller's edge patching; TransformerLens' direct path);
 ``mode="ioi"`` all paths between the two that pass through MLPs, heads frozen (Wang et al. 2022,
 appendix B).
@@ -67,7 +67,7 @@ def path_patch(
         policy: for places of unequal length, see ``align``.
         kv: "query" reads k and v once per query head instead of per kv head.
         norm: "frozen" divides by the base run's norm instead of the new one: the linearisation that
-            gradient methods make, off by a fifth in the median.
+            gradient methods make.
         engine: "fast", or "hooks" for the plain loop.
         max_bytes: memory budget of the fast engine.
 
