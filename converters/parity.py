@@ -13,10 +13,12 @@ import torch
 import transformers
 from torch import Tensor
 
-from hooked_alm.inputs import ALMInput, positions_from_mask
+from hooked_alm.inputs import ALMInput, AudioClip, text_input
 from hooked_alm.model import HookedALM
 
-from .registry import DTYPES, find_folder, load_model
+from .family import Family
+from .registry import DTYPES, lay_out, load_model, open_checkpoint, read_config
+from .rules import plan_of
 
 Run = Mapping[str, Tensor]
 """``depth 0`` .. ``depth L`` and ``logits`` of one run."""
@@ -32,6 +34,37 @@ class Comparison:
     is_equal: bool
     argmax_agreement: float | None = None
     """Share of positions with the same top token; logits only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accounting:
+    """What can be said of a checkpoint whose model transformers has no class for."""
+
+    model: str
+    family: str
+    n_tensors: int
+    dropped: Mapping[str, str]
+    """Tensor -> why it is left out."""
+    evidence: str
+
+    passed = True  # anything unaccounted for has raised
+
+    def table(self) -> str:
+        """The account as text."""
+        reasons: dict[str, list[str]] = {}
+        for name, reason in self.dropped.items():
+            reasons.setdefault(reason, []).append(name)
+        lines = [
+            f"{self.model}  {self.family}",
+            f"no HF class: transformers has none for {self.family}, so nothing was run against it.",
+            f"{self.n_tensors} tensors: {self.n_tensors - len(self.dropped)} fill parameters, "
+            f"{len(self.dropped)} are left out, none is left over.",
+            *(f"  {len(names)} x {reason} ({names[0]}, ...)" for reason, names in reasons.items()),
+            "every field of its config is acted on, irrelevant for a stated reason, or at its "
+            "default.",
+            f"evidence in the tests: {self.evidence}",
+        ]
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +125,13 @@ def verify(
     device: str = "cpu",
     revision: str | None = None,
     tolerance: float = 0.0,
-) -> Verification:
+    components: dict[str, str] | None = None,
+) -> Verification | Accounting:
     """Run the same prompts through Hugging Face's model and ours.
 
     Prompts are random ids around random spectrograms: one with a clip, a left-padded pair with two
-    and one clips, one without audio.
+    and one clips, one without audio. Where transformers has no class for the model there is nothing
+    to run, and tensors and fields are accounted for instead.
 
     Args:
         name_or_dir: folder or hub id.
@@ -105,24 +140,38 @@ def verify(
         device: of both models.
         revision: on the hub.
         tolerance: largest difference that still passes; 0 demands equality.
+        components: see ``load_model``.
 
     Raises:
         ConversionError: see ``load_model``.
         InputError: see ``load_model``.
     """
-    folder = find_folder(name_or_dir, revision)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
-    ours = load_model(folder, device=device, **options)  # refuses early what cannot be converted
+    layout = lay_out(name_or_dir, revision=revision, components=components, **options)
+    family = layout.family
+    if family.card.reference == "composed":
+        found = plan_of(layout.model, open_checkpoint(layout), family.rules)
+        return Accounting(
+            model=str(name_or_dir),
+            family=family.name,
+            n_tensors=len(found.sources) + len(found.dropped),
+            dropped=found.dropped,
+            evidence=family.card.evidence,
+        )
+    # Refuses early what cannot be converted.
+    ours = load_model(layout.folder, device=device, components=components, **options)
     prompts = sample_prompts(ours)
     options["dtype"] = ours.cfg.dtype
     del ours
     gc.collect()
-    expected = _run_hugging_face(folder, prompts, device, options)
+    expected = _run_hugging_face(layout.folder, family, prompts, device, options)
     gc.collect()
-    model = load_model(folder, device=device, **options)
+    model = load_model(layout.folder, device=device, components=components, **options)
     rows: list[Comparison] = []
     for name, inputs in prompts.items():
-        rows += compare(name, expected[name], run_ours(model, model.encode(**inputs)), inputs)
+        theirs = {**expected[name]}
+        theirs["logits"] = family.hf_logits(theirs["logits"], model.cfg)
+        rows += compare(name, theirs, run_ours(model, model.encode(**inputs)), inputs)
     names = {value: key for key, value in DTYPES.items()}
     return Verification(
         model=str(name_or_dir),
@@ -138,54 +187,50 @@ def sample_prompts(model: HookedALM, seed: int = 0) -> dict[str, dict[str, Tenso
     generator = torch.Generator().manual_seed(seed)
     audio = model.audio
 
-    def row(n_text: int, clips: list[int]) -> tuple[list[int], list[int]]:
+    def row(n_text: int, clips: list[int]) -> tuple[list[int], list[AudioClip]]:
         ids = torch.randint(0, model.cfg.d_vocab, (n_text,), generator=generator).tolist()
         placeholder = -1 if audio is None else audio.tokens.placeholder
         ids = [i if i != placeholder else (i + 1) % model.cfg.d_vocab for i in ids]
+        heard = []
         for at, n_frames in enumerate(clips, start=1):
             assert audio is not None
-            ids[at * 3 : at * 3] = [placeholder] * audio.n_tokens(n_frames)
-        return ids, clips
+            heard.append(audio.random_clip(n_frames, generator))
+            ids[at * 3 : at * 3] = audio.prompt_ids(heard[-1])
+        return ids, heard
 
     if audio is None:
         batches = {"text": [row(17, [])], "left-padded": [row(9, []), row(14, [])]}
-        return {name: _batch(rows, None, generator) for name, rows in batches.items()}
-    shape = audio.feature_shape
-    long, short = shape[1], max(shape[1] // 3, 8)
-    batches = {
-        "one clip": [row(17, [short])],
-        "two clips, padded": [row(15, [short, short + 5]), row(12, [long])],
-        "text": [row(17, [])],
-    }
-    return {name: _batch(rows, shape, generator) for name, rows in batches.items()}
+    else:
+        long = audio.feature_shape[1]
+        short = max(long // 3, 8)
+        batches = {
+            "one clip": [row(17, [short])],
+            "two clips, padded": [row(15, [short, short + 5]), row(12, [long])],
+            "text": [row(17, [])],
+        }
+    return {name: _batch(model, rows) for name, rows in batches.items()}
 
 
-def _batch(
-    rows: list[tuple[list[int], list[int]]],
-    feature_shape: tuple[int, int] | None,
-    generator: torch.Generator,
-) -> dict[str, Tensor]:
+def _batch(model: HookedALM, rows: list[tuple[list[int], list[AudioClip]]]) -> dict[str, Tensor]:
     width = max(len(ids) for ids, _ in rows)
+    ids = torch.tensor([[0] * (width - len(ids)) + ids for ids, _ in rows])
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids, _ in rows])
-    inputs = {
-        "input_ids": torch.tensor([[0] * (width - len(ids)) + ids for ids, _ in rows]),
-        "attention_mask": mask,
-        "position_ids": positions_from_mask(mask),
-    }
-    frames = [n for _, clips in rows for n in clips]
-    if frames and feature_shape is not None:
-        inputs["input_features"] = torch.randn(len(frames), *feature_shape, generator=generator)
-        heard = torch.arange(feature_shape[1]) < torch.tensor(frames)[:, None]
-        inputs["feature_attention_mask"] = heard.long()
-    return inputs
+    clips = [clip for _, heard in rows for clip in heard]
+    if model.audio is None:
+        return model.hf_arguments(text_input(input_ids=ids, attention_mask=mask))
+    return model.hf_arguments(model.audio.input_from_features(ids, mask, None, clips))
 
 
 @torch.no_grad()
 def _run_hugging_face(
-    folder: Path, prompts: Mapping[str, dict[str, Tensor]], device: str, options: dict[str, Any]
+    folder: Path,
+    family: Family,
+    prompts: Mapping[str, dict[str, Tensor]],
+    device: str,
+    options: dict[str, Any],
 ) -> dict[str, Run]:
-    architecture = transformers.AutoConfig.from_pretrained(folder).architectures[0]
-    model_class = getattr(transformers, architecture)
+    architecture = read_config(folder)["architectures"][0]
+    model_class = getattr(transformers, family.hf_class or architecture)
     transformers.utils.logging.disable_progress_bar()
     try:
         model = model_class.from_pretrained(folder, **options).to(device).eval()

@@ -8,7 +8,7 @@ from functools import partial
 from transformers import Qwen2Config
 
 from .decoders import decoder_rules, text_decoder_config
-from .family import Family
+from .family import Card, Family
 
 FAMILY = Family(
     name="Qwen2 and Qwen2.5",
@@ -16,5 +16,6 @@ FAMILY = Family(
     config_class=Qwen2Config,
     decoder_config=partial(text_decoder_config, qkv_bias=True, qk_norm=False),
     front_end=None,
+    card=Card(audio="none", readout="the last token"),
     rules=decoder_rules(r"model\."),
 )

@@ -3,6 +3,7 @@
 Source: transformers 5.23 ``Qwen2AudioForConditionalGeneration``.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,15 +14,14 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioMultiModalProjector
 
 from hooked_alm.config import HookedALMConfig
-from hooked_alm.errors import InputError
-from hooked_alm.frontend import FrontEnd
-from hooked_alm.inputs import ALMInput, AudioClip, refuse_arguments
+from hooked_alm.frontend import FrontEnd, Windows, ids_and_mask
+from hooked_alm.inputs import ALMInput, AudioClip
 from hooked_alm.spans import AudioTokens
 
 from . import decoders
-from .family import Family
+from .family import Card, Family
 from .rules import Rename
-from .strict_config import account_for
+from .strict_config import account_for, account_for_encoder
 
 SECONDS_PER_TOKEN = 0.04
 """Four mel frames of 10 ms: the second convolution and the pooling each halve the rate."""
@@ -54,11 +54,9 @@ class Qwen2AudioFrontEnd(FrontEnd):
         """Convolution of stride 2, then pooling by 2."""
         return ((n_frames - 1) // 2 + 1 - 2) // 2 + 1
 
-    def encode(
-        self, features: Float[Tensor, "clip mel frame"], n_frames: Int[Tensor, " clip"]
-    ) -> Float[Tensor, "clip audio_pos d_model"]:
+    def encode(self, windows: Windows) -> Float[Tensor, "window audio_pos d_model"]:
         """Encode all clips in one batch, as Hugging Face does."""
-        features = self.hook_encoder_in(features)
+        features, n_frames = self.hook_encoder_in(windows.features), windows.n_frames
         n_hidden = features.shape[-1] // 2
         valid = torch.arange(n_hidden, device=features.device) < ((n_frames - 1) // 2 + 1)[:, None]
         weight = self.projector.linear.weight
@@ -82,29 +80,16 @@ class Qwen2AudioFrontEnd(FrontEnd):
         **refused: object,
     ) -> ALMInput:
         """See ``HookedALM.encode``."""
-        refuse_arguments(
-            refused,
-            "input_ids, attention_mask, input_features, feature_attention_mask, position_ids",
+        ids, mask = ids_and_mask(
+            input_ids, attention_mask, refused, "input_features, feature_attention_mask"
         )
-        if input_ids is None:
-            raise InputError("encoding a processor's output: input_ids are missing.")
-        if (input_features is None) != (feature_attention_mask is None):
-            raise InputError(
-                "encoding a processor's output: input_features and feature_attention_mask belong "
-                "together; without the mask, padding would be heard as silence."
-            )
-        clips = []
-        if input_features is not None and feature_attention_mask is not None:
-            n_frames = [int(n) for n in feature_attention_mask.sum(-1)]
-            # Of its own memory: a view would keep, and pickle, the features of all.
-            clips = [
-                AudioClip(
-                    features=f.clone(), n_frames=n, n_tokens=self.n_tokens(n), name=f"clip {i}"
-                )
-                for i, (f, n) in enumerate(zip(input_features, n_frames, strict=True))
-            ]
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return self.input_from_features(input_ids, mask, position_ids, clips)
+        clips = self.clips_of(input_features, feature_attention_mask)
+        return self.input_from_features(ids, mask, position_ids, clips)
+
+    def hf_arguments(self, clips: Sequence[AudioClip]) -> dict[str, Tensor]:
+        """Spectrograms, and which of their frames are no padding."""
+        features, mask = self.features_and_mask(clips)
+        return {"input_features": features, "feature_attention_mask": mask}
 
 
 _PUBLISHED_FIELDS = frozenset(
@@ -118,10 +103,7 @@ def decoder_config(
 ) -> HookedALMConfig:
     """Sizes of the decoder. The published text config is sparse: transformers fills it in."""
     account_for(config, published, handled=_PUBLISHED_FIELDS)
-    # The encoder is Hugging Face's own, and acts on every field that its config class knows.
-    encoder = config.audio_config
-    known = frozenset(type(encoder)().to_dict())
-    account_for(encoder, published.get("audio_config", {}), handled=known)
+    account_for_encoder(config.audio_config, published.get("audio_config", {}))
     return decoders.decoder_config(
         config.text_config,
         published.get("text_config", {}),
@@ -147,6 +129,10 @@ FAMILY = Family(
         ),
         Rename(r"(?:model\.)?audio_tower\.(.+)", r"audio.audio_tower.\1"),
         Rename(r"(?:model\.)?multi_modal_projector\.(.+)", r"audio.projector.\1"),
+    ),
+    card=Card(
+        audio="25/s, at most 30 s",
+        readout="`\\n` after `assistant`",
     ),
     marker_tokens=("<|audio_bos|>", "<|audio_eos|>"),
 )

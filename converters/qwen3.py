@@ -8,7 +8,7 @@ from functools import partial
 from transformers import Qwen3Config
 
 from .decoders import decoder_rules, text_decoder_config
-from .family import Family
+from .family import Card, Family
 
 FAMILY = Family(
     name="Qwen3",
@@ -16,5 +16,6 @@ FAMILY = Family(
     config_class=Qwen3Config,
     decoder_config=partial(text_decoder_config, qkv_bias=False, qk_norm=True),
     front_end=None,
+    card=Card(audio="none", readout="the last token"),
     rules=decoder_rules(r"model\."),
 )

@@ -9,29 +9,38 @@ from typing import Any, get_args
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from hooked_alm.checkpoint import Checkpoint
+from hooked_alm.checkpoint import (
+    Checkpoint,
+    JoinedCheckpoint,
+    PickledCheckpoint,
+    SafetensorsCheckpoint,
+)
 from hooked_alm.config import AttentionImplementation, HookedALMConfig
 from hooked_alm.errors import ConversionError, InputError
 from hooked_alm.model import HookedALM
 from hooked_alm.prompts import PromptBuilder
 
 from .family import Family
-from .rules import fill, plan
+from .rules import fill, plan_of
 
 FAMILIES = {
     "Qwen2AudioForConditionalGeneration": "qwen2_audio",
+    "Qwen3ASRForConditionalGeneration": "qwen3_asr",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
     "LlamaForCausalLM": "llama",
 }
 """Architecture, as ``config.json`` names it -> module of this package."""
 
+REFUSED: dict[str, tuple[str, str]] = {}
+"""Architecture -> what it is, and why it is not supported."""
+
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-READ_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+READ_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,8 @@ class Layout:
     model: HookedALM
     family: Family
     folder: Path
+    parts: dict[str, Path]
+    """Folders of the components."""
 
 
 def load_model(
@@ -62,7 +73,8 @@ def load_model(
         device_map: accelerate's placement over several devices, instead of ``device``.
         attn_implementation: "sdpa", "eager" or "flash_attention_2".
         revision: branch, tag or commit on the hub.
-        components: folders of parts that the checkpoint leaves out; no supported family has any.
+        components: folders or hub ids of parts that the checkpoint leaves to others, such as
+            ``{"text_model": path}``; what is not named here is where the checkpoint says.
 
     Raises:
         ConversionError: an unsupported architecture, a quantised checkpoint, a config field or a
@@ -101,11 +113,9 @@ def lay_out(
     folder = find_folder(name_or_dir, revision)
     published = read_config(folder)
     family = family_of(published, folder)
-    if components:
-        raise InputError(
-            f"loading {family.name}: got components {sorted(components)}, but the checkpoint is "
-            "complete in one folder."
-        )
+    if family.pickled is not None:
+        folder = find_folder(name_or_dir, revision, also=family.pickled[0])
+    parts = _find_parts(family, published, folder, components or {})
     kernels = get_args(AttentionImplementation)
     if attn_implementation not in kernels:
         raise InputError(
@@ -113,7 +123,8 @@ def lay_out(
             f"of {', '.join(kernels)}."
         )
     try:
-        config = family.config_class.from_dict(dict(published))
+        configs = {name: read_config(part) for name, part in parts.items()}
+        config = family.config_class.from_dict({**published, **configs})
     except (StrictDataclassError, ValueError) as error:
         raise ConversionError(
             f"reading {folder / 'config.json'}: transformers refuses it: {error}"
@@ -122,27 +133,55 @@ def lay_out(
     cfg = family.decoder_config(
         config,
         published,
-        original_architecture=published["architectures"][0],
+        original_architecture=family.architectures[0]
+        if not published.get("architectures")
+        else published["architectures"][0],
         model_name=str(name_or_dir),
         tokenizer_name=str(folder),
         dtype=_dtype(dtype, published),
         device=torch.device("cpu" if device is None else device),
         attn_implementation=attn_implementation,
     )
-    return Layout(_empty_model(family, cfg, config, folder), family, folder)
+    return Layout(_empty_model(family, cfg, config, folder), family, folder, parts)
 
 
-def find_folder(name_or_dir: str | Path, revision: str | None) -> Path:
-    """The folder itself, or a snapshot of the hub's."""
+def _find_parts(
+    family: Family, published: dict[str, Any], folder: Path, given: dict[str, str]
+) -> dict[str, Path]:
+    """Folders of the parts that a checkpoint leaves to others."""
+    if unknown := sorted(set(given) - set(family.components)):
+        have = ", ".join(family.components) or "none: the checkpoint is complete in one folder"
+        raise InputError(
+            f"loading {family.name}: got components {unknown}, but its components are {have}."
+        )
+    found = {}
+    for name, where in family.components.items():
+        source = given.get(name) or where(published, folder)
+        if source is None:
+            raise InputError(
+                f"loading {family.name}: {folder} holds no {name} and names none. Pass "
+                f"components={{{name!r}: folder}}."
+            )
+        try:
+            found[name] = find_folder(source, None)
+        except InputError as error:
+            raise InputError(
+                f"loading the {name} of {family.name}: {error} Or pass "
+                f"components={{{name!r}: folder}}."
+            ) from error
+    return found
+
+
+def find_folder(name_or_dir: str | Path, revision: str | None, *, also: str | None = None) -> Path:
+    """The folder itself, or a snapshot of the hub's; ``also`` is one more pattern to download."""
     folder = Path(name_or_dir)
     if folder.is_dir():
         return folder
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(str(name_or_dir), revision=revision, allow_patterns=READ_FILES)
-        )
+        patterns = [*READ_FILES, *([] if also is None else [also])]
+        return Path(snapshot_download(str(name_or_dir), revision=revision, allow_patterns=patterns))
     except Exception as error:
         raise InputError(
             f"loading {str(name_or_dir)!r}: it is no folder, and the Hugging Face hub gave none "
@@ -177,12 +216,20 @@ def family_of(published: dict[str, Any], folder: Path) -> Family:
     names = published.get("architectures") or [published.get("model_type")]
     for name in names:
         if name in FAMILIES:
-            family: Family = import_module(f".{FAMILIES[name]}", __package__).FAMILY
-            return family
+            return load_family(FAMILIES[name])
+        if name in REFUSED:
+            what, why = REFUSED[name]
+            raise ConversionError(f"loading {folder}: {what} is not supported, because {why}.")
     raise ConversionError(
         f"loading {folder}: architecture {', '.join(map(str, names))} is not supported. "
         f"Supported: {', '.join(sorted(FAMILIES))}."
     )
+
+
+def load_family(module: str) -> Family:
+    """A family, by the name of its module."""
+    family: Family = import_module(f".{module}", __package__).FAMILY
+    return family
 
 
 def _dtype(dtype: torch.dtype | str | None, published: dict[str, Any]) -> torch.dtype:
@@ -202,7 +249,7 @@ def _empty_model(family: Family, cfg: HookedALMConfig, config: Any, folder: Path
     from accelerate import init_empty_weights
     from transformers import GenerationConfig
 
-    tokenizer, extractor, template = _processor_parts(folder)
+    tokenizer, extractor, template = _processor_parts(folder, family.chat_template)
     markers = () if tokenizer is None else tokenizer.convert_tokens_to_ids(family.marker_tokens)
     generation = None
     if (folder / "generation_config.json").exists():
@@ -224,30 +271,53 @@ def _empty_model(family: Family, cfg: HookedALMConfig, config: Any, folder: Path
     return model
 
 
-def _processor_parts(folder: Path) -> tuple[Any, Any, str | None]:
-    """Tokenizer, feature extractor and chat template, as far as the folder has their files."""
-    from transformers import AutoFeatureExtractor, AutoProcessor, AutoTokenizer
+def _processor_parts(folder: Path, template: str | None) -> tuple[Any, Any, str | None]:
+    """Tokenizer, feature extractor and chat template, as far as the folder has their files.
 
-    has_tokenizer = any((folder / f).exists() for f in ("tokenizer.json", "tokenizer_config.json"))
-    if not has_tokenizer:
+    Not by way of the processor classes: some want packages that nothing else here does.
+    """
+    from transformers import AutoFeatureExtractor, AutoTokenizer
+
+    def has(*names: str) -> bool:
+        return any((folder / name).exists() for name in names)
+
+    if not has("tokenizer.json", "tokenizer_config.json"):
         return None, None, None
-    if not any(
-        (folder / f).exists() for f in ("preprocessor_config.json", "processor_config.json")
-    ):
-        return AutoTokenizer.from_pretrained(folder), None, None
-    # The processor only for its chat template: its other parts are loaded by themselves.
-    processor = AutoProcessor.from_pretrained(folder)
-    extractor = AutoFeatureExtractor.from_pretrained(folder)
-    return processor.tokenizer, extractor, processor.chat_template
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if not has("preprocessor_config.json", "processor_config.json"):
+        return tokenizer, None, None
+    if (file := folder / "chat_template.jinja").exists():
+        template = file.read_text()
+    elif (file := folder / "chat_template.json").exists():
+        template = json.loads(file.read_text())["chat_template"]
+    elif tokenizer.chat_template is not None:
+        template = tokenizer.chat_template
+    return tokenizer, AutoFeatureExtractor.from_pretrained(folder), template
+
+
+def open_checkpoint(layout: Layout) -> Checkpoint:
+    """Everything that has weights of the model, the components' under their names."""
+    own: Checkpoint
+    if layout.family.pickled is None:
+        own = SafetensorsCheckpoint(layout.folder)
+    else:
+        pattern, key = layout.family.pickled
+        files = sorted(layout.folder.glob(pattern))
+        if len(files) != 1:
+            raise ConversionError(
+                f"reading the checkpoint {layout.folder}: found {len(files)} files {pattern}, "
+                "expected one. Download it, or leave the others out."
+            )
+        own = PickledCheckpoint(files[0], key)
+    parts = {name: SafetensorsCheckpoint(folder) for name, folder in layout.parts.items()}
+    return JoinedCheckpoint(own, parts) if parts else own
 
 
 def _fill(layout: Layout) -> None:
     model, cfg = layout.model, layout.model.cfg
-    checkpoint = Checkpoint(layout.folder)
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    tied = ("unembed.weight",) if cfg.tie_word_embeddings else ()
-    found = plan(checkpoint, layout.family.rules, shapes, tied=tied)
-    fill(model, cfg, checkpoint, found.sources)
+    checkpoint = open_checkpoint(layout)
+    found = plan_of(model, checkpoint, layout.family.rules)
+    fill(model, cfg, checkpoint, found)
     # Hugging Face's rule: a checkpoint that stores a head of its own is believed over its config.
     cfg.tie_word_embeddings = "unembed.weight" not in found.sources
     if cfg.tie_word_embeddings:

@@ -3,13 +3,17 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Literal
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from hooked_alm.checkpoint import Checkpoint
 from hooked_alm.config import HookedALMConfig
 from hooked_alm.errors import ConversionError
+from hooked_alm.model import HookedALM
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,35 @@ class Drop:
     reason: str
 
 
-Rule = Rename | Drop
+@dataclass(frozen=True)
+class Split:
+    """The rows of a fused tensor, one after the other, fill several parameters."""
+
+    pattern: str
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Lora:
+    """One of the two factors of ``scaling * B @ A``, which is added to a parameter on loading."""
+
+    pattern: str
+    target: str
+    factor: Literal["A", "B"]
+    scaling: float
+    """``alpha / r``."""
+
+
+Rule = Rename | Drop | Split | Lora
+
+
+@dataclass(frozen=True)
+class Update:
+    """What is added to a parameter: the checkpoint names of the factors, and their scaling."""
+
+    a: str
+    b: str
+    scaling: float
 
 
 @dataclass(frozen=True)
@@ -39,6 +71,10 @@ class Plan:
     """Parameter -> checkpoint name."""
     dropped: Mapping[str, str]
     """Checkpoint name -> reason."""
+    rows: Mapping[str, tuple[int, int]]
+    """Parameter -> which rows of its source it is, if not all of them."""
+    updates: Mapping[str, Update]
+    """Parameter -> what is added to it."""
 
 
 def plan(
@@ -51,7 +87,7 @@ def plan(
 
     Args:
         checkpoint: names and shapes on disk.
-        rules: see ``Rename`` and ``Drop``.
+        rules: see ``Rename``, ``Drop``, ``Split`` and ``Lora``.
         shapes: the model's parameters.
         tied: parameters that the config declares equal to another one, so that they may be absent.
 
@@ -61,21 +97,38 @@ def plan(
     """
     sources: dict[str, str] = {}
     dropped: dict[str, str] = {}
+    rows: dict[str, tuple[int, int]] = {}
+    factors: dict[str, dict[str, str]] = {}
+    scaling: dict[str, float] = {}
     problems: list[str] = []
     for name, shape in checkpoint.items():
         rule = next((r for r in rules if re.fullmatch(r.pattern, name)), None)
         if isinstance(rule, Drop):
             dropped[name] = rule.reason
             continue
-        target = None if rule is None else re.sub(rule.pattern, rule.target, name)
-        if target is None or target not in shapes:
+        given = () if rule is None else rule.targets if isinstance(rule, Split) else (rule.target,)
+        targets = [re.sub(rule.pattern, one, name) for one in given if rule is not None]
+        if not targets or not {*targets} <= {*shapes}:
             problems.append(f"unexpected tensor {name} {list(shape)}")
             continue
-        if target in sources:
-            problems.append(f"{name} and {sources[target]} both fill {target}")
-        elif shape != shapes[target]:
-            problems.append(f"{name} has shape {list(shape)}, expected {list(shapes[target])}")
-        sources[target] = name
+        if isinstance(rule, Lora):
+            factors.setdefault(targets[0], {})[rule.factor] = name
+            scaling[targets[0]] = rule.scaling
+            continue
+        problems += [
+            f"{name} and {sources[target]} both fill {target}"
+            for target in targets
+            if target in sources
+        ]
+        ends = list(accumulate((shapes[target][0] for target in targets), initial=0))
+        expected = (ends[-1], *shapes[targets[0]][1:]) if len(targets) > 1 else shapes[targets[0]]
+        if shape != expected:
+            problems.append(f"{name} has shape {list(shape)}, expected {list(expected)}")
+        sources |= dict.fromkeys(targets, name)
+        if len(targets) > 1:
+            rows |= dict(zip(targets, pairwise(ends), strict=True))
+    for target, names in factors.items():
+        problems += _misfits(checkpoint, target, names, shapes[target])
     problems += [
         f"missing tensor for {target} {list(shape)}"
         for target, shape in shapes.items()
@@ -88,16 +141,53 @@ def plan(
             f"converting {checkpoint.folder}: {len(problems)} tensors do not fit the model that "
             f"its config.json describes:\n  {shown}{more}\nIs it the right folder, and complete?"
         )
-    return Plan(sources=sources, dropped=dropped)
+    updates = {target: Update(f["A"], f["B"], scaling[target]) for target, f in factors.items()}
+    return Plan(sources=sources, dropped=dropped, rows=rows, updates=updates)
+
+
+def _misfits(
+    checkpoint: Checkpoint, target: str, factors: Mapping[str, str], shape: tuple[int, ...]
+) -> list[str]:
+    """What is wrong with the factors of an update."""
+    if missing := sorted({"A", "B"} - {*factors}):
+        return [f"{next(iter(factors.values()))} has no factor {missing[0]} beside it"]
+    a, b = checkpoint[factors["A"]], checkpoint[factors["B"]]
+    if len(a) == len(b) == 2 and (b[0], a[1]) == shape and a[0] == b[1]:
+        return []
+    return [
+        f"{factors['B']} {list(b)} times {factors['A']} {list(a)} does not fit {target} "
+        f"{list(shape)}"
+    ]
+
+
+def plan_of(model: HookedALM, checkpoint: Checkpoint, rules: Sequence[Rule]) -> Plan:
+    """The plan for a model that is laid out; see ``plan``."""
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    tied = ("unembed.weight",) if model.cfg.tie_word_embeddings else ()
+    return plan(checkpoint, rules, shapes, tied=tied)
+
+
+def low_rank(
+    a: Float[Tensor, "rank d_in"], b: Float[Tensor, "d_out rank"], scaling: float
+) -> Float[Tensor, "d_out d_in"]:
+    """``scaling * b @ a``, rounded as PEFT 0.21 does when it merges: in fp32 on a CPU."""
+    if a.device.type == "cpu" and a.dtype in (torch.float16, torch.bfloat16):
+        return ((b.float() @ a.float()) * scaling).to(a.dtype)
+    return (b @ a) * scaling
 
 
 @torch.inference_mode(mode=False)  # inference tensors do not count the edits made to them
-def fill(
-    model: nn.Module, cfg: HookedALMConfig, checkpoint: Checkpoint, sources: Mapping[str, str]
-) -> None:
+def fill(model: nn.Module, cfg: HookedALMConfig, checkpoint: Checkpoint, found: Plan) -> None:
     """Put tensors in place of the model's empty parameters, one at a time."""
-    for target, source in sources.items():
+    for target, source in found.sources.items():
         owner_name, _, leaf = target.rpartition(".")
         owner = model.get_submodule(owner_name)
         value = checkpoint.read(source, cfg.dtype).to(cfg.device)
+        if target in found.rows:  # of its own memory, or each part would keep the whole
+            value = value[slice(*found.rows[target])].clone()
+        if (update := found.updates.get(target)) is not None:
+            a, b = (
+                checkpoint.read(name, cfg.dtype).to(cfg.device) for name in (update.a, update.b)
+            )
+            value = value + low_rank(a, b, update.scaling)
         setattr(owner, leaf, nn.Parameter(value, requires_grad=value.is_floating_point()))

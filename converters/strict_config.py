@@ -59,13 +59,19 @@ SWITCHED_OFF: Mapping[str, object] = {
 """Fields that transformers' config classes do not know -> the value that asks for nothing."""
 
 
-def account_for(config: Any, published: Mapping[str, Any], handled: Set[str]) -> None:
+def account_for(
+    config: Any,
+    published: Mapping[str, Any],
+    handled: Set[str],
+    irrelevant: Mapping[str, str] | None = None,
+) -> None:
     """Check that no field of a config is silently ignored.
 
     Args:
         config: transformers' config object, which knows the defaults.
         published: the same object of ``config.json``, as written.
         handled: fields the converter acts on.
+        irrelevant: fields of this family that change nothing, with their reasons.
 
     Raises:
         ConversionError: fields that are unknown, or known but not at a default; all of them.
@@ -75,7 +81,7 @@ def account_for(config: Any, published: Mapping[str, Any], handled: Set[str]) ->
         name: value
         for name, value in published.items()
         if name not in handled
-        and name not in IRRELEVANT
+        and name not in {**IRRELEVANT, **(irrelevant or {})}
         and not (name in SWITCHED_OFF and SWITCHED_OFF[name] == value)
         and (name not in defaults or defaults[name] != value)
     }
@@ -86,3 +92,8 @@ def account_for(config: Any, published: Mapping[str, Any], handled: Set[str]) ->
             "that needs them would be silently wrong; a field that changes nothing belongs into "
             "IRRELEVANT, with its reason."
         )
+
+
+def account_for_encoder(config: Any, published: Mapping[str, Any]) -> None:
+    """The same for an encoder that is Hugging Face's own: it acts on every field that it knows."""
+    account_for(config, published, handled=frozenset(type(config)().to_dict()))

@@ -1,11 +1,14 @@
-"""Read a safetensors checkpoint tensor by tensor, without ever holding more than one extra.
+"""Read a checkpoint tensor by tensor, without ever holding more than one extra.
 
 A tensor that already has the target dtype is mapped into memory, not copied.
 """
 
 import json
+import pickle
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,7 +21,119 @@ SINGLE = "model.safetensors"
 
 
 class Checkpoint(Mapping[str, tuple[int, ...]]):
-    """Tensor names and shapes of a checkpoint folder; ``read`` gives one tensor.
+    """Tensor names and shapes of a checkpoint folder; ``read`` gives one tensor."""
+
+    folder: Path
+
+    def __init__(self) -> None:
+        """Know no tensor yet."""
+        self._file_of: dict[str, Path] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+
+    @abstractmethod
+    def _stored(self, name: str) -> Tensor:
+        """One tensor, as it is stored."""
+
+    def read(self, name: str, dtype: torch.dtype) -> Tensor:
+        """One tensor, in ``dtype``.
+
+        Raises:
+            ConversionError: it holds NaN or infinity, or would in ``dtype``.
+        """
+        stored = self._stored(name)
+        if stored.is_floating_point() and stored.numel():
+            low, high = torch.aminmax(stored)
+            if not (torch.isfinite(low) and torch.isfinite(high)):
+                raise ConversionError(
+                    f"reading {name} from {self._file_of[name]}: it holds NaN or infinity. The "
+                    "file is damaged, or training diverged; nothing computed with it would mean "
+                    "anything."
+                )
+            if not torch.isfinite(torch.stack([low, high]).to(dtype)).all():
+                raise ConversionError(
+                    f"reading {name} from {self._file_of[name]}: its values reach from {low:.3g} "
+                    f"to {high:.3g}, more than {dtype} can hold. Load it in another dtype."
+                )
+        return stored.to(dtype) if stored.is_floating_point() else stored
+
+    def __getitem__(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self._shapes[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Tensor names."""
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        """Number of tensors."""
+        return len(self._shapes)
+
+
+class PickledCheckpoint(Checkpoint):
+    """A ``.pt`` or ``.pth`` file, read without running any code that it may hold.
+
+    Raises:
+        ConversionError: a missing or damaged file, one that holds more than tensors, or none.
+    """
+
+    def __init__(self, path: Path, key: str | None = None) -> None:
+        """Map the file into memory.
+
+        Args:
+            path: of the file.
+            key: where in the pickled dict the tensors are; None is the dict itself.
+        """
+        super().__init__()
+        self.folder = path.parent
+        try:
+            found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except FileNotFoundError as error:
+            raise ConversionError(f"reading {path}: the file is missing. Download it.") from error
+        except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+            raise ConversionError(
+                f"reading {path}: {str(error).splitlines()[0]} The file is damaged, or holds more "
+                "than tensors, which is never executed; download it again."
+            ) from error
+        found = found.get(key) if key is not None and isinstance(found, dict) else found
+        self._tensors = found if isinstance(found, dict) else {}
+        if not self._tensors or not all(isinstance(v, Tensor) for v in self._tensors.values()):
+            raise ConversionError(
+                f"reading {path}: expected tensors by name"
+                + ("." if key is None else f" under {key!r}.")
+                + " Is it the published file?"
+            )
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+        self._file_of = dict.fromkeys(self._shapes, path)
+
+    def _stored(self, name: str) -> Tensor:
+        tensor: Tensor = self._tensors[name]
+        return tensor.clone()
+
+
+class JoinedCheckpoint(Checkpoint):
+    """A checkpoint and the parts that it leaves to others, each under its name and a slash."""
+
+    def __init__(self, own: Checkpoint, parts: Mapping[str, Checkpoint]) -> None:
+        """Join them; ``own`` tensors keep their names."""
+        super().__init__()
+        self.folder = own.folder
+        self._owner: dict[str, tuple[Checkpoint, str]] = {}
+        for prefix, part in (("", own), *((f"{name}/", part) for name, part in parts.items())):
+            self._owner |= {prefix + name: (part, name) for name in part}
+        self._shapes = {name: part[own] for name, (part, own) in self._owner.items()}
+
+    def read(self, name: str, dtype: torch.dtype) -> Tensor:
+        """One tensor of whichever part has it; see ``Checkpoint.read``."""
+        part, own = self._owner[name]
+        return part.read(own, dtype)
+
+    def _stored(self, name: str) -> Tensor:
+        part, own = self._owner[name]
+        return part._stored(own)
+
+
+class SafetensorsCheckpoint(Checkpoint):
+    """The safetensors files of a folder.
 
     Raises:
         ConversionError: no safetensors file, a shard that is missing or truncated, or an index
@@ -27,8 +142,8 @@ class Checkpoint(Mapping[str, tuple[int, ...]]):
 
     def __init__(self, folder: Path) -> None:
         """Read every header; no weights yet."""
+        super().__init__()
         self.folder = folder
-        self._file_of, self._shapes = {}, {}
         for name in self._shards():
             with self._open(folder / name) as shard:
                 for key in shard.keys():  # a safetensors handle is no mapping
@@ -77,38 +192,7 @@ class Checkpoint(Mapping[str, tuple[int, ...]]):
                 "truncated or damaged; download it again."
             ) from error
 
-    def read(self, name: str, dtype: torch.dtype) -> Tensor:
-        """One tensor, in ``dtype``.
-
-        Raises:
-            ConversionError: it holds NaN or infinity, or would in ``dtype``.
-        """
+    def _stored(self, name: str) -> Tensor:
         # A handle per tensor: pages of a file that was only converted from are let go at once.
         with self._open(self._file_of[name]) as shard:
-            stored = shard.get_tensor(name)
-        if stored.is_floating_point() and stored.numel():
-            low, high = torch.aminmax(stored)
-            if not (torch.isfinite(low) and torch.isfinite(high)):
-                raise ConversionError(
-                    f"reading {name} from {self._file_of[name]}: it holds NaN or infinity. The "
-                    "file is damaged, or training diverged; nothing computed with it would mean "
-                    "anything."
-                )
-            if not torch.isfinite(torch.stack([low, high]).to(dtype)).all():
-                raise ConversionError(
-                    f"reading {name} from {self._file_of[name]}: its values reach from {low:.3g} "
-                    f"to {high:.3g}, more than {dtype} can hold. Load it in another dtype."
-                )
-        return stored.to(dtype) if stored.is_floating_point() else stored
-
-    def __getitem__(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor."""
-        return self._shapes[name]
-
-    def __iter__(self) -> Iterator[str]:
-        """Tensor names."""
-        return iter(self._shapes)
-
-    def __len__(self) -> int:
-        """Number of tensors."""
-        return len(self._shapes)
+            return shard.get_tensor(name)

@@ -64,6 +64,18 @@ class HookedALMConfig:
     """Class name in the published config."""
     model_name: str
     """Id or folder the weights came from."""
+    embedding_multiplier: float = 1.0
+    """On token and audio embeddings alike, before the first block (Granite)."""
+    residual_multiplier: float = 1.0
+    """On what attention and MLP write to the residual stream (Granite)."""
+    attention_multiplier: float | None = None
+    """Scale of the attention scores; None is ``d_head ** -0.5``."""
+    logits_scaling: float = 1.0
+    """Divides the logits (Granite)."""
+    n_mimo_layers: int = 0
+    """Blocks of a second branch, which leads to an audio head (Kimi-Audio); 0 without one."""
+    mimo_from_layer: int | None = None
+    """Block whose output the second branch starts from."""
     attn_implementation: AttentionImplementation = "sdpa"
     """Attention kernel where nothing inside the attention is intervened on."""
     dtype: torch.dtype = torch.float32
@@ -106,6 +118,11 @@ class HookedALMConfig:
             problems.append(f"layer_types {sorted(unknown)}, expected {get_args(LayerType)}")
         if "sliding_attention" in self.layer_types and self.sliding_window is None:
             problems.append("sliding_attention layers without a sliding_window")
+        has_branch = self.mimo_from_layer in range(self.n_layers)
+        if has_branch != (self.n_mimo_layers > 0):
+            problems.append(
+                f"{self.n_mimo_layers} layers of a second branch from layer {self.mimo_from_layer}"
+            )
         if (rope := self.rope_parameters.get("rope_type")) not in STATIC_ROPES:
             problems.append(f"rope_type = {rope!r}, expected one of {STATIC_ROPES}")
         if problems:

@@ -5,25 +5,38 @@ A family brings its audio encoder and projector, as Hugging Face wrote them, as 
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from .audio import Waveform
 from .errors import InputError
 from .hooks import HookPoint
-from .inputs import ALMInput, AudioClip, positions_from_mask, weights_version
-from .spans import AudioTokens, span_flags, span_map
+from .inputs import ALMInput, AudioClip, positions_from_mask, refuse_arguments, weights_version
+from .spans import AudioTokens, clip_ranges, span_flags, span_map
+
+
+class Windows(NamedTuple):
+    """Pieces of recordings, as the encoder takes them. Most models hear a clip in one."""
+
+    features: Shaped[Tensor, "window feature frame"]
+    n_frames: Int[Tensor, " window"]
+    """Frames that are not padding."""
+    place: Int[Tensor, " window"]
+    """Which piece of its clip a window is."""
 
 
 class FrontEnd(nn.Module, ABC):
     """Audio encoder and projector of one family.
 
-    Hook points, on demand: ``hook_encoder_in [clip, mel, frame]``, ``hook_encoder_out`` and
-    ``hook_projector_in [clip, audio_pos, d_audio]``, ``hook_projector_out [clip, audio_pos,
-    d_model]``. Positions beyond a clip's ``n_tokens`` are padding.
+    Hook points, on demand: ``hook_encoder_in [window, mel, frame]``, ``hook_encoder_out`` and
+    ``hook_projector_in [window, audio_pos, d_audio]``, ``hook_projector_out [window, audio_pos,
+    d_model]``. A window is a clip, or the piece of a long clip that the encoder hears at a time.
+    Positions beyond a window's ``n_tokens`` are padding.
     """
 
     def __init__(self, tokens: AudioTokens) -> None:
@@ -38,35 +51,131 @@ class FrontEnd(nn.Module, ABC):
         self.hook_projector_out = HookPoint()
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.parameters()).dtype
+
+    @property
     @abstractmethod
     def feature_shape(self) -> tuple[int, int]:
-        """``(mel, frame)`` of the spectrogram that the encoder takes, padding included."""
+        """``(mel, frame)`` of a window: frames are the most that it holds, padding included."""
 
     @abstractmethod
     def n_tokens(self, n_frames: int) -> int:
-        """Positions that a clip of ``n_frames`` mel frames fills."""
+        """Positions that a window of ``n_frames`` frames fills."""
 
     @abstractmethod
-    def encode(
-        self, features: Float[Tensor, "clip mel frame"], n_frames: Int[Tensor, " clip"]
-    ) -> Float[Tensor, "clip audio_pos d_model"]:
+    def encode(self, windows: Windows) -> Float[Tensor, "window audio_pos d_model"]:
         """Run encoder and projector, past the hook points."""
 
     @abstractmethod
     def input_from_hf(self, **processor_output: Any) -> ALMInput:
         """An input from the arguments of the family's Hugging Face ``forward``."""
 
+    @abstractmethod
+    def hf_arguments(self, clips: Sequence[AudioClip]) -> dict[str, Tensor]:
+        """Those of its arguments that bring clips: what ``input_from_hf`` takes apart."""
+
+    def clip(
+        self,
+        features: Shaped[Tensor, "window feature frame"],
+        n_frames: Sequence[int],
+        **about: Any,
+    ) -> AudioClip:
+        """A clip of some windows; it copies nothing.
+
+        Raises:
+            InputError: too short for one audio position.
+        """
+        n_tokens = sum(self.n_tokens(n) for n in n_frames)
+        if n_tokens < 1:
+            raise InputError(
+                f"hearing {about.get('name', 'a clip')}: {sum(n_frames)} frames are too short for "
+                "one audio position. Give a longer clip."
+            )
+        return AudioClip(features=features, n_frames=(*n_frames,), n_tokens=n_tokens, **about)
+
+    def windows_of(
+        self, waveform: Waveform, extractor: Any
+    ) -> tuple[Float[Tensor, "window mel frame"], list[int]]:
+        """Features of a recording, and the frames of each window that are not padding.
+
+        Here one window, padded to the extractor's full length.
+        """
+        extracted = extractor(
+            [waveform.samples],
+            sampling_rate=waveform.sampling_rate,
+            padding="max_length",
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        return extracted["input_features"], [int(extracted["attention_mask"].sum())]
+
+    def clips_of(
+        self,
+        features: Shaped[Tensor, "clip feature frame"] | None,
+        mask: Int[Tensor, "clip frame"] | None,
+    ) -> list[AudioClip]:
+        """Clips of one window each, from what a processor returns.
+
+        Raises:
+            InputError: features without their mask, or the other way round.
+        """
+        if features is None and mask is None:
+            return []
+        if features is None or mask is None:
+            raise InputError(
+                "encoding a processor's output: the audio features and their mask belong "
+                "together; without the mask, padding would be heard as silence."
+            )
+        # Of its own memory: a view would keep, and pickle, the features of all.
+        return [
+            self.clip(one.clone()[None], [n], name=f"clip {i}")
+            for i, (one, n) in enumerate(zip(features, mask.sum(-1).tolist(), strict=True))
+        ]
+
+    def features_and_mask(
+        self, clips: Sequence[AudioClip]
+    ) -> tuple[Shaped[Tensor, "window feature frame"], Int[Tensor, "window frame"]]:
+        """Windows of all clips, padded to the longest, and 1 at frames that are not padding."""
+        longest = max(clip.features.shape[-1] for clip in clips)
+        features = torch.cat(
+            [F.pad(clip.features, (0, longest - clip.features.shape[-1])) for clip in clips]
+        )
+        n_frames = torch.tensor([n for clip in clips for n in clip.n_frames])
+        return features, frame_mask(n_frames, longest)
+
+    def random_clip(self, n_frames: int, generator: torch.Generator) -> AudioClip:
+        """A clip of noise, for tests and ``verify``: as many windows as the frames need."""
+        n_feature, most = self.feature_shape
+        sizes = [min(most, n_frames - start) for start in range(0, n_frames, most)]
+        features = torch.randn(len(sizes), n_feature, most, generator=generator)
+        return self.clip(features, sizes, name="noise")
+
+    def prompt_ids(self, clip: AudioClip) -> list[int]:
+        """What stands for a clip in the prompt: its placeholder, once per audio position."""
+        assert self.tokens.placeholder is not None
+        return [self.tokens.placeholder] * clip.n_tokens
+
+    def merge(
+        self,
+        embed: Float[Tensor, "batch pos d_model"],
+        is_audio: Bool[Tensor, "batch pos"],
+        features: Float[Tensor, "heard d_model"],
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Token embeddings with those of the clips in their places, in order."""
+        return embed.masked_scatter(is_audio.unsqueeze(-1), features)
+
     def embed_clips(self, clips: Sequence[AudioClip]) -> Float[Tensor, "clip audio_pos d_model"]:
         """Embeddings of the clips, each encoded once and then reused; the result is a copy.
 
-        Clips are encoded together, without gradient, and a clip that occurs twice once. An encoding
+        Clips are encoded together, without gradient, a repeated one only once. An encoding
         is kept with the clip and reused wherever the same clips come together, so that results do
         not depend on what ran before. While an ``audio.*`` point, or a module of the encoder, is
         hooked, everything is encoded afresh, and nothing is kept.
         """
         if self._is_hooked():
-            fresh = zip(self._encode(clips), clips, strict=True)
-            return pad_sequence([e[: clip.n_tokens] for e, clip in fresh], batch_first=True)
+            return pad_sequence(self._encode(clips), batch_first=True)
         version = weights_version(self)
         distinct = list(dict.fromkeys(clips))  # by identity: one clip may be heard in several rows
         frames = tuple(clip.n_frames for clip in distinct)
@@ -74,8 +183,8 @@ class FrontEnd(nn.Module, ABC):
         if any((frames, index) not in encodings for index, encodings in enumerate(known)):
             with torch.no_grad():
                 together = self._encode(distinct)
-            for index, (clip, encodings) in enumerate(zip(distinct, known, strict=True)):
-                encodings[frames, index] = together[index, : clip.n_tokens].clone()
+            for index, encodings in enumerate(known):
+                encodings[frames, index] = together[index].clone()
         at = {clip: index for index, clip in enumerate(distinct)}
         embeddings = [known[at[clip]][frames, at[clip]] for clip in clips]
         return pad_sequence(embeddings, batch_first=True)
@@ -87,34 +196,68 @@ class FrontEnd(nn.Module, ABC):
             for m in self.modules()
         )
 
-    def _encode(self, clips: Sequence[AudioClip]) -> Float[Tensor, "clip audio_pos d_model"]:
+    def _encode(self, clips: Sequence[AudioClip]) -> list[Float[Tensor, "audio_pos d_model"]]:
+        """Embeddings of each clip, its windows joined."""
         device = next(self.parameters()).device
-        features = torch.stack([clip.features for clip in clips]).to(device)
+        features, mask = (part.to(device) for part in self.features_and_mask(clips))
+        n_frames = [n for clip in clips for n in clip.n_frames]
+        place = [i for clip in clips for i in range(len(clip.n_frames))]
         backward_hooks = (m._backward_hooks or m._backward_pre_hooks for m in self.modules())
         if torch.is_grad_enabled() and any(backward_hooks):
             # Also where the encoder is frozen. A copy: hooks may not write into a leaf.
             features = features.requires_grad_().clone()
-        return self.encode(features, torch.tensor([c.n_frames for c in clips], device=device))
+        windows = Windows(features, mask.sum(-1), torch.tensor(place, device=device))
+        heard = zip(self.encode(windows), map(self.n_tokens, n_frames), strict=True)
+        parts = iter([embedded[:n] for embedded, n in heard])
+        return [torch.cat([next(parts) for _ in clip.n_frames]) for clip in clips]
 
     def input_from_features(
         self,
         tokens: Int[Tensor, "batch pos"],
         attention_mask: Int[Tensor, "batch pos"],
-        position_ids: Int[Tensor, "batch pos"] | None,
+        position_ids: Int[Tensor, "*axis batch pos"] | None,
         clips: Sequence[AudioClip],
+        is_audio: Bool[Tensor, "batch pos"] | None = None,
+        **more: Any,
     ) -> ALMInput:
         """Ids and clips, brought together.
 
         Ids alone do not tell the instruction from the template, so every token that is neither
         audio nor special counts as ``text``.
 
+        Args:
+            tokens: with every placeholder expanded.
+            attention_mask: 1 at real positions.
+            position_ids: None counts real positions.
+            clips: of all rows, in order.
+            is_audio: where clips are heard; None is wherever the placeholder stands.
+            more: further fields of the input.
+
         Raises:
-            InputError: the placeholders of a row do not fit its clips.
+            InputError: the audio positions of a row do not fit its clips.
         """
-        rows = _rows_of_clips(tokens == self.tokens.placeholder, clips)
+        if is_audio is None:
+            assert self.tokens.placeholder is not None
+            where = tokens == self.tokens.placeholder
+        else:
+            where = is_audio
+        rows, heard = _rows_of_clips(where, clips), where.tolist()
         flags = [
-            span_flags(ids, mask, self.tokens, [i not in self.special_ids for i in ids], {})
-            for ids, mask in zip(tokens.tolist(), attention_mask.tolist(), strict=True)
+            span_flags(
+                mask,
+                [i not in self.special_ids for i in ids],
+                is_audio=audio,
+                is_marker=[i in self.tokens.markers for i in ids],
+            )
+            for ids, mask, audio in zip(
+                tokens.tolist(), attention_mask.tolist(), heard, strict=True
+            )
+        ]
+        ranges = [
+            clip_ranges(
+                audio, [c.n_tokens for c, owner in zip(clips, rows, strict=True) if owner == row]
+            )
+            for row, audio in enumerate(heard)
         ]
         return ALMInput(
             tokens=tokens,
@@ -122,10 +265,44 @@ class FrontEnd(nn.Module, ABC):
             position_ids=positions_from_mask(attention_mask)
             if position_ids is None
             else position_ids,
-            spans=span_map(flags, tokens.shape[1], self.tokens.seconds_per_token),
+            spans=span_map(flags, tokens.shape[1], self.tokens.seconds_per_token, ranges),
             clips=tuple(clips),
             clip_rows=tuple(rows),
+            **more,
         )
+
+
+def frame_mask(n_frames: Int[Tensor, " window"], length: int) -> Int[Tensor, "window frame"]:
+    """1 at frames that are not padding."""
+    return (torch.arange(length, device=n_frames.device) < n_frames[:, None]).long()
+
+
+def unpack(
+    packed: Float[Tensor, "frame d"], sizes: Sequence[int]
+) -> Float[Tensor, "window longest d"]:
+    """Windows that an encoder runs as one sequence, apart and padded with zeros."""
+    return pad_sequence(list(packed.split(list(sizes))), batch_first=True)
+
+
+def pack(
+    padded: Float[Tensor, "window longest d"], sizes: Sequence[int]
+) -> Float[Tensor, "frame d"]:
+    """Undo ``unpack``."""
+    return torch.cat([window[:n] for window, n in zip(padded, sizes, strict=True)])
+
+
+def ids_and_mask(
+    input_ids: Tensor | None, attention_mask: Tensor | None, refused: dict[str, object], takes: str
+) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
+    """What every ``input_from_hf`` begins with; without a mask every position is real.
+
+    Raises:
+        InputError: no ids, or arguments beyond ``takes`` and these two.
+    """
+    refuse_arguments(refused, f"input_ids, attention_mask, position_ids, {takes}")
+    if input_ids is None:
+        raise InputError("encoding a processor's output: input_ids are missing.")
+    return input_ids, torch.ones_like(input_ids) if attention_mask is None else attention_mask
 
 
 def _rows_of_clips(is_audio: Tensor, clips: Sequence[AudioClip]) -> list[int]:

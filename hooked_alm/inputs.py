@@ -11,15 +11,15 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from .errors import InputError
-from .spans import NO_AUDIO, SpanMap, span_flags, span_map
+from .spans import SpanMap, span_flags, span_map
 
 RowIndex = int | slice | Sequence[int] | Tensor
 WeightsVersion = tuple[tuple[int, int, torch.dtype], ...]
-Batch = tuple[tuple[int, ...], int]
+Batch = tuple[tuple[tuple[int, ...], ...], int]
 """Frames of all clips that were encoded together, and which of them a clip was.
 
 Kernels round differently for batches of another shape, so an encoding is reused only where encoding
@@ -31,10 +31,11 @@ afresh would give the same bits.
 class AudioClip:
     """One clip as the audio encoder reads it, with the embeddings it was once encoded to."""
 
-    features: Float[Tensor, "mel frame"]
-    """Log-mel spectrogram, padded to the length the encoder wants."""
-    n_frames: int
-    """Frames that are not padding."""
+    features: Shaped[Tensor, "window feature frame"]
+    """Log-mel spectrograms, padded to the length that the encoder wants; codes for models that read
+    those. Most models hear a clip in one window, some cut it into several."""
+    n_frames: tuple[int, ...]
+    """Per window, the frames that are not padding."""
     n_tokens: int
     """Positions the clip fills in the prompt."""
     name: str = "clip"
@@ -84,19 +85,25 @@ class ALMInput:
     """Ids with every placeholder expanded; pads included."""
     attention_mask: Int[Tensor, "batch pos"]
     """1 at real positions."""
-    position_ids: Int[Tensor, "batch pos"]
+    position_ids: Int[Tensor, "*axis batch pos"]
+    """``[batch, pos]``, or ``[3, batch, pos]`` for a model with three rotary axes."""
     spans: SpanMap
     clips: tuple[AudioClip, ...] = ()
     """Clips of all rows, in order of appearance."""
     clip_rows: tuple[int, ...] = ()
     """For each clip, the row it is heard in."""
+    text_tokens: Int[Tensor, "batch pos"] | None = None
+    """A second stream of ids, for a model that reads text and audio tokens side by side."""
+    blank: int | None = None
+    """What ``tokens`` holds where the second stream alone goes on."""
 
     def __post_init__(self) -> None:
         """Check shapes once, here, rather than in every tool."""
-        for name in ("attention_mask", "position_ids"):
-            if getattr(self, name).shape != self.tokens.shape:
+        for name, value in self._per_position().items():
+            axes = (3,) if name == "position_ids" and value.ndim == 3 else ()
+            if value.shape != (*axes, *self.tokens.shape):
                 raise InputError(
-                    f"making an ALMInput: {name} has shape {tuple(getattr(self, name).shape)}, "
+                    f"making an ALMInput: {name} has shape {tuple(value.shape)}, "
                     f"the tokens {tuple(self.tokens.shape)}."
                 )
         rows = list(self.clip_rows)
@@ -105,6 +112,11 @@ class ALMInput:
                 f"making an ALMInput: {len(self.clips)} clips for the rows {rows} of {len(self)}. "
                 "Each clip needs a row, in order."
             )
+
+    def _per_position(self) -> dict[str, Any]:
+        """The tensors ``[..., batch, pos]``."""
+        names = ("tokens", "attention_mask", "position_ids", "text_tokens")
+        return {name: v for name in names if (v := getattr(self, name)) is not None}
 
     @property
     def shape(self) -> torch.Size:
@@ -143,10 +155,9 @@ class ALMInput:
             for clip, owner in zip(self.clips, self.clip_rows, strict=True)
             if owner == row
         ]
-        return ALMInput(
-            tokens=self.tokens[pick],
-            attention_mask=self.attention_mask[pick],
-            position_ids=self.position_ids[pick],
+        return replace(
+            self,
+            **{name: value[..., pick, :] for name, value in self._per_position().items()},
             spans=self.spans.select(rows),
             clips=tuple(clip for clip, _ in clips),
             clip_rows=tuple(row for _, row in clips),
@@ -173,26 +184,33 @@ class ALMInput:
         return [i % len(self) for i in index]
 
     def extend(self, tokens: Int[Tensor, "batch new"]) -> "ALMInput":
-        """The prompts with generated tokens appended; spans keep describing the prompt."""
-        ones = torch.ones_like(tokens)
-        mask = torch.cat([self.attention_mask, ones.to(self.attention_mask.dtype)], dim=1)
+        """The prompts with generated tokens appended; spans keep describing the prompt.
+
+        With two streams the tokens are text, and the other stream is blank beside them.
+        """
         ahead = torch.arange(1, tokens.shape[1] + 1, device=self.device)
-        return replace(
-            self,
-            tokens=torch.cat([self.tokens, tokens], dim=1),
-            attention_mask=mask,
-            position_ids=torch.cat([self.position_ids, self.position_ids[:, -1:] + ahead], dim=1),
-            spans=replace(self.spans, n_pos=mask.shape[1]),
-        )
+        # Three rotary axes go on together, from the farthest.
+        last = self.position_ids.amax(-1, keepdim=True)
+        last = last.amax(0, keepdim=True).expand_as(last) if last.ndim == 3 else last
+        more = {
+            "tokens": tokens,
+            "attention_mask": torch.ones_like(tokens).to(self.attention_mask.dtype),
+            "position_ids": last + ahead,
+        }
+        if self.text_tokens is not None:
+            assert self.blank is not None
+            more |= {"tokens": torch.full_like(tokens, self.blank), "text_tokens": tokens}
+        longer: dict[str, Any] = {
+            name: torch.cat([value, more[name]], dim=-1)
+            for name, value in self._per_position().items()
+        }
+        spans = replace(self.spans, n_pos=longer["tokens"].shape[1])
+        return replace(self, **longer, spans=spans)
 
     def to(self, device: torch.device | str) -> "ALMInput":
         """Tokens, mask and positions on another device; clips move when they are encoded."""
-        return replace(
-            self,
-            tokens=self.tokens.to(device),
-            attention_mask=self.attention_mask.to(device),
-            position_ids=self.position_ids.to(device),
-        )
+        moved = {name: value.to(device) for name, value in self._per_position().items()}
+        return replace(self, **moved)
 
     def cpu(self) -> "ALMInput":
         """The same on the CPU."""
@@ -215,7 +233,7 @@ class ALMInput:
         TransformerLens' ``detect_head`` would take the frames of a clip for duplicates.
         """
         own = -1 - torch.arange(self.shape[1]).expand(*self.shape)
-        return torch.where(self.spans.mask("audio"), own, self.tokens.cpu()).numpy()
+        return torch.where(self.spans.heard, own, self.tokens.cpu()).numpy()
 
 
 def positions_from_mask(mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
@@ -227,7 +245,7 @@ def text_input(
     *,
     input_ids: Int[Tensor, "batch pos"],
     attention_mask: Int[Tensor, "batch pos"] | None = None,
-    position_ids: Int[Tensor, "batch pos"] | None = None,
+    position_ids: Int[Tensor, "*axis batch pos"] | None = None,
     **refused: object,
 ) -> ALMInput:
     """An input without audio; its spans are ``sink``, ``text`` and ``readout``.
@@ -237,15 +255,12 @@ def text_input(
     """
     refuse_arguments(refused, "input_ids, attention_mask, position_ids")
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    flags = [
-        span_flags(ids, row, NO_AUDIO, [True] * len(ids), {})
-        for ids, row in zip(input_ids.tolist(), mask.tolist(), strict=True)
-    ]
+    flags = [span_flags(row, [True] * len(row)) for row in mask.tolist()]
     return ALMInput(
         tokens=input_ids,
         attention_mask=mask,
         position_ids=positions_from_mask(mask) if position_ids is None else position_ids,
-        spans=span_map(flags, input_ids.shape[1], None),
+        spans=span_map(flags, input_ids.shape[1]),
     )
 
 

@@ -13,7 +13,7 @@ def attention_masks(
     cfg: HookedALMConfig,
     implementation: str,
     attention_mask: Tensor,
-    position_ids: Tensor,
+    position_ids: Tensor | None,
     resid: Resid,
     cache: Any,
 ) -> dict[LayerType, Any]:
@@ -24,7 +24,7 @@ def attention_masks(
         implementation: "eager" gives masks to add to scores; "sdpa" booleans, or None where the
             kernel's own causal masking is enough.
         attention_mask: ``[batch, key_pos]``, 1 at real positions.
-        position_ids: ``[batch, pos]`` of the positions that run.
+        position_ids: ``[batch, pos]`` of the positions that run; None for several rotary axes.
         resid: what enters the first block; only its shape, dtype and device are read.
         cache: transformers ``Cache`` before this run, or None.
 

@@ -5,6 +5,7 @@ the blocks to the final norm and the unembedding.
 """
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -47,13 +48,22 @@ class Output(NamedTuple):
     loss: Float[Tensor, "..."]
 
 
+Head = Literal["text", "audio"]
+"""What a run ends in. Most models have the text head alone."""
+
+
 class Embed(nn.Embedding):
     """Token embedding."""
 
+    def __init__(self, cfg: HookedALMConfig) -> None:
+        """Allocate the table."""
+        super().__init__(cfg.d_vocab, cfg.d_model)
+        self.multiplier = cfg.embedding_multiplier
+
     @property
     def W_E(self) -> Float[Tensor, "vocab d_model"]:
-        """The table, under TransformerLens' name."""
-        return self.weight
+        """The table, under TransformerLens' name, times the config's multiplier."""
+        return self.weight if self.multiplier == 1 else self.weight * self.multiplier
 
 
 class Unembed(nn.Linear):
@@ -65,17 +75,30 @@ class Unembed(nn.Linear):
     def __init__(self, cfg: HookedALMConfig) -> None:
         """Allocate the head."""
         super().__init__(cfg.d_model, cfg.d_vocab, bias=False)
+        self.scaling = cfg.logits_scaling
         self.hook_in = HookPoint()
         self.hook_out = HookPoint()
 
     def forward(self, x: Resid) -> Logits:
         """``W_U x``."""
-        return self.hook_out(super().forward(self.hook_in(x)))
+        logits = super().forward(self.hook_in(x))
+        return self.hook_out(logits if self.scaling == 1 else logits / self.scaling)
+
+    def directions(self, tokens: Any = None) -> Float[Tensor, "*token d_model"]:
+        """Rows whose products with the normalised stream are the logits.
+
+        Args:
+            tokens: ids, of any shape; None is the whole vocabulary.
+        """
+        rows = self.weight
+        if tokens is not None:
+            rows = rows[torch.as_tensor(tokens, device=rows.device)]
+        return rows if self.scaling == 1 else rows / self.scaling
 
     @property
     def W_U(self) -> Float[Tensor, "d_model vocab"]:
-        """View of the head."""
-        return rearrange(self.weight, "v d -> d v")
+        """View of the head, unless the config scales the logits."""
+        return rearrange(self.directions(), "v d -> d v")
 
     @property
     def b_U(self) -> Float[Tensor, " vocab"]:
@@ -106,6 +129,10 @@ class HookedALM(HookedTransformerSurface, HookedModule):
         ln_final
         unembed
 
+    A model with two heads has a second branch, ``mimo_blocks.{layer}``, ``mimo_ln_final`` and
+    ``mimo_unembed``, which starts from the output of one of the blocks; ``towards`` says which head
+    everything that is asked of the model is about.
+
     Hook points of its own: ``hook_tokens [batch, pos]``, on demand; ``hook_text_embed [batch, pos,
     d_model]``, placeholders included; ``hook_audio_embed [clip, audio_pos, d_model]``, before the
     merge; ``hook_embed [batch, pos, d_model]``, after it. ``tests/test_hook_names.py`` keeps the
@@ -134,10 +161,16 @@ class HookedALM(HookedTransformerSurface, HookedModule):
         self.cfg = cfg
         self.tokenizer, self.prompts, self.generation_config = tokenizer, prompts, generation_config
         self.audio = front_end
-        self.embed = Embed(cfg.d_vocab, cfg.d_model)
+        self.head: Head = "text"
+        self.embed = Embed(cfg)
         self.blocks = Blocks(Block(cfg, layer) for layer in range(cfg.n_layers))
         self.ln_final = RMSNorm(cfg.d_model, cfg.eps)
         self.unembed = Unembed(cfg)
+        if cfg.n_mimo_layers:
+            after = range(cfg.n_layers, cfg.n_layers + cfg.n_mimo_layers)
+            self.mimo_blocks = Blocks(Block(cfg, layer) for layer in after)
+            self.mimo_ln_final = RMSNorm(cfg.d_model, cfg.eps)
+            self.mimo_unembed = Unembed(cfg)
         self.rotary = Rotary(cfg)
         self.hook_tokens = HookPoint()
         self.hook_text_embed = HookPoint()
@@ -146,6 +179,51 @@ class HookedALM(HookedTransformerSurface, HookedModule):
         self.pos_offset = 0
         """Positions already in the KV cache: axis 1 of a hooked tensor starts at this position."""
         self.setup()
+
+    def towards(self, head: Head) -> "HookedALM":
+        """The same model, weights and hooks shared, with another head in use.
+
+        ``model(x)`` then gives that head's logits, and sweeps, paths, lenses and attributions run
+        along its blocks: the layers they speak of count along ``path``.
+
+        Raises:
+            InputError: the model has no such head.
+        """
+        if head not in ("text", "audio") or (head == "audio" and not self.cfg.n_mimo_layers):
+            raise InputError(
+                f"reading head {head!r} of {self.cfg.model_name!r}: it has "
+                + ("'text' and 'audio'." if self.cfg.n_mimo_layers else "'text' alone.")
+            )
+        other = copy(self)
+        other.head = head
+        return other
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """Names of the blocks that lead to the head in use, in order."""
+        return self._path(self.head)
+
+    def _path(self, head: Head) -> tuple[str, ...]:
+        trunk = [f"blocks.{layer}" for layer in range(self.cfg.n_layers)]
+        if head == "text":
+            return tuple(trunk)
+        assert self.cfg.mimo_from_layer is not None
+        branch = [f"mimo_blocks.{layer}" for layer in range(self.cfg.n_mimo_layers)]
+        return (*trunk[: self.cfg.mimo_from_layer + 1], *branch)
+
+    def block(self, layer: int) -> Block:
+        """A block by its place on the path to the head in use."""
+        return cast(Block, self.get_submodule(self.path[layer]))
+
+    @property
+    def head_norm(self) -> RMSNorm:
+        """The norm before the head in use."""
+        return self.ln_final if self.head == "text" else self.mimo_ln_final
+
+    @property
+    def head_unembed(self) -> Unembed:
+        """The unembedding of the head in use."""
+        return self.unembed if self.head == "text" else self.mimo_unembed
 
     @classmethod
     def from_pretrained(cls, name_or_dir: str | Path, **kwargs: Any) -> "HookedALM":
@@ -230,6 +308,17 @@ class HookedALM(HookedTransformerSurface, HookedModule):
             return text_input(**processor_output).to(self.cfg.device)
         return self.audio.input_from_hf(**processor_output).to(self.cfg.device)
 
+    def hf_arguments(self, x: ALMInput) -> dict[str, Tensor]:
+        """What Hugging Face's ``forward`` takes for the same prompts; undoes ``encode``."""
+        arguments = {
+            "input_ids": x.tokens,
+            "attention_mask": x.attention_mask,
+            "position_ids": x.position_ids,
+        }
+        if self.audio is None or not x.clips:
+            return arguments
+        return {**arguments, **self.audio.hf_arguments(x.clips)}
+
     def to_input(self, value: ModelInput) -> ALMInput:
         """Strings and token ids as an ``ALMInput``; an ``ALMInput`` as it is.
 
@@ -261,6 +350,7 @@ class HookedALM(HookedTransformerSurface, HookedModule):
         inputs: ModelInput | None = None,
         past_key_values: Any = None,
         loss_per_token: bool = False,
+        head: Head | None = None,
     ) -> Logits | Resid | Float[Tensor, "..."] | Output | None:
         """Run the decoder.
 
@@ -271,10 +361,13 @@ class HookedALM(HookedTransformerSurface, HookedModule):
             start_at_layer: block to resume at; earlier ones do not run. Negative ones count from
                 the end; ``n_layers`` is after the last block.
             stop_at_layer: block to stop before; the residual stream there is returned.
+                Layers count along ``path``.
             inputs: with ``start_at_layer``, the prompt that mask and positions come from; without
                 it, unpadded positions 0, 1, ...
             past_key_values: transformers ``Cache``; the positions it already holds are not run.
             loss_per_token: losses ``[batch, pos - 1]`` instead of their mean; see ``loss_fn``.
+            head: whose logits; None is the head in use. The branch of the other head runs only if
+                one of its points is hooked.
 
         Returns:
             Logits ``[batch, pos, vocab]``, a scalar loss, an ``Output`` of both, or the residual
@@ -284,6 +377,11 @@ class HookedALM(HookedTransformerSurface, HookedModule):
             InputError: a layer that does not exist, embeddings without ``start_at_layer``, or
                 audio placeholders without their audio.
         """
+        if head not in (None, self.head):
+            return self.towards(head).forward(
+                input, return_type, start_at_layer=start_at_layer, stop_at_layer=stop_at_layer,
+                inputs=inputs, past_key_values=past_key_values, loss_per_token=loss_per_token,
+            )  # fmt: skip
         layers = self._layers(start_at_layer, stop_at_layer)
         if past_key_values is not None and not hasattr(past_key_values, "get_seq_length"):
             raise InputError(
@@ -307,21 +405,37 @@ class HookedALM(HookedTransformerSurface, HookedModule):
             resid, self.pos_offset = self._graph_root(input.clone()), 0
             x = unpadded_input(resid) if inputs is None else self.to_input(inputs)
         context = self._context(x, resid, past_key_values)
+        path = self.path
         for layer in layers:
-            resid = self.blocks[layer](resid, context)
+            resid = self.get_submodule(path[layer])(resid, context)
+            if layer == self.cfg.mimo_from_layer and stop_at_layer is None:
+                self._run_other_branch(resid, context)
         if stop_at_layer is not None:
             return resid
-        normalized = self.ln_final(resid)
+        normalized = self.head_norm(resid)
         if return_type is None:
             return None
-        logits = self.unembed(normalized)
+        logits = self.head_unembed(normalized)
         if return_type == "logits":
             return logits
         loss = self.loss_fn(logits, x, loss_per_token)
         return loss if return_type == "loss" else Output(logits, loss)
 
+    def _run_other_branch(self, resid: Resid, context: AttentionContext) -> None:
+        """Run what does not lead to the head in use, if any of it is hooked."""
+        other = copy(self)
+        other.head = "audio" if self.head == "text" else "text"
+        names = other.path[cast(int, self.cfg.mimo_from_layer) + 1 :]
+        rest = [*map(self.get_submodule, names), other.head_norm, other.head_unembed]
+        points = (point for part in rest for point in part.modules())
+        if not any(isinstance(point, HookPoint) and is_hooked(point) for point in points):
+            return
+        for block in rest[:-2]:
+            resid = block(resid, context)
+        other.head_unembed(other.head_norm(resid))
+
     def _layers(self, start: int | None, stop: int | None) -> range:
-        n_layers = self.cfg.n_layers
+        n_layers = len(self.path)
         for name, layer in (("start_at_layer", start), ("stop_at_layer", stop)):
             if layer is not None and not -n_layers <= layer <= n_layers:
                 raise InputError(
@@ -339,6 +453,10 @@ class HookedALM(HookedTransformerSurface, HookedModule):
         resid = self.hook_text_embed(self._graph_root(self.embed(tokens)))
         if self.audio is not None:
             resid = self._merge_audio(x, tokens, resid)
+        if x.text_tokens is not None:
+            resid = resid + self.embed(x.text_tokens[:, n_past:])
+        if self.cfg.embedding_multiplier != 1:
+            resid = resid * self.cfg.embedding_multiplier
         return self._graph_root(self.hook_embed(self._graph_root(resid)))
 
     def _graph_root(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -356,39 +474,41 @@ class HookedALM(HookedTransformerSurface, HookedModule):
 
     def _merge_audio(self, x: ALMInput, tokens: TokenIds, text_embed: Resid) -> Resid:
         assert self.audio is not None
-        is_audio = tokens == self.audio.tokens.placeholder
-        n_placeholders = int(is_audio.sum())
-        if not n_placeholders:
-            return text_embed
-        if not x.clips:
+        n_past = x.shape[1] - tokens.shape[1]
+        is_audio = x.spans.heard[:, n_past:].to(tokens.device)
+        placeholder = self.audio.tokens.placeholder
+        if placeholder is not None and not x.clips and (tokens == placeholder).any():
             raise InputError(
-                f"running the model: the prompt has {n_placeholders} audio placeholders but "
-                "no audio. Make the input with `prepare` or `encode`, and pass it whole."
+                f"running the model: the prompt has {int((tokens == placeholder).sum())} audio "
+                "placeholders but no audio. Make the input with `prepare` or `encode`, and pass "
+                "it whole."
+            )
+        if not is_audio.any():
+            return text_embed
+        if placeholder is not None and not (tokens[is_audio] == placeholder).all():
+            raise InputError(
+                "merging audio: a hook on hook_tokens changed audio placeholders. It must leave "
+                "them alone; audio is edited at hook_audio_embed."
             )
         embeddings = self.hook_audio_embed(self._graph_root(self.audio.embed_clips(x.clips)))
         n_tokens = torch.tensor([clip.n_tokens for clip in x.clips], device=embeddings.device)
         heard = torch.arange(embeddings.shape[1], device=embeddings.device) < n_tokens[:, None]
         features = embeddings[heard].to(text_embed.device, text_embed.dtype)
-        if n_past := x.shape[1] - tokens.shape[1]:
-            where = (x.tokens == self.audio.tokens.placeholder).nonzero()[:, 1]
+        if n_past:
+            where = x.spans.heard.nonzero()[:, 1]
             features = features[where.to(features.device) >= n_past]
-        if len(features) != n_placeholders:
-            raise InputError(
-                f"merging audio: the tokens have {n_placeholders} audio placeholders, the clips "
-                f"fill {len(features)} positions. A hook on hook_tokens must leave them alone."
-            )
-        return text_embed.masked_scatter(is_audio.unsqueeze(-1), features)
+        return self.audio.merge(text_embed, is_audio, features)
 
     def _context(self, x: ALMInput, resid: Resid, cache: Any) -> AttentionContext:
-        positions = x.position_ids[:, x.shape[1] - resid.shape[1] :].to(resid.device)
+        positions = x.position_ids[..., x.shape[1] - resid.shape[1] :].to(resid.device)
+        along = positions if positions.ndim == 2 else None
 
         def masks(implementation: str) -> dict[LayerType, Any]:
-            return attention_masks(
-                self.cfg, implementation, x.attention_mask, positions, resid, cache
-            )
+            return attention_masks(self.cfg, implementation, x.attention_mask, along, resid, cache)
 
         # Both before the run: a block that updates the cache changes what the mask would be.
-        explicit = any(block.attn.needs_scores for block in self.blocks)
+        blocks = [*self.blocks, *(self.mimo_blocks if self.cfg.n_mimo_layers else ())]
+        explicit = any(block.attn.needs_scores for block in blocks)
         return AttentionContext(
             rotary=self.rotary(positions, resid.dtype),
             kernel_masks=masks(self.cfg.attn_implementation),

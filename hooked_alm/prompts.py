@@ -11,7 +11,7 @@ from .audio import AudioSource, read_audio
 from .errors import InputError
 from .frontend import FrontEnd
 from .inputs import ALMInput, AudioClip, positions_from_mask
-from .spans import SPAN_NAMES, span_flags, span_map
+from .spans import SPAN_NAMES, clip_ranges, span_flags, span_map
 
 Message = Mapping[str, Any]
 Conversation = Sequence[Message]
@@ -23,6 +23,7 @@ class _Prompt:
     """One row before padding."""
 
     ids: list[int]
+    is_audio: list[bool]
     is_text: list[bool]
     segments: dict[str, list[bool]]
     clips: list[AudioClip]
@@ -60,24 +61,30 @@ class PromptBuilder:
         pad = self.tokenizer.pad_token_id
         if pad is None:
             pad = self.tokenizer.eos_token_id or 0
-        tokens, mask, flags = [], [], []
+        audio = self.front_end.tokens
+        tokens, mask, flags, ranges = [], [], [], []
         for prompt in prompts:
             n_pad = width - len(prompt.ids)
             empty = [False] * n_pad
             tokens.append([pad] * n_pad + prompt.ids)
             mask.append([0] * n_pad + [1] * len(prompt.ids))
-            inside = {name: empty + part for name, part in prompt.segments.items()}
+            is_audio = empty + prompt.is_audio
             flags.append(
                 span_flags(
-                    tokens[-1], mask[-1], self.front_end.tokens, empty + prompt.is_text, inside
+                    mask[-1],
+                    empty + prompt.is_text,
+                    is_audio=is_audio,
+                    is_marker=[i in audio.markers for i in tokens[-1]],
+                    segments={name: empty + part for name, part in prompt.segments.items()},
                 )
             )
+            ranges.append(clip_ranges(is_audio, [clip.n_tokens for clip in prompt.clips]))
         attention_mask = torch.tensor(mask)
         return ALMInput(
             tokens=torch.tensor(tokens),
             attention_mask=attention_mask,
             position_ids=positions_from_mask(attention_mask),
-            spans=span_map(flags, width, self.front_end.tokens.seconds_per_token),
+            spans=span_map(flags, width, audio.seconds_per_token, ranges),
             clips=tuple(clip for prompt in prompts for clip in prompt.clips),
             clip_rows=tuple(row for row, prompt in enumerate(prompts) for _ in prompt.clips),
         )
@@ -109,24 +116,8 @@ class PromptBuilder:
             max_seconds=self.front_end.tokens.max_seconds,
             truncate=truncate,
         )
-        extracted = self.feature_extractor(
-            [waveform.samples],
-            sampling_rate=waveform.sampling_rate,
-            padding="max_length",
-            return_attention_mask=True,
-            return_tensors="pt",
-        )
-        n_frames = int(extracted["attention_mask"].sum())
-        n_tokens = self.front_end.n_tokens(n_frames)
-        if n_tokens < 1:
-            raise InputError(
-                f"reading {waveform.name}: {waveform.seconds:.3f} s is too short for one audio "
-                "position. Give a longer clip."
-            )
-        return AudioClip(
-            features=extracted["input_features"][0],
-            n_frames=n_frames,
-            n_tokens=n_tokens,
+        return self.front_end.clip(
+            *self.front_end.windows_of(waveform, self.feature_extractor),
             name=waveform.name,
             seconds=waveform.seconds,
             notes=waveform.notes,
@@ -145,7 +136,9 @@ class PromptBuilder:
         for name, start, stop in _segment_ranges(segments, starts, texts):
             inside.setdefault(name, []).append((start, stop))
         encoding = self.tokenizer(rendered, return_offsets_mapping=True)
-        ids, is_text = [], []
+        ids: list[int] = []
+        is_audio: list[bool] = []
+        is_text: list[bool] = []
         parts: dict[str, list[bool]] = {name: [] for name in inside}
         remaining = list(clips)
         placeholder = self.front_end.tokens.placeholder
@@ -155,14 +148,20 @@ class PromptBuilder:
         ):
             if token == placeholder and not remaining:
                 raise _placeholder_error(len(clips), encoding["input_ids"].count(placeholder))
-            n = remaining.pop(0).n_tokens if token == placeholder else 1
-            ids += [token] * n
+            new = [token]
+            if token == placeholder:
+                new = self.front_end.prompt_ids(remaining.pop(0))
+                is_audio += [i == placeholder for i in new]
+            else:
+                is_audio.append(False)
+            ids += new
+            n = len(new)
             is_text += [_overlaps(whole, start, stop)] * n
             for name, ranges in inside.items():
                 parts[name] += [_overlaps(ranges, start, stop)] * n
         if remaining:
             raise _placeholder_error(len(clips), len(clips) - len(remaining))
-        return _Prompt(ids=ids, is_text=is_text, segments=parts, clips=clips)
+        return _Prompt(ids=ids, is_audio=is_audio, is_text=is_text, segments=parts, clips=clips)
 
     def _render(self, conversation: Conversation) -> tuple[str, list[int], list[str]]:
         """The prompt, and where each text item of a user turn starts in it.

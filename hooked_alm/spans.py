@@ -1,7 +1,9 @@
 """Which position of a prompt is what."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -21,18 +23,14 @@ Range = tuple[int, int]
 class AudioTokens:
     """How a family marks audio in a prompt."""
 
-    placeholder: int
-    """Id that every audio position carries."""
+    placeholder: int | None
+    """Id that every audio position carries, and no other; None where no id tells them."""
     markers: frozenset[int]
     """Ids of the begin and end markers."""
     seconds_per_token: float | None
     """Duration of one audio position; None where the model has no time axis."""
     max_seconds: float
     """Longest clip the feature extractor keeps."""
-
-
-NO_AUDIO = AudioTokens(placeholder=-1, markers=frozenset(), seconds_per_token=None, max_seconds=0.0)
-"""For text-only prompts: no id is a placeholder."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,12 @@ class SpanMap:
     ranges: Mapping[str, Sequence[Sequence[Range]]]
     n_pos: int
     seconds_per_token: float | None = None
+    clips: Sequence[Sequence[Sequence[Range]]] = ()
+    """Per row and clip, the positions that its embeddings fill, whatever span they count to.
+
+    Empty where no row has audio. Usually one range; a family that brackets parts of a clip by
+    markers has several.
+    """
 
     def __getitem__(self, name: str) -> Sequence[Sequence[Range]]:
         """Per row, the ranges of a span."""
@@ -76,6 +80,17 @@ class SpanMap:
         """Positions of a span in one row, ascending."""
         return [pos for start, stop in self[name][row] for pos in range(start, stop)]
 
+    @cached_property
+    def heard(self) -> Bool[Tensor, "batch pos"]:
+        """True where a clip is heard: at the positions that its embeddings fill."""
+        n_rows = max((len(rows) for rows in (*self.ranges.values(), self.clips)), default=0)
+        with torch.inference_mode(False):  # kept for later runs, with gradients or without
+            mask = torch.zeros(n_rows, self.n_pos, dtype=torch.bool)
+        for row, clips in enumerate(self.clips):
+            for start, stop in (one for clip in clips for one in clip):
+                mask[row, start:stop] = True
+        return mask
+
     def seconds(self, row: int, start_s: float, stop_s: float, *, clip: int = 0) -> list[Range]:
         """Positions that hear a time window of a clip, as ranges like any span's.
 
@@ -88,30 +103,30 @@ class SpanMap:
         Raises:
             InputError: no such clip, no time axis, or a window that misses the clip.
         """
-        clips = self["audio"][row]
+        clips = self.clips[row] if self.clips else ()
         if self.seconds_per_token is None or not 0 <= clip < len(clips):
             raise InputError(
                 f"finding {start_s}-{stop_s} s of clip {clip} in row {row}: the row has "
                 f"{len(clips)} clips"
                 + (" and the model has no time axis." if self.seconds_per_token is None else ".")
             )
-        first, end = clips[clip]
+        positions = [pos for start, stop in clips[clip] for pos in range(start, stop)]
         # Rounding guards 1.2 / 0.04 = 30.000000000000004 from claiming a 31st slot.
-        start = int(round(start_s / self.seconds_per_token, 6))
-        stop = -int(-round(stop_s / self.seconds_per_token, 6) // 1)
-        start, stop = first + max(start, 0), min(first + stop, end)
-        if start >= stop or start_s >= stop_s:
+        first = max(int(round(start_s / self.seconds_per_token, 6)), 0)
+        end = -int(-round(stop_s / self.seconds_per_token, 6) // 1)
+        if first >= min(end, len(positions)) or start_s >= stop_s:
             raise InputError(
                 f"finding {start_s}-{stop_s} s of clip {clip} in row {row}: the clip lasts "
-                f"{(end - first) * self.seconds_per_token:g} s, and a window needs "
+                f"{len(positions) * self.seconds_per_token:g} s, and a window needs "
                 "start < stop inside it."
             )
-        return [(start, stop)]
+        return as_ranges(positions[first:end])
 
     def select(self, rows: Sequence[int]) -> "SpanMap":
         """The map of a part of the batch."""
         picked = {name: [spans[row] for row in rows] for name, spans in self.ranges.items()}
-        return replace(self, ranges=picked)
+        clips = [self.clips[row] for row in rows] if self.clips else ()
+        return replace(self, ranges=picked, clips=clips)
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists, to be saved with every result."""
@@ -121,13 +136,16 @@ class SpanMap:
 
 
 def span_flags(
-    ids: Sequence[int],
     mask: Sequence[int],
-    audio: AudioTokens,
     is_text: Sequence[bool],
-    segments: Mapping[str, Sequence[bool]],
+    *,
+    is_audio: Sequence[bool] | None = None,
+    is_marker: Sequence[bool] | None = None,
+    segments: Mapping[str, Sequence[bool]] | None = None,
 ) -> dict[str, list[bool]]:
-    """Per span, which positions of one row belong to it."""
+    """Per span, which positions of one row belong to it; audio and markers are never text."""
+    nowhere = [False] * len(mask)
+    is_audio, is_marker = is_audio or nowhere, is_marker or nowhere
     real = [pos for pos, m in enumerate(mask) if m]
     ends = {real[0], real[-1]} if real else set()
 
@@ -135,14 +153,12 @@ def span_flags(
         return [bool(m) and pos not in ends and belongs(pos) for pos, m in enumerate(mask)]
 
     spans = {
-        "audio": flags(lambda pos: ids[pos] == audio.placeholder),
-        "audio_struct": flags(lambda pos: ids[pos] in audio.markers),
-        "text": flags(
-            lambda pos: is_text[pos] and ids[pos] not in audio.markers | {audio.placeholder}
-        ),
+        "audio": flags(lambda pos: is_audio[pos]),
+        "audio_struct": flags(lambda pos: is_marker[pos] and not is_audio[pos]),
+        "text": flags(lambda pos: is_text[pos] and not (is_audio[pos] or is_marker[pos])),
     }
     spans["struct"] = flags(lambda pos: not any(span[pos] for span in spans.values()))
-    for name, inside in segments.items():
+    for name, inside in (segments or {}).items():
         spans[name] = [a and b for a, b in zip(spans["text"], inside, strict=True)]
     spans["sink"] = [pos == real[0] if real else False for pos in range(len(mask))]
     spans["readout"] = [pos == real[-1] if real else False for pos in range(len(mask))]
@@ -150,20 +166,33 @@ def span_flags(
 
 
 def span_map(
-    rows: Sequence[Mapping[str, Sequence[bool]]], n_pos: int, seconds_per_token: float | None
+    rows: Sequence[Mapping[str, Sequence[bool]]],
+    n_pos: int,
+    seconds_per_token: float | None = None,
+    clips: Sequence[Sequence[Sequence[Range]]] = (),
 ) -> SpanMap:
     """The map of a batch, from what ``span_flags`` says of its rows."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    ranges = {name: [ranges_of(row.get(name, ())) for row in rows] for name in names}
-    return SpanMap(ranges=ranges, n_pos=n_pos, seconds_per_token=seconds_per_token)
+    ranges = {
+        name: [as_ranges(pos for pos, flag in enumerate(row.get(name, ())) if flag) for row in rows]
+        for name in names
+    }
+    return SpanMap(ranges=ranges, n_pos=n_pos, seconds_per_token=seconds_per_token, clips=clips)
 
 
-def ranges_of(flags: Sequence[bool]) -> list[Range]:
-    """Maximal runs of True as half-open ranges."""
+def clip_ranges(is_audio: Sequence[bool], n_tokens: Sequence[int]) -> list[list[Range]]:
+    """Per clip of one row, its ranges: clips fill the audio positions in order."""
+    positions = [pos for pos, flag in enumerate(is_audio) if flag]
+    ends = list(accumulate(n_tokens, initial=0))
+    return [as_ranges(positions[start:end]) for start, end in pairwise(ends)]
+
+
+def as_ranges(positions: Iterable[int]) -> list[Range]:
+    """Ascending positions as half-open ranges."""
     ranges: list[Range] = []
-    for pos, flag in enumerate(flags):
-        if flag and ranges and ranges[-1][1] == pos:
+    for pos in positions:
+        if ranges and ranges[-1][1] == pos:
             ranges[-1] = (ranges[-1][0], pos + 1)
-        elif flag:
+        else:
             ranges.append((pos, pos + 1))
     return ranges

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from hooked_alm import ConversionError
-from hooked_alm.checkpoint import Checkpoint
+from hooked_alm.checkpoint import SafetensorsCheckpoint
 from tiny import TinyModels
 
 
@@ -35,7 +35,7 @@ def write_index(folder: Path, weight_map: dict[str, str]) -> None:
 
 
 def test_names_shapes_and_tensors(sharded: Path) -> None:
-    checkpoint = Checkpoint(sharded)
+    checkpoint = SafetensorsCheckpoint(sharded)
     assert dict(checkpoint) == {"a": (2, 3), "b": (4,), "c": (3,)}
     assert len(checkpoint) == 3
     assert torch.equal(checkpoint.read("a", torch.float32), torch.arange(6.0).reshape(2, 3))
@@ -47,20 +47,20 @@ def test_names_shapes_and_tensors(sharded: Path) -> None:
 
 def test_edits_in_memory_do_not_reach_the_file(sharded: Path) -> None:
     before = (sharded / "one.safetensors").read_bytes()
-    tensor = Checkpoint(sharded).read("a", torch.float32)
+    tensor = SafetensorsCheckpoint(sharded).read("a", torch.float32)
     tensor.zero_()
     assert (sharded / "one.safetensors").read_bytes() == before
-    assert Checkpoint(sharded).read("a", torch.float32).any()
+    assert SafetensorsCheckpoint(sharded).read("a", torch.float32).any()
 
 
 def test_missing_files(sharded: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     (sharded / "two.safetensors").unlink()
     with pytest.raises(ConversionError, match=r"two\.safetensors: the file is missing"):
-        Checkpoint(sharded)
+        SafetensorsCheckpoint(sharded)
     empty = tmp_path_factory.mktemp("empty")
     (empty / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(ConversionError, match="found neither .* pickled checkpoints are not read"):
-        Checkpoint(empty)
+        SafetensorsCheckpoint(empty)
 
 
 @pytest.mark.parametrize("kept", [0, 5, 40, -1])
@@ -68,7 +68,7 @@ def test_truncated_shards(sharded: Path, kept: int) -> None:
     path = sharded / "two.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(ConversionError, match="two.safetensors .*truncated or damaged; download"):
-        Checkpoint(sharded)
+        SafetensorsCheckpoint(sharded)
 
 
 @pytest.mark.parametrize(
@@ -85,14 +85,14 @@ def test_truncated_shards(sharded: Path, kept: int) -> None:
 def test_index_that_does_not_fit(sharded: Path, weight_map: dict[str, str], named: str) -> None:
     write_index(sharded, weight_map)
     with pytest.raises(ConversionError, match=f"disagree on 1 tensors, .*{named}"):
-        Checkpoint(sharded)
+        SafetensorsCheckpoint(sharded)
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"metadata": {}}', "[]", '{"weight_map": ["a"]}'])
 def test_index_that_is_no_index(sharded: Path, text: str) -> None:
     (sharded / "model.safetensors.index.json").write_text(text)
     with pytest.raises(ConversionError, match="index.json.*download"):
-        Checkpoint(sharded)
+        SafetensorsCheckpoint(sharded)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -100,7 +100,7 @@ def test_values_that_are_not_finite(tmp_path: Path, value: float) -> None:
     good, bad = torch.ones(3, 2), torch.ones(3, 2)
     bad[1, 1] = value
     save_file({"good": good, "bad": bad}, tmp_path / "model.safetensors")
-    checkpoint = Checkpoint(tmp_path)
+    checkpoint = SafetensorsCheckpoint(tmp_path)
     checkpoint.read("good", torch.float32)
     with pytest.raises(ConversionError, match="reading bad from .* holds NaN or infinity"):
         checkpoint.read("bad", torch.float32)
@@ -108,7 +108,7 @@ def test_values_that_are_not_finite(tmp_path: Path, value: float) -> None:
 
 def test_values_that_overflow_the_dtype(tmp_path: Path) -> None:
     save_file({"big": torch.tensor([1e30])}, tmp_path / "model.safetensors")
-    checkpoint = Checkpoint(tmp_path)
+    checkpoint = SafetensorsCheckpoint(tmp_path)
     assert checkpoint.read("big", torch.bfloat16).isfinite().all()
     with pytest.raises(ConversionError, match=r"big .*1e\+30, more than torch.float16 can hold"):
         checkpoint.read("big", torch.float16)
@@ -117,7 +117,7 @@ def test_values_that_overflow_the_dtype(tmp_path: Path) -> None:
 def test_loaded_weights_are_mapped_not_copied(tiny_models: TinyModels, tmp_path: Path) -> None:
     folder = tmp_path / "m"
     shutil.copytree(tiny_models.folder(), folder)
-    checkpoint = Checkpoint(folder)
+    checkpoint = SafetensorsCheckpoint(folder)
     maps = Path("/proc/self/maps")
     if not maps.exists():
         pytest.skip("only Linux lists what is mapped")

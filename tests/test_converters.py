@@ -16,7 +16,7 @@ from transformers import Qwen2AudioForConditionalGeneration
 
 from hf_reference import with_positions
 from hooked_alm import ConversionError, HookedALM, InputError
-from hooked_alm.checkpoint import Checkpoint
+from hooked_alm.checkpoint import SafetensorsCheckpoint
 from hooked_alm.converters import load_model, qwen2_audio
 from hooked_alm.converters.rules import Drop, Rename, plan
 from tiny import (
@@ -500,10 +500,10 @@ def test_device_map(tiny_models: TinyModels) -> None:
 # Rules, on their own.
 
 
-def checkpoint_of(folder: Path, **shapes: tuple[int, ...]) -> Checkpoint:
+def checkpoint_of(folder: Path, **shapes: tuple[int, ...]) -> SafetensorsCheckpoint:
     tensors = {name: torch.ones(shape) for name, shape in shapes.items()}
     save_file(tensors, folder / "model.safetensors")
-    return Checkpoint(folder)
+    return SafetensorsCheckpoint(folder)
 
 
 def test_dropped_tensors_carry_their_reason(tmp_path: Path) -> None:

@@ -298,7 +298,7 @@ def streams(model: HookedALM, x: ALMInput, cell: Cell) -> Tensor:
     last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
     keep = last, lambda value, hook: kept.append(value.clone())
     with torch.no_grad():
-        model.run_with_hooks(x, fwd_hooks=[*hooks_of([cell]), keep])
+        model.run_with_hooks(x, fwd_hooks=[*hooks_of([cell], model.path), keep])
     return kept[0][cell.row]
 
 

@@ -65,8 +65,8 @@ def hf_run(
         "input_ids": x.tokens,
         "attention_mask": x.attention_mask,
         "position_ids": x.position_ids,
-        "input_features": torch.stack([clip.features for clip in x.clips]),
-        "feature_attention_mask": torch.stack([frames < c.n_frames for c in x.clips]).long(),
+        "input_features": torch.cat([clip.features for clip in x.clips]),
+        "feature_attention_mask": torch.stack([frames < c.n_frames[0] for c in x.clips]).long(),
     }
     handles = []
     if changed is not None:

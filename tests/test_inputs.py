@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from hooked_alm import ALMInput, HookedALM, InputError
+from hooked_alm.frontend import Windows
 from hooked_alm.inputs import positions_from_mask
 from hooked_alm.spans import SpanMap
 from tiny import (
@@ -134,9 +135,9 @@ def counted_calls(model: HookedALM) -> Iterator[list[int]]:
     sizes: list[int] = []
     encode = model.audio.encode
 
-    def counting(features: Tensor, n_frames: Tensor) -> Tensor:
-        sizes.append(len(features))
-        return encode(features, n_frames)
+    def counting(windows: Windows) -> Tensor:
+        sizes.append(len(windows.features))
+        return encode(windows)
 
     with mock.patch.object(model.audio, "encode", counting):
         yield sizes
@@ -364,7 +365,8 @@ def test_unions_unknown_spans_and_json(x: ALMInput) -> None:
 
 
 def spans_of_clips(*ranges: tuple[int, int]) -> SpanMap:
-    return SpanMap(ranges={"audio": [list(ranges)]}, n_pos=200, seconds_per_token=0.04)
+    clips = [[[clip] for clip in ranges]]
+    return SpanMap({"audio": [list(ranges)]}, n_pos=200, seconds_per_token=0.04, clips=clips)
 
 
 @pytest.mark.parametrize(

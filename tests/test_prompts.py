@@ -70,8 +70,8 @@ def check_equal(x: ALMInput, expected: Any, model: HookedALM) -> None:
     n_clips = len(expected["input_features"]) if "input_features" in expected else 0
     assert len(x.clips) == n_clips
     for i, clip in enumerate(x.clips):
-        assert torch.equal(clip.features, expected["input_features"][i])
-        assert clip.n_frames == int(expected["feature_attention_mask"][i].sum())
+        assert torch.equal(clip.features[0], expected["input_features"][i])
+        assert clip.n_frames == (int(expected["feature_attention_mask"][i].sum()),)
     encoded = model.encode(**expected)
     assert torch.equal(x.position_ids, encoded.position_ids)
     assert x.clip_rows == encoded.clip_rows
@@ -311,7 +311,7 @@ def test_audio_that_cannot_be_used(gqa: HookedALM, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="lasts 1.200 s, expected at most 1 s"):
         gqa.prepare(audio=noise(1.2), text="a")
     (cut,) = gqa.prepare(audio=noise(1.2), text="a", truncate=True).clips
-    assert cut.n_frames == 100
+    assert cut.n_frames == (100,)
     assert cut.seconds == 1.0
     assert cut.notes[-1] == "truncated from 1.200 s to 1 s"
     with pytest.raises(InputError, match="too short for one audio position"):

@@ -62,10 +62,14 @@ class Attention(nn.Module):
         """Allocate the four projections."""
         super().__init__()
         self.cfg, self.layer_idx = cfg, layer
-        self.layer_type: LayerType = cfg.layer_types[layer]
+        # Blocks of a second branch are counted behind those of the trunk, and see everything.
+        is_trunk = layer < cfg.n_layers
+        self.layer_type: LayerType = cfg.layer_types[layer] if is_trunk else "full_attention"
         self.sliding_window = cfg.sliding_window if self.layer_type == "sliding_attention" else None
         self.n_stored_kv_heads = cfg.n_key_value_heads
         self.scaling = cfg.d_head**-0.5
+        if cfg.attention_multiplier is not None:
+            self.scaling = cfg.attention_multiplier
         d_q, d_kv = cfg.n_heads * cfg.d_head, cfg.n_key_value_heads * cfg.d_head
         self.q_proj = nn.Linear(cfg.d_model, d_q, bias=cfg.qkv_bias)
         self.k_proj = nn.Linear(cfg.d_model, d_kv, bias=cfg.qkv_bias)
@@ -102,7 +106,8 @@ class Attention(nn.Module):
             result = tap(self.hook_result, torch.einsum("bphe,hed->bphd", z, self.W_O))
             if result is not None:
                 return result.sum(dim=2) + self.b_O
-        return self.o_proj(z.flatten(2))
+        out = self.o_proj(z.flatten(2))
+        return out if self.cfg.residual_multiplier == 1 else out * self.cfg.residual_multiplier
 
     def project(self, part: Literal["q", "k", "v"], x: Resid) -> Heads:
         """What ``hook_q`` (k, v) shows for the normalised ``x``; fires nothing."""
@@ -213,8 +218,10 @@ class Attention(nn.Module):
 
     @property
     def W_O(self) -> Float[Tensor, "head d_head d_model"]:
-        """View of the output projection."""
-        return rearrange(self.o_proj.weight, "d (h e) -> h e d", e=self.cfg.d_head)
+        """View of the output projection, unless the config multiplies what it writes."""
+        weight = rearrange(self.o_proj.weight, "d (h e) -> h e d", e=self.cfg.d_head)
+        by = self.cfg.residual_multiplier
+        return weight if by == 1 else weight * by
 
     @property
     def b_Q(self) -> Float[Tensor, "head d_head"]:

@@ -24,6 +24,7 @@ class GatedMLP(nn.Module):
         from transformers.activations import ACT2FN
 
         super().__init__()
+        self.cfg = cfg
         self.gate_proj = nn.Linear(cfg.d_model, cfg.d_mlp, bias=False)
         self.up_proj = nn.Linear(cfg.d_model, cfg.d_mlp, bias=False)
         self.down_proj = nn.Linear(cfg.d_mlp, cfg.d_model, bias=False)
@@ -37,11 +38,16 @@ class GatedMLP(nn.Module):
         """What the MLP writes to the residual stream."""
         gate = self.hook_gate(self.act_fn(self.hook_pre(self.gate_proj(x))))
         post = self.hook_post(gate * self.hook_pre_linear(self.up_proj(x)))
-        return self.down_proj(post)
+        return self.written(post)
 
     def neurons(self, x: Resid) -> Float[Tensor, "batch pos d_mlp"]:
         """What ``hook_post`` shows for the normalised ``x``; fires nothing."""
         return self.act_fn(self.gate_proj(x)) * self.up_proj(x)
+
+    def written(self, post: Float[Tensor, "*batch d_mlp"]) -> Float[Tensor, "*batch d_model"]:
+        """What neurons add to the residual stream."""
+        out = self.down_proj(post)
+        return out if self.cfg.residual_multiplier == 1 else out * self.cfg.residual_multiplier
 
     @property
     def W_gate(self) -> Float[Tensor, "d_model d_mlp"]:
@@ -55,8 +61,10 @@ class GatedMLP(nn.Module):
 
     @property
     def W_out(self) -> Float[Tensor, "d_mlp d_model"]:
-        """View of the down projection."""
-        return rearrange(self.down_proj.weight, "d f -> f d")
+        """View of the down projection, unless the config multiplies what it writes."""
+        weight = rearrange(self.down_proj.weight, "d f -> f d")
+        by = self.cfg.residual_multiplier
+        return weight if by == 1 else weight * by
 
     @property
     def b_in(self) -> Float[Tensor, " d_mlp"]:

@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..config import HookedALMConfig
+from ..errors import InputError
 
 RotaryTables = tuple[Float[Tensor, "batch pos d_head"], Float[Tensor, "batch pos d_head"]]
 
@@ -12,22 +13,45 @@ RotaryTables = tuple[Float[Tensor, "batch pos d_head"], Float[Tensor, "batch pos
 class Rotary(nn.Module):
     """Cosine and sine tables for given positions.
 
+    Positions ``[3, batch, pos]`` count along three axes (time, height, width of a picture): each
+    section of the frequencies follows one of them. Where the axes agree, as in a prompt without
+    pictures, that is the rotation by one position.
+
     The frequencies are ``theta ** (-2i / d_head)``, rescaled as ``rope_parameters`` says. They are
     kept out of the parameters so that ``.to(bfloat16)`` cannot round them.
 
-    Source: transformers 5.23 ``Qwen2RotaryEmbedding`` and ``ROPE_INIT_FUNCTIONS``.
+    Source: transformers 5.23 ``Qwen2RotaryEmbedding``, ``Qwen2_5OmniRotaryEmbedding`` (three axes)
+    and ``ROPE_INIT_FUNCTIONS``.
     """
 
     def __init__(self, cfg: HookedALMConfig) -> None:
         """Compute the frequencies; nothing is learned."""
         super().__init__()
         self.inv_freq, self.attention_scaling = rotary_frequencies(cfg)
+        self.sections: list[int] | None = cfg.rope_parameters.get("mrope_section")
+        if cfg.rope_parameters.get("mrope_interleaved"):
+            self.sections = None  # another layout; without pictures it is one axis as well
+        """Frequencies of each section, for three axes."""
 
     @torch.no_grad()
-    def forward(self, position_ids: Int[Tensor, "batch pos"], dtype: torch.dtype) -> RotaryTables:
-        """``cos`` and ``sin`` of every position and rotary dimension."""
+    def forward(
+        self, position_ids: Int[Tensor, "*axis batch pos"], dtype: torch.dtype
+    ) -> RotaryTables:
+        """``cos`` and ``sin`` of every position and rotary dimension.
+
+        Raises:
+            InputError: three axes, and a model that has one.
+        """
         inv_freq = self.inv_freq.to(position_ids.device)
         angles = position_ids[..., None].float() * inv_freq
+        if position_ids.ndim == 3:
+            if self.sections is None:
+                raise InputError(
+                    f"rotating by position ids {list(position_ids.shape)}: this model has one "
+                    "rotary axis, expected [batch, pos]."
+                )
+            by_section = enumerate(angles.split(self.sections, dim=-1))
+            angles = torch.cat([part[i % 3] for i, part in by_section], dim=-1)
         angles = torch.cat((angles, angles), dim=-1)
         cos = angles.cos() * self.attention_scaling
         sin = angles.sin() * self.attention_scaling

@@ -46,9 +46,9 @@ SITES: dict[Site, SiteFacts] = {
 """In the order in which they fire."""
 
 
-def site_name(site: Site, layer: int) -> str:
-    """Hook point of a site."""
-    return f"blocks.{layer}.{SITES[site].hook}"
+def site_name(site: Site, block: str) -> str:
+    """Hook point of a site of a block, which ``model.path`` names."""
+    return f"{block}.{SITES[site].hook}"
 
 
 class DonorRows(NamedTuple):
@@ -68,15 +68,11 @@ class Edit:
 
     site: Site
     layer: int
+    """Along the path to the head that is read."""
     positions: Sequence[int]
     write: Write
     donor: DonorRows | None = None
     """Where the written values come from, if they are whole rows of another run's same site."""
-
-    @property
-    def hook_name(self) -> str:
-        """The hook point it acts on."""
-        return site_name(self.site, self.layer)
 
     def apply(self, value: Tensor, row: int) -> None:
         """Write into an activation ``[batch, pos, ...]`` of the whole batch."""
@@ -93,12 +89,13 @@ class Cell:
     edits: tuple[Edit, ...]
 
 
-def hooks_of(cells: Sequence[Cell]) -> list[tuple[str, Callable[..., Tensor]]]:
+def hooks_of(cells: Sequence[Cell], path: Sequence[str]) -> list[tuple[str, Callable[..., Tensor]]]:
     """Forward hooks that apply cells of different rows in one run of the whole batch."""
     by_name: dict[str, list[tuple[int, Edit]]] = {}
     for cell in cells:
         for edit in cell.edits:
-            by_name.setdefault(edit.hook_name, []).append((cell.row, edit))
+            name = site_name(edit.site, path[edit.layer])
+            by_name.setdefault(name, []).append((cell.row, edit))
 
     def hook_for(edits: list[tuple[int, Edit]]) -> Callable[..., Tensor]:
         def write(value: Tensor, hook: HookPoint) -> Tensor:

@@ -23,9 +23,9 @@ class Record:
     n_pos: int
     """Length of the padded prompt."""
     tokens: Int[Tensor, " row"]
-    position_ids: Int[Tensor, " row"]
+    position_ids: Int[Tensor, "*axis row"]
     resid: list[Float[Tensor, "row d_model"]]
-    """The residual stream at depths 0 to n_layers."""
+    """The residual stream at every depth of the path to the head in use."""
     keys: list[Float[Tensor, "kv_head row d_head"]]
     """Per block, rotated."""
     values: list[Float[Tensor, "kv_head row d_head"]]
@@ -110,7 +110,8 @@ class Agreement(NamedTuple):
         n = min(len(ours), len(theirs))
         same = (ours.resid[0][:n] == theirs.resid[0][:n]).all(dim=-1).cpu()
         places = ours.where[:n] - ours.where[0] == theirs.where[:n] - theirs.where[0]
-        places &= ours.position_ids[:n] == theirs.position_ids[:n]
+        same_ids = ours.position_ids[..., :n] == theirs.position_ids[..., :n]
+        places &= same_ids.reshape(-1, n).all(0)
         return cls(embeddings=_n_leading(same), positions=_n_leading(places))
 
     def allows(self, start: int, stop: int) -> bool:

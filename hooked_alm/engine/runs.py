@@ -65,7 +65,8 @@ def record_runs(
         InputError: a hook is attached to the model.
     """
     refuse_hooks(model)
-    shareable = all(name.startswith("blocks.") or name == "hook_embed" for name in keep)
+    along = tuple(f"{block}." for block in model.path)
+    shareable = all(name.startswith(along) or name == "hook_embed" for name in keep)
     shareable &= not with_logits and not any(name.endswith(QUERY_ROW_POINTS) for name in keep)
     if not shareable:
         return _run_whole(model, x, keep, with_logits)
@@ -135,12 +136,12 @@ def _joined(
             torch.cat([old[:n], seen[f"resid {depth}"][row]])
             for depth, old in enumerate(parent.resid)
         ]
-        for layer in range(len(model.blocks)):
+        for layer, block in enumerate(model.path):
             for old, store, name in (
                 (parent.keys, record.keys, "hook_rot_k"),
                 (parent.values, record.values, "hook_v"),
             ):
-                new = seen[f"blocks.{layer}.attn.{name}"][row].transpose(0, 1)
+                new = seen[f"{block}.attn.{name}"][row].transpose(0, 1)
                 store.append(torch.cat([old[layer][:, :n], new], dim=1))
         for name in keep:
             before = branch.runs.kept[name][branch.row, parent.where[:n]]
@@ -162,7 +163,7 @@ def _run_rest(
         row: embedded[row].resid[0][branch.n_rows :][None] for row, branch in branches.items()
     }
     seen["resid 0"] = {row: stream[0] for row, stream in streams.items()}
-    for layer, block in enumerate(model.blocks):
+    for layer, block in enumerate(model.path):
         bundles = []
         for row, branch in branches.items():
             keys, values = branch.record.key_values(layer)
@@ -174,10 +175,10 @@ def _run_rest(
             parts = (part[0] for part in pieces(value[0], bundles))
             seen[str(hook.name)] = dict(zip(branches, parts, strict=True))
 
-        names = {name for name in keep if name.startswith(f"blocks.{layer}.")}
-        names |= {f"blocks.{layer}.attn.{name}" for name in ("hook_rot_k", "hook_v")}
+        names = {name for name in keep if name.startswith(f"{block}.")}
+        names |= {f"{block}.attn.{name}" for name in ("hook_rot_k", "hook_v")}
         with model.hooks(fwd_hooks=[(name, see) for name in sorted(names)]):
-            streams = dict(zip(branches, run_block(block, bundles), strict=True))
+            streams = dict(zip(branches, run_block(model.block(layer), bundles), strict=True))
         seen[f"resid {layer + 1}"] = {row: stream[0] for row, stream in streams.items()}
     return seen
 
@@ -190,11 +191,10 @@ def _run_whole(
     stream: Float[Tensor, "batch pos d_model"] | None = None,
 ) -> Runs:
     """One forward; nothing is copied, the records are what it computed."""
-    n_layers = len(model.blocks)
-    resid = [f"blocks.{layer}.hook_resid_pre" for layer in range(n_layers)]
-    resid.append(f"blocks.{n_layers - 1}.hook_resid_post")
-    keys = [f"blocks.{layer}.attn.hook_rot_k" for layer in range(n_layers)]
-    values = [f"blocks.{layer}.attn.hook_v" for layer in range(n_layers)]
+    resid = [f"{block}.hook_resid_pre" for block in model.path]
+    resid.append(f"{model.path[-1]}.hook_resid_post")
+    keys = [f"{block}.attn.hook_rot_k" for block in model.path]
+    values = [f"{block}.attn.hook_v" for block in model.path]
     seen: dict[str, Tensor] = {}
 
     def see(value: Tensor, hook: HookPoint) -> None:
@@ -231,7 +231,7 @@ def _records(
                 where=real.nonzero().flatten(),
                 n_pos=x.shape[1],
                 tokens=x.tokens[row].cpu()[real],
-                position_ids=x.position_ids[row].cpu()[real],
+                position_ids=x.position_ids[..., row, :].cpu()[..., real],
                 resid=[_real_rows(value[row], real) for value in resid],
                 keys=[_real_rows(value[row], real).transpose(0, 1) for value in keys],
                 values=[_real_rows(value[row], real).transpose(0, 1) for value in values],

@@ -85,10 +85,10 @@ def sweep(
 def _climb(model: HookedALM, groups: Sequence["_Group"]) -> None:
     """Once up through the blocks (rule 3): every cell joins at its own."""
     reached = [group for group in groups if len(group.read_changed)]
-    n_layers = len(model.blocks)
+    n_layers = len(model.path)
     first = min((group.members[0].layer for group in reached), default=n_layers)
     for layer in range(first, n_layers):
-        block: Block = model.blocks[layer]
+        block = model.block(layer)
         is_last = layer == n_layers - 1
         steps = []
         for group in reached:
@@ -280,9 +280,9 @@ def _grouped(
     groups: dict[tuple[object, ...], _Group] = {}
     common: dict[tuple[Record, Record], Agreement] = {}
     for index, cell in enumerate(cells):
-        if wrong := [e.layer for e in cell.edits if not 0 <= e.layer < len(model.blocks)]:
+        if wrong := [e.layer for e in cell.edits if not 0 <= e.layer < len(model.path)]:
             raise InputError(
-                f"editing blocks {wrong}: the model has blocks 0 to {len(model.blocks) - 1}."
+                f"editing blocks {wrong}: the model has blocks 0 to {len(model.path) - 1}."
             )
         record = records[cell.row]
         edits = [_before_a_block(edit) for edit in sorted(cell.edits, key=_firing)]

@@ -1,6 +1,7 @@
 """How much attention chosen positions pay to each span (block S-6), without T x T scores."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from einops import repeat
@@ -38,7 +39,7 @@ def attention_mass(
     Returns:
         Per query head: grouped kv heads are expanded.
     """
-    chosen = range(model.cfg.n_layers) if layers is None else layers
+    chosen = range(len(model.path)) if layers is None else layers
     where = (readout_positions(x) if queries is None else queries).to(x.device)
     where = torch.where(where < 0, where + x.shape[1], where)
     batch = torch.arange(len(x), device=x.device)[:, None]
@@ -46,18 +47,20 @@ def attention_mass(
     held: dict[int, Tensor] = {}
     masses: dict[int, Tensor] = {}
 
-    def hold_queries(q: Tensor, hook: HookPoint) -> None:
-        held[hook.layer()] = q[batch, where]
+    def hold_queries(q: Tensor, hook: HookPoint, layer: int) -> None:
+        held[layer] = q[batch, where]
 
-    def sum_over_spans(k: Tensor, hook: HookPoint) -> None:
-        layer = hook.layer()
+    def sum_over_spans(k: Tensor, hook: HookPoint, layer: int) -> None:
         pattern = attention_rows(
             model, layer, held.pop(layer), k, visible_keys(model, x, layer, where)
         )
         masses[layer] = torch.einsum("bhqk,bks->bhqs", pattern, segments.to(pattern.dtype))
 
-    hooks: list[Hook] = [(f"blocks.{layer}.attn.hook_rot_q", hold_queries) for layer in chosen]
-    hooks += [(f"blocks.{layer}.attn.hook_rot_k", sum_over_spans) for layer in chosen]
+    hooks: list[Hook] = []
+    for layer in chosen:
+        attn = f"{model.path[layer]}.attn"
+        hooks += [(f"{attn}.hook_rot_q", partial(hold_queries, layer=layer))]
+        hooks += [(f"{attn}.hook_rot_k", partial(sum_over_spans, layer=layer))]
     with model.hooks(fwd_hooks=hooks):
         model(x, stop_at_layer=max(chosen) + 1)
     return torch.stack([masses[layer] for layer in chosen])
@@ -70,7 +73,7 @@ def visible_keys(
     keys = torch.arange(x.shape[1], device=x.device)
     behind = queries[..., None] - keys
     seen = (behind >= 0) & x.attention_mask.bool()[:, None]
-    window = model.blocks[layer].attn.sliding_window
+    window = model.block(layer).attn.sliding_window
     return seen if window is None else seen & (behind < window)
 
 
@@ -82,7 +85,7 @@ def attention_rows(
     visible: Bool[Tensor, "batch query key_pos"],
 ) -> Float[Tensor, "batch head query key_pos"]:
     """Rows of the pattern, in fp32, from rotated queries and keys."""
-    attn = model.blocks[layer].attn
+    attn = model.block(layer).attn
     keys = repeat(k, "b p k e -> b p (k g) e", g=attn.num_key_value_groups)
     scores = torch.einsum("bqhe,bphe->bhqp", q.float(), keys.float()) * attn.scaling
     return scores.masked_fill(~visible[:, None], -torch.inf).softmax(-1)

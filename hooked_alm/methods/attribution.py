@@ -107,7 +107,7 @@ def attribute_nodes(
     if qk_fix and site not in ("q", "k"):
         raise InputError(f"attributing {site} with qk_fix: it is for sites 'q' and 'k'.")
     with per_query_head(model, kv == "query" and site in ("k", "v")):
-        blocks = joint_indices("layer", layers, model.cfg.n_layers)
+        blocks = joint_indices("layer", layers, len(model.path))
         if any(len(joint) > 1 for joint in blocks):
             raise InputError(
                 f"attributing layers {layers}: of several at once, the later hear the earlier, and "
@@ -161,10 +161,10 @@ class _Nodes:
         )  # fmt: skip
         self.mode, self.coefficient, self.qk_fix = mode, coefficient, qk_fix
         self.values = DonorValues(model, base, donor, places, policy)
-        names = [site_name(site, layer) for layer in layers]
+        names = [site_name(site, model.path[layer]) for layer in layers]
         # The pattern is not on the path of fused attention: its gradient is that of z, times v.
         self.behind: Site = "z" if qk_fix or site == "pattern" else site
-        also = [site_name("q", layer) for layer in layers] if qk_fix else []
+        also = [site_name("q", model.path[layer]) for layer in layers] if qk_fix else []
         self.measured = Measurement(
             model, base, self.values.run, metric, max_bytes=max_bytes, keep=sorted({*names, *also}),
             keep_of_donor=names if self.values.run is not None else (),
@@ -180,7 +180,7 @@ class _Nodes:
         n_cells = len(self.layers) * len(units) * len(self.places)
         found = score_table(n_cells, self.measured)
         table = found.view(len(self.layers), len(units), len(self.places), *found.shape[1:])
-        names = [site_name(self.behind, layer) for layer in self.layers]
+        names = [site_name(self.behind, self.model.path[layer]) for layer in self.layers]
         embeddings = embeddings_of(self.measured.base_runs, self.base)
         runs = gradient_runs(self.measured, embeddings, names, rows_at_once=rows_at_once)
         for run in runs:
@@ -202,7 +202,7 @@ class _Nodes:
         return patched - self.measured.base_values
 
     def _write(self, layer: int, place: int, row: int, units: Units = None) -> Write:
-        name = site_name(self.site, layer)
+        name = site_name(self.site, self.model.path[layer])
         theirs = partial(self.values.values, name, row, place, units)
         return Write(self.mode, self.coefficient, theirs, units)
 
@@ -210,9 +210,10 @@ class _Nodes:
         self, run: GradientRun, layer: int, at: int, row: int
     ) -> Iterator[Float[Tensor, " unit"]]:
         """Scores of every place, of each of the site's units by itself."""
-        kept = self.kept[site_name(self.site, layer)]
+        block = self.model.path[layer]
+        kept = self.kept[site_name(self.site, block)]
         own = (kept.transpose(1, 2) if self.site == "pattern" else kept)[row]
-        gradient = run.gradients[site_name(self.behind, layer)][at]
+        gradient = run.gradients[site_name(self.behind, block)][at]
         softmax = self._softmax(layer, row, gradient) if self.qk_fix else None
         for place, alignments in enumerate(self.values.alignments):
             where = alignments[row].base
@@ -233,14 +234,13 @@ class _Nodes:
 
     def _softmax(self, layer: int, row: int, gradient: Float[Tensor, "pos head d_head"]) -> "_Row":
         record = self.measured.base_runs.records[row]
-        attn: Attention = self.model.blocks[layer].attn
+        attn: Attention = self.model.block(layer).attn
         masks = attention_masks(
-            self.model.cfg, "eager", self.base.attention_mask[row : row + 1],
-            self.base.position_ids[row : row + 1].to(gradient.device),
+            self.model.cfg, "eager", self.base.attention_mask[row : row + 1], None,
             record.resid[0][None].new_zeros(1, *self.base.shape[1:], 1), None,
         )  # fmt: skip
         mask = masks[attn.layer_type][0, 0][record.where][:, record.where]
-        q = self.kept[site_name("q", layer)][row, record.where]
+        q = self.kept[site_name("q", self.model.path[layer])][row, record.where]
         return _Row(attn, record, q, mask, gradient[record.where])
 
 

@@ -19,7 +19,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..components.block import Block
 from ..components.norm import RMSNorm
 from ..errors import InputError
 from ..inputs import ALMInput
@@ -27,7 +26,7 @@ from ..model import HookedALM
 from .alignment import AlignPolicies, Place
 from .donors import DonorValues
 from .gradients import GradientRun, embeddings_of, gradient_runs
-from .graph import SENDER_POINTS
+from .graph import sending_point
 from .measurement import Measurement
 from .metrics import Metric, OnLogits
 from .nodes import Node, receivers, senders
@@ -167,9 +166,9 @@ class _Edges:
         self.model, self.places = model, places
         self.values = DonorValues(model, base, donor, places, policy)
         # In the order in which they are computed: those of one hook point together.
-        self.senders = sorted({s for one in from_sets for s in one}, key=_sending_point)
+        self.senders = sorted({s for one in from_sets for s in one}, key=sending_point)
         self.receivers = sorted({r for one in to_sets for r in one}, key=_receiving_point)
-        written = sorted({*map(_sending_point, self.senders)})
+        written = sorted({*map(sending_point, self.senders)})
         self.measured = Measurement(
             model, base, donor, metric, max_bytes=max_bytes, keep=written, keep_of_donor=written
         )
@@ -223,7 +222,7 @@ class _Edges:
     def _needed(self) -> list[str]:
         """Points whose gradients or values make up those at the receivers' inputs."""
         streams = [
-            f"blocks.{r.layer}.hook_resid_{'mid' if r.kind == 'mlp' else 'pre'}"
+            f"{r.block}.hook_resid_{'mid' if r.kind == 'mlp' else 'pre'}"
             for r in self.receivers
             if not r.kind.startswith("resid")
         ]
@@ -247,13 +246,13 @@ class _Edges:
         """What donor's senders write more than the base's, ``[sender, pos, d_model]``, in order."""
         alignment, runs = self.values.alignments[place][row], self.measured.donor_runs
         assert runs is not None
-        for point, some in groupby(self.senders, _sending_point):
+        for point, some in groupby(self.senders, sending_point):
             nodes = list(some)
             theirs = alignment.donor_values(runs.kept[point][row])
             ours = self.measured.base_runs.kept[point][row, alignment.base]
             change = (theirs - ours)[part].float()
             units = [node.unit for node in nodes if node.unit is not None]
-            block: Block = self.model.blocks[nodes[0].layer]
+            block = self.model.block(nodes[0].layer)
             if nodes[0].kind == "head":
                 weight = block.attn.W_O[units].float()
                 yield torch.einsum("phe,hed->hpd", change[:, units], weight)
@@ -268,8 +267,8 @@ class _Edges:
         for point, some in groupby(self.receivers, _receiving_point):
             nodes = list(some)
             gradient = run.gradients[point][at, where].float()
-            block: Block = self.model.blocks[nodes[0].layer]
-            kind, prefix = nodes[0].kind, f"blocks.{nodes[0].layer}.hook_resid_"
+            block = self.model.block(nodes[0].layer)
+            kind, prefix = nodes[0].kind, f"{nodes[0].block}.hook_resid_"
             if kind.startswith("resid"):
                 yield gradient[None]
             elif kind == "mlp":
@@ -285,17 +284,12 @@ class _Edges:
                 yield _through_norm(block.ln1, stream, read * block.ln1.weight.float())
 
 
-def _sending_point(sender: Node) -> str:
-    """Where a sender's activation is read."""
-    return SENDER_POINTS[sender.kind].format(sender.layer)
-
-
 def _receiving_point(receiver: Node) -> str:
     """Where the gradient of a receiver is taken."""
     if receiver.kind == "mlp":
-        return f"blocks.{receiver.layer}.ln2.hook_normalized"
+        return f"{receiver.block}.ln2.hook_normalized"
     at = "hook_" if receiver.kind.startswith("resid") else "attn.hook_"
-    return f"blocks.{receiver.layer}.{at}{receiver.kind}"
+    return f"{receiver.block}.{at}{receiver.kind}"
 
 
 def _through_norm(

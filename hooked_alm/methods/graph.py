@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..components.block import Block
 from ..engine.cells import Cell, Edit, Site, hooks_of
 from ..errors import InputError
 from ..hooks import HookPoint
@@ -33,10 +32,10 @@ CACHED_STREAM_BYTES = 2**29
 
 SENDER_POINTS = {
     "embed": "hook_embed",
-    "attn": "blocks.{}.hook_attn_out",
-    "head": "blocks.{}.attn.hook_z",
-    "mlp": "blocks.{}.hook_mlp_out",
-    "neuron": "blocks.{}.mlp.hook_post",
+    "attn": "hook_attn_out",
+    "head": "attn.hook_z",
+    "mlp": "hook_mlp_out",
+    "neuron": "mlp.hook_post",
 }
 SENDER_SITES: Mapping[str, Site] = {
     "attn": "attn_out", "head": "z", "mlp": "mlp_out", "neuron": "post",
@@ -66,19 +65,18 @@ class Graph:
         for pairs in pair_sets:
             check_set(pairs)
         self.values = DonorValues(model, base, donor, self.places, policy)
-        written = {_point(s) for pairs in pair_sets for s, _ in pairs}
+        written = {sending_point(s) for pairs in pair_sets for s, _ in pairs}
         read = {_point_read(r) for pairs in pair_sets for _, r in pairs}
         if mode == "ioi":
-            layers = range(model.cfg.n_layers)
-            read |= {"hook_embed", *(f"blocks.{layer}.hook_attn_out" for layer in layers)}
-            read |= {f"blocks.{layer}.hook_resid_pre" for layer in layers}
+            read |= {"hook_embed", *(f"{block}.hook_attn_out" for block in model.path)}
+            read |= {f"{block}.hook_resid_pre" for block in model.path}
         self.measured = Measurement(
             model, base, donor, metric, engine=engine, max_bytes=max_bytes,
             keep=sorted({*written, *read, *also_keep}), keep_of_donor=sorted(written),
         )  # fmt: skip
         self.message = lru_cache(maxsize=512)(self._message)
         self.received = lru_cache(maxsize=8)(self._received)
-        per_stream = base.shape[1] * model.cfg.d_model * 4 * 2 * model.cfg.n_layers
+        per_stream = base.shape[1] * model.cfg.d_model * 4 * 2 * len(model.path)
         self.streams = lru_cache(maxsize=max(CACHED_STREAM_BYTES // per_stream, 1))(self._streams)
 
     def answer(
@@ -114,14 +112,14 @@ class Graph:
         """What a node adds to the stream, from its activation ``[pos, ...]``."""
         if node.unit is None:
             return activation
-        block: Block = self.model.blocks[node.layer]
+        block = self.model.block(node.layer)
         if node.kind == "head":
             return activation[:, node.unit] @ block.attn.W_O[node.unit]
         return activation[:, node.unit, None] * block.mlp.W_out[node.unit]
 
     def _message(self, node: Node, row: int, place: int) -> Stream:
         """What the donor's node writes more than the base's."""
-        pair = (rows(_point(node), row, place) for rows in (self.donor_rows, self.base_rows))
+        pair = (rows(sending_point(node), row, place) for rows in (self.donor_rows, self.base_rows))
         theirs, ours = (self.written(node, activation) for activation in pair)
         return theirs - ours
 
@@ -137,8 +135,8 @@ class Graph:
         first = min(receiver.reads for _, receiver in pairs)
         seen: dict[str, Tensor] = {}
         edits = {
-            _point(s): Edit(
-                SENDER_SITES[s.kind], s.layer, positions, partial(_see, seen, _point(s))
+            sending_point(s): Edit(
+                SENDER_SITES[s.kind], s.layer, positions, partial(_see, seen, sending_point(s))
             )
             for s, _ in pairs
             if s.writes >= first
@@ -149,7 +147,7 @@ class Graph:
         received: list[Edit] = []
         for receiver, those in by_receiver.items():
             at = _point_read(receiver)
-            online = {s: _point(s) for s in those if s.writes >= first}
+            online = {s: sending_point(s) for s in those if s.writes >= first}
             delta = partial(self._delta, tuple(those), online, seen, row, place)
             if receiver.kind.startswith("resid"):
                 site: Any = receiver.kind
@@ -191,7 +189,7 @@ class Graph:
         self, those: tuple[Node, ...], layer: int, kind: Receiver, row: int, place: int
     ) -> Tensor:
         """What the first receivers of a kind make of some messages, every head at once."""
-        at = f"blocks.{layer}.hook_resid_{'mid' if kind == 'mlp' else 'pre'}"
+        at = f"{self.model.path[layer]}.hook_resid_{'mid' if kind == 'mlp' else 'pre'}"
         base = self.base_rows(at, row, place)
         delta = self._delta(those, {}, {}, row, place)
         return self._of_stream(layer, kind, base + delta, base)
@@ -205,7 +203,7 @@ class Graph:
 
     def _of_stream(self, layer: int, kind: str, stream: Stream, base: Stream | None) -> Tensor:
         """q, k or v ``[pos, head, d_head]``, or the MLP's neurons, read off a stream."""
-        block: Block = self.model.blocks[layer]
+        block = self.model.block(layer)
         ln = block.ln2 if kind == "mlp" else block.ln1
         if self.norm == "frozen":
             assert base is not None
@@ -241,25 +239,27 @@ class Graph:
         stream = kept[_point_read(relay)][row]
         new = self._of_stream(relay.layer, relay.kind, stream[positions] + message, None)
         if relay.kind == "mlp":
-            block: Block = self.model.blocks[relay.layer]
-            before = kept[f"blocks.{relay.layer}.mlp.hook_post"][row, positions]
-            return positions, block.mlp.down_proj(new - before)
+            block = self.model.block(relay.layer)
+            before = kept[f"{relay.block}.mlp.hook_post"][row, positions]
+            return positions, block.mlp.written(new - before)
         edit = _receive(relay, positions, lambda: new)
         x = self.values.base[row]
-        name = f"blocks.{relay.layer}.attn.hook_z"
+        name = f"{relay.block}.attn.hook_z"
         seen: dict[str, Tensor] = {}
 
         def see(value: Tensor, hook: HookPoint) -> None:
             seen[name] = value
 
-        with self.model.hooks(fwd_hooks=[*hooks_of([Cell(0, (edit,))]), (name, see)]):
+        with self.model.hooks(
+            fwd_hooks=[*hooks_of([Cell(0, (edit,))], self.model.path), (name, see)]
+        ):
             self.model(
-                kept[f"blocks.{relay.layer}.hook_resid_pre"][row][None],
+                kept[f"{relay.block}.hook_resid_pre"][row][None],
                 start_at_layer=relay.layer,
                 stop_at_layer=relay.layer + 1,
                 inputs=x,
             )
-        block = self.model.blocks[relay.layer]
+        block = self.model.block(relay.layer)
         delta = seen[name][0] - kept[name][row]
         if relay.kind != "q":
             real = x.attention_mask[0].bool().tolist()
@@ -296,23 +296,23 @@ class Graph:
         Entry ``2 b`` is before block b, ``2 b + 1`` between its attention and its MLP.
         """
         first = min(sender.layer for sender in those)
-        stream = self.base_rows(f"blocks.{first}.hook_resid_pre", row, place)
+        stream = self.base_rows(f"{self.model.path[first]}.hook_resid_pre", row, place)
         if any(sender.kind == "embed" for sender in those):
             stream = self.donor_rows("hook_embed", row, place)
         streams = [stream] * (2 * first + 1)
-        for layer in range(first, self.model.cfg.n_layers):
-            block: Block = self.model.blocks[layer]
+        for layer in range(first, len(self.model.path)):
+            block, name = self.model.block(layer), self.model.path[layer]
             sent = [sender for sender in those if sender.layer == layer]
-            stream = stream + self.base_rows(f"blocks.{layer}.hook_attn_out", row, place)
+            stream = stream + self.base_rows(f"{name}.hook_attn_out", row, place)
             for sender in sent:
                 if sender.kind in ("head", "attn"):
                     stream = stream + self.message(sender, row, place)
             streams.append(stream)
             if mlp := next((sender for sender in sent if sender.kind == "mlp"), None):
-                stream = stream + self.donor_rows(_point(mlp), row, place)
+                stream = stream + self.donor_rows(sending_point(mlp), row, place)
             else:
                 normed = block.ln2.normalize(stream) * block.ln2.weight
-                stream = stream + block.mlp.down_proj(block.mlp.neurons(normed[None])[0])
+                stream = stream + block.mlp.written(block.mlp.neurons(normed[None])[0])
             streams.append(stream)
         return streams
 
@@ -343,20 +343,20 @@ def check_set(pairs: Pairs) -> None:
 
 def relayed(relay: Node) -> list[str]:
     """Points whose base values say what a relay writes more."""
-    block = f"blocks.{relay.layer}"
     if relay.kind == "mlp":
-        return [f"{block}.mlp.hook_post"]
-    return [f"{block}.attn.hook_z", f"{block}.hook_resid_pre"]
+        return [f"{relay.block}.mlp.hook_post"]
+    return [f"{relay.block}.attn.hook_z", f"{relay.block}.hook_resid_pre"]
 
 
-def _point(sender: Node) -> str:
-    return SENDER_POINTS[sender.kind].format(sender.layer)
+def sending_point(sender: Node) -> str:
+    """Where a sender's activation is read."""
+    return ".".join(filter(None, (sender.block, SENDER_POINTS[sender.kind])))
 
 
 def _point_read(receiver: Node) -> str:
     site = receiver.kind if receiver.kind.startswith("resid") else "resid_pre"
     site = "resid_mid" if receiver.kind == "mlp" else site
-    return f"blocks.{receiver.layer}.hook_{site}"
+    return f"{receiver.block}.hook_{site}"
 
 
 def _see(seen: dict[str, Tensor], name: str, value: Tensor) -> Tensor:

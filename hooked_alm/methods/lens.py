@@ -5,7 +5,7 @@ states come from hook points, so that depth L is not normed twice as it is with 
 ``hidden_states[-1]``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,12 +14,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..errors import InputError
 from ..hooks import HookPoint
 from ..inputs import ALMInput
 from ..model import HookedALM
 
 LensNorm = Literal["final", "none"]
 Rows = Float[Tensor, "depth batch pos d_model"]
+Translators = Callable[[Rows], Rows]
+"""What a tuned lens does to the rows of every depth before they are read; see ``TunedLens``."""
 
 
 def readout_positions(x: ALMInput) -> Int[Tensor, "batch 1"]:
@@ -46,8 +49,8 @@ def residual_rows(
     def keep(value: Tensor, hook: HookPoint) -> None:
         kept.append(value[batch, where].detach())
 
-    last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
-    names = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)]
+    last = f"{model.path[-1]}.hook_resid_post"
+    names = [f"{block}.hook_resid_pre" for block in model.path]
     with model.hooks(fwd_hooks=[(name, keep) for name in (*names, last)]):
         model(x, return_type=None)
     return torch.stack(kept)
@@ -69,17 +72,19 @@ def unembed_rows(
         norm: "none" leaves the final norm out. Then magnitudes follow the residual norm and signs
             can flip; it is here to reproduce work that did so (defect C6).
     """
-    weight = model.unembed.weight
-    if tokens is not None:
-        weight = weight[torch.as_tensor(tokens, device=weight.device)]
-    return F.linear(_normed(model, rows, norm), weight.float())
+    weight = model.head_unembed.directions(tokens)
+    return F.linear(normalised(model, rows, norm), weight.float())
 
 
-def _normed(
-    model: HookedALM, rows: Float[Tensor, "*rows d_model"], norm: LensNorm
+def normalised(
+    model: HookedALM, rows: Float[Tensor, "*rows d_model"], norm: LensNorm = "final"
 ) -> Float[Tensor, "*rows d_model"]:
+    """Rows as the unembedding of a lens reads them, in fp32: after the final norm, or without."""
     x = rows.float()
-    return model.ln_final.normalize(x) * model.ln_final.weight.float() if norm == "final" else x
+    if norm == "none":
+        return x
+    # Gradients may reach the rows (a lens is trained so), never the model.
+    return model.head_norm.normalize(x) * model.head_norm.weight.detach().float()
 
 
 def logit_lens(
@@ -89,6 +94,7 @@ def logit_lens(
     *,
     positions: Int[Tensor, "batch pos"] | None = None,
     norm: LensNorm = "final",
+    translators: Translators | None = None,
 ) -> Float[Tensor, "depth batch pos token"]:
     """Lens logits of chosen tokens at every depth 0..L; one forward, no vocabulary-sized tensor.
 
@@ -98,8 +104,22 @@ def logit_lens(
         tokens: ids to read out.
         positions: per row; None is the readout.
         norm: see ``unembed_rows``.
+        translators: a tuned lens; None is the logit lens.
+
+    Raises:
+        InputError: translators without the final norm, under which they were trained.
     """
-    return unembed_rows(model, residual_rows(model, x, positions), tokens, norm)
+    rows = _translated(residual_rows(model, x, positions), norm, translators)
+    return unembed_rows(model, rows, tokens, norm)
+
+
+def _translated(rows: Rows, norm: LensNorm, translators: Translators | None) -> Rows:
+    if translators is not None and norm != "final":
+        raise InputError(
+            f"reading a tuned lens with norm={norm!r}: its translators were trained under the "
+            "final norm. Leave `norm` at 'final', or the translators out."
+        )
+    return rows if translators is None else translators(rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +140,12 @@ class LensFidelity:
 
 @torch.no_grad()
 def lens_fidelity(
-    model: HookedALM, rows: Rows, *, norm: LensNorm = "final", chunk: int = 64
+    model: HookedALM,
+    rows: Rows,
+    *,
+    norm: LensNorm = "final",
+    translators: Translators | None = None,
+    chunk: int = 64,
 ) -> LensFidelity:
     """Compare every depth with the last over the whole vocabulary, a chunk of rows at a time.
 
@@ -128,16 +153,21 @@ def lens_fidelity(
         model: whose lens it is.
         rows: from ``residual_rows``.
         norm: of the lens at depths below L; the model's own output is always normed.
+        translators: a tuned lens; None is the logit lens. ``residual_norm`` is of the rows as they
+            came.
         chunk: rows of the vocabulary-sized tensors held at once.
+
+    Raises:
+        InputError: translators without the final norm.
     """
-    flat = rows.flatten(1, 2)
-    weight = model.unembed.weight.float()  # cast once, not for every depth
+    flat = _translated(rows, norm, translators).flatten(1, 2)
+    weight = model.head_unembed.directions().float()  # cast once, not for every depth
     parts: list[list[Tensor]] = [[], [], []]
     for start in range(0, flat.shape[1], chunk):
         part = flat[:, start : start + chunk]
-        last = F.linear(_normed(model, part[-1], "final"), weight).log_softmax(-1)
+        last = F.linear(normalised(model, part[-1], "final"), weight).log_softmax(-1)
         for depth in range(len(flat)):
-            log_p = F.linear(_normed(model, part[depth], norm), weight).log_softmax(-1)
+            log_p = F.linear(normalised(model, part[depth], norm), weight).log_softmax(-1)
             parts[0].append((last.exp() * (last - log_p)).sum(-1))
             parts[1].append((log_p.argmax(-1) == last.argmax(-1)).float())
             parts[2].append(-(log_p.exp() * log_p).sum(-1))

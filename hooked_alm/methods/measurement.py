@@ -88,7 +88,9 @@ class Measurement:
         found = self.base_values.expand(len(cells), *self.base_values.shape).clone()
         if self.engine == "hooks":
             for i, rows in enumerate(cells):
-                logits = self.model.run_with_hooks(self.base, fwd_hooks=hooks_of(rows))
+                logits = self.model.run_with_hooks(
+                    self.base, fwd_hooks=hooks_of(rows, self.model.path)
+                )
                 edited = [cell.row for cell in rows if any(len(e.positions) for e in cell.edits)]
                 found[i, edited] = self._of_logits(self.base, logits)[edited]
             return found
@@ -171,14 +173,14 @@ class Measurement:
             for one in resid:
                 assert self.base_runs.logits is not None
                 logits = self.base_runs.logits[row].clone()
-                logits[where] = self.model.unembed(self.model.ln_final(one[None]))[0]
+                logits[where] = self.model.head_unembed(self.model.head_norm(one[None]))[0]
                 found.append(self._of_logits(self.base, logits[None])[0])
             return torch.stack(found)
-        weight = self.model.unembed.weight[self._tokens(row)]
+        weight = self._directions(row)
         n = max(CHUNK_BYTES // (4 * len(weight)), 1)
         return torch.cat(
             [
-                self._score(F.linear(self.model.ln_final(part), weight).float(), row)
+                self._score(F.linear(self.model.head_norm(part), weight).float(), row)
                 for part in resid[:, -1].split(n)
             ]
         )
@@ -194,8 +196,8 @@ class Measurement:
         if runs.logits is not None:
             return runs.logits[row, _readout_positions(x)[row]][self._tokens(row)].float()
         stream = runs.records[row].final(self.readouts(x, runs)[row])
-        weight = self.model.unembed.weight[self._tokens(row)]
-        return F.linear(self.model.ln_final(stream), weight)[0].float()
+        weight = self._directions(row)
+        return F.linear(self.model.head_norm(stream), weight)[0].float()
 
     def _tokens(self, row: int) -> slice | Int[Tensor, " token"]:
         assert not isinstance(self.metric, OnLogits)
@@ -203,6 +205,11 @@ class Measurement:
         if tokens is None:
             return slice(None)
         return torch.as_tensor(list(tokens), device=self.model.unembed.weight.device)
+
+    def _directions(self, row: int) -> Float[Tensor, "token d_model"]:
+        assert not isinstance(self.metric, OnLogits)
+        tokens = self.metric.tokens(row)
+        return self.model.head_unembed.directions(None if tokens is None else list(tokens))
 
     def readouts(self, x: ALMInput, runs: Runs) -> list[Int[Tensor, " read"]]:
         """Per row, the record's row whose logits predict the first answer token."""

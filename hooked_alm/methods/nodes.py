@@ -7,7 +7,7 @@ A node is named by a hook point and, where it has several, a head or neuron:
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ..errors import InputError
@@ -36,7 +36,9 @@ RECEIVERS: dict[str, tuple[Receiver, bool]] = {
 }  # fmt: skip
 """Point -> what reads there, and whether it has heads."""
 
-_NAME = re.compile(r"(?:blocks\.(?P<layer>\d+|\*)\.)?(?P<point>[a-z_.]+)(?:\[(?P<unit>\d+|\*)\])?")
+_NAME = re.compile(
+    r"(?:(?P<block>(?:mimo_)?blocks\.(?:\d+|\*))\.)?(?P<point>[a-z_.]+)(?:\[(?P<unit>\d+|\*)\])?"
+)
 
 
 @dataclass(frozen=True, order=True)
@@ -50,6 +52,8 @@ class Node:
     kind: Sender | Receiver
     unit: int | None = None
     name: str = field(default="", compare=False)
+    block: str = field(default="", compare=False)
+    """Name of the block that it is in."""
 
     @property
     def writes(self) -> int:
@@ -79,9 +83,9 @@ def receivers(model: HookedALM, names: str | Sequence[str]) -> list[Node]:
     Raises:
         InputError: a point that does not read the stream, or a layer or index out of range.
     """
-    last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    last = f"{model.path[-1]}.hook_resid_post"
     return [
-        Node(node.layer, node.kind, node.unit, name if name == "logits" else node.name)
+        replace(node, name=name) if name == "logits" else node
         for name in _listed(names)
         for node in _parse(model, last if name == "logits" else name, "receiver")
     ]
@@ -95,22 +99,37 @@ def _parse(model: HookedALM, name: str, role: Literal["sender", "receiver"]) -> 
     match = _NAME.fullmatch(name)
     known = SENDERS if role == "sender" else RECEIVERS
     point = match["point"] if match else ""
-    if match is None or point not in known or (match["layer"] is None) != (point == "hook_embed"):
+    if match is None or point not in known or (match["block"] is None) != (point == "hook_embed"):
         raise InputError(
             f"naming the {role} {name!r}: expected a hook point and, in brackets, a head or "
             f"neuron, as in 'blocks.9.{list(known)[1]}[3]'. A {role} is one of "
             f"{', '.join(known)}" + (", logits." if role == "receiver" else ".")
         )
     kind, size = _kind_and_size(model, name, point, match["unit"], role)
-    layers = _indices(name, "layer", match["layer"] or "0", model.cfg.n_layers)
-    for layer in layers:
+    for layer, block in _blocks(model, name, match["block"]):
         for unit in (
             [None] if match["unit"] is None else _indices(name, "index", match["unit"], size)
         ):
-            prefix = "" if match["layer"] is None else f"blocks.{layer}."
-            yield Node(
-                layer, kind, unit, f"{prefix}{point}" + ("" if unit is None else f"[{unit}]")
-            )
+            full = ".".join(filter(None, (block, point)))
+            yield Node(layer, kind, unit, full + ("" if unit is None else f"[{unit}]"), block)
+
+
+def _blocks(model: HookedALM, name: str, given: str | None) -> list[tuple[int, str]]:
+    """Blocks on the path to the head in use, with their places; ``*`` is all of a stack."""
+    if given is None:
+        return [(0, "")]
+    stack, _, index = given.rpartition(".")
+    found = [
+        (layer, block)
+        for layer, block in enumerate(model.path)
+        if block == given or (index == "*" and block.startswith(f"{stack}."))
+    ]
+    if not found:
+        raise InputError(
+            f"naming {name!r}: {given} is not on the way to the {model.head} head, which is "
+            f"{model.path[0]} to {model.path[-1]}, {len(model.path)} blocks."
+        )
+    return found
 
 
 def _kind_and_size(

@@ -122,24 +122,25 @@ def patch(
         if given not in known:
             raise InputError(f"patching with {what} {given!r}: expected one of {', '.join(known)}.")
     with per_query_head(model, kv == "query" and site in ("k", "v")):
-        blocks = joint_indices("layer", layers, model.cfg.n_layers)
+        blocks = joint_indices("layer", layers, len(model.path))
         unit, units = units_of(model, site, heads, neurons)
         where = list(range(base.shape[1])) if places == "each" else list(places)
         values = DonorValues(model, base, donor, where, policy)
-        names = sorted({site_name(donor_site or site, b) for joint in blocks for b in joint})
+        read = donor_site or site
+        names = sorted({site_name(read, model.path[b]) for joint in blocks for b in joint})
         measured = Measurement(
             model, base, values.run, metric, engine=engine, max_bytes=max_bytes,
             keep=names if values.reads_base and mode != "scale" else (),
             keep_of_donor=names if values.run is not None else (),
         )  # fmt: skip
         if mode != "scale":
-            values.read(donor_site or site, names, measured)
+            values.read(read, names, measured)
         # Whole rows of another run's same site, which the engine may splice in.
         records = values.records(measured) if donor_site in (None, site) else []
 
         def edit(layer: int, heads: tuple[int, ...] | None, place: int, row: int) -> Edit:
             alignment = values.alignments[place][row]
-            name = site_name(donor_site or site, layer)
+            name = site_name(read, model.path[layer])
             theirs = partial(values.values, name, row, place, heads)
             is_whole = mode == "replace" and heads is None and alignment.is_exact
             return Edit(
