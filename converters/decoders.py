@@ -1,5 +1,6 @@
 """Rules that families share: the Qwen2, Qwen3 and LLaMA decoders."""
 
+from collections.abc import Set
 from typing import Any
 
 from hooked_alm.config import HookedALMConfig
@@ -16,6 +17,14 @@ _LAYER = {
 }
 
 
+def block_rules(layers: str, stack: str) -> list[Rule]:
+    """Rules for a stack of blocks: ``{layers}.0....`` to ``{stack}.0....``."""
+    return [
+        Rename(layers + r"\.(\d+)\." + pattern, stack + r".\1." + target)
+        for pattern, target in _LAYER.items()
+    ]
+
+
 def decoder_rules(prefix: str, head: str = r"lm_head") -> list[Rule]:
     """Rules for a Qwen2, Qwen3 or LLaMA decoder.
 
@@ -23,12 +32,8 @@ def decoder_rules(prefix: str, head: str = r"lm_head") -> list[Rule]:
         prefix: regular expression, without groups, for what precedes ``layers.``.
         head: the same for the unembedding, without ``.weight``.
     """
-    layers: list[Rule] = [
-        Rename(prefix + r"layers\.(\d+)\." + pattern, r"blocks.\1." + target)
-        for pattern, target in _LAYER.items()
-    ]
     return [
-        *layers,
+        *block_rules(prefix + r"layers", "blocks"),
         Rename(prefix + r"embed_tokens\.weight", "embed.weight"),
         Rename(prefix + r"norm\.weight", "ln_final.weight"),
         Rename(head + r"\.weight", "unembed.weight"),
@@ -49,6 +54,7 @@ def decoder_config(
     *,
     qkv_bias: bool,
     qk_norm: bool,
+    handled: Set[str] = frozenset(),
     **identity: Any,
 ) -> HookedALMConfig:
     """Sizes and variants of a Qwen2, Qwen3 or LLaMA decoder.
@@ -58,10 +64,11 @@ def decoder_config(
         published: the same part of ``config.json`` as written, to refuse what is unknown.
         qkv_bias: Qwen2 has one; a LLaMA or Qwen3 config that asks for it is refused.
         qk_norm: Qwen3 has it.
-        identity: the fields that no text config decides (name, architecture, dtype, device,
-            attention implementation, tying).
+        handled: further fields of the config, which the caller acts on.
+        identity: what the caller decides (name, architecture, dtype, device, attention
+            implementation, tying, multipliers).
     """
-    account_for(text_config, published, handled=_HANDLED)
+    account_for(text_config, published, handled=_HANDLED | handled)
     head_dim = getattr(text_config, "head_dim", None)
     # LLaMA's config has no layer types: every layer attends to everything before it.
     layer_types = getattr(text_config, "layer_types", None)

@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from hooked_alm.checkpoint import Checkpoint
 from hooked_alm.config import HookedALMConfig
 from hooked_alm.frontend import FrontEnd
+from hooked_alm.model import HookedALM
 
 from .rules import Rule
 
@@ -60,14 +62,26 @@ class Family:
     """Tokens around a clip in the prompt."""
     chat_template: str | None = None
     """For folders that come without one."""
+    audio_text: str | None = None
+    """What stands for a clip where the chat template takes messages of plain text."""
+    read_extractor: Callable[[Path], Any] | None = None
+    """Folder -> its feature extractor, where transformers' class needs packages that nothing else
+    does. It has a ``sampling_rate``; what else, is between it and the front-end."""
+    feature_extractor: Callable[[Any], Any] | None = None
+    """``config`` -> one, for folders that come without."""
     components: Mapping[str, Callable[[Published, Path], str | Path | None]] = field(
         default_factory=dict
     )
     """Parts whose weights are elsewhere: name -> ``(published, folder)`` -> the folder or hub id
-    that the checkpoint names. Their tensors come as ``name/...``, and their ``config.json`` reaches
-    ``config_class.from_dict`` under the component's name."""
+    that the checkpoint names, or the same ``folder`` if it has the part itself. Their tensors come
+    as ``name/...``, and their ``config.json`` reaches ``config_class.from_dict`` under the
+    component's name."""
+    tokenizer: str | None = None
+    """Component whose tokenizer it is, for folders that come without one."""
     pickled: tuple[str, str | None] | None = None
     """File pattern, and key in the pickled dict, where no safetensors are published."""
+    check: Callable[[HookedALM, Checkpoint], None] | None = None
+    """A last look at the model beside its checkpoint; raises ConversionError."""
     hf_class: str | None = None
     """transformers' class to verify against, where it is not the architecture's own."""
     hf_logits: Callable[[Tensor, HookedALMConfig], Tensor] = lambda logits, cfg: logits

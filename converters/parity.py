@@ -191,11 +191,9 @@ def sample_prompts(model: HookedALM, seed: int = 0) -> dict[str, dict[str, Tenso
         ids = torch.randint(0, model.cfg.d_vocab, (n_text,), generator=generator).tolist()
         placeholder = -1 if audio is None else audio.tokens.placeholder
         ids = [i if i != placeholder else (i + 1) % model.cfg.d_vocab for i in ids]
-        heard = []
-        for at, n_frames in enumerate(clips, start=1):
-            assert audio is not None
-            heard.append(audio.random_clip(n_frames, generator))
-            ids[at * 3 : at * 3] = audio.prompt_ids(heard[-1])
+        heard = [] if audio is None else [audio.random_clip(n, generator) for n in clips]
+        for at, clip in reversed([*enumerate(heard, start=1)]):  # the last first, apart from others
+            ids[at * 3 : at * 3] = audio.prompt_ids(clip)
         return ids, heard
 
     if audio is None:
@@ -248,7 +246,10 @@ def _run_hugging_face(
             module.register_forward_pre_hook(keep, with_kwargs=True)
             for module in (*decoder.layers, decoder.norm)
         ]
-        logits = model(**{key: value.to(device) for key, value in inputs.items()}).logits.cpu()
+        moved = {key: value.to(device) for key, value in inputs.items()}
+        # Some encoders take features in their own dtype only.
+        cast = {k: v.to(model.dtype) for k, v in moved.items() if v.is_floating_point()}
+        logits = model(**{**moved, **cast}).logits.cpu()
         for handle in handles:
             handle.remove()
         runs[name] = {**{f"depth {k}": state for k, state in enumerate(states)}, "logits": logits}
@@ -258,9 +259,8 @@ def _run_hugging_face(
 @torch.no_grad()
 def run_ours(model: HookedALM, x: ALMInput) -> Run:
     """Residual stream at every depth, and logits."""
-    last = model.cfg.n_layers - 1
-    names = [f"blocks.{layer}.hook_resid_pre" for layer in range(last + 1)]
-    names.append(f"blocks.{last}.hook_resid_post")
+    names = [f"{block}.hook_resid_pre" for block in model.path]
+    names.append(f"{model.path[-1]}.hook_resid_post")
     logits, cache = model.run_with_cache(x, names_filter=names, return_cache_object=False)
     depths = {f"depth {k}": cache[name].cpu() for k, name in enumerate(names)}
     return {**depths, "logits": logits.cpu()}

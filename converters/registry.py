@@ -26,6 +26,23 @@ from .rules import fill, plan_of
 FAMILIES = {
     "Qwen2AudioForConditionalGeneration": "qwen2_audio",
     "Qwen3ASRForConditionalGeneration": "qwen3_asr",
+    "MoonshotKimiaForCausalLM": "kimi_audio",
+    "Qwen2_5OmniModel": "qwen2_5_omni",
+    "Qwen2_5OmniForConditionalGeneration": "qwen2_5_omni",
+    "Qwen2_5OmniThinkerForConditionalGeneration": "qwen2_5_omni",
+    "StepAudio2ForCausalLM": "step_audio_2",
+    "GraniteSpeechForConditionalGeneration": "granite_speech",
+    "AudioFlamingo3ForConditionalGeneration": "audio_flamingo_3",
+    "MusicFlamingoForConditionalGeneration": "music_flamingo",
+    "VoxtralForConditionalGeneration": "voxtral",
+    "GlmAsrForConditionalGeneration": "glm_asr",
+    "UltravoxModel": "ultravox",
+    "ultravox": "ultravox",
+    "OmniSpeech2SLlamaForCausalLM": "llama_omni",
+    "OmniSpeechLlamaForCausalLM": "llama_omni",
+    "DestaModel": "desta2",
+    "DeSTA25AudioModel": "desta2_5",
+    "desta25": "desta2_5",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
     "LlamaForCausalLM": "llama",
@@ -142,7 +159,7 @@ def lay_out(
         device=torch.device("cpu" if device is None else device),
         attn_implementation=attn_implementation,
     )
-    return Layout(_empty_model(family, cfg, config, folder), family, folder, parts)
+    return Layout(_empty_model(family, cfg, config, folder, parts), family, folder, parts)
 
 
 def _find_parts(
@@ -157,6 +174,8 @@ def _find_parts(
     found = {}
     for name, where in family.components.items():
         source = given.get(name) or where(published, folder)
+        if source == folder:
+            continue
         if source is None:
             raise InputError(
                 f"loading {family.name}: {folder} holds no {name} and names none. Pass "
@@ -245,11 +264,13 @@ def _dtype(dtype: torch.dtype | str | None, published: dict[str, Any]) -> torch.
     return DTYPES[str(name)]
 
 
-def _empty_model(family: Family, cfg: HookedALMConfig, config: Any, folder: Path) -> HookedALM:
+def _empty_model(
+    family: Family, cfg: HookedALMConfig, config: Any, folder: Path, parts: dict[str, Path]
+) -> HookedALM:
     from accelerate import init_empty_weights
     from transformers import GenerationConfig
 
-    tokenizer, extractor, template = _processor_parts(folder, family.chat_template)
+    tokenizer, extractor, template = _processor_parts(family, config, folder, parts)
     markers = () if tokenizer is None else tokenizer.convert_tokens_to_ids(family.marker_tokens)
     generation = None
     if (folder / "generation_config.json").exists():
@@ -260,39 +281,65 @@ def _empty_model(family: Family, cfg: HookedALMConfig, config: Any, folder: Path
             cfg, front_end=front_end, tokenizer=tokenizer, generation_config=generation
         )
     if front_end is not None and tokenizer is not None:
-        front_end.special_ids = frozenset(tokenizer.all_special_ids)
+        added = tokenizer.added_tokens_decoder.items()  # a tekken file names no special ones
+        special = {id_ for id_, token in added if token.special}
+        front_end.special_ids = frozenset(tokenizer.all_special_ids) | special
         if extractor is not None and template is not None:
             model.prompts = PromptBuilder(
                 tokenizer=tokenizer,
                 feature_extractor=extractor,
                 chat_template=template,
                 front_end=front_end,
+                audio_text=family.audio_text,
             )
     return model
 
 
-def _processor_parts(folder: Path, template: str | None) -> tuple[Any, Any, str | None]:
+def _processor_parts(
+    family: Family, config: Any, folder: Path, parts: dict[str, Path]
+) -> tuple[Any, Any, str | None]:
     """Tokenizer, feature extractor and chat template, as far as the folder has their files.
 
     Not by way of the processor classes: some want packages that nothing else here does.
     """
-    from transformers import AutoFeatureExtractor, AutoTokenizer
+    from transformers import AutoFeatureExtractor
 
     def has(*names: str) -> bool:
         return any((folder / name).exists() for name in names)
 
-    if not has("tokenizer.json", "tokenizer_config.json"):
+    tokenizer = _tokenizer(folder)
+    if tokenizer is None and family.tokenizer is not None:
+        tokenizer = _tokenizer(parts[family.tokenizer])
+    if tokenizer is None:
         return None, None, None
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    if not has("preprocessor_config.json", "processor_config.json"):
+    if has("preprocessor_config.json", "processor_config.json"):
+        extractor = (family.read_extractor or AutoFeatureExtractor.from_pretrained)(folder)
+    elif family.feature_extractor is not None:
+        extractor = family.feature_extractor(config)
+    else:
         return tokenizer, None, None
+    template = family.chat_template
     if (file := folder / "chat_template.jinja").exists():
         template = file.read_text()
     elif (file := folder / "chat_template.json").exists():
         template = json.loads(file.read_text())["chat_template"]
     elif tokenizer.chat_template is not None:
         template = tokenizer.chat_template
-    return tokenizer, AutoFeatureExtractor.from_pretrained(folder), template
+    return tokenizer, extractor, template
+
+
+def _tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer; None without one, or where it is code of the folder's alone."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    plain, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    if settings.exists() and "auto_map" in json.loads(settings.read_text()):
+        return PreTrainedTokenizerFast.from_pretrained(folder) if plain.exists() else None
+    if (folder / "tekken.json").exists():
+        # Where mistral_common is installed, its own tokenizer would come, which gives no offsets.
+        return AutoTokenizer.from_pretrained(folder, mistral_format=False)
+    has_files = plain.exists() or settings.exists()
+    return AutoTokenizer.from_pretrained(folder) if has_files else None
 
 
 def open_checkpoint(layout: Layout) -> Checkpoint:
@@ -322,3 +369,5 @@ def _fill(layout: Layout) -> None:
     cfg.tie_word_embeddings = "unembed.weight" not in found.sources
     if cfg.tie_word_embeddings:
         model.unembed.weight = model.embed.weight
+    if layout.family.check is not None:
+        layout.family.check(model, checkpoint)

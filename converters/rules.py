@@ -1,7 +1,7 @@
 """Every tensor of a checkpoint is consumed, or dropped with a written reason."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Literal
@@ -22,6 +22,8 @@ class Rename:
 
     pattern: str
     target: str
+    dtype: torch.dtype | None = None
+    """Kept in it, whatever the other weights are loaded in."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class Plan:
     """Parameter -> which rows of its source it is, if not all of them."""
     updates: Mapping[str, Update]
     """Parameter -> what is added to it."""
+    dtypes: Mapping[str, torch.dtype]
+    """Parameter -> its dtype, if it has one of its own."""
 
 
 def plan(
@@ -100,6 +104,7 @@ def plan(
     rows: dict[str, tuple[int, int]] = {}
     factors: dict[str, dict[str, str]] = {}
     scaling: dict[str, float] = {}
+    dtypes: dict[str, torch.dtype] = {}
     problems: list[str] = []
     for name, shape in checkpoint.items():
         rule = next((r for r in rules if re.fullmatch(r.pattern, name)), None)
@@ -120,13 +125,16 @@ def plan(
             for target in targets
             if target in sources
         ]
-        ends = list(accumulate((shapes[target][0] for target in targets), initial=0))
-        expected = (ends[-1], *shapes[targets[0]][1:]) if len(targets) > 1 else shapes[targets[0]]
+        expected = shapes[targets[0]]
+        if len(targets) > 1:
+            ends = list(accumulate((shapes[target][0] for target in targets), initial=0))
+            expected = (ends[-1], *expected[1:])
+            rows |= dict(zip(targets, pairwise(ends), strict=True))
         if shape != expected:
             problems.append(f"{name} has shape {list(shape)}, expected {list(expected)}")
         sources |= dict.fromkeys(targets, name)
-        if len(targets) > 1:
-            rows |= dict(zip(targets, pairwise(ends), strict=True))
+        if isinstance(rule, Rename) and rule.dtype is not None:
+            dtypes[targets[0]] = rule.dtype
     for target, names in factors.items():
         problems += _misfits(checkpoint, target, names, shapes[target])
     problems += [
@@ -142,7 +150,7 @@ def plan(
             f"its config.json describes:\n  {shown}{more}\nIs it the right folder, and complete?"
         )
     updates = {target: Update(f["A"], f["B"], scaling[target]) for target, f in factors.items()}
-    return Plan(sources=sources, dropped=dropped, rows=rows, updates=updates)
+    return Plan(sources=sources, dropped=dropped, rows=rows, updates=updates, dtypes=dtypes)
 
 
 def _misfits(
@@ -162,9 +170,18 @@ def _misfits(
 
 def plan_of(model: HookedALM, checkpoint: Checkpoint, rules: Sequence[Rule]) -> Plan:
     """The plan for a model that is laid out; see ``plan``."""
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    stored = [*model.named_parameters(), *_stored_buffers(model)]
+    shapes = {name: tuple(value.shape) for name, value in stored}
     tied = ("unembed.weight",) if model.cfg.tie_word_embeddings else ()
     return plan(checkpoint, rules, shapes, tied=tied)
+
+
+def _stored_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Those that a checkpoint holds beside the parameters, such as a batch norm's statistics."""
+    for name, module in model.named_modules():
+        for leaf, value in module.named_buffers(recurse=False):
+            if leaf not in module._non_persistent_buffers_set:
+                yield f"{name}.{leaf}", value
 
 
 def low_rank(
@@ -178,11 +195,11 @@ def low_rank(
 
 @torch.inference_mode(mode=False)  # inference tensors do not count the edits made to them
 def fill(model: nn.Module, cfg: HookedALMConfig, checkpoint: Checkpoint, found: Plan) -> None:
-    """Put tensors in place of the model's empty parameters, one at a time."""
+    """Put tensors in place of the model's empty parameters and buffers, one at a time."""
     for target, source in found.sources.items():
         owner_name, _, leaf = target.rpartition(".")
         owner = model.get_submodule(owner_name)
-        value = checkpoint.read(source, cfg.dtype).to(cfg.device)
+        value = checkpoint.read(source, found.dtypes.get(target, cfg.dtype)).to(cfg.device)
         if target in found.rows:  # of its own memory, or each part would keep the whole
             value = value[slice(*found.rows[target])].clone()
         if (update := found.updates.get(target)) is not None:
@@ -190,4 +207,9 @@ def fill(model: nn.Module, cfg: HookedALMConfig, checkpoint: Checkpoint, found: 
                 checkpoint.read(name, cfg.dtype).to(cfg.device) for name in (update.a, update.b)
             )
             value = value + low_rank(a, b, update.scaling)
-        setattr(owner, leaf, nn.Parameter(value, requires_grad=value.is_floating_point()))
+        if leaf not in owner._buffers:
+            value = nn.Parameter(value, requires_grad=value.is_floating_point())
+        setattr(owner, leaf, value)
+    for module in model.modules():
+        for leaf, buffer in module.named_buffers(recurse=False):  # those that no file holds, too
+            setattr(module, leaf, buffer.to(cfg.device))

@@ -8,6 +8,7 @@ from hooked_alm.errors import ConversionError
 IRRELEVANT: Mapping[str, str] = {
     "architectures": "read by the registry",
     "model_type": "read by the registry",
+    "auto_map": "names the publisher's own code, which is never run",
     "transformers_version": "says who wrote the file",
     "torch_dtype": "the caller chooses; the checkpoint's own is the default",
     "dtype": "the caller chooses; the checkpoint's own is the default",
@@ -94,6 +95,9 @@ def account_for(
         )
 
 
-def account_for_encoder(config: Any, published: Mapping[str, Any]) -> None:
+def account_for_encoder(
+    config: Any, published: Mapping[str, Any], irrelevant: Mapping[str, str] | None = None
+) -> None:
     """The same for an encoder that is Hugging Face's own: it acts on every field that it knows."""
-    account_for(config, published, handled=frozenset(type(config)().to_dict()))
+    known = {*type(config)().to_dict(), *type(config).attribute_map}
+    account_for(config, published, handled=known, irrelevant=irrelevant)

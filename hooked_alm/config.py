@@ -145,6 +145,13 @@ class HookedALMConfig:
                 raise
 
     @property
+    def beyond_hooked_transformer(self) -> list[str]:
+        """Fields by which this decoder does what no HookedTransformer's weights can say."""
+        plain = {"embedding_multiplier": 1.0, "residual_multiplier": 1.0, "logits_scaling": 1.0,
+                 "attention_multiplier": None, "n_mimo_layers": 0}  # fmt: skip
+        return [name for name, value in plain.items() if getattr(self, name) != value]
+
+    @property
     def n_groups(self) -> int:
         """Query heads that share one key/value head."""
         return self.n_heads // self.n_key_value_heads

@@ -54,8 +54,7 @@ class HookedTransformerSurface(TokenMethods, WeightProcessing):
         prompt: ALMInput = cast(Any, self).to_input(x)
         targets, mask = prompt.tokens[:, 1:], prompt.attention_mask
         scored = (mask[:, 1:] * mask[:, :-1]).bool()
-        if self.audio is not None:
-            scored &= targets != self.audio.tokens.placeholder
+        scored &= ~prompt.spans.heard[:, 1:].to(scored.device)
         nll = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, reduction="none")
         return nll.where(scored, 0.0) if per_token else nll[scored].mean()
 
@@ -112,8 +111,8 @@ class HookedTransformerSurface(TokenMethods, WeightProcessing):
         """
         if isinstance(tokens, str):
             tokens = self.to_single_token(tokens)
-        ids = torch.as_tensor(tokens, device=self.unembed.weight.device)
-        return self.unembed.weight[ids.squeeze() if ids.numel() == 1 else ids] * self.ln_final.w
+        ids = torch.as_tensor(tokens)
+        return self.unembed.directions(ids.squeeze() if ids.numel() == 1 else ids) * self.ln_final.w
 
     def input_to_embed(
         self, input: Any

@@ -28,6 +28,8 @@ class Windows(NamedTuple):
     """Frames that are not padding."""
     place: Int[Tensor, " window"]
     """Which piece of its clip a window is."""
+    width: Int[Tensor, " window"]
+    """Frames that its features came with; beyond are those that pad it to the widest."""
 
 
 class FrontEnd(nn.Module, ABC):
@@ -73,8 +75,12 @@ class FrontEnd(nn.Module, ABC):
         """An input from the arguments of the family's Hugging Face ``forward``."""
 
     @abstractmethod
-    def hf_arguments(self, clips: Sequence[AudioClip]) -> dict[str, Tensor]:
+    def hf_arguments(self, clips: Sequence[AudioClip]) -> dict[str, Any]:
         """Those of its arguments that bring clips: what ``input_from_hf`` takes apart."""
+
+    def hf_prompt(self, x: ALMInput) -> dict[str, Tensor]:
+        """Those that say more of a prompt than ids, mask and positions; most families need none."""
+        return {}
 
     def clip(
         self,
@@ -157,6 +163,19 @@ class FrontEnd(nn.Module, ABC):
         assert self.tokens.placeholder is not None
         return [self.tokens.placeholder] * clip.n_tokens
 
+    def read_text(
+        self,
+        x: ALMInput,
+        tokens: Int[Tensor, "batch pos"],
+        embed: Float[Tensor, "batch pos d_model"],
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Embeddings of the tokens that run, the last of ``x``, before clips are merged in.
+
+        A family that refuses some prompts, or has embeddings of its own for some tokens, says so
+        here.
+        """
+        return embed
+
     def merge(
         self,
         embed: Float[Tensor, "batch pos d_model"],
@@ -178,7 +197,7 @@ class FrontEnd(nn.Module, ABC):
             return pad_sequence(self._encode(clips), batch_first=True)
         version = weights_version(self)
         distinct = list(dict.fromkeys(clips))  # by identity: one clip may be heard in several rows
-        frames = tuple(clip.n_frames for clip in distinct)
+        frames = tuple((*clip.n_frames, clip.features.shape[-1]) for clip in distinct)
         known = [clip.encodings(self, version) for clip in distinct]
         if any((frames, index) not in encodings for index, encodings in enumerate(known)):
             with torch.no_grad():
@@ -203,10 +222,13 @@ class FrontEnd(nn.Module, ABC):
         n_frames = [n for clip in clips for n in clip.n_frames]
         place = [i for clip in clips for i in range(len(clip.n_frames))]
         backward_hooks = (m._backward_hooks or m._backward_pre_hooks for m in self.modules())
-        if torch.is_grad_enabled() and any(backward_hooks):
+        if torch.is_grad_enabled() and features.is_floating_point() and any(backward_hooks):
             # Also where the encoder is frozen. A copy: hooks may not write into a leaf.
             features = features.requires_grad_().clone()
-        windows = Windows(features, mask.sum(-1), torch.tensor(place, device=device))
+        width = [clip.features.shape[-1] for clip in clips for _ in clip.n_frames]
+        windows = Windows(
+            features, mask.sum(-1), torch.tensor(place, device=device), torch.tensor(width)
+        )
         heard = zip(self.encode(windows), map(self.n_tokens, n_frames), strict=True)
         parts = iter([embedded[:n] for embedded, n in heard])
         return [torch.cat([next(parts) for _ in clip.n_frames]) for clip in clips]
@@ -218,6 +240,7 @@ class FrontEnd(nn.Module, ABC):
         position_ids: Int[Tensor, "*axis batch pos"] | None,
         clips: Sequence[AudioClip],
         is_audio: Bool[Tensor, "batch pos"] | None = None,
+        is_text: Bool[Tensor, "batch pos"] | None = None,
         **more: Any,
     ) -> ALMInput:
         """Ids and clips, brought together.
@@ -231,6 +254,7 @@ class FrontEnd(nn.Module, ABC):
             position_ids: None counts real positions.
             clips: of all rows, in order.
             is_audio: where clips are heard; None is wherever the placeholder stands.
+            is_text: where the instruction is; None is wherever no special token stands.
             more: further fields of the input.
 
         Raises:
@@ -242,15 +266,19 @@ class FrontEnd(nn.Module, ABC):
         else:
             where = is_audio
         rows, heard = _rows_of_clips(where, clips), where.tolist()
+        if is_text is None:
+            words = [[i not in self.special_ids for i in ids] for ids in tokens.tolist()]
+        else:
+            words = is_text.tolist()
         flags = [
             span_flags(
                 mask,
-                [i not in self.special_ids for i in ids],
+                text,
                 is_audio=audio,
                 is_marker=[i in self.tokens.markers for i in ids],
             )
-            for ids, mask, audio in zip(
-                tokens.tolist(), attention_mask.tolist(), heard, strict=True
+            for ids, mask, audio, text in zip(
+                tokens.tolist(), attention_mask.tolist(), heard, words, strict=True
             )
         ]
         ranges = [

@@ -94,6 +94,12 @@ def generate(
 
 
 def _check_request(model: HookedALM, x: ALMInput, return_type: str) -> None:
+    if model.head != "text":
+        raise InputError(
+            f"generating with the {model.head} head: only text is generated. Use "
+            "`towards('text')`, and names_filter='mimo_unembed.hook_out' for the other head's "
+            "logits at every step."
+        )
     if return_type not in ("text", "tokens"):
         raise InputError(
             f"generating: got return_type={return_type!r}, expected 'text' or 'tokens', both of "
@@ -253,8 +259,9 @@ class _Loop(PreTrainedModel, GenerationMixin):
         cfg = model.cfg
         config = PreTrainedConfig(
             vocab_size=cfg.d_vocab,
-            num_hidden_layers=cfg.n_layers,
-            layer_types=list(cfg.layer_types),
+            # A hooked second branch keeps its keys and values behind the trunk's.
+            num_hidden_layers=cfg.n_layers + cfg.n_mimo_layers,
+            layer_types=[*cfg.layer_types, *["full_attention"] * cfg.n_mimo_layers],
             sliding_window=cfg.sliding_window,
         )
         config._attn_implementation = cfg.attn_implementation

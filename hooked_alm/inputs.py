@@ -20,7 +20,7 @@ from .spans import SpanMap, span_flags, span_map
 RowIndex = int | slice | Sequence[int] | Tensor
 WeightsVersion = tuple[tuple[int, int, torch.dtype], ...]
 Batch = tuple[tuple[tuple[int, ...], ...], int]
-"""Frames of all clips that were encoded together, and which of them a clip was.
+"""Frames and width of all clips that were encoded together, and which of them a clip was.
 
 Kernels round differently for batches of another shape, so an encoding is reused only where encoding
 afresh would give the same bits.
@@ -66,8 +66,9 @@ class AudioClip:
 
 
 def weights_version(module: nn.Module) -> WeightsVersion:
-    """Changes whenever a weight is replaced, moved, cast or written in place."""
-    return tuple((p.data_ptr(), p._version, p.dtype) for p in module.parameters())
+    """Changes whenever a weight or buffer is replaced, moved, cast or written in place."""
+    tensors = (*module.parameters(), *module.buffers())
+    return tuple((t.data_ptr(), t._version, t.dtype) for t in tensors)
 
 
 @dataclass(frozen=True, eq=False)

@@ -308,16 +308,17 @@ class HookedALM(HookedTransformerSurface, HookedModule):
             return text_input(**processor_output).to(self.cfg.device)
         return self.audio.input_from_hf(**processor_output).to(self.cfg.device)
 
-    def hf_arguments(self, x: ALMInput) -> dict[str, Tensor]:
+    def hf_arguments(self, x: ALMInput) -> dict[str, Any]:
         """What Hugging Face's ``forward`` takes for the same prompts; undoes ``encode``."""
         arguments = {
             "input_ids": x.tokens,
             "attention_mask": x.attention_mask,
             "position_ids": x.position_ids,
         }
-        if self.audio is None or not x.clips:
+        if self.audio is None:
             return arguments
-        return {**arguments, **self.audio.hf_arguments(x.clips)}
+        heard = self.audio.hf_arguments(x.clips) if x.clips else {}
+        return {**arguments, **self.audio.hf_prompt(x), **heard}
 
     def to_input(self, value: ModelInput) -> ALMInput:
         """Strings and token ids as an ``ALMInput``; an ``ALMInput`` as it is.
@@ -450,7 +451,10 @@ class HookedALM(HookedTransformerSurface, HookedModule):
         if is_hooked(self.hook_tokens):
             replaced = tap(self.hook_tokens, tokens.clone())
             tokens = tokens if replaced is None else replaced
-        resid = self.hook_text_embed(self._graph_root(self.embed(tokens)))
+        embed = self.embed(tokens)
+        if self.audio is not None:
+            embed = self.audio.read_text(x, tokens, embed)
+        resid = self.hook_text_embed(self._graph_root(embed))
         if self.audio is not None:
             resid = self._merge_audio(x, tokens, resid)
         if x.text_tokens is not None:

@@ -39,10 +39,20 @@ class PromptBuilder:
         feature_extractor: Any,
         chat_template: str,
         front_end: FrontEnd,
+        audio_text: str | None = None,
     ) -> None:
-        """Take the processor's parts; nothing is read yet."""
+        """Take the processor's parts; nothing is read yet.
+
+        Args:
+            tokenizer: of the checkpoint.
+            feature_extractor: what the front-end makes features with.
+            chat_template: of the checkpoint.
+            front_end: of the model.
+            audio_text: what stands for a clip, if the template takes messages of plain text.
+        """
         self.tokenizer, self.feature_extractor = tokenizer, feature_extractor
         self.chat_template, self.front_end = chat_template, front_end
+        self.audio_text = audio_text
 
     def build(
         self,
@@ -199,12 +209,23 @@ class PromptBuilder:
         return rendered, starts, texts
 
     def _apply_template(self, conversation: Conversation) -> str:
+        messages = [dict(message) for message in conversation]
+        if self.audio_text is not None:
+            messages = [{**m, "content": self._as_text(m["content"])} for m in messages]
         return self.tokenizer.apply_chat_template(
-            [dict(m) for m in conversation],
+            messages,
             chat_template=self.chat_template,
             tokenize=False,
             add_generation_prompt=True,
         )
+
+
+    def _as_text(self, content: Any) -> str:
+        """A message of parts as one text."""
+        if isinstance(content, str):
+            return content
+        parts = (item["text"] if item.get("type") == "text" else self.audio_text for item in content)
+        return "".join(parts)
 
 
 def _segment_ranges(

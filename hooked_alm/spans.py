@@ -29,8 +29,13 @@ class AudioTokens:
     """Ids of the begin and end markers."""
     seconds_per_token: float | None
     """Duration of one audio position; None where the model has no time axis."""
-    max_seconds: float
-    """Longest clip the feature extractor keeps."""
+    max_seconds: float | None
+    """Longest clip the feature extractor keeps; None without a limit."""
+    text: str | None = None
+    """What stands for a clip in the rendered prompt, where that is no token: the pieces around it
+    are tokenised one by one."""
+    prepend_bos: bool = True
+    """Whether the tokenizer's own special tokens go before the first of these pieces, too."""
 
 
 @dataclass(frozen=True)

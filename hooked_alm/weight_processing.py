@@ -85,6 +85,7 @@ class WeightProcessing(Weights):
         a pattern, or z) has another effect on a processed model, where the bias stays. Pad rows,
         which attend to nothing, change.
         """
+        self.refuse_beyond_hooked_transformer()
         for block in self.blocks if self.cfg.qkv_bias else ():
             attn = block.attn
             b_V, W_O = _wide(attn.b_V), _wide(attn.W_O)
@@ -215,6 +216,7 @@ class WeightProcessing(Weights):
 
     @torch.no_grad()
     def _fold_into_blocks(self) -> None:
+        self.refuse_beyond_hooked_transformer()
         for block in self.blocks:
             readers = {
                 block.ln1: (block.attn.q_proj, block.attn.k_proj, block.attn.v_proj),
@@ -228,6 +230,7 @@ class WeightProcessing(Weights):
     @torch.no_grad()
     def _rewrite_unembed(self, *, fold: bool, center: bool) -> None:
         """Both at once, so that a bf16 head is rounded once."""
+        self.refuse_beyond_hooked_transformer()
         weight = _wide(self.unembed.weight)
         if fold:
             weight = weight * _wide(self.ln_final.weight).to(weight.device)

@@ -257,7 +257,11 @@ class Weights:
         """HookedTransformer's name of every weight -> our parameter's, and einops' ``ours -> its``.
 
         Parameters that the model does not have (biases) are listed, too.
+
+        Raises:
+            InputError: the decoder multiplies what it reads or writes, or has a second branch.
         """
+        self.refuse_beyond_hooked_transformer()
         block = {
             name: rule for name, rule in _BLOCK.items() if self.cfg.qk_norm or "_norm." not in name
         }
@@ -267,6 +271,20 @@ class Weights:
             for name, (own, axes) in block.items()
         }
         return {**_EMBED, **layers, **_HEAD}
+
+    def refuse_beyond_hooked_transformer(self) -> None:
+        """Weights alone would not be this model.
+
+        Raises:
+            InputError: the config has what HookedTransformer's has not.
+        """
+        if beyond := self.cfg.beyond_hooked_transformer:
+            raise InputError(
+                f"treating {self.cfg.model_name!r} as a HookedTransformer: it has "
+                + ", ".join(f"{name} = {getattr(self.cfg, name)}" for name in beyond)
+                + ", which weights in that format cannot say. Hooks, caches and sweeps work; "
+                "processing and export of the weights do not."
+            )
 
     def _parameter(self, name: str) -> Tensor | None:
         module, _, attribute = name.rpartition(".")

@@ -84,7 +84,7 @@ def _forward(
     hooks = [(name, hold) for name in names]
     with torch.enable_grad(), frozen(model), model.hooks(fwd_hooks=hooks):
         stream = model(
-            root, start_at_layer=0, stop_at_layer=len(model.blocks), inputs=measured.base[rows]
+            root, start_at_layer=0, stop_at_layer=len(model.path), inputs=measured.base[rows]
         )
         readouts = measured.readouts(measured.base, measured.base_runs)
         found = []

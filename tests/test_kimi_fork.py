@@ -1,0 +1,238 @@
+"""Kimi-Audio's two heads: what reaches which, and how each is asked."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import WhisperConfig, WhisperModel
+
+import case_kimi_audio as kimi
+from hooked_alm import ConversionError, HookedALM, InputError
+from hooked_alm.converters.kimi_audio import whisper_features
+from hooked_alm.methods.attention_mass import attention_mass
+from hooked_alm.methods.attribution import attribute_nodes
+from hooked_alm.methods.lens import logit_lens
+from hooked_alm.methods.metrics import LogitDiff
+from hooked_alm.methods.patching import patch
+from tiny import randomise
+from tolerances import FAST_ENGINE, LENS
+
+INPUTS = kimi.inputs([[11], [5]], [9, 14])
+PAIR = kimi.inputs([[11], [11]], [9, 9])
+SHARED, TEXT_ONLY = range(kimi.FORK + 1), range(kimi.FORK + 1, kimi.TRUNK)
+DIFF = LogitDiff(answer=5, other=11)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("kimi") / "model"
+    path.mkdir()
+    kimi.save(path, torch.float32)
+    return path
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> HookedALM:
+    return HookedALM.from_pretrained(folder)
+
+
+@pytest.fixture
+def model(loaded: HookedALM) -> Iterator[HookedALM]:
+    yield loaded
+    assert not list(loaded.list_hooks())
+
+
+def both(model: HookedALM, x: Any, hooks: Any = ()) -> tuple[Tensor, Tensor]:
+    """Logits of the text head and of the audio head at the readout, under hooks."""
+    with torch.no_grad(), model.hooks(fwd_hooks=list(hooks)):
+        return model(x)[:, -1], model(x, head="audio")[:, -1]
+
+
+def test_the_path_to_each_head(model: HookedALM) -> None:
+    audio = model.towards("audio")
+    assert model.path == ("blocks.0", "blocks.1", "blocks.2", "blocks.3", "blocks.4")
+    assert audio.path == (*model.path[:3], "mimo_blocks.0", "mimo_blocks.1", "mimo_blocks.2")
+    assert audio.block(3) is model.mimo_blocks[0]
+    assert audio.towards("text").path == model.path
+
+
+def test_other_models_have_one_head(gqa: HookedALM) -> None:
+    with pytest.raises(InputError, match="it has 'text' alone"):
+        gqa("hello", head="audio")
+    assert not any(name.startswith("mimo") for name in gqa.hook_dict)
+
+
+def test_what_a_patch_reaches(model: HookedALM) -> None:
+    """Blocks up to the fork: both heads. Later ones: the text's. The branch: the audio's."""
+    x = model.encode(**INPUTS)
+    text, audio = both(model, x)
+    double = lambda value, hook: 2 * value  # noqa: E731
+    places = {
+        **{f"blocks.{layer}": (True, True) for layer in SHARED},
+        **{f"blocks.{layer}": (True, False) for layer in TEXT_ONLY},
+        **{f"mimo_blocks.{layer}": (False, True) for layer in range(kimi.BRANCH)},
+    }
+    for block, (reaches_text, reaches_audio) in places.items():
+        for point in ("attn.hook_z", "hook_mlp_out", "hook_resid_post"):
+            now = both(model, x, [(f"{block}.{point}", double)])
+            changes = [not torch.equal(a, b) for a, b in zip(now, (text, audio), strict=True)]
+            assert changes == [reaches_text, reaches_audio], (block, point)
+
+
+@torch.no_grad()
+def test_sweeps_count_layers_along_the_path(model: HookedALM) -> None:
+    """The same cells by hand: block names from the path, donor values from a cache."""
+    base, donor = (model.encode(**PAIR)[row] for row in (0, 1))
+    for view in (model, model.towards("audio")):
+        found = patch(view, base, donor, DIFF, site="attn_out", places=["readout"])
+        assert found.axes["layer"] == tuple(range(len(view.path)))
+        for layer, block in enumerate(view.path):
+            name = f"{block}.hook_attn_out"
+            _, cache = view.run_with_cache(donor, names_filter=name)
+
+            def write(value: Tensor, hook: Any, cache: Any = cache) -> Tensor:
+                return torch.cat([value[:, :-1], cache[hook.name][:, -1:]], 1)
+
+            logits = view.run_with_hooks(base, fwd_hooks=[(name, write)])[0, -1]
+            by_hand = (logits[5] - logits[11]).item()
+            assert abs(found.values[layer].item() - by_hand) < FAST_ENGINE[torch.float32], block
+
+
+def test_methods_follow_the_head(model: HookedALM) -> None:
+    """The lens ends in that head's logits; masses and attributions have its layers."""
+    x = model.encode(**INPUTS)
+    for view in (model, model.towards("audio")):
+        tokens = [3, 77]
+        lens = logit_lens(view, x, tokens)
+        assert len(lens) == len(view.path) + 1
+        assert (lens[-1, :, 0] - view(x)[:, -1, tokens]).abs().max() < LENS[torch.float32]
+        assert len(attention_mass(view, x, ["audio", "text"])) == len(view.path)
+        base, donor = (view.encode(**PAIR)[row] for row in (0, 1))
+        scores = attribute_nodes(view, base, donor, DIFF, site="z", places=["readout"])
+        assert scores.scores.values.shape[0] == len(view.path)
+        assert scores.scores.values.any()
+
+
+def test_hooks_on_the_other_branch_fire(model: HookedALM) -> None:
+    """Whichever head is asked, and only where something is hooked does the other branch run."""
+    x = model.encode(**INPUTS)
+    logits, cache = model.run_with_cache(x, names_filter=lambda name: True)
+    assert torch.equal(logits, model(x))
+    assert torch.equal(cache["mimo_unembed.hook_out"], model(x, head="audio"))
+    audio, cache = model.towards("audio").run_with_cache(x, names_filter=["unembed.hook_out"])
+    assert torch.equal(audio, model(x, head="audio"))
+    assert torch.equal(cache["unembed.hook_out"], logits)
+    ran = []
+    handle = model.mimo_blocks[0].register_forward_pre_hook(lambda *_: ran.append(1))
+    model(x)
+    handle.remove()
+    assert not ran
+
+
+def test_resuming_counts_along_the_path(model: HookedALM) -> None:
+    x = model.encode(**INPUTS)
+    audio = model.towards("audio")
+    for layer in range(len(audio.path) + 1):
+        resid = audio(x, stop_at_layer=layer)
+        assert torch.equal(audio(resid, start_at_layer=layer, inputs=x), audio(x)), layer
+
+
+def test_two_streams_make_one_embedding(model: HookedALM) -> None:
+    """Outside the audio: the sum of two rows. The readout is in no audio span."""
+    x = model.encode(**INPUTS)
+    _, cache = model.run_with_cache(x, names_filter="hook_embed")
+    heard = x.spans.heard
+    expected = model.embed(x.tokens) + model.embed(x.text_tokens)
+    assert torch.equal(cache["hook_embed"][~heard], expected[~heard])
+    assert not torch.equal(cache["hook_embed"][heard], expected[heard])
+    assert not heard[:, -1].any()
+    assert (x.text_tokens[x.spans.mask("text")] != kimi.BLANK).all()
+    markers = x.tokens[x.spans.mask("audio_struct")]
+    assert set(markers.tolist()) == {kimi.BEGIN, kimi.END}
+    again = model.encode(**model.hf_arguments(x))
+    assert torch.equal(model(again), model(x))
+
+
+def test_generating_with_the_branch_watched(model: HookedALM) -> None:
+    """The other head's logits at every step, with a cache of keys and values."""
+    x = model.encode(**INPUTS)
+    tokens, cache = model.generate(
+        x, 4, return_type="tokens", do_sample=False, eos_token_id=None,
+        names_filter=["mimo_unembed.hook_out"],
+    )  # fmt: skip
+    with pytest.raises(InputError, match="only text is generated"):
+        model.towards("audio").generate(x, 4)
+    whole = model.towards("audio")(x.extend(tokens[:, :-1]))
+    real = x.extend(tokens[:, :-1]).attention_mask.bool()
+    assert (cache["mimo_unembed.hook_out"] - whole)[real].abs().max() < FAST_ENGINE[torch.float32]
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "mask without features": ({"whisper_input_feature": None}, "belong together"),
+    "features without mask": ({"is_continuous_mask": None}, "belong together"),
+    "one recording too few": (
+        {"whisper_input_feature": INPUTS["whisper_input_feature"][:1]},
+        "1 recordings for 2 runs",
+    ),
+    "too few rows": (
+        {"whisper_input_feature": [f[:4] for f in INPUTS["whisper_input_feature"]]},
+        r"features \[4, 26\], expected 11 rows or more of 26",
+    ),
+    "streams of two lengths": (
+        {"text_input_ids": INPUTS["text_input_ids"][:, 1:]},
+        "the two streams run side by side",
+    ),
+    "labels": ({"labels": INPUTS["input_ids"]}, "got labels"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_inputs_that_do_not_fit(model: HookedALM, what: str) -> None:
+    change, message = BAD[what]
+    with pytest.raises(InputError, match=message):
+        model.encode(**{**INPUTS, **change})
+
+
+def test_a_wrong_rope_theta_is_found(folder: Path, tmp_path: Path) -> None:
+    """The checkpoint stores its frequencies; a config without the field means another model."""
+    copy = tmp_path / "m"
+    copy.mkdir()
+    (copy / "model.safetensors").symlink_to(folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    del config["rope_theta"]
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConversionError, match="not what rope_theta = 10000"):
+        HookedALM.from_pretrained(copy)
+
+
+@torch.no_grad()
+def test_whisper_features_by_hand() -> None:
+    """70 s of noise through a tiny Whisper: chunks apart, four frames to a row, tail cut."""
+    whisper = WhisperModel(
+        WhisperConfig(
+            d_model=6, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=7,
+            decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=7, num_mel_bins=4,
+            vocab_size=20, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+            decoder_start_token_id=1,
+        )
+    ).eval()  # fmt: skip
+    randomise(whisper)
+    seen: list[int] = []
+
+    def encode(chunk: Tensor) -> Tensor:
+        seen.append(len(chunk))
+        mel = chunk[:4].reshape(1, 4, 1).expand(1, 4, 3000)
+        return whisper.encoder(mel).last_hidden_state[0]
+
+    samples = torch.randn(70 * 16000 - 900, generator=torch.manual_seed(0))
+    found = whisper_features(samples, encode)
+    assert seen == [480000, 480000, 159100]
+    # 375 + 375 positions, and (159100 - 1) // 1280 + 1 of the rest.
+    assert found.shape == (750 + 125, 24)
+    last = encode(samples[960000:])
+    assert torch.equal(found[750], last[:4].flatten())
+    assert torch.equal(found[-1], last[496:500].flatten())
