@@ -11,6 +11,7 @@ from hooked_alm.checkpoint import Checkpoint
 from hooked_alm.config import HookedALMConfig
 from hooked_alm.frontend import FrontEnd
 from hooked_alm.model import HookedALM
+from hooked_alm.prompts import PromptBuilder
 
 from .rules import Rule
 
@@ -61,9 +62,12 @@ class Family:
     marker_tokens: tuple[str, ...] = ()
     """Tokens around a clip in the prompt."""
     chat_template: str | None = None
-    """For folders that come without one."""
+    """Where the published code has one of its own, instead of the tokenizer's; a file in the folder
+    goes before both."""
     audio_text: str | None = None
     """What stands for a clip where the chat template takes messages of plain text."""
+    prompts: type[PromptBuilder] = PromptBuilder
+    """Makes inputs from waveforms and text."""
     read_extractor: Callable[[Path], Any] | None = None
     """Folder -> its feature extractor, where transformers' class needs packages that nothing else
     does. It has a ``sampling_rate``; what else, is between it and the front-end."""

@@ -49,6 +49,10 @@ class Accounting:
 
     passed = True  # anything unaccounted for has raised
 
+    def verdict(self) -> str:
+        """One line."""
+        return f"no HF class: transformers has none for {self.family}; nothing was run against it."
+
     def table(self) -> str:
         """The account as text."""
         reasons: dict[str, list[str]] = {}
@@ -56,7 +60,7 @@ class Accounting:
             reasons.setdefault(reason, []).append(name)
         lines = [
             f"{self.model}  {self.family}",
-            f"no HF class: transformers has none for {self.family}, so nothing was run against it.",
+            self.verdict(),
             f"{self.n_tensors} tensors: {self.n_tensors - len(self.dropped)} fill parameters, "
             f"{len(self.dropped)} are left out, none is left over.",
             *(f"  {len(names)} x {reason} ({names[0]}, ...)" for reason, names in reasons.items()),

@@ -18,9 +18,9 @@ from hooked_alm.checkpoint import (
 from hooked_alm.config import AttentionImplementation, HookedALMConfig
 from hooked_alm.errors import ConversionError, InputError
 from hooked_alm.model import HookedALM
-from hooked_alm.prompts import PromptBuilder
 
 from .family import Family
+from .lora import apply_lora
 from .rules import fill, plan_of
 
 FAMILIES = {
@@ -31,6 +31,10 @@ FAMILIES = {
     "Qwen2_5OmniForConditionalGeneration": "qwen2_5_omni",
     "Qwen2_5OmniThinkerForConditionalGeneration": "qwen2_5_omni",
     "StepAudio2ForCausalLM": "step_audio_2",
+    "QWenLMHeadModel": "qwen_audio",
+    "MiMoAudioModel": "mimo_audio",
+    "MiMoAudioForCausalLM": "mimo_audio",
+    "SALMONN": "salmonn",
     "GraniteSpeechForConditionalGeneration": "granite_speech",
     "AudioFlamingo3ForConditionalGeneration": "audio_flamingo_3",
     "MusicFlamingoForConditionalGeneration": "music_flamingo",
@@ -49,7 +53,18 @@ FAMILIES = {
 }
 """Architecture, as ``config.json`` names it -> module of this package."""
 
-REFUSED: dict[str, tuple[str, str]] = {}
+_EXPERTS = ("Qwen3-Omni", "its blocks are mixtures of experts, which have no hook points here")
+_PHI = (
+    "Phi-4-multimodal",
+    "its speech adapter is on for prompts with audio alone, and its rotary positions turn a part "
+    "of each head by frequencies that depend on the prompt's length",
+)
+REFUSED: dict[str, tuple[str, str]] = {
+    "Qwen3OmniMoeForConditionalGeneration": _EXPERTS,
+    "Qwen3OmniMoeThinkerForConditionalGeneration": _EXPERTS,
+    "Phi4MultimodalForCausalLM": _PHI,
+    "Phi4MMForCausalLM": _PHI,
+}
 """Architecture -> what it is, and why it is not supported."""
 
 DTYPES = {
@@ -80,6 +95,8 @@ def load_model(
     attn_implementation: str = "sdpa",
     revision: str | None = None,
     components: dict[str, str] | None = None,
+    lora: str | Path | None = None,
+    merge_lora: bool = True,
 ) -> HookedALM:
     """Load a published checkpoint as a ``HookedALM``.
 
@@ -92,6 +109,8 @@ def load_model(
         revision: branch, tag or commit on the hub.
         components: folders or hub ids of parts that the checkpoint leaves to others, such as
             ``{"text_model": path}``; what is not named here is where the checkpoint says.
+        lora: folder or hub id of a LoRA adapter in PEFT's format.
+        merge_lora: add the adapter to the weights; False keeps it apart for ``switch_lora``.
 
     Raises:
         ConversionError: an unsupported architecture, a quantised checkpoint, a config field or a
@@ -106,8 +125,11 @@ def load_model(
         revision=revision,
         components=components,
     )
+    adapter = None if lora is None else find_folder(lora, None)
     _fill(layout)
     model = layout.model.eval()
+    if adapter is not None:
+        apply_lora(model, layout.family, adapter, merge=merge_lora)
     if device_map is not None:
         from accelerate import dispatch_model, infer_auto_device_map
 
@@ -285,7 +307,7 @@ def _empty_model(
         special = {id_ for id_, token in added if token.special}
         front_end.special_ids = frozenset(tokenizer.all_special_ids) | special
         if extractor is not None and template is not None:
-            model.prompts = PromptBuilder(
+            model.prompts = family.prompts(
                 tokenizer=tokenizer,
                 feature_extractor=extractor,
                 chat_template=template,
@@ -304,15 +326,12 @@ def _processor_parts(
     """
     from transformers import AutoFeatureExtractor
 
-    def has(*names: str) -> bool:
-        return any((folder / name).exists() for name in names)
-
     tokenizer = _tokenizer(folder)
-    if tokenizer is None and family.tokenizer is not None:
-        tokenizer = _tokenizer(parts[family.tokenizer])
+    if tokenizer is None and (part := parts.get(family.tokenizer or "")) is not None:
+        tokenizer = _tokenizer(part)
     if tokenizer is None:
         return None, None, None
-    if has("preprocessor_config.json", "processor_config.json"):
+    if _has_extractor(folder):
         extractor = (family.read_extractor or AutoFeatureExtractor.from_pretrained)(folder)
     elif family.feature_extractor is not None:
         extractor = family.feature_extractor(config)
@@ -323,9 +342,17 @@ def _processor_parts(
         template = file.read_text()
     elif (file := folder / "chat_template.json").exists():
         template = json.loads(file.read_text())["chat_template"]
-    elif tokenizer.chat_template is not None:
+    elif template is None:
         template = tokenizer.chat_template
     return tokenizer, extractor, template
+
+
+def _has_extractor(folder: Path) -> bool:
+    """Some publish a ``processor_config.json`` that names no feature extractor."""
+    if (folder / "preprocessor_config.json").exists():
+        return True
+    file = folder / "processor_config.json"
+    return file.exists() and "feature_extractor" in json.loads(file.read_text())
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -7,10 +7,10 @@ from itertools import accumulate, pairwise
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from hooked_alm.checkpoint import Checkpoint
+from hooked_alm.components.lora import plus_low_rank
 from hooked_alm.config import HookedALMConfig
 from hooked_alm.errors import ConversionError
 from hooked_alm.model import HookedALM
@@ -184,13 +184,10 @@ def _stored_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{name}.{leaf}", value
 
 
-def low_rank(
-    a: Float[Tensor, "rank d_in"], b: Float[Tensor, "d_out rank"], scaling: float
-) -> Float[Tensor, "d_out d_in"]:
-    """``scaling * b @ a``, rounded as PEFT 0.21 does when it merges: in fp32 on a CPU."""
-    if a.device.type == "cpu" and a.dtype in (torch.float16, torch.bfloat16):
-        return ((b.float() @ a.float()) * scaling).to(a.dtype)
-    return (b @ a) * scaling
+def target_of(rules: Sequence[Rule], name: str) -> str | None:
+    """The parameter that a checkpoint name fills by itself, or None."""
+    rule = next((r for r in rules if re.fullmatch(r.pattern, name)), None)
+    return re.sub(rule.pattern, rule.target, name) if isinstance(rule, Rename) else None
 
 
 @torch.inference_mode(mode=False)  # inference tensors do not count the edits made to them
@@ -204,9 +201,9 @@ def fill(model: nn.Module, cfg: HookedALMConfig, checkpoint: Checkpoint, found: 
             value = value[slice(*found.rows[target])].clone()
         if (update := found.updates.get(target)) is not None:
             a, b = (
-                checkpoint.read(name, cfg.dtype).to(cfg.device) for name in (update.a, update.b)
+                checkpoint.read(name, torch.float32).to(cfg.device) for name in (update.a, update.b)
             )
-            value = value + low_rank(a, b, update.scaling)
+            value = plus_low_rank(value, a, b, update.scaling)
         if leaf not in owner._buffers:
             value = nn.Parameter(value, requires_grad=value.is_floating_point())
         setattr(owner, leaf, value)

@@ -17,17 +17,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
 
-from .bundled import PREFIX, model_folder
+from .bundled import PREFIX
 from .circuits_plan import CircuitNode, bundled_pairs, places_of, random_nodes
 from .circuits_report import conclude
 from .circuits_select import Part, node_cells, nodes_of, split_groups, winners
 from .circuits_settings import CircuitsConfig, PlaceName
 from .circuits_sweeps import PairSweeps, Row
-from .emotion_conflict import weights_hash
 from .pairs import Pair, PreparedPair, prepare_pairs, read_pairs
+from .subject import described, load_subject
 from .workbench.experiment import Experiment, Unit, UnitResult
 from .workbench.report import Report
 from .workbench.run_folder import RunFolder
@@ -46,7 +45,6 @@ class Circuits(Experiment[CircuitsConfig]):
     def open(self) -> dict[str, Any]:
         """Load model and pairs, and check every prompt, answer and span before the first unit."""
         config = self.config
-        folder = model_folder(config.model)
         pairs = (
             bundled_pairs(config.pairs_per_clip)
             if config.pairs == "bundled"
@@ -54,13 +52,7 @@ class Circuits(Experiment[CircuitsConfig]):
         )
         self.parts = split_groups([p.group for p in pairs], config.discovery_share, config.seed)
         _check_groups(pairs, self.parts)
-        self.model = HookedALM.from_pretrained(
-            folder,
-            dtype=config.dtype,
-            device=config.device,
-            attn_implementation=config.attn_implementation,
-            revision=config.revision,
-        )
+        self.model = load_subject(config)
         self.pairs = prepare_pairs(self.model, pairs, truncate=config.truncate)
         self.places: dict[str, list[PlaceName]] = {}
         left_out = {}
@@ -68,15 +60,7 @@ class Circuits(Experiment[CircuitsConfig]):
             of_contrast = [one for one in self.pairs if one.pair.contrast == contrast]
             self.places[contrast], left_out[contrast] = places_of(of_contrast, config)
         return {
-            "model": {
-                "name": config.model,
-                "architecture": self.model.cfg.original_architecture,
-                "revision": config.revision,
-                "weights_sha256": weights_hash(folder),
-                "dtype": config.dtype,
-                "blocks": self.model.cfg.n_layers,
-                "heads": self.model.cfg.n_heads,
-            },
+            "model": described(self.model, config),
             "split": self.parts,
             "places": self.places,
             "places_left_out": left_out,

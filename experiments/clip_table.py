@@ -1,7 +1,7 @@
 """Tables that say which clip is which, and the habit of reporting every fault of a list at once."""
 
 import csv
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -50,11 +50,11 @@ def read_clip_table(table: Path, *, path_column: str, folder: Path) -> list[Clip
         InputError: the table cannot be read, or the faults of all its lines with their columns.
     """
     needed = (path_column, *IDENTITY)
-    columns, lines = _read_lines(table, needed)
+    columns, lines = read_lines(table, needed)
 
     def entry(line: tuple[str, Line]) -> ClipEntry:
         where, cells = line
-        _check_cells(cells, path_column, len(columns))
+        check_cells(cells, path_column, len(columns), _CHOICES)
         cells = {column: cell.strip() for column, cell in cells.items()}
         name = ClipName(**{column: cells[column] for column in IDENTITY})
         known = {*needed, *MEASURED}
@@ -70,8 +70,12 @@ def read_clip_table(table: Path, *, path_column: str, folder: Path) -> list[Clip
     return collect(f"reading {table}", entry, lines, lambda line: line[0])
 
 
-def _read_lines(table: Path, needed: Sequence[str]) -> tuple[list[str], list[tuple[str, Line]]]:
-    """The columns of a CSV file, and its lines, each with where it is."""
+def read_lines(table: Path, needed: Sequence[str]) -> tuple[list[str], list[tuple[str, Line]]]:
+    """The columns of a CSV file, and its lines, each with where it is.
+
+    Raises:
+        InputError: the file cannot be read, lacks a needed column, or has no line.
+    """
     try:
         # utf-8-sig: spreadsheets write a byte-order mark, which would join the first column's name.
         with table.open(newline="", encoding="utf-8-sig") as file:
@@ -93,13 +97,20 @@ def _read_lines(table: Path, needed: Sequence[str]) -> tuple[list[str], list[tup
     return columns, lines
 
 
-def _check_cells(cells: Line, path_column: str, n_columns: int) -> None:
+def check_cells(
+    cells: Line, path_column: str, n_columns: int, allowed: Mapping[str, Sequence[str]]
+) -> None:
+    """Refuse a line with too many or few cells, no file, or a cell that its column does not allow.
+
+    Raises:
+        InputError: all that is wrong with the line, by column.
+    """
     # DictReader files surplus cells under None, and gives missing ones the value None.
     if None in cells or None in cells.values():
         raise InputError(f"the line has more or fewer cells than the {n_columns} columns")
     faults = [
         f"column {column}: got {cells[column]!r}, expected one of {', '.join(choices)}"
-        for column, choices in _CHOICES.items()
+        for column, choices in allowed.items()
         if cells[column].strip() not in choices
     ]
     if not cells[path_column].strip():

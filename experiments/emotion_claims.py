@@ -253,7 +253,8 @@ def _late_by_lens(tables: Tables, config: EmotionConflictConfig, n_blocks: int) 
         scores = np.concatenate([scores, runs[labels].to_numpy(np.float64)[:, None]], axis=1)
     order = list(EMOTIONS)
     pairs = np.stack([runs[who].map(order.index).to_numpy() for who in ("target", "voice")], 1)
-    norm = "logit lens" if config.lens_norm == "final" else "logit lens without the final norm"
+    lens = "logit lens" if config.tuned_lens is None else "tuned lens"
+    norm = lens if config.lens_norm == "final" else f"{lens} without the final norm"
     finding = late_consolidation_test(
         scores,
         pairs,

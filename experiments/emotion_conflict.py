@@ -9,7 +9,6 @@ forward), ``delta`` and ``depths`` (by depth), ``attention`` (by layer and segme
 (by block and span). ``emotion_report`` makes figures and findings of them.
 """
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from hooked_alm import HookedALM
 from hooked_alm.audio import read_audio
 from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput, AudioClip
@@ -30,12 +28,14 @@ from hooked_alm.methods.lens import lens_fidelity, residual_rows, unembed_rows
 from hooked_alm.methods.metrics import LabelScores
 from hooked_alm.methods.patching import patch
 
-from .bundled import CLIPS, PREFIX, model_folder
+from .bundled import CLIPS, PREFIX
 from .emotion_plan import PatchRun, Plan, Run
 from .emotion_report import conclude
 from .emotion_settings import EmotionConflictConfig
 from .ob1 import EMOTIONS, Emotion, Language, prompt_segments
 from .recordings import Recording, load_recordings, match_loudness
+from .subject import described, load_hearing_subject
+from .tuned_lens_folder import described_lens, load_lens
 from .workbench.experiment import Experiment, Unit, UnitResult
 from .workbench.report import Report
 from .workbench.run_folder import RunFolder
@@ -54,19 +54,10 @@ class EmotionConflict(Experiment[EmotionConflictConfig]):
     def open(self) -> dict[str, Any]:
         """Load model and clips, and check every prompt before the first unit runs."""
         config = self.config
-        folder = model_folder(config.model)
-        self.model = HookedALM.from_pretrained(
-            folder,
-            dtype=config.dtype,
-            device=config.device,
-            attn_implementation=config.attn_implementation,
-            revision=config.revision,
+        self.model = load_hearing_subject(config, self.name)
+        self.tuned_lens = (
+            None if config.tuned_lens is None else load_lens(config.tuned_lens, self.model)
         )
-        if self.model.audio is None or self.model.prompts is None:
-            raise InputError(
-                f"running emotion_conflict on {config.model!r}: the model has no audio front-end, "
-                "or its folder no processor files. Give an audio model with both."
-            )
         clips = CLIPS if config.audio == "bundled" else Path(config.audio)
         self.recordings = load_recordings(clips, config.n_clips)
         self.clips: dict[str, AudioClip] = {
@@ -95,15 +86,13 @@ class EmotionConflict(Experiment[EmotionConflictConfig]):
         for unit in self.units():
             self._check(unit)
         return {
-            "model": {
-                "name": config.model,
-                "architecture": self.model.cfg.original_architecture,
-                "revision": config.revision,
-                "weights_sha256": weights_hash(folder),
-                "dtype": config.dtype,
-                "blocks": self.model.cfg.n_layers,
-            },
+            "model": described(self.model, config),
             "known_defects": config.known_defects(),
+            **(
+                {}
+                if config.tuned_lens is None
+                else {"tuned_lens": described_lens(config.tuned_lens)}
+            ),
             "label_token_ids": {language: self._label_ids(language) for language in self.labels},
             "sweeps_without_a_clip_for_the_donor": self.plan.impossible_sweeps(),
             "clips": [
@@ -195,12 +184,15 @@ class EmotionConflict(Experiment[EmotionConflictConfig]):
         x = self.input(run)
         rows = residual_rows(model, x)
         final = model(x)[0, -1].float()
-        lens_rows = rows if self.config.lens_depths == "all" else rows[:-1]
+        lens_rows = rows if self.tuned_lens is None else self.tuned_lens(rows)
+        lens_rows = lens_rows if self.config.lens_depths == "all" else lens_rows[:-1]
         lens = labels.scores(unembed_rows(model, lens_rows, labels.tokens, self.config.lens_norm))[
             :, 0, 0
         ]
         scores = labels.scores(final[labels.tokens])
-        fidelity = lens_fidelity(model, rows, norm=self.config.lens_norm)
+        fidelity = lens_fidelity(
+            model, rows, norm=self.config.lens_norm, translators=self.tuned_lens
+        )
         mass = attention_mass(model, x, SEGMENTS)[:, 0, :, 0]
         density = attention_density(mass[:, None, :, None], x, SEGMENTS)[:, 0, :, 0]
         tables = {
@@ -407,16 +399,3 @@ def _attention_rows(unit: str, x: ALMInput, mass: Tensor, density: Tensor) -> li
                 }
             )
     return rows
-
-
-def weights_hash(folder: str) -> str | None:
-    """SHA-256 over a folder's safetensors files; None for a hub id, which has a revision."""
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if not files:
-        return None
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()

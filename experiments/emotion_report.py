@@ -40,6 +40,10 @@ CAVEATS = (
     "The logit lens applies the final norm and the unembedding to inner states; where its "
     "fidelity is low it says little. Late settling should also show under patching.",
 )
+TUNED_LENS = (
+    "The tuned lens adds a trained map at every depth, which learnt to predict the output: it can "
+    "read a label at a depth where the model has not settled it."
+)
 
 
 def conclude(
@@ -194,11 +198,16 @@ def _lens(folder: RunFolder, summaries: Tables, config: EmotionConflictConfig) -
         rows=mean[columns].to_dict("records"),
     )
     text = (
-        "The logit lens reads the five labels' scores at the answer position after every block. "
+        f"The {_lens_name(config)} reads the five labels' scores at the answer position after "
+        "every block. "
         f"The primary definition of the critical depth here is {config.critical_method}; where "
         "definitions disagree, the depth is a matter of definition."
     )
     return Section("Lens", text, [*_given(figures), table])
+
+
+def _lens_name(config: EmotionConflictConfig) -> str:
+    return "logit lens" if config.tuned_lens is None else f"tuned lens {config.tuned_lens}"
 
 
 def _given(figures: Sequence[Figure | None]) -> list[Item]:
@@ -271,4 +280,5 @@ def _method(config: EmotionConflictConfig, manifest: pd.DataFrame) -> Section:
         "undefined "
         f"below a total effect of {config.min_effect:g} logits, and counted."
     )
-    return Section("Methods and caveats", "\n\n".join([text, *CAVEATS]), items)
+    caveats = [*CAVEATS, *([] if config.tuned_lens is None else [TUNED_LENS])]
+    return Section("Methods and caveats", "\n\n".join([text, *caveats]), items)

@@ -78,6 +78,11 @@ class EmotionConflictConfig(ExperimentConfig):
         default=None, description="scale every clip to this level, so that it cannot tell the label"
     )
     lens_norm: LensNorm = "final"
+    tuned_lens: str | None = Field(
+        default=None,
+        description="folder of a trained lens, such as RUN/lens of tuned_lens; None is the logit "
+        "lens",
+    )
     lens_depths: Literal["all", "without_output"] = "all"
     contrast: Literal["matched_pair", "seed"] = "matched_pair"
     critical_method: CriticalMethod = "resolve"
@@ -119,6 +124,8 @@ class EmotionConflictConfig(ExperimentConfig):
                 "label_mode 'sequence' has no lens: use first_token or variants, and labels that "
                 "begin with different tokens"
             )
+        if self.tuned_lens is not None and self.lens_norm != "final":
+            raise ValueError("tuned_lens was trained under the final norm: lens_norm must be final")
         for language, words in self.labels.items():
             if set(words) != set(EMOTIONS):
                 raise ValueError(f"labels.{language} must name {', '.join(EMOTIONS)}")

@@ -12,12 +12,13 @@ from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from hooked_alm.audio import decode_file
 from hooked_alm.methods.statistics import (
     Interval,
     bootstrap_mean,
+    handoff_index,
     resampled_means,
     wilson,
 )
@@ -406,12 +407,3 @@ def _handoff(
     found = found[np.isfinite(found)]
     low, high = np.quantile(found, [0.025, 0.975]) if len(found) else (np.nan, np.nan)
     return {"block": float(first), "low": float(low), "high": float(high), "undefined": undefined}
-
-
-def handoff_index(
-    values: Float[np.ndarray, "curve block"], includes_half: bool = False
-) -> Int[np.ndarray, " curve"]:
-    """The first index from which a curve stays below one half (S-11); its length if none."""
-    below = values <= 0.5 if includes_half else values < 0.5
-    n_settled = np.logical_and.accumulate(below[:, ::-1], axis=1).sum(axis=1)
-    return np.asarray(values.shape[1] - n_settled)

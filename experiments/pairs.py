@@ -20,10 +20,10 @@ Any sweep takes what ``prepare_pairs`` makes: a base, a donor, and a token for e
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
@@ -34,6 +34,7 @@ from .clip_table import collect, raise_all
 SIDES = ("base", "donor")
 KEYS = ("base", "donor", "answers", "group", "contrast", "id")
 SIDE_KEYS = ("audio", "text", "segments")
+One = TypeVar("One")
 _ID = re.compile(r"[\w+=@,-][\w+=@,.-]*")
 
 
@@ -44,6 +45,14 @@ class Side:
     audio: tuple[Path, ...]
     segments: tuple[tuple[str, str], ...]
     """Named parts of the instruction; its plain parts are called text. Empty without one."""
+
+
+def described_side(side: Side) -> dict[str, Any]:
+    """What identifies a prompt, as JSON."""
+    return {
+        "audio": [[path.name, _sha256(path)] for path in side.audio],
+        "segments": [list(part) for part in side.segments],
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +76,7 @@ class Pair:
             "group": self.group,
             "contrast": self.contrast,
             "answers": list(self.answers),
-            **{
-                name: {
-                    "audio": [[path.name, _sha256(path)] for path in side.audio],
-                    "segments": [list(part) for part in side.segments],
-                }
-                for name, side in ((name, getattr(self, name)) for name in SIDES)
-            },
+            **{name: described_side(getattr(self, name)) for name in SIDES},
         }
 
 
@@ -95,24 +98,7 @@ def read_pairs(file: str | Path) -> list[Pair]:
         InputError: all that is wrong with it, by file, line and field.
     """
     file = Path(file)
-    try:
-        lines = file.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "text that is not UTF-8"
-        raise InputError(
-            f"reading pairs from {file}: got {reason}, expected a JSONL file. Check the path."
-        ) from error
-    numbered = [(n, line) for n, line in enumerate(lines, start=1) if line.strip()]
-    if not numbered:
-        raise InputError(
-            f"reading pairs from {file}: got an empty file, expected one JSON object a line."
-        )
-    pairs = collect(
-        f"reading pairs from {file}",
-        lambda line: _read_line(file, *line),
-        numbered,
-        lambda line: f"line {line[0]}",
-    )
+    pairs = read_lines("pairs", file, lambda number, line: _read_line(file, number, line))
     first: dict[str, Pair] = {}
     doubles = [(first.setdefault(pair.id.casefold(), pair), pair) for pair in pairs]
     raise_all(
@@ -120,6 +106,32 @@ def read_pairs(file: str | Path) -> list[Pair]:
         [f"{b.where}: id: got {b.id!r}, which {a.where} has" for a, b in doubles if a is not b],
     )
     return pairs
+
+
+def read_lines(what: str, file: Path, read: Callable[[int, str], One]) -> list[One]:
+    """``read`` of the number and text of every line of a JSONL file that is not empty.
+
+    Raises:
+        InputError: no such file, nothing in it, or what ``read`` raises, each after its line.
+    """
+    try:
+        lines = file.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "text that is not UTF-8"
+        raise InputError(
+            f"reading {what} from {file}: got {reason}, expected a JSONL file. Check the path."
+        ) from error
+    numbered = [(n, line) for n, line in enumerate(lines, start=1) if line.strip()]
+    if not numbered:
+        raise InputError(
+            f"reading {what} from {file}: got an empty file, expected one JSON object a line."
+        )
+    return collect(
+        f"reading {what} from {file}",
+        lambda line: read(*line),
+        numbered,
+        lambda line: f"line {line[0]}",
+    )
 
 
 def prepare_pairs(
@@ -138,7 +150,7 @@ def prepare_pairs(
     clips: dict[Path, AudioClip] = {}
 
     def prepared(pair: Pair) -> PreparedPair:
-        sides = [_prompt(model, pair, name, clips, truncate) for name in SIDES]
+        sides = [prepare_side(model, getattr(pair, n), n, clips, truncate) for n in SIDES]
         tokens = [_first_token(model, pair, i) for i in range(2)]
         if tokens[0] == tokens[1]:
             raise InputError(
@@ -152,10 +164,14 @@ def prepare_pairs(
     return collect("preparing pairs", prepared, pairs, lambda pair: pair.where or pair.id)
 
 
-def _prompt(
-    model: HookedALM, pair: Pair, name: str, clips: dict[Path, AudioClip], truncate: bool
+def prepare_side(
+    model: HookedALM, side: Side, name: str, clips: dict[Path, AudioClip], truncate: bool
 ) -> ALMInput:
-    side: Side = getattr(pair, name)
+    """One prompt as the model reads it; clips are taken from ``clips``, or read into it.
+
+    Raises:
+        InputError: what its fields make impossible on this model, after ``name``.
+    """
     try:
         for path in side.audio:
             if path not in clips:
@@ -183,7 +199,12 @@ class _RepeatedKeyError(ValueError):
     """A key that an object has twice."""
 
 
-def _read_line(file: Path, number: int, line: str) -> Pair:
+def read_object(line: str, known: Sequence[str], needed: Sequence[str]) -> tuple[Any, list[str]]:
+    """The JSON object of a line, and the faults of its keys.
+
+    Raises:
+        InputError: it is no object, or has a key twice.
+    """
     try:
         found = json.loads(line, object_pairs_hook=_without_repeats)
     except _RepeatedKeyError as error:
@@ -191,14 +212,20 @@ def _read_line(file: Path, number: int, line: str) -> Pair:
     except ValueError as error:
         raise InputError(f"got no JSON ({error}), expected one object a line") from None
     if not isinstance(found, dict):
-        raise InputError(f"got {_kind(found)}, expected an object with {', '.join(KEYS[:3])}")
-    faults = _wrong_keys(found, KEYS, needed=KEYS[:3], prefix="")
-    sides = {name: _side(file, name, found.get(name), faults) for name in SIDES if name in found}
+        raise InputError(f"got {_kind(found)}, expected an object with {', '.join(needed)}")
+    return found, wrong_keys(found, known, needed=needed, prefix="")
+
+
+def _read_line(file: Path, number: int, line: str) -> Pair:
+    found, faults = read_object(line, KEYS, KEYS[:3])
+    sides = {
+        name: read_side(file, name, found.get(name), faults) for name in SIDES if name in found
+    }
     answers = _answers(found["answers"], faults) if "answers" in found else ("", "")
     default = f"line{number:04d}"
-    group = _name("group", found.get("group", default), faults)
-    contrast = _name("contrast", found.get("contrast", "pair"), faults)
-    pair_id = _name("id", found.get("id", default), faults)
+    group = read_name("group", found.get("group", default), faults)
+    contrast = read_name("contrast", found.get("contrast", "pair"), faults)
+    pair_id = read_name("id", found.get("id", default), faults)
     if not faults and sides["base"] == sides["donor"]:
         faults.append("donor: got the same prompt as base, expected one that differs")
     if faults:
@@ -223,9 +250,10 @@ def _without_repeats(items: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _wrong_keys(
+def wrong_keys(
     found: dict[str, Any], known: Sequence[str], *, needed: Sequence[str], prefix: str
 ) -> list[str]:
+    """A fault for every key that is missing or unknown."""
     faults = [f"{prefix}{key}: missing" for key in needed if key not in found]
     return faults + [
         f"{prefix}{key}: got an unknown field, expected {', '.join(known)}"
@@ -234,12 +262,13 @@ def _wrong_keys(
     ]
 
 
-def _side(file: Path, name: str, found: Any, faults: list[str]) -> Side:
+def read_side(file: Path, name: str, found: Any, faults: list[str]) -> Side:
+    """A prompt from its JSON object; what is wrong with it is added to ``faults``."""
     side = Side(audio=(), segments=())
     if not isinstance(found, dict):
         faults.append(f"{name}: got {_kind(found)}, expected an object with audio and text")
         return side
-    faults += _wrong_keys(found, SIDE_KEYS, needed=(), prefix=f"{name}.")
+    faults += wrong_keys(found, SIDE_KEYS, needed=(), prefix=f"{name}.")
     if {"text", "segments"} <= found.keys():
         faults.append(f"{name}: got text and segments, expected one of them")
     elif not found.keys() & set(SIDE_KEYS):
@@ -282,7 +311,7 @@ def _answers(found: Any, faults: list[str]) -> tuple[str, str]:
     if not isinstance(found, dict):
         faults.append(f"answers: got {_kind(found)}, expected an object with base and donor")
         return ("", "")
-    faults += _wrong_keys(found, SIDES, needed=SIDES, prefix="answers.")
+    faults += wrong_keys(found, SIDES, needed=SIDES, prefix="answers.")
     base, donor = (
         _words(f"answers.{side}", found[side], faults) if side in found else "" for side in SIDES
     )
@@ -298,7 +327,8 @@ def _words(field: str, found: Any, faults: list[str]) -> str:
     return ""
 
 
-def _name(field: str, found: Any, faults: list[str]) -> str:
+def read_name(field: str, found: Any, faults: list[str]) -> str:
+    """A name from JSON, numbers as text; what is wrong with it is added to ``faults``."""
     text = str(found) if isinstance(found, int) and not isinstance(found, bool) else found
     if not isinstance(text, str) or not text.strip():
         faults.append(f"{field}: got {found!r}, expected a name")

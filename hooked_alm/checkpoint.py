@@ -16,9 +16,6 @@ from torch import Tensor
 
 from .errors import ConversionError
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-
 
 class Checkpoint(Mapping[str, tuple[int, ...]]):
     """Tensor names and shapes of a checkpoint folder; ``read`` gives one tensor."""
@@ -140,10 +137,11 @@ class SafetensorsCheckpoint(Checkpoint):
             that does not fit the shards.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Read every header; no weights yet."""
+    def __init__(self, folder: Path, stem: str = "model") -> None:
+        """Read every header; no weights yet. Files are named ``{stem}.safetensors``."""
         super().__init__()
-        self.folder = folder
+        self.folder, self.single = folder, f"{stem}.safetensors"
+        self.index = f"{self.single}.index.json"
         for name in self._shards():
             with self._open(folder / name) as shard:
                 for key in shard.keys():  # a safetensors handle is no mapping
@@ -152,32 +150,32 @@ class SafetensorsCheckpoint(Checkpoint):
         self._check_index()
 
     def _shards(self) -> list[str]:
-        if (self.folder / INDEX).exists():
+        if (self.folder / self.index).exists():
             return sorted(set(self._weight_map().values()))
-        if (self.folder / SINGLE).exists():
-            return [SINGLE]
+        if (self.folder / self.single).exists():
+            return [self.single]
         raise ConversionError(
-            f"reading the checkpoint {self.folder}: found neither {SINGLE} nor {INDEX}. Download "
-            "the safetensors files; pickled checkpoints are not read."
+            f"reading the checkpoint {self.folder}: found neither {self.single} nor "
+            f"{self.index}. Download the safetensors files; pickled checkpoints are not read."
         )
 
     def _weight_map(self) -> dict[str, str]:
         try:
-            return {**json.loads((self.folder / INDEX).read_text())["weight_map"]}
+            return {**json.loads((self.folder / self.index).read_text())["weight_map"]}
         except (ValueError, LookupError, TypeError) as error:
             raise ConversionError(
-                f"reading {self.folder / INDEX}: it is no index of a checkpoint "
+                f"reading {self.folder / self.index}: it is no index of a checkpoint "
                 f"({type(error).__name__}: {error}). It is damaged; download it again."
             ) from error
 
     def _check_index(self) -> None:
-        if not (self.folder / INDEX).exists():
+        if not (self.folder / self.index).exists():
             return
         indexed, found = self._weight_map(), {k: f.name for k, f in self._file_of.items()}
         wrong = sorted(k for k in indexed.keys() | found.keys() if indexed.get(k) != found.get(k))
         if wrong:
             raise ConversionError(
-                f"reading the checkpoint {self.folder}: {INDEX} and the shards disagree on "
+                f"reading the checkpoint {self.folder}: {self.index} and the shards disagree on "
                 f"{len(wrong)} tensors, {wrong[:5]} among them. Download the files again."
             )
 

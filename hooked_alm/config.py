@@ -93,6 +93,8 @@ class HookedALMConfig:
     """Whether TransformerLens' `induction_loss` begins with a BOS token; nothing here reads it."""
     normalization_type: Literal["RMS", "RMSPre"] = "RMS"
     """RMSPre once the norms' scales are folded into the weights that read them."""
+    adapter: str | None = None
+    """Folder of the LoRA adapter that was applied on loading."""
     weight_processing: tuple[str, ...] = ()
     """What was done to the weights; empty while they are the checkpoint's, equal to HF's."""
     final_rms: bool = True

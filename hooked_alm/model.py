@@ -4,7 +4,7 @@ A prompt's tokens are embedded, its audio clips are merged in, and the residual 
 the blocks to the final norm and the unembedding.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -18,6 +18,7 @@ from .audio import AudioSource
 from .axes import Logits, Resid, TokenIds
 from .components.attention import AttentionContext
 from .components.block import Block
+from .components.lora import updates_of
 from .components.norm import RMSNorm
 from .components.rotary import Rotary
 from .config import HookedALMConfig, LayerType
@@ -198,6 +199,29 @@ class HookedALM(HookedTransformerSurface, HookedModule):
         other.head = head
         return other
 
+    def switch_lora(self, on: bool, layers: Iterable[int] | None = None) -> None:
+        """Let the adapter act, or not, until it is switched again.
+
+        Off, the weights are the base model's, bit by bit; on, what merging makes of them.
+
+        Args:
+            on: whether it acts.
+            layers: blocks of ``path``; None is all of the model.
+
+        Raises:
+            InputError: no adapter is kept apart, or none in one of the layers.
+        """
+        found = list(updates_of(self))
+        names = [""] if layers is None else [f"{self.path[layer]}." for layer in layers]
+        if empty := [n for n in names if not any(name.startswith(n) for name, _ in found)]:
+            raise InputError(
+                f"switching LoRA: there is none to switch in {', '.join(empty) or 'the model'}. "
+                "Load it with from_pretrained(..., lora=folder, merge_lora=False)."
+            )
+        for name, update in found:
+            if name.startswith(tuple(names)):
+                update.is_on = on
+
     @property
     def path(self) -> tuple[str, ...]:
         """Names of the blocks that lead to the head in use, in order."""
@@ -216,13 +240,13 @@ class HookedALM(HookedTransformerSurface, HookedModule):
         return cast(Block, self.get_submodule(self.path[layer]))
 
     @property
-    def head_norm(self) -> RMSNorm:
-        """The norm before the head in use."""
+    def head_norm(self) -> Any:
+        """The ``RMSNorm`` before the head in use, or what was put in its place."""
         return self.ln_final if self.head == "text" else self.mimo_ln_final
 
     @property
-    def head_unembed(self) -> Unembed:
-        """The unembedding of the head in use."""
+    def head_unembed(self) -> Any:
+        """The ``Unembed`` of the head in use."""
         return self.unembed if self.head == "text" else self.mimo_unembed
 
     @classmethod

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,6 +16,8 @@ from .spans import SPAN_NAMES, clip_ranges, span_flags, span_map
 Message = Mapping[str, Any]
 Conversation = Sequence[Message]
 Segments = Sequence[tuple[str, str]]
+CLIP = -1
+"""No id: stands for a clip where no token does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,17 @@ class _Prompt:
     is_text: list[bool]
     segments: dict[str, list[bool]]
     clips: list[AudioClip]
+
+
+class PromptToken(NamedTuple):
+    """A token of a rendered prompt."""
+
+    id: int
+    start: int
+    """The characters that it stands for, half-open."""
+    stop: int
+    segment: str | None = None
+    """Name of the part it belongs to, if it is no part of the instruction."""
 
 
 class PromptBuilder:
@@ -145,33 +158,66 @@ class PromptBuilder:
         inside: dict[str, list[tuple[int, int]]] = {}
         for name, start, stop in _segment_ranges(segments, starts, texts):
             inside.setdefault(name, []).append((start, stop))
-        encoding = self.tokenizer(rendered, return_offsets_mapping=True)
+        tokens = self._tokenise(rendered, conversation)
         ids: list[int] = []
         is_audio: list[bool] = []
         is_text: list[bool] = []
-        parts: dict[str, list[bool]] = {name: [] for name in inside}
+        apart = {token.segment for token in tokens if token.segment is not None}
+        parts: dict[str, list[bool]] = {name: [] for name in (*inside, *apart)}
         remaining = list(clips)
-        placeholder = self.front_end.tokens.placeholder
+        placeholder = self._placeholder()
         whole = [(s, s + len(t)) for s, t in zip(starts, texts, strict=True)]
-        for token, (start, stop) in zip(
-            encoding["input_ids"], encoding["offset_mapping"], strict=True
-        ):
+        for token, start, stop, segment in tokens:
             if token == placeholder and not remaining:
-                raise _placeholder_error(len(clips), encoding["input_ids"].count(placeholder))
+                n_placeholders = sum(one.id == placeholder for one in tokens)
+                raise _placeholder_error(len(clips), n_placeholders)
             new = [token]
             if token == placeholder:
                 new = self.front_end.prompt_ids(remaining.pop(0))
-                is_audio += [i == placeholder for i in new]
+                is_audio += [placeholder in (i, CLIP) for i in new]
             else:
                 is_audio.append(False)
             ids += new
             n = len(new)
-            is_text += [_overlaps(whole, start, stop)] * n
-            for name, ranges in inside.items():
-                parts[name] += [_overlaps(ranges, start, stop)] * n
+            is_text += [segment is not None or _overlaps(whole, start, stop)] * n
+            for name, flags in parts.items():
+                flags += [segment == name or _overlaps(inside.get(name, ()), start, stop)] * n
         if remaining:
             raise _placeholder_error(len(clips), len(clips) - len(remaining))
         return _Prompt(ids=ids, is_audio=is_audio, is_text=is_text, segments=parts, clips=clips)
+
+    def _placeholder(self) -> int:
+        given = self.front_end.tokens.placeholder
+        return CLIP if given is None else given
+
+    def _tokenise(self, rendered: str, conversation: Conversation) -> list[PromptToken]:
+        """The tokens of a prompt.
+
+        Where no id tells a clip, ``CLIP`` stands for it, and the text around it is tokenised piece
+        by piece, with the tokenizer's own special tokens in the first at most.
+        """
+        audio = self.front_end.tokens
+        if audio.text is None:
+            return self._tokens(rendered)
+        found: list[PromptToken] = []
+        at = 0
+        for index, piece in enumerate(rendered.split(audio.text)):
+            if index > 0:
+                found.append(PromptToken(CLIP, at, at + len(audio.text)))
+                at += len(audio.text)
+            found += self._tokens(piece, at, add_special_tokens=index == 0 and audio.prepend_bos)
+            at += len(piece)
+        return found
+
+    def _tokens(self, text: str, at: int = 0, **options: Any) -> list[PromptToken]:
+        """The tokens of a piece that begins at a character of the prompt."""
+        encoding = self.tokenizer(text, return_offsets_mapping=True, **options)
+        return [
+            PromptToken(token, at + start, at + stop)
+            for token, (start, stop) in zip(
+                encoding["input_ids"], encoding["offset_mapping"], strict=True
+            )
+        ]
 
     def _render(self, conversation: Conversation) -> tuple[str, list[int], list[str]]:
         """The prompt, and where each text item of a user turn starts in it.
@@ -219,13 +265,12 @@ class PromptBuilder:
             add_generation_prompt=True,
         )
 
-
     def _as_text(self, content: Any) -> str:
         """A message of parts as one text."""
         if isinstance(content, str):
             return content
-        parts = (item["text"] if item.get("type") == "text" else self.audio_text for item in content)
-        return "".join(parts)
+        audio = self.audio_text or ""
+        return "".join(item["text"] if item.get("type") == "text" else audio for item in content)
 
 
 def _segment_ranges(

@@ -32,10 +32,10 @@ class AudioTokens:
     max_seconds: float | None
     """Longest clip the feature extractor keeps; None without a limit."""
     text: str | None = None
-    """What stands for a clip in the rendered prompt, where that is no token: the pieces around it
-    are tokenised one by one."""
+    """What stands for a clip in the rendered prompt where ``placeholder`` is None: the pieces
+    around it are tokenised one by one."""
     prepend_bos: bool = True
-    """Whether the tokenizer's own special tokens go before the first of these pieces, too."""
+    """Whether the tokenizer's own special tokens go before the first of them."""
 
 
 @dataclass(frozen=True)

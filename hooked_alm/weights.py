@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .components.lora import updates_of
 from .errors import InputError
 from .hooks import FactoredMatrix
 
@@ -278,6 +279,12 @@ class Weights:
         Raises:
             InputError: the config has what HookedTransformer's has not.
         """
+        assert isinstance(self, nn.Module)
+        if any(updates_of(self)):
+            raise InputError(
+                f"treating {self.cfg.model_name!r} as a HookedTransformer: its adapter is kept "
+                "apart from the weights. Load it merged, with merge_lora=True."
+            )
         if beyond := self.cfg.beyond_hooked_transformer:
             raise InputError(
                 f"treating {self.cfg.model_name!r} as a HookedTransformer: it has "

@@ -55,7 +55,8 @@ def measure(
     rng = np.random.default_rng(seed + 10)
 
     def score(cases: Sequence[Case]) -> Score:
-        answers = ask(model, processor, cases)
+        prompts, samples = [c.prompt for c in cases], [c.clip.samples for c in cases]
+        answers = ask(model, processor, prompts, samples)
         end = processor.tokenizer.eos_token
         right = sum(a == c.answer(rule) + end for a, c in zip(answers, cases, strict=True))
         return {"right": right, "n": len(cases), "accuracy": round(right / len(cases), 4)}
@@ -163,11 +164,11 @@ def write_card(
         unheard_voices=", ".join(f"`{v}`" for lang in LANGUAGES for v in VOICES["unheard"][lang]),
         table=_table(metrics),
     )
-    (folder / "README.md").write_text(_reflow(card), encoding="utf-8")
+    (folder / "README.md").write_text(reflow(card), encoding="utf-8")
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
 
 
-def _reflow(text: str) -> str:
+def reflow(text: str) -> str:
     """Paragraphs wrapped again after the numbers went in; tables, code and headings as they are."""
     blocks = text.strip().split("\n\n")
     wrapped = [

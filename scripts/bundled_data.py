@@ -12,11 +12,9 @@ from typing import Literal, get_args
 
 import numpy as np
 import soundfile
-import torch
+from bundled_model import Design
 from numpy.typing import NDArray
 from synthesise_speech import ASSETS, make_clip
-from torch import Tensor
-from transformers import Qwen2AudioProcessor
 
 from hooked_alm.experiments.ob1 import (
     EMOTIONS,
@@ -150,43 +148,25 @@ def all_cases(clip: Clip, mode: PromptMode, rng: np.random.Generator) -> list[Ca
     return cases
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Mels:
-    """Log-mel spectrograms of a set of clips."""
-
-    values: Tensor  # [clip, mel, frame], half precision to fit in memory
-    frames: Tensor  # [clip], those that hold signal
-    emotions: Tensor  # [clip]
-
-
-def read_mels(processor: Qwen2AudioProcessor, clips: list[Clip]) -> Mels:
-    """The feature extractor's output for every clip."""
-    extractor = processor.feature_extractor
-    values, frames = [], []
-    for start in range(0, len(clips), 64):
-        out = extractor(
-            [clip.samples for clip in clips[start : start + 64]], return_tensors="pt",
-            sampling_rate=extractor.sampling_rate, return_attention_mask=True,
-            padding="max_length",
-        )  # fmt: skip
-        values.append(out["input_features"].half())
-        frames.append(out["attention_mask"].sum(-1))
-    emotions = torch.tensor([EMOTIONS.index(clip.emotion) for clip in clips])
-    return Mels(values=torch.cat(values), frames=torch.cat(frames), emotions=emotions)
-
-
-def augment(mels: Tensor, frames: Tensor, rng: np.random.Generator) -> Tensor:
-    """A copy with masked bands and spans (SpecAugment), a level shift of 1 dB rms, and noise."""
-    # The extractor maps 10 dB to 0.25 units.
-    noise = torch.from_numpy(rng.standard_normal(mels.shape, dtype=np.float32))
-    out = mels + 0.05 * noise
-    for i, length in enumerate(frames.tolist()):
-        clip = out[i, :, :length]
-        clip += 0.025 * rng.standard_normal()
-        fill = clip.mean().item()
-        for _ in range(2):
-            band, span = rng.integers(0, 9), rng.integers(0, 30)
-            low, start = rng.integers(0, 80 - band), rng.integers(0, max(1, length - span))
-            clip[low : low + band] = fill
-            clip[:, start : start + span] = fill
-    return out
+def design() -> Design:
+    """Sizes and vocabulary of the two models."""
+    rng = np.random.default_rng(0)
+    questions = []
+    for language, mode in product(LANGUAGES, MODES):
+        clip = Clip(
+            samples=np.zeros(0, np.float32), language=language, emotion="sad", intensity="normal"
+        )
+        questions.append(draw_case(clip, mode, rng, language).prompt)
+    return Design(
+        words=tuple(LABELS[lang][emotion] for lang, emotion in product(LANGUAGES, EMOTIONS)),
+        questions=tuple(questions),
+        chunk_s=6,
+        audio={
+            "d_model": 72, "encoder_layers": 3, "encoder_attention_heads": 4,
+            "encoder_ffn_dim": 160,
+        },
+        text={
+            "hidden_size": 96, "intermediate_size": 200, "num_hidden_layers": 10,
+            "num_attention_heads": 6, "num_key_value_heads": 2,
+        },
+    )  # fmt: skip

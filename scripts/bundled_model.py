@@ -1,20 +1,21 @@
 """The bundled models' format: a small Qwen2-Audio checkpoint with tokenizer and processor.
 
 Same classes, files and chat template as the published model; only the sizes and the vocabulary
-differ. Also asks a model questions the way a user would, through processor and ``generate``.
+differ, and a ``Design`` says them. Also asks a model questions the way a user would, through
+processor and ``generate``.
 """
 
 import math
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import product
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from bundled_data import MODES, Case, Clip, draw_case
+from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import (
@@ -26,28 +27,41 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from hooked_alm.experiments.ob1 import EMOTIONS, LABELS, LANGUAGES
-
 SPECIALS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>",
 )  # fmt: skip
-LABEL_WORDS = tuple(LABELS[lang][emotion] for lang, emotion in product(LANGUAGES, EMOTIONS))
-CHUNK_S = 6
 MELS = 80
 BPE_VOCAB = 480
 MAX_POSITION = 512
+CHAT_FRAME = ("system\nYou are a helpful assistant.", "\n", "user\nAudio 1: ", "assistant\n")
 
 
-def build_processor() -> Qwen2AudioProcessor:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Design:
+    """What one pair of bundled models can say and read, and how large it is."""
+
+    words: tuple[str, ...]
+    """The answers; each becomes one token."""
+    questions: tuple[str, ...]
+    """What the tokenizer's merges are learnt from."""
+    chunk_s: int
+    """Longest clip."""
+    audio: Mapping[str, int]
+    """Sizes of the audio tower, in the config's own field names."""
+    text: Mapping[str, int]
+    """Sizes of the decoder, likewise."""
+
+
+def build_processor(design: Design) -> Qwen2AudioProcessor:
     """Tokenizer, feature extractor and the class's own chat template."""
     extractor = WhisperFeatureExtractor(
-        feature_size=MELS, chunk_length=CHUNK_S, return_attention_mask=True
+        feature_size=MELS, chunk_length=design.chunk_s, return_attention_mask=True
     )
-    return Qwen2AudioProcessor(feature_extractor=extractor, tokenizer=build_tokenizer())
+    return Qwen2AudioProcessor(feature_extractor=extractor, tokenizer=build_tokenizer(design))
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE learnt from the questions; each label word is one token wherever it stands."""
+def build_tokenizer(design: Design) -> PreTrainedTokenizerFast:
+    """Byte-level BPE learnt from the questions; each answer is one token wherever it stands."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -55,9 +69,14 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         vocab_size=BPE_VOCAB, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )  # fmt: skip
-    bpe.train_from_iterator(_bpe_corpus(), trainer)
+    # Without the answers, which are added below.
+    cut = "|".join(map(re.escape, design.words))
+    texts = (*CHAT_FRAME, *design.questions)
+    bpe.train_from_iterator(
+        [part for text in texts for part in re.split(cut, text) if part], trainer
+    )
     # Added, not merged: inside the quotes of an instruction BPE would join a word to its quote.
-    bpe.add_tokens([AddedToken(word, normalized=False) for word in LABEL_WORDS])
+    bpe.add_tokens([AddedToken(word, normalized=False) for word in design.words])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>",
         extra_special_tokens=list(SPECIALS), padding_side="left", model_max_length=MAX_POSITION,
@@ -66,34 +85,21 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _bpe_corpus() -> list[str]:
-    """Every question and the chat frame, with the label words cut out."""
-    rng = np.random.default_rng(0)
-    texts = ["system\nYou are a helpful assistant.", "\n", "user\nAudio 1: ", "assistant\n"]
-    for language, mode in product(LANGUAGES, MODES):
-        clip = Clip(
-            samples=np.zeros(0, np.float32), language=language, emotion="sad", intensity="normal"
-        )
-        texts.append(draw_case(clip, mode, rng, language).prompt)
-    cut = "|".join(map(re.escape, LABEL_WORDS))
-    return [piece for text in texts for piece in re.split(cut, text) if piece]
-
-
-def build_model(processor: Qwen2AudioProcessor, seed: int) -> Qwen2AudioForConditionalGeneration:
+def build_model(
+    design: Design, processor: Qwen2AudioProcessor, seed: int
+) -> Qwen2AudioForConditionalGeneration:
     """An untrained model whose initial scales suit its small width."""
     tokenizer = processor.tokenizer
     ids = {word: tokenizer.convert_tokens_to_ids(word) for word in SPECIALS}
-    frames = 100 * CHUNK_S
+    frames = 100 * design.chunk_s
     config = Qwen2AudioConfig(
         audio_config={
-            "model_type": "qwen2_audio_encoder", "num_mel_bins": MELS, "d_model": 72,
-            "encoder_layers": 3, "encoder_attention_heads": 4, "encoder_ffn_dim": 160,
+            "model_type": "qwen2_audio_encoder", "num_mel_bins": MELS, **design.audio,
             "max_source_positions": frames // 2,
         },
         text_config={
-            "model_type": "qwen2", "vocab_size": len(tokenizer), "hidden_size": 96,
-            "intermediate_size": 200, "num_hidden_layers": 10, "num_attention_heads": 6,
-            "num_key_value_heads": 2, "max_position_embeddings": MAX_POSITION,
+            "model_type": "qwen2", "vocab_size": len(tokenizer), **design.text,
+            "max_position_embeddings": MAX_POSITION,
             "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "bos_token_id": None,
             "eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"],
         },
@@ -159,18 +165,18 @@ def _conversation(prompt: str) -> list[dict[str, object]]:
 def ask(
     model: Qwen2AudioForConditionalGeneration,
     processor: Qwen2AudioProcessor,
-    cases: Sequence[Case],
+    prompts: Sequence[str],
+    clips: Sequence[NDArray[np.float32]],
     *,
     batch: int = 16,
 ) -> list[str]:
     """Greedy answers with their special tokens, so that a missing end of turn shows."""
     model.eval()
     answers: list[str] = []
-    for start in range(0, len(cases), batch):
-        group = cases[start : start + batch]
+    for start in range(0, len(prompts), batch):
         inputs = processor(
-            text=[chat_text(processor, case.prompt) for case in group],
-            audio=[case.clip.samples for case in group],
+            text=[chat_text(processor, prompt) for prompt in prompts[start : start + batch]],
+            audio=list(clips[start : start + batch]),
             sampling_rate=processor.feature_extractor.sampling_rate,
             return_tensors="pt", padding=True,
         )  # fmt: skip

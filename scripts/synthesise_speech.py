@@ -6,18 +6,20 @@ espeak-ng (package ``espeakng-loader``) speaks; emotion is prosody alone, the wo
 Each emotion is a deviation from the neutral setting, ``MANNERS`` below; ``strong`` takes it 1.6
 times as far. Pitch and range are espeak's 0-99 scales, rate is a factor, level is in dB:
 
-    emotion    pitch range  rate  level  tilt (dB/octave)  tremor  drive
-    neutral       0     0   1.00    0        0               0       0
-    cheerful    +16   +28   1.08   +1.5     +1               0       0
-    sad         -14   -22   0.88   -3       -2               0       0
-    angry        +2    +8   1.08   +4       +1.5             0       2
-    terrified   +22    -8   1.14    0        0               1       0
+    emotion    pitch range  rate  level  tilt (dB/octave)  tremor  drive  rise
+    neutral       0     0   1.00    0        0               0       0     0
+    cheerful    +16   +28   1.08   +1.5     +1               0       0     0
+    sad         -14   -22   0.88   -3       -2               0       0     0
+    angry        +2    +8   1.08   +4       +1.5             0       2     0
+    terrified   +22    -8   1.14    0        0               1       0     0
+    surprised   +18   +14   0.95    0        0               0       0     0.2
 
-``tilt`` turns the spectrum about 500 Hz (bright or dull), ``drive`` is a soft clipper (a rough
-voice), ``tremor`` is a 7 Hz wobble of pitch (4 %) and loudness (35 %). A voice is one espeak voice;
-the OB1 clips use one voice per language (``en-us``, and ``cmn`` for Mandarin) and, within a
-language, have the same number of samples: their rate is fitted to the length, so rate is no cue
-there. In other clips ``rate_link`` draws how far rate follows the emotion.
+``happy`` is ``cheerful`` under another name. ``tilt`` turns the spectrum about 500 Hz (bright or
+dull), ``drive`` is a soft clipper (a rough voice), ``tremor`` is a 7 Hz wobble of pitch (4 %) and
+loudness (35 %), ``rise`` lets the pitch climb from that share below to that share above. A voice is
+one espeak voice; the OB1 clips use one voice per language (``en-us``, and ``cmn`` for Mandarin)
+and, within a language, have the same number of samples: their rate is fitted to the length, so rate
+is no cue there. In other clips ``rate_link`` draws how far rate follows the emotion.
 
 espeak carries state from one utterance to the next, so what is reproducible bit for bit is a run of
 calls in one process, not a call by itself.
@@ -38,7 +40,7 @@ import soxr
 from numpy.typing import NDArray
 
 from hooked_alm.experiments.acoustics import describe_clip
-from hooked_alm.experiments.ob1 import SENTENCES, Emotion, Intensity, Language, ob1_clip_names
+from hooked_alm.experiments.ob1 import SENTENCES, Intensity, Language, ob1_clip_names
 
 Samples = NDArray[np.float64]
 
@@ -67,15 +69,18 @@ class Manner:
     tilt_db: float = 0
     tremor: float = 0
     drive: float = 0
+    rise: float = 0
 
 
-MANNERS: dict[Emotion, Manner] = {
+MANNERS: dict[str, Manner] = {
     "neutral": Manner(),
     "cheerful": Manner(pitch=16, range=28, rate=0.08, level_db=1.5, tilt_db=1.0),
     "sad": Manner(pitch=-14, range=-22, rate=-0.12, level_db=-3.0, tilt_db=-2.0),
     "angry": Manner(pitch=2, range=8, rate=0.08, level_db=4.0, tilt_db=1.5, drive=2.0),
     "terrified": Manner(pitch=22, range=-8, rate=0.14, tremor=1.0),
+    "surprised": Manner(pitch=18, range=14, rate=-0.05, rise=0.2),
 }
+MANNERS["happy"] = MANNERS["cheerful"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,7 +177,7 @@ def make_clip(
     text: str,
     language: Language,
     voice: str,
-    emotion: Emotion,
+    emotion: str,
     intensity: Intensity,
     seed: int,
     *,
@@ -185,7 +190,7 @@ def make_clip(
         text: what is said.
         language: of the text.
         voice: an espeak voice name, for example ``cmn+f2``.
-        emotion: how it is said.
+        emotion: how it is said, a key of ``MANNERS``.
         intensity: ``strong`` takes the emotion's deviation further.
         seed: of the noise floor, and of the jitter when none is given.
         jitter: offsets of this clip; drawn from ``seed`` if None.
@@ -233,13 +238,17 @@ def fit_rate(text: str, voice: str, *, pitch: int, spread: int, room_s: float) -
 
 
 def shape_voice(speech: Samples, manner: Manner, by: float, jitter: Jitter) -> Samples:
-    """Tremor, drive and tilt, then resampling to 16 kHz."""
+    """Tremor, rise, drive and tilt, then resampling to 16 kHz."""
     time = np.arange(speech.size) / espeak().rate
     if manner.tremor:
         omega, depth = 2 * np.pi * jitter.tremor_hz, by * manner.tremor
         # Warping time by sin(wt)/w changes the local speed, hence the pitch, by cos(wt).
         warped = time + 0.04 * depth * np.sin(omega * time) / omega
         speech = np.interp(warped, time, speech) * (1 + 0.35 * depth * np.sin(omega * time))
+    if manner.rise:
+        # Local speed, hence pitch, goes from 1 - depth to 1 + depth; the length stays.
+        depth = by * manner.rise
+        speech = np.interp(time + depth * (time**2 / time[-1] - time), time, speech)
     if manner.drive:
         speech = np.tanh(by * manner.drive * speech / (3 * speech.std()))
     tilt = by * manner.tilt_db + jitter.tilt_db

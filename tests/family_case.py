@@ -54,7 +54,8 @@ class Case:
     logits: Callable[[Tensor, HookedALM], Tensor] = lambda logits, model: logits
     """What the reference's logits should have been."""
     head: str = "lm_head.weight"
-    """Name of the unembedding on disk; its absence must be refused unless the config ties it."""
+    """Name of the unembedding on disk, ``component/name`` if it is there; its absence must be
+    refused unless the config ties it."""
     is_tied: bool = False
     bias: str | None = None
     """Name on disk of a bias (or a norm, without biases) whose absence must be refused."""

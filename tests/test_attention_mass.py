@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hooked_alm import ALMInput, HookedALM, HookNameError, InputError
+from hooked_alm import ALMInput, HookedALM, InputError
 from hooked_alm.inputs import positions_from_mask
 from hooked_alm.methods.attention_mass import attention_density, attention_mass
 from hooked_alm.spans import SpanMap
@@ -236,7 +236,7 @@ def test_no_scores_are_made(gqa: HookedALM) -> None:
 
 def test_bad_choices(gqa: HookedALM) -> None:
     x = gqa.encode(**CASES["one row"])
-    with pytest.raises(HookNameError, match=r"blocks\.4\.attn\.hook_rot_q"):
+    with pytest.raises(InputError, match=r"blocks \[4\]: the model has blocks 0 to 3"):
         attention_mass(gqa, x, ["audio"], layers=[4])
     with pytest.raises(InputError, match="looking up span 'speech': this input has audio"):
         attention_mass(gqa, x, ["audio", "speech"])

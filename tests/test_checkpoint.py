@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from hooked_alm import ConversionError
-from hooked_alm.checkpoint import SafetensorsCheckpoint
+from hooked_alm.checkpoint import JoinedCheckpoint, PickledCheckpoint, SafetensorsCheckpoint
 from tiny import TinyModels
 
 
@@ -130,3 +130,53 @@ def test_loaded_weights_are_mapped_not_copied(tiny_models: TinyModels, tmp_path:
     kept = checkpoint.read("language_model.lm_head.weight", torch.bfloat16)
     assert str(folder) not in maps.read_text()
     assert kept.dtype == torch.bfloat16
+
+
+def test_a_pickled_file(tmp_path: Path) -> None:
+    """Tensors by name, at the top or under a key, without running anything."""
+    path, tensors = tmp_path / "m.pth", {"a": torch.arange(6.0).reshape(2, 3)}
+    torch.save(tensors, path)
+    checkpoint = PickledCheckpoint(path)
+    assert dict(checkpoint) == {"a": (2, 3)}
+    assert torch.equal(checkpoint.read("a", torch.bfloat16), tensors["a"].bfloat16())
+    torch.save({"model": tensors, "step": 3}, path)
+    assert dict(PickledCheckpoint(path, "model")) == {"a": (2, 3)}
+    with pytest.raises(ConversionError, match="expected tensors by name"):
+        PickledCheckpoint(path)
+    with pytest.raises(ConversionError, match="tensors by name under 'weights'"):
+        PickledCheckpoint(path, "weights")
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ConversionError, match=r"reading .*m\.pth"):
+        PickledCheckpoint(path)
+    path.unlink()
+    with pytest.raises(ConversionError, match="the file is missing"):
+        PickledCheckpoint(path)
+
+
+class Runs:
+    """Writes a file when it is unpickled by a reader that executes code."""
+
+    def __init__(self, trace: str) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (self.trace, "w")
+
+
+def test_a_pickled_program_is_not_run(tmp_path: Path) -> None:
+    path, trace = tmp_path / "m.pth", tmp_path / "trace"
+    torch.save({"a": Runs(str(trace))}, path)
+    with pytest.raises(ConversionError, match="holds more than tensors"):
+        PickledCheckpoint(path)
+    assert not trace.exists()
+
+
+def test_parts_under_their_names(sharded: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("other")
+    save_file({"a": torch.ones(4)}, other / "model.safetensors")
+    joined = JoinedCheckpoint(
+        SafetensorsCheckpoint(sharded), {"text_model": SafetensorsCheckpoint(other)}
+    )
+    assert dict(joined) == {"a": (2, 3), "b": (4,), "c": (3,), "text_model/a": (4,)}
+    assert torch.equal(joined.read("text_model/a", torch.float32), torch.ones(4))
+    assert torch.equal(joined.read("a", torch.float32), torch.arange(6.0).reshape(2, 3))

@@ -18,7 +18,7 @@ from hf_reference import with_positions
 from hooked_alm import ConversionError, HookedALM, InputError
 from hooked_alm.checkpoint import SafetensorsCheckpoint
 from hooked_alm.converters import load_model, qwen2_audio
-from hooked_alm.converters.rules import Drop, Rename, plan
+from hooked_alm.converters.rules import Drop, Lora, Rename, Split, fill, plan
 from tiny import (
     TinyModels,
     edit_config,
@@ -528,3 +528,45 @@ def test_only_parameters_declared_tied_may_be_absent(tmp_path: Path) -> None:
     assert plan(checkpoint, [], {"x": (2,)}, tied=["x"]).sources == {}
     with pytest.raises(ConversionError, match="missing tensor for y"):
         plan(checkpoint, [], {"x": (2,), "y": (2,)}, tied=["x"])
+
+
+def test_fused_rows_go_to_their_parameters(gqa: HookedALM, tmp_path: Path) -> None:
+    """In order, each as many rows as it has; of its own memory."""
+    tensors = {"fused": torch.arange(14.0).reshape(7, 2)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    checkpoint = SafetensorsCheckpoint(tmp_path)
+    rules = [Split("fused", ("q.weight", "k.weight", "v.weight"))]
+    model = torch.nn.ModuleDict({n: torch.nn.Linear(2, size, bias=False)
+                                 for n, size in (("q", 4), ("k", 2), ("v", 1))})  # fmt: skip
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    found = plan(checkpoint, rules, shapes)
+    fill(model, gqa.cfg, checkpoint, found)
+    rows = [model[name].weight for name in "qkv"]
+    assert torch.equal(torch.cat([row.detach() for row in rows]), tensors["fused"])
+    assert {row.untyped_storage().nbytes() for row in rows} == {32, 16, 8}
+    with pytest.raises(ConversionError, match=r"fused has shape \[7, 2\], expected \[8, 2\]"):
+        plan(checkpoint, rules, shapes | {"v.weight": (2, 2)})
+    both = [*rules, Rename("fused", "q.weight")]
+    assert plan(checkpoint, both, shapes).rows == found.rows
+
+
+def test_updates_are_added_on_loading(gqa: HookedALM, tmp_path: Path) -> None:
+    """``W + s B A``, by hand; half of one, or another width, is refused."""
+    draw = torch.Generator().manual_seed(0)
+    w, a, b = (torch.randn(size, generator=draw) for size in ((5, 4), (2, 4), (5, 2)))
+    rules = [Rename("w", "x.weight"), Lora("a", "x.weight", "A", 3.0),
+             Lora("b", "x.weight", "B", 3.0)]  # fmt: skip
+    model = torch.nn.ModuleDict({"x": torch.nn.Linear(4, 5, bias=False)})
+    shapes = {"x.weight": (5, 4)}
+
+    def stored(**tensors: Tensor) -> SafetensorsCheckpoint:
+        save_file(tensors, tmp_path / "model.safetensors")
+        return SafetensorsCheckpoint(tmp_path)
+
+    checkpoint = stored(w=w, a=a, b=b)
+    fill(model, gqa.cfg, checkpoint, plan(checkpoint, rules, shapes))
+    assert torch.equal(model["x"].weight.detach(), w + (b @ a) * 3.0)
+    with pytest.raises(ConversionError, match="a has no factor B beside it"):
+        plan(stored(w=w, a=a), rules, shapes)
+    with pytest.raises(ConversionError, match=r"does not fit x.weight \[5, 4\]"):
+        plan(stored(w=w, a=a, b=b[:3].clone()), rules, shapes)

@@ -338,7 +338,7 @@ def test_audio_is_heard(tiny_models: TinyModels) -> None:
     ).effect[0]
     assert np.abs(found[:, 0]).max() > 1e-2
     assert not found[:, 1].any()
-    np.testing.assert_array_equal(found[:, 0], found[:, 2])
+    compare(found[:, 0], found[:, 2])
 
 
 def test_an_identical_donor_scores_nothing(tiny_models: TinyModels) -> None:
@@ -392,7 +392,7 @@ def test_a_divergence_is_flat_at_the_base_only(tiny_models: TinyModels) -> None:
     ("options", "message"),
     [
         ({"steps": 0, "method": "eap-ig"}, "at least one step"),
-        ({"to_nodes": ["blocks.9.hook_mlp_in"]}, "layer 9"),
+        ({"to_nodes": ["blocks.9.hook_mlp_in"]}, "blocks.9 is not on the way to the text head"),
         ({"from_nodes": ["blocks.0.hook_z[1]"]}, "naming the sender"),
         ({"metric": OnLogits(lambda logits: logits.detach()[:, -1, 5])}, "no gradient"),
     ],

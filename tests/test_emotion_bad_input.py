@@ -236,7 +236,7 @@ def test_a_number_of_clips_that_is_not_there(finished: RunFolder, clips: Path) -
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"model": "bundled:follows_nobody"}, "carries bundled:follows_text, bundled:follows_v"),
+        ({"model": "bundled:follows_nobody"}, "carries .*bundled:follows_text, bundled:follows_v"),
         ({"patch_layers": (0, 10, -1)}, r"patching blocks \[10, -1\]: .* blocks 0 to 9"),
         (
             {"labels": {"zh": {**LABELS["zh"], "angry": "高兴"}}},

@@ -53,7 +53,7 @@ def opened(model: str = "follows_text", **settings: Any) -> EmotionConflict:
     """The experiment on the 18 clips; what ``open`` loads is shared between settings."""
     first = _opened(model)
     experiment = EmotionConflict(EmotionConflictConfig(model=f"bundled:{model}", **settings))
-    for loaded in ("model", "recordings", "clips", "labels"):
+    for loaded in ("model", "recordings", "clips", "labels", "tuned_lens"):
         setattr(experiment, loaded, getattr(first, loaded))
     return experiment
 

@@ -23,13 +23,13 @@ from hooked_alm.experiments.emotion_tables import (
     critical_layers,
     delta_curves,
     flip_cells,
-    handoff_index,
     handoffs,
     items_with_delta,
     patching_summary,
 )
 from hooked_alm.experiments.workbench.report import Report
 from hooked_alm.experiments.workbench.run_folder import RunFolder
+from hooked_alm.methods.statistics import handoff_index
 
 CONFIG = EmotionConflictConfig(n_resamples=1000)
 SEED = EmotionConflictConfig(variant="seed", n_resamples=1000)

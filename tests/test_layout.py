@@ -40,7 +40,10 @@ LEVELS = (
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 CONVERTERS_MAY_IMPORT = LEVELS[0] | LEVELS[1] | LEVELS[2] | {"model"}
 # Modules that every converter family may import; families never import each other.
-SHARED_CONVERTERS = {"family", "rules", "strict_config", "decoders", "registry", "parity"}
+SHARED_CONVERTERS = {
+    *("family", "rules", "strict_config", "decoders", "registry", "parity"),
+    *("pooled_whisper", "whisper_llama", "desta_perception", "whisper_windows", "log_mel"),
+}
 
 # The modules that may import transformer_lens.
 TRANSFORMER_LENS = {"hooked_alm.hooks"}

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from hooked_alm.converters import model_table
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -35,6 +37,11 @@ def test_the_patching_example_runs(
     assert recovery[0, 0] > 0.8 > 0.2 > recovery[0, 2]
     assert recovery[-1, 2] > 0.8 > 0.2 > recovery[-1, 0]
     assert "blocks.9.attn.hook_q_input" in capsys.readouterr().out
+
+
+def test_its_table_of_models_is_the_generated_one() -> None:
+    """``hooked-alm models --markdown`` makes it anew."""
+    assert model_table.as_markdown() in (ROOT / "README.md").read_text()
 
 
 def test_its_paths_exist() -> None:

@@ -147,3 +147,31 @@ the stream, sums of edges against their node, or positions summed in parts (meas
 BENCH_SWEEPS = 1e-5
 """Differences of two logits near 4: the fast engine against the bridge's eager attention and the
 fused one of Hugging Face, every cell of the smallest sweeps (measured 1.9e-6)."""
+
+DIVERGENCE = 2e-5
+"""Losses and divergences in nats: fp32 sums over chunks of the vocabulary against float64 over all
+of it, and sdpa against eager attention, on logits of the order of 10 (measured 2.5e-6 with the same
+kernel)."""
+
+TUNED_LENS_STEPS = 3e-5
+"""Six steps of training translators in fp32 against float64, losses in nats and parameters relative
+to the largest: Adam divides gradients near 0 by their own size (measured 8.5e-6; SGD 1.8e-7)."""
+
+HEAD_NORMS = 1e-6
+"""Relative (cosines: absolute): norms of heads in fp32, by a triangular factor or summed over
+tokens in fp32, against products and sums in fp64 or of other shapes (measured 2.8e-7)."""
+HEAD_NORMS_CANCELLED = 2e-3
+"""Relative: the same where the head's weights leave a thousandth of its output (measured 3.9e-4
+over 200 draws; by the Gram matrix it is percents)."""
+
+GATES = 5e-5
+"""Answers and recoveries of a model built to be a gate, which are 0 and 1: its norm divides by a
+constant of 1000 beside inputs of 1 (measured 1.4e-5)."""
+
+LOG_MEL = 1e-5
+"""Log-mel features near 1 in fp32 against their definition in fp64 (measured 3.0e-6), and, once,
+against transformers' extractor with torchaudio (4.2e-6)."""
+
+UNMERGED = 2e-4
+"""Logits in fp32 under a merged adapter, against PEFT's layers that keep it apart:
+two products for one (measured 5.1e-5)."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from hooked_alm.errors import HookedALMError
+from hooked_alm.errors import HookedALMError, InputError
 
 app = typer.Typer(
     help="Mechanistic interpretability for audio language models.",
@@ -161,8 +161,15 @@ def verify(
     attn: Annotated[Literal["sdpa", "eager"], typer.Option(help="Of both models.")] = "sdpa",
     device: Annotated[str, typer.Option(help="Of both models.")] = "cpu",
     tolerance: Annotated[float, typer.Option(help="Largest difference allowed.", min=0)] = 0.0,
+    component: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=PATH", help="A part whose weights are elsewhere."),
+    ] = None,
 ) -> None:
-    """Compare a model with Hugging Face's own, depth by depth; any difference is an error."""
+    """Compare a model with Hugging Face's own, depth by depth; any difference is an error.
+
+    Where Hugging Face has no class for the model, its tensors and fields are accounted for.
+    """
     from hooked_alm.converters import parity
     from hooked_alm.experiments.bundled import model_folder
 
@@ -172,10 +179,28 @@ def verify(
         attn_implementation=attn,
         device=device,
         tolerance=tolerance,
+        components=_named(component or []),
     )
     typer.echo(result.table())
     if not result.passed:
         raise typer.Exit(1)
+
+
+def _named(words: list[str]) -> dict[str, str]:
+    """``NAME=PATH`` words as a mapping."""
+    if wrong := [word for word in words if "=" not in word]:
+        raise InputError(f"reading components: got {', '.join(wrong)}, expected NAME=PATH.")
+    return dict(word.split("=", 1) for word in words)
+
+
+@app.command()
+def models(
+    markdown: Annotated[bool, typer.Option(help="As the README has it.")] = False,
+) -> None:
+    """List the supported families, with the evidence for each."""
+    from hooked_alm.converters import model_table
+
+    typer.echo(model_table.as_markdown() if markdown else model_table.as_text())
 
 
 @app.command()

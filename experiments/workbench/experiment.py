@@ -18,6 +18,10 @@ class ExperimentConfig(BaseModel):
 
     model: str = Field(default="bundled:follows_text", description="id, folder or bundled:NAME")
     revision: str | None = Field(default=None, description="branch, tag or commit of a model id")
+    components: dict[str, str] = Field(
+        default={}, description="parts whose weights are elsewhere: name to folder or id"
+    )
+    lora: str | None = Field(default=None, description="a PEFT adapter's folder or id, merged")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "cpu"
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
@@ -62,6 +66,9 @@ class Experiment(ABC, Generic[C]):
     Config: ClassVar[type[ExperimentConfig]] = ExperimentConfig
     # Raise it when the meaning of a unit's result changes: older runs are then not resumed.
     schema_version: ClassVar[int] = 1
+    folder: RunFolder
+    """Where the run is kept: set by the runner before `open`, for work that is too large for JSON
+    or goes on from what an earlier unit left, such as a checkpoint."""
 
     def __init__(self, config: C) -> None:
         self.config = config

@@ -12,6 +12,10 @@ from .experiment import Experiment
 EXPERIMENTS = {
     "circuits": "hooked_alm.experiments.circuits:Circuits",
     "emotion_conflict": "hooked_alm.experiments.emotion_conflict:EmotionConflict",
+    "prefix_comparison": "hooked_alm.experiments.prefix_comparison:PrefixComparison",
+    "head_statistics": "hooked_alm.experiments.head_statistics:HeadStatistics",
+    "tuned_lens": "hooked_alm.experiments.tuned_lens:TuneLens",
+    "semantic_vs_prosody": "hooked_alm.experiments.semantic_vs_prosody:SemanticVsProsody",
 }
 
 

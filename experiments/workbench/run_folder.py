@@ -216,7 +216,9 @@ class RunFolder:
         from safetensors.numpy import save
 
         contiguous = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
-        write_atomic(self.path / "arrays" / f"{name}.safetensors", save(contiguous, metadata=axes))
+        # One entry: safetensors writes several in an order of its own, and bytes must repeat.
+        about = {"axes": json.dumps(axes, sort_keys=True)}
+        write_atomic(self.path / "arrays" / f"{name}.safetensors", save(contiguous, metadata=about))
 
     def add_clip(self, name: str, recording: Path | str) -> str:
         """Keeps a recording for the report as the model hears it: 16 kHz, mono, 16 bit.

@@ -46,6 +46,7 @@ def run(experiment: Experiment[Any], out: Path | str | None = None) -> RunFolder
     if config.n_threads:
         torch.set_num_threads(config.n_threads)
     with folder.lock():
+        experiment.folder = folder
         inputs = experiment.open()
         units = _checked(experiment.units())
         made_with = {

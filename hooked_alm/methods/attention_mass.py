@@ -8,6 +8,7 @@ from einops import repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..errors import InputError
 from ..hooks import Hook, HookPoint
 from ..inputs import ALMInput
 from ..model import HookedALM
@@ -38,8 +39,16 @@ def attention_mass(
 
     Returns:
         Per query head: grouped kv heads are expanded.
+
+    Raises:
+        InputError: a block or a span that does not exist.
     """
     chosen = range(len(model.path)) if layers is None else layers
+    if wrong := [layer for layer in chosen if not 0 <= layer < len(model.path)]:
+        raise InputError(
+            f"measuring attention in blocks {wrong}: the model has blocks 0 to "
+            f"{len(model.path) - 1}."
+        )
     where = (readout_positions(x) if queries is None else queries).to(x.device)
     where = torch.where(where < 0, where + x.shape[1], where)
     batch = torch.arange(len(x), device=x.device)[:, None]

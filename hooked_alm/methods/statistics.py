@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy import stats
 
 from ..errors import InputError
@@ -194,6 +194,20 @@ def recovery(
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = (np.asarray(patched, np.float64) - base) / effect
     return np.where(np.abs(effect) < eps, np.nan, ratio)
+
+
+def handoff_index(
+    recovery: Float[np.ndarray, "curve block"], includes_half: bool = False
+) -> Int[np.ndarray, " curve"]:
+    """The first index from which a curve stays below one half (S-11); its length if none.
+
+    Of recovery when a span is patched block by block, it is where the span's information has been
+    handed off: what comes later no longer reads it there. With ``includes_half``, one half counts
+    as below; 1 − recovery of the place it arrives at then gives where that stays at half or above.
+    """
+    below = recovery <= 0.5 if includes_half else recovery < 0.5
+    n_settled = np.logical_and.accumulate(below[:, ::-1], axis=1).sum(axis=1)
+    return np.asarray(recovery.shape[1] - n_settled)
 
 
 class _Options(NamedTuple):

@@ -1,0 +1,51 @@
+"""The table of models: what is supported, and how far each is proved."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from .registry import FAMILIES, REFUSED, load_family
+
+
+class Row(NamedTuple):
+    """One family."""
+
+    family: str
+    audio: str
+    """Positions per second, and the longest clip."""
+    readout: str
+    """Where the first token of the answer is predicted."""
+    evidence: str
+    notes: str = ""
+    """What a user has to know besides."""
+
+
+def rows() -> Iterator[Row]:
+    """Supported families, then those that are refused."""
+    for module in dict.fromkeys(FAMILIES.values()):
+        family = load_family(module)
+        card = family.card
+        yield Row(family.name, card.audio, card.readout, card.evidence, card.notes)
+    for name, reason in dict.fromkeys(REFUSED.values()):
+        yield Row(name, "", "", f"refused, because {reason}")
+
+
+def as_text() -> str:
+    """For a terminal: a paragraph per family."""
+    return "\n\n".join(
+        "\n".join([
+            row.family,
+            *(f"  {name:<9}{value}" for name, value in row._asdict().items()
+              if value and name != "family"),
+        ])
+        for row in rows()
+    )  # fmt: skip
+
+
+def as_markdown() -> str:
+    """For the README, which a test holds against this; without the notes."""
+    lines = [
+        "| family | audio | the answer's first token is predicted at | evidence |",
+        "|---|---|---|---|",
+        *("| " + " | ".join(cell.replace("|", r"\|") for cell in row[:4]) + " |" for row in rows()),
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,241 @@
+"""What ``prefix_comparison`` says: findings in words, made from its tables (card M-002-15)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hooked_alm.methods.statistics import stratified_bootstrap
+
+from .findings import MIN_ITEMS, Finding
+from .prefix_comparison_measures import fisher_z
+from .prefix_comparison_settings import PrefixComparisonConfig
+from .prefix_comparison_tables import Tables, means, wide
+
+NATS = "nats per token"
+
+
+def findings(
+    tables: Tables,
+    summaries: Tables,
+    compared: tuple[str, str, str],
+    config: PrefixComparisonConfig,
+) -> dict[str, Finding]:
+    """Every claim of the report, by name."""
+    a, b, segment = compared
+    items = tables["items"]
+    groups = dict(zip(items.item, items.group, strict=True))
+    own = tables["curves"][tables["curves"].run == a]
+    curve = wide(own, "depth", "delta")
+    found = {
+        "output": _output(curve, items, a, b, config),
+        "window": _window(curve, summaries["curves"], a, b, groups, config),
+        "quadrants": _quadrants(curve, items, a, b, config),
+        "coupling": _coupling(tables["coupling"], segment, groups, config),
+    }
+    of_runs = summaries["runs"].set_index("run")
+    neutral = f"neutral {segment}"
+    if neutral in of_runs.index:
+        found["content"] = _content(tables["runs"], a, neutral, segment, groups, config)
+    for mode in ("gap", "filler"):
+        rows = summaries["positions"]
+        rows = rows[rows["mode"] == mode]
+        if len(rows):
+            found[f"position: {mode}"] = _position(rows.iloc[0].to_dict(), mode)
+    failed = summaries["controls"]
+    failed = failed[failed.verdict == "FAIL"].control
+    # Rotary or not: a padding that acts is a fact about the model, no fault.
+    failed = [one for one in failed if not one.startswith("left padding")]
+    if failed:
+        why = "; ".join(f"the control '{name}' failed" for name in failed)
+        found = {name: _taken_back(one, why) for name, one in found.items()}
+    return found
+
+
+def finding_table(found: Mapping[str, Finding]) -> pd.DataFrame:
+    """The findings as rows."""
+    rows = []
+    for name, one in found.items():
+        numbers = {"estimate": one.estimate, "low": one.low, "high": one.high, "n": one.n}
+        rows.append(
+            {"claim": name, "established": one.established, **numbers, "unit": one.unit,
+             "statement": one.statement}
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _finding(
+    claim: str, facts: str, why_not: Mapping[str, bool], row: Mapping[str, Any], unit: str
+) -> Finding:
+    reasons = [reason for reason, holds in why_not.items() if holds]
+    because = f"Because: {'; '.join(reasons)}. " if reasons else ""
+    return Finding(
+        statement=f"{claim}. {because}{facts}.",
+        established=not reasons,
+        estimate=float(row.get("mean", np.nan)),
+        low=float(row.get("low", np.nan)),
+        high=float(row.get("high", np.nan)),
+        n=int(row.get("n", 0)),
+        unit=unit,
+    )
+
+
+def _taken_back(one: Finding, why: str) -> Finding:
+    claim, _, facts = one.statement.partition(". ")
+    return Finding(
+        statement=f"{claim}. Because: {why}. {facts}",
+        established=False,
+        estimate=one.estimate,
+        low=one.low,
+        high=one.high,
+        n=one.n,
+        unit=one.unit,
+    )
+
+
+def _shown(row: Mapping[str, Any]) -> str:
+    return f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+
+
+def _unsure(row: Mapping[str, Any]) -> dict[str, bool]:
+    n = int(row["n"])
+    return {
+        f"only {n} items": n < MIN_ITEMS,
+        "the interval includes 0": not (row["low"] > 0 or row["high"] < 0),
+    }
+
+
+def _mean_row(
+    values: pd.Series, groups: Mapping[str, str], config: PrefixComparisonConfig
+) -> dict[str, Any]:
+    return dict(means(values.to_frame("x"), groups, config).iloc[0])
+
+
+def _output(
+    curve: pd.DataFrame, items: pd.DataFrame, a: str, b: str, config: PrefixComparisonConfig
+) -> Finding:
+    groups = dict(zip(items.item, items.group, strict=True))
+    row = _mean_row(curve[curve.columns[-1]], groups, config)
+    claim = f"With {a} the continuation is {'likelier' if row['mean'] < 0 else 'less likely'}"
+    facts = (
+        f"ΔNLL ({a} − {b}) at the output {_shown(row)} {NATS}, JS {items.js.mean():.3f} of at most "
+        f"0.693, {int(row['n'])} items"
+    )
+    return _finding(f"{claim} than with {b}", facts, _unsure(row), row, NATS)
+
+
+def _window(
+    curve: pd.DataFrame,
+    summary: pd.DataFrame,
+    a: str,
+    b: str,
+    groups: Mapping[str, str],
+    config: PrefixComparisonConfig,
+) -> Finding:
+    """The longest run of depths that differ from 0 under the band for all depths at once."""
+    own = summary[(summary.run == a) & (summary.metric == "delta")]
+    differs = ((own.low_all > 0) | (own.high_all < 0)).to_numpy()
+    signs = np.where(differs, np.sign(own["mean"].to_numpy()), 0)
+    first, last = _longest(signs)
+    if first is None or last is None:
+        claim = f"{a} and {b} differ from some depth on"
+        why = {"no depth differs from 0 under the simultaneous band": True}
+        return _finding(claim, f"{len(curve)} items", why, {"n": len(curve)}, NATS)
+    depths = own.depth.to_numpy()
+    row = _mean_row(curve[depths[first : last + 1]].mean(axis=1), groups, config)
+    claim = f"{a} and {b} differ at depths {depths[first]}–{depths[last]} of {depths[-1]}"
+    facts = f"Mean ΔNLL over these depths {_shown(row)} {NATS}, {int(row['n'])} items"
+    return _finding(claim, facts, _unsure(row), row, NATS)
+
+
+def _longest(signs: np.ndarray) -> tuple[int | None, int | None]:
+    """Ends of the longest stretch of one sign; the deeper one of two as long."""
+    best: tuple[int | None, int | None] = (None, None)
+    length, start = 0, 0
+    for i, sign in enumerate(signs):
+        if i == 0 or sign != signs[i - 1]:
+            start = i
+        if sign and i - start + 1 >= length:
+            best, length = (start, i), i - start + 1
+    return best
+
+
+def _quadrants(
+    curve: pd.DataFrame, items: pd.DataFrame, a: str, b: str, config: PrefixComparisonConfig
+) -> Finding:
+    strata = items.set_index("item").quadrant.reindex(curve.index)
+    counts = {name: int((strata == name).sum()) for name in ("G11", "G10", "G01", "G00")}
+    sizes = ", ".join(f"{name} {n}" for name, n in counts.items())
+    claim = f"The benefit of {a} is larger where only {a} succeeds than where only {b} does"
+    if not counts["G10"] or not counts["G01"]:
+        why = {"G10 or G01 has no item": True}
+        return _finding(claim, f"Items by outcome: {sizes}", why, {"n": len(strata)}, NATS)
+    values = curve[curve.columns[-1]].to_numpy(np.float64)
+    _, ci = stratified_bootstrap(
+        values, strata.tolist(), seed=config.seed, difference=("G10", "G01"),
+        n_resamples=config.n_resamples,
+    )  # fmt: skip
+    assert ci is not None
+    row = {"mean": float(ci.mean), "low": float(ci.low), "high": float(ci.high), "n": ci.n}
+    why = {
+        f"only {counts['G10']} and {counts['G01']} items": min(counts["G10"], counts["G01"])
+        < MIN_ITEMS,
+        "the interval of G10 − G01 is not below 0": not row["high"] < 0,
+    }
+    facts = f"ΔNLL at the output, G10 − G01 {_shown(row)} {NATS}; items: {sizes}"
+    return _finding(claim, facts, why, row, NATS)
+
+
+def _coupling(
+    coupling: pd.DataFrame,
+    segment: str,
+    groups: Mapping[str, str],
+    config: PrefixComparisonConfig,
+) -> Finding:
+    """Mean over layers, so that no layer is picked for its result."""
+    by_item = wide(coupling, "layer", "partial")
+    z = pd.DataFrame(fisher_z(by_item.to_numpy(np.float64)), by_item.index, by_item.columns)
+    defined = z.notna().any(axis=1)
+    claim = f"Tokens whose prediction attends to {segment} more benefit more"
+    if not defined.any():
+        why = {"no item has tokens enough for a correlation": True}
+        return _finding(claim, f"{len(z)} items", why, {}, "correlation")
+    row = _mean_row(z[defined].mean(axis=1), groups, config)
+    row |= {name: np.tanh(row[name]) for name in ("mean", "low", "high")}
+    why = {**_unsure(row), "the correlation is not below 0": not row["high"] < 0}
+    facts = (
+        f"Rank correlation of attention and ΔNLL given position and class, mean over layers "
+        f"{_shown(row)}, {int(row['n'])} of {len(z)} items"
+    )
+    return _finding(claim, facts, why, row, "correlation")
+
+
+def _content(
+    runs: pd.DataFrame,
+    a: str,
+    neutral: str,
+    segment: str,
+    groups: Mapping[str, str],
+    config: PrefixComparisonConfig,
+) -> Finding:
+    before, after = (runs[runs.run == name].set_index("item").delta for name in (a, neutral))
+    row = _mean_row((after - before.reindex(after.index)).dropna(), groups, config)
+    claim = f"The content of {segment} makes the continuation likelier"
+    facts = (
+        f"Neutral content of the same length raises the loss by {_shown(row)} {NATS}, "
+        f"{int(row['n'])} items"
+    )
+    why = {**_unsure(row), "it does not rise": not row["low"] > 0}
+    return _finding(claim, facts, why, row, NATS)
+
+
+def _position(row: Mapping[str, Any], mode: str) -> Finding:
+    numbers = {"mean": row["delta"], "low": row["low"], "high": row["high"], "n": row["n"]}
+    why = {
+        **_unsure(numbers),
+        "its sign is another than as run": np.sign(row["delta"]) != np.sign(row["as_run"]),
+    }
+    claim = f"The difference stays when lengths are matched by {mode}"
+    facts = f"ΔNLL at the output {_shown(numbers)} {NATS}, as run {row['as_run']:.2f}"
+    return _finding(claim, facts, why, numbers, NATS)
