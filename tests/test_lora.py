@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,8 +18,6 @@ from hooked_alm.methods.metrics import LogitDiff
 from hooked_alm.methods.patching import patch
 from tiny import TinyModels, hf_inputs
 from tolerances import FAST_ENGINE, UNMERGED
-
-peft = pytest.importorskip("peft")
 
 INPUTS = hf_inputs([[63], [23]], [9, 14])
 TARGETS = ["q_proj", "k_proj", "o_proj", "down_proj"]

@@ -1,0 +1,238 @@
+"""What a ``semantic_vs_prosody`` run says: findings in words, made from its tables.
+
+A claim that rests on a failed control, or on a measurement with a known defect, is not established.
+
+Source: seed document 001, its conclusions; methods cards M-001-2 to M-001-8.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hooked_alm.methods.statistics import bootstrap_mean, resampled_means
+
+from .emotion_controls import FAIL
+from .findings import MIN_ITEMS, Finding
+from .semantic_vs_prosody_controls import Part
+from .semantic_vs_prosody_measures import margin, readable_depth
+from .semantic_vs_prosody_settings import SemanticVsProsodyConfig
+from .semantic_vs_prosody_tables import Tables, cluster_labels, label_index, lens_scores
+
+DEFECTS_OF: dict[Part, tuple[str, ...]] = {
+    "lens": ("C6", "C32"),
+    "patching": ("C7", "C10", "C31", "M-001-8"),
+}
+MOST_UNDEFINED = 0.05
+"""Share of the replicates that may lack a depth before its interval means nothing."""
+WORDS_OF = {"semantic": "words", "prosody": "voice"}
+UNITS = {"text": "sentences", "speaker": "speakers", "item": "clips"}
+WHOSE = {"semantic": "words'", "prosody": "voice's"}
+
+
+def findings(
+    tables: Tables,
+    summaries: Tables,
+    controls: pd.DataFrame,
+    config: SemanticVsProsodyConfig,
+    n_blocks: int,
+) -> dict[str, Finding]:
+    """Every claim of the report, by name."""
+    types = list(dict.fromkeys(tables["pairs"].type))
+    found: dict[str, tuple[Finding, tuple[Part, ...]]] = {
+        "decides": (_decides(tables["runs"], config), ()),
+        "readable_from": (_readable(tables["lens"], config, n_blocks), ("lens",)),
+    }
+    if len(types) > 1:
+        found["moves_the_answer"] = (_moves(tables["pairs"], config), ())
+    for which in types:
+        found[f"handoff_{which}"] = (_handoff(summaries, which, n_blocks), ("patching",))
+    return {name: _checked(one, parts, controls, config) for name, (one, parts) in found.items()}
+
+
+def _checked(
+    one: Finding, parts: Sequence[Part], controls: pd.DataFrame, config: SemanticVsProsodyConfig
+) -> Finding:
+    """The claim, taken back if one of its controls failed or a defect touches it."""
+    failed = controls[controls.part.isin(parts) & (controls.verdict == FAIL)].control
+    touching = {defect for part in parts for defect in DEFECTS_OF[part]}
+    defects = [defect for defect in config.known_defects() if defect in touching]
+    reasons = [f"the control '{name}' failed" for name in failed]
+    reasons += [f"known defects {', '.join(defects)}"] if defects else []
+    if not reasons:
+        return one
+    claim, _, facts = one.statement.partition(". ")
+    if facts.startswith("Because: "):
+        facts = facts.removeprefix("Because: ")
+        because, _, facts = facts.partition(". ")
+        reasons = [because, *reasons]
+    return replace(
+        one, statement=f"{claim}. Because: {'; '.join(reasons)}. {facts}", established=False
+    )
+
+
+def _finding(
+    claim: str, facts: str, why_not: Mapping[str, bool], *, numbers: Mapping[str, Any], unit: str
+) -> Finding:
+    reasons = [reason for reason, holds in why_not.items() if holds]
+    because = f"Because: {'; '.join(reasons)}. " if reasons else ""
+    return Finding(
+        statement=f"{claim}. {because}{facts}.",
+        established=not reasons,
+        estimate=float(numbers.get("mean", np.nan)),
+        low=float(numbers.get("low", np.nan)),
+        high=float(numbers.get("high", np.nan)),
+        n=int(numbers.get("n", 0)),
+        unit=unit,
+    )
+
+
+def _shown(numbers: Mapping[str, Any]) -> str:
+    return f"{numbers['mean']:.2f} [{numbers['low']:.2f}, {numbers['high']:.2f}]"
+
+
+def _gap(
+    values: np.ndarray, table: pd.DataFrame, config: SemanticVsProsodyConfig
+) -> dict[str, float]:
+    clusters = cluster_labels(table, config)
+    found = bootstrap_mean(
+        values, seed=config.seed, n_resamples=config.n_resamples, clusters=clusters
+    )
+    ends = {"mean": float(found.mean), "low": float(found.low), "high": float(found.high)}
+    return {**ends, "n": found.n, "n_clusters": len(set(clusters))}
+
+
+def _few(numbers: Mapping[str, Any], config: SemanticVsProsodyConfig) -> dict[str, bool]:
+    n = int(numbers["n_clusters"])
+    return {f"only {n} {UNITS[config.cluster]}": n < MIN_ITEMS}
+
+
+def _decides(runs: pd.DataFrame, config: SemanticVsProsodyConfig) -> Finding:
+    """Which label the final answer is, by the model's own logits."""
+    words, voice = ((runs.prediction == runs[which]).to_numpy(float) for which in WORDS_OF)
+    gap = _gap(words - voice, runs, config)
+    side = "voice decides" if gap["mean"] < 0 else "words decide"
+    facts = (
+        f"The answer is the words' emotion in {words.mean():.2f} of the clips, the voice's in "
+        f"{voice.mean():.2f}, another in {1 - words.mean() - voice.mean():.2f}; difference "
+        f"{_shown(gap)}, {len(runs)} clips of {gap['n_clusters']} {UNITS[config.cluster]}"
+    )
+    undecided = not (gap["low"] > 0 or gap["high"] < 0)
+    why_not = {**_few(gap, config), "the interval includes 0": undecided}
+    return _finding(f"The {side} where the two disagree", facts, why_not, numbers=gap, unit="rate")
+
+
+def _readable(lens: pd.DataFrame, config: SemanticVsProsodyConfig, n_blocks: int) -> Finding:
+    """From which depth on the lens leans as the output does, and reads the output (C32)."""
+    who, depths, scores = lens_scores(lens, config)
+    values = margin(scores, label_index(who.semantic, config), label_index(who.prosody, config))
+    agrees = lens.agrees.to_numpy(np.float64).reshape(values.shape)
+    clusters = cluster_labels(who, config)
+    drawn = resampled_means(
+        np.stack([values, agrees], axis=-1),
+        seed=config.seed,
+        n_resamples=config.n_resamples,
+        clusters=clusters,
+    )
+    found = readable_depth(drawn[..., 0], drawn[..., 1]) + depths[0]
+    undefined = float(np.isnan(found).mean())
+    found = found[np.isfinite(found)]
+    low, high = np.quantile(found, [0.025, 0.975]) if len(found) else (np.nan, np.nan)
+    mean, agreement = values.mean(0), agrees.mean(0)
+    depth = float(readable_depth(mean[None], agreement[None])[0]) + depths[0]
+    sign_alone = float(readable_depth(mean[None], np.ones_like(mean)[None])[0]) + depths[0]
+    numbers = {"mean": depth, "low": float(low), "high": float(high), "n": len(who)}
+    side = "voice" if mean[-1] > 0 else "words"
+    facts = (
+        f"The mean margin (voice minus words) is {mean[-1]:+.2f} logits at the last depth. It has "
+        f"its sign from depth {sign_alone:.0f} on, and the lens' top token is the output's in half "
+        f"of the clips or more from depth {_depth(numbers, n_blocks)} on"
+    )
+    why_not = {
+        **_few({"n_clusters": len(set(clusters))}, config),
+        "no such depth in some resamples": not undefined <= MOST_UNDEFINED,
+    }
+    claim = f"The lens reads the {side} ahead from depth {depth:.0f} on"
+    if not np.isfinite(depth):
+        claim = f"The lens reads the {side} ahead"
+    return _finding(claim, facts, why_not, numbers=numbers, unit="depth")
+
+
+def _depth(numbers: Mapping[str, Any], n_blocks: int) -> str:
+    if not np.isfinite(numbers["mean"]):
+        return "none"
+    return f"{numbers['mean']:.0f} [{numbers['low']:.0f}, {numbers['high']:.0f}] of 0 to {n_blocks}"
+
+
+def _moves(pairs: pd.DataFrame, config: SemanticVsProsodyConfig) -> Finding:
+    """Which exchange of whole recordings brings its target: the ceiling above the base rate (C7).
+
+    Over the sentences (speakers, clips) that are a base of both types.
+    """
+    unit = "A" if config.cluster == "item" else config.cluster
+    gain = (pairs.donor_prediction == pairs.target).astype(float) - (
+        pairs.base_prediction == pairs.target
+    ).astype(float)
+    wide = pairs.assign(gain=gain).pivot_table(
+        index=unit, columns="type", values="gain", aggfunc="mean"
+    )
+    wide = wide.dropna().reset_index()
+    claim = "Exchanging the words moves the answer, exchanging the voice does not"
+    if not len(wide):
+        why = {f"no {config.cluster} is the base of both types of pairs": True}
+        return _finding(claim, "Not measured", why, numbers={}, unit="rate")
+    gap = _gap((wide.semantic - wide.prosody).to_numpy(), wide, config)
+    if gap["mean"] < 0:
+        claim = "Exchanging the voice moves the answer, exchanging the words does not"
+    rates = {which: _gap(wide[which].to_numpy(), wide, config) for which in WORDS_OF}
+    weaker = rates["semantic" if gap["mean"] < 0 else "prosody"]
+    if weaker["low"] > 0:
+        claim = claim.replace(" does not", " does so less")
+    facts = (
+        "B's own run says B's label more often than A's run does by "
+        f"{_shown(rates['semantic'])} where the words were exchanged and by "
+        f"{_shown(rates['prosody'])} where the voice was; difference {_shown(gap)}, "
+        f"{len(wide)} {UNITS[config.cluster]}"
+    )
+    undecided = not (gap["low"] > 0 or gap["high"] < 0)
+    why_not = {**_few(gap, config), "the difference includes 0": undecided}
+    return _finding(claim, facts, why_not, numbers=gap, unit="rate")
+
+
+def _handoff(summaries: Tables, which: str, n_blocks: int) -> Finding:
+    """Where the audio lets go of what was exchanged, and who has it then (M-001-8)."""
+    rows = summaries["handoffs"]
+    rows = rows[rows.type == which].set_index("span")
+    leaves = _numbers(rows.loc["audio"])
+    claim = f"The {WHOSE[which]} emotion leaves the audio span"
+    n = int(leaves["n"])
+    why_not = {f"only {n} pairs whose answer the donor can move": n < MIN_ITEMS}
+    facts = "It was not measured where it goes"
+    if n:
+        facts = f"Recovery of the audio stays below one half from depth {_depth(leaves, n_blocks)}"
+    if n >= MIN_ITEMS:
+        claim += f" by depth {leaves['mean']:.0f}" if np.isfinite(leaves["mean"]) else ""
+        unsure = "no such depth in some resamples"
+        why_not[unsure] = not rows.loc["audio"].undefined <= MOST_UNDEFINED
+        heirs = rows[rows.index != "audio"]
+        why_not["no other span takes over half of it"] = not (heirs.recovery >= 0.5).any()
+        facts += "; " + "; ".join(_heir(span, row) for span, row in heirs.iterrows())
+    numbers = leaves | {"n": n}
+    return _finding(claim, f"{facts}; {n} pairs", why_not, numbers=numbers, unit="depth")
+
+
+def _numbers(row: pd.Series) -> dict[str, Any]:
+    return {"mean": row.depth, "low": row.low, "high": row.high, "n": row.n}
+
+
+def _heir(span: Any, row: pd.Series) -> str:
+    if row.recovery < 0.1:
+        return f"the {span} never has more than {max(row.recovery, 0):.2f}"
+    at = "none"
+    if np.isfinite(row.depth):
+        at = f"{row.depth:.0f} [{row.low:.0f}, {row.high:.0f}]"
+    if row.event == "arrives":
+        return f"that of the {span} stays at one half or above from depth {at}"
+    return f"that of the {span} is largest, {row.recovery:.2f}, at depth {at}"
