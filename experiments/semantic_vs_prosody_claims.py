@@ -217,8 +217,10 @@ def _handoff(summaries: Tables, which: str, n_blocks: int) -> Finding:
         unsure = "no such depth in some resamples"
         why_not[unsure] = not rows.loc["audio"].undefined <= MOST_UNDEFINED
         heirs = rows[rows.index != "audio"]
-        why_not["no other span takes over half of it"] = not (heirs.recovery >= 0.5).any()
-        facts += "; " + "; ".join(_heir(span, row) for span, row in heirs.iterrows())
+        takes_over = not len(heirs) or (heirs.recovery >= 0.5).any()
+        why_not["no other span was patched"] = not len(heirs)
+        why_not["no other span takes over half of it"] = not takes_over
+        facts += "".join(f"; {_heir(span, row)}" for span, row in heirs.iterrows())
     numbers = leaves | {"n": n}
     return _finding(claim, f"{facts}; {n} pairs", why_not, numbers=numbers, unit="depth")
 
