@@ -209,7 +209,7 @@ def test_thresholds_that_are_not_positive(gqa: HookedALM, pair: Batches, thresho
 @pytest.mark.parametrize(
     ("edges", "told"),
     [
-        ([("blocks.9.hook_mlp_out", "logits")], "layer 9, but there are 4"),
+        ([("blocks.9.hook_mlp_out", "logits")], "blocks.9 is not on the way"),
         ([("blocks.1.hook_mlp_in", "logits")], "naming the sender"),
         ([("hook_embed", "blocks.*.hook_mlp_in")], "names 4 nodes"),
         ([("blocks.2.hook_mlp_out", "blocks.1.hook_mlp_in")], "the receiver comes first"),

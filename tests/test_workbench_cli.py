@@ -135,6 +135,7 @@ def test_verify_fails_on_a_difference_above_the_tolerance(
     def verify(name: str, **given: Any) -> parity.Verification:
         assert given == {
             **{"dtype": "bfloat16", "attn_implementation": "sdpa", "device": "cpu"},
+            "components": {"text_model": "there"},
             "tolerance": 0.5,
         }
         row = parity.Comparison(
@@ -145,5 +146,6 @@ def test_verify_fails_on_a_difference_above_the_tolerance(
 
     monkeypatch.setattr(parity, "verify", verify)
     words = ["verify", "small", "--dtype", "bfloat16", "--tolerance", "0.5"]
+    words += ["--component", "text_model=there"]
     assert call(monkeypatch, *words) == code
     assert f"bit-identical to HF: {'no' if difference else 'yes'}" in capsys.readouterr().out
