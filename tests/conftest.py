@@ -8,6 +8,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Sums depend on the number of threads, also in the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import random
 from collections.abc import Iterator
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from hooked_alm import HookedALM
     from tiny import TinyModels
 
-# Sums depend on the number of threads.
 torch.set_num_threads(1)
 
 

@@ -14,7 +14,6 @@ from circuits_toy import PLANTED, planted_model, toy, write_pairs
 from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
 from hooked_alm.experiments.bundled import model_folder
-from hooked_alm.experiments.circuits import Circuits
 from hooked_alm.experiments.circuits_claims import findings
 from hooked_alm.experiments.circuits_plan import (
     CircuitNode,
@@ -29,10 +28,10 @@ from hooked_alm.experiments.circuits_sweeps import PairSweeps, metric_of
 from hooked_alm.experiments.circuits_tables import total_effects
 from hooked_alm.experiments.pairs import prepare_pairs, read_pairs
 from hooked_alm.experiments.workbench import figures, runner
-from hooked_alm.experiments.workbench.experiment import Unit, UnitResult
 from hooked_alm.experiments.workbench.run_folder import RunFolder
 from hooked_alm.methods.measurement import Measurement
 from hooked_alm.methods.paths import all_edges
+from stopped_runs import interrupted, results
 from tiny import TinyModels
 from tolerances import FAST_ENGINE
 
@@ -166,39 +165,16 @@ def test_effects_of_no_sign_are_not_established(planted: tuple[Path, Path], tmp_
 # --- Stopped and resumed
 
 
-class Stops(Circuits):
-    """Interrupted before some units, once each."""
-
-    def __init__(self, whole: Circuits, before: set[int]) -> None:
-        super().__init__(whole.config)
-        self.before, self.n = before, 0
-
-    def run_unit(self, unit: Unit) -> UnitResult:
-        self.n += 1
-        if self.n in self.before:
-            raise KeyboardInterrupt
-        return super().run_unit(unit)
-
-
 def test_stopped_amid_either_stage_it_ends_with_the_same_bytes(
     planted: tuple[Path, Path], finished: RunFolder, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     for before in (5, 12):  # of 12 units that look at nodes; the 12th call then follows a path
         with pytest.raises(KeyboardInterrupt):
-            runner.run(Stops(toy(*planted), {before}), out)
+            runner.run(interrupted(toy(*planted), {before}), out)
     assert 0 < len(list(out.glob("units/paths__*"))) < 12
     runner.run(toy(*planted), out)
-    assert files(out) == files(finished.path)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    free = {"run.json", "events.jsonl", "report.html"}
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name not in free
-    }
+    assert results(out) == results(finished.path)
 
 
 # --- The sweeps

@@ -54,9 +54,9 @@ from hooked_alm.experiments.head_statistics_prompts import (
 from hooked_alm.experiments.head_statistics_settings import HeadStatisticsConfig
 from hooked_alm.experiments.workbench import figures, runner
 from hooked_alm.experiments.workbench.cli import main
-from hooked_alm.experiments.workbench.experiment import Unit, UnitResult
 from hooked_alm.experiments.workbench.run_folder import RunFolder
 from hooked_alm.experiments.workbench.settings import load_settings
+from stopped_runs import interrupted, results
 from tiny import edit_tensors
 from tolerances import HEAD_NORMS, PADDED_ROW
 
@@ -580,37 +580,13 @@ def test_some_of_the_items(llama: Path, data: Path, tmp_path: Path) -> None:
         experiment(llama, data, few_shot=9).open()
 
 
-class Stops(HeadStatistics):
-    """Interrupted before some units, once each."""
-
-    def __init__(self, whole: HeadStatistics, before: set[int]) -> None:
-        super().__init__(whole.config)
-        self.before, self.n = before, 0
-
-    def run_unit(self, unit: Unit) -> UnitResult:
-        self.n += 1
-        if self.n in self.before:
-            raise KeyboardInterrupt
-        return super().run_unit(unit)
-
-
-def results(folder: Path) -> dict[str, bytes]:
-    """Every file that must not depend on when and how often the run was started."""
-    free = {"run.json", "events.jsonl", "report.html", "lock"}
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name not in free
-    }
-
-
 def test_stopped_and_resumed(llama: Path, data: Path, finished: RunFolder, tmp_path: Path) -> None:
     """The same bytes in every file; the same command twice, too."""
     out = tmp_path / "run"
     whole = experiment(llama, data, unit_batches=1)
     for before in (1, 2):
         with pytest.raises(KeyboardInterrupt):
-            runner.run(Stops(whole, {before}), out)
+            runner.run(interrupted(experiment(llama, data, unit_batches=1), {before}), out)
     assert len(list(out.glob("units/*.json"))) == 1
     runner.run(whole, out)
     expected, got = results(finished.path), results(out)

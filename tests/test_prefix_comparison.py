@@ -12,7 +12,6 @@ import torch
 from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
 from hooked_alm.experiments.bundled import ASSETS, CLIPS, model_folder
-from hooked_alm.experiments.prefix_comparison import PrefixComparison
 from hooked_alm.experiments.prefix_comparison_claims import _longest
 from hooked_alm.experiments.prefix_comparison_measures import (
     LATEST,
@@ -30,7 +29,6 @@ from hooked_alm.experiments.prefix_comparison_settings import PrefixComparisonCo
 from hooked_alm.experiments.prefix_comparison_shards import Maps, NanMean, pack, shards, unpack
 from hooked_alm.experiments.prefix_comparison_tables import means, quadrant_summary
 from hooked_alm.experiments.workbench import figures, runner
-from hooked_alm.experiments.workbench.experiment import Unit, UnitResult
 from hooked_alm.experiments.workbench.run_folder import RunFolder
 from prefix_comparison_toy import (
     N_LAYERS,
@@ -44,6 +42,7 @@ from prefix_comparison_toy import (
     text_checkpoint,
     write_items,
 )
+from stopped_runs import interrupted, results
 from tiny import hf_inputs
 from tolerances import DIVERGENCE, MASS_OF_PATTERN
 
@@ -469,39 +468,16 @@ def test_bad_items_are_refused_before_work(code: tuple[Path, Path], tmp_path: Pa
 # --- Stopped and resumed
 
 
-class Stops(PrefixComparison):
-    """Interrupted before some units, once each."""
-
-    def __init__(self, whole: PrefixComparison, before: int) -> None:
-        super().__init__(whole.config)
-        self.before, self.n = before, 0
-
-    def run_unit(self, unit: Unit) -> UnitResult:
-        self.n += 1
-        if self.n == self.before:
-            raise KeyboardInterrupt
-        return super().run_unit(unit)
-
-
 def test_stopped_twice_it_ends_with_the_same_bytes(
     code: tuple[Path, Path], finished: RunFolder, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     for before in (5, 9):  # amid the runs as they were, then amid the position modes
         with pytest.raises(KeyboardInterrupt):
-            runner.run(Stops(experiment(*code), before), out)
+            runner.run(interrupted(experiment(*code), {before}), out)
     assert len(list(out.glob("units/*"))) == 12
     runner.run(experiment(*code), out)
-    assert files(out) == files(finished.path)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    free = {"run.json", "events.jsonl", "report.html"}
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name not in free
-    }
+    assert results(out) == results(finished.path)
 
 
 # --- The twins

@@ -1,11 +1,5 @@
 """semantic_vs_prosody on a user's own clips: what is refused before any work, and ``kill -9``."""
 
-import os
-import signal
-import sys
-import time
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +16,7 @@ from hooked_alm.experiments.workbench import runner
 from hooked_alm.experiments.workbench.registry import load_experiment
 from hooked_alm.experiments.workbench.run_folder import RunFolder
 from hooked_alm.experiments.workbench.settings import load_settings
+from stopped_runs import kill, needs_kill, results, run_experiment, start, units, wait_for
 from tiny import TinyModels
 
 NAMES = ("s1_sad_words_happy_voice", "s1_sad_words_angry_voice", "s1_angry_words_happy_voice")
@@ -166,43 +161,16 @@ def test_the_seeds_defaults_can_be_set_one_by_one() -> None:
 # --- Kill and resume
 
 
-def units(out: Path) -> set[str]:
-    return {path.name for path in out.glob("units/*.json")}
-
-
-def wait_for(is_reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not is_reached():
-        assert time.monotonic() < deadline, "the run did not get there"
-        time.sleep(0.002)
-
-
-def results(folder: Path) -> dict[str, bytes]:
-    """Every file that must not depend on when and how often the run was started."""
-    free = {"run.json", "events.jsonl", "report.html"}
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name not in free
-    }
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
+@needs_kill
 def test_three_kills_end_with_the_same_bytes(clips: Path, tmp_path: Path) -> None:
-    config = SemanticVsProsodyConfig(audio=str(clips), **SMALL)
+    settings = {"audio": str(clips), **SMALL}
+    config = SemanticVsProsodyConfig(**settings)
     whole, out = tmp_path / "whole", tmp_path / "killed"
     runner.run(SemanticVsProsody(config), whole)
     for n_made in (0, 3, N_UNITS - 1):  # before a unit, amid them, as it concludes
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads
-            pid = os.fork()
-        if pid == 0:
-            runner.run(SemanticVsProsody(config), out)
-            os._exit(0)
-        wait_for(lambda n=n_made: (out / "events.jsonl").exists() and len(units(out)) > n - 1)
-        os.kill(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
-        assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+        process = start(run_experiment, "semantic_vs_prosody", out, **settings)
+        wait_for(lambda n=n_made: (out / "events.jsonl").exists() and len(units(out)) >= n)
+        kill(process)
         assert not (out / "report.html").exists()
     before = len(units(out))
     assert before >= N_UNITS - 1

@@ -1,7 +1,6 @@
 """``tuned_lens`` as a run: against plain Hugging Face, killed and resumed, and every bad input."""
 
 import json
-import multiprocessing
 import shutil
 import time
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from hooked_alm.experiments.tuned_lens_tables import depth_table, findings, sett
 from hooked_alm.experiments.workbench import figures, runner
 from hooked_alm.experiments.workbench.run_folder import RunFolder
 from hooked_alm.methods.tuned_lens import LensTrainer, TunedLens, unembed_hash
+from stopped_runs import kill, needs_kill, results, start, units, wait_for
 from tiny import N_LAYERS, TinyModels
 from tolerances import LENS_SUMS
 from tuned_lens_toy import run_tuned_lens
@@ -75,16 +75,6 @@ def finished(
     tiny_models: TinyModels, prompts: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> RunFolder:
     return runner.run(toy(tiny_models, prompts), tmp_path_factory.mktemp("run") / "run")
-
-
-def results(folder: Path) -> dict[str, bytes]:
-    """Every file that must not depend on when and how often the run was started."""
-    free = {"run.json", "events.jsonl", "report.html"}
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name not in free
-    }
 
 
 # --- What a run leaves
@@ -292,6 +282,7 @@ def test_stopped_anywhere_it_ends_with_the_same_bytes(
         assert results(out) == results(finished.path)
 
 
+@needs_kill
 def test_killed_processes_end_with_the_same_bytes(
     tiny_models: TinyModels, prompts: Path, tmp_path: Path
 ) -> None:
@@ -301,21 +292,13 @@ def test_killed_processes_end_with_the_same_bytes(
     }  # fmt: skip
     run_tuned_lens(tmp_path / "whole", **settings)
     out = tmp_path / "killed"
-    processes = multiprocessing.get_context("forkserver")
-    modules = ("experiments.tuned_lens", "experiments.workbench.figures", "converters.qwen2_audio")
-    processes.set_forkserver_preload([f"hooked_alm.{name}" for name in modules])
     n_done = 0
     for wait in (0.0, 0.05):
-        process = processes.Process(target=run_tuned_lens, args=(out,), kwargs=settings)
-        process.start()
-        deadline = time.monotonic() + 120
-        while len(list(out.glob("units/*.json"))) <= n_done and time.monotonic() < deadline:
-            time.sleep(0.001)
+        process = start(run_tuned_lens, out, **settings)
+        wait_for(lambda before=n_done: len(units(out)) > before)
         time.sleep(wait)
-        process.kill()
-        process.join()
-        assert process.exitcode == -9
-        before, n_done = n_done, len(list(out.glob("units/train*.json")))
+        kill(process)
+        before, n_done = n_done, len(units(out))
         assert before < n_done < 10
     run_tuned_lens(out, **settings)
     assert results(out) == results(tmp_path / "whole")

@@ -2,7 +2,6 @@
 
 import json
 import math
-import multiprocessing
 import random
 import time
 from pathlib import Path
@@ -17,7 +16,11 @@ from hooked_alm.errors import InputError
 from hooked_alm.experiments.workbench import runner
 from hooked_alm.experiments.workbench.experiment import Unit, UnitResult
 from hooked_alm.experiments.workbench.run_folder import RunFolder, differences, flatten
+from stopped_runs import kill, needs_kill, results, start, units, wait_for
 from workbench_toy import Toy, ToyConfig, run_toy
+
+RECORDING = "recording.wav"
+"""What the toy stands in for: a file of the user's, not of the run."""
 
 
 @pytest.fixture(autouse=True)
@@ -26,20 +29,9 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Toy, "interrupts", True)
 
 
-def results(folder: Path) -> dict[str, bytes]:
-    """Every file that must not depend on when and how often the run was started."""
-    paths = [path for path in folder.rglob("*") if path.is_file()]
-    free = {"run.json", "events.jsonl", "report.html", "recording.wav"}
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in paths
-        if path.name not in free
-    }
-
-
 def test_a_run_folder_has_all_its_parts(tmp_path: Path) -> None:
     folder = run_toy(tmp_path / "run")
-    assert set(results(folder.path)) == {
+    assert set(results(folder.path, RECORDING)) == {
         *("config.yaml", "lock", "report.json", "clips/tone.wav", "arrays/delta.safetensors"),
         *(f"units/zh_sad_{index}.json" for index in range(4)),
         *("tables/delta.parquet", "tables/odd.parquet", "tables/mean.parquet", "tables/mean.csv"),
@@ -70,35 +62,25 @@ def test_awkward_numbers_survive(tmp_path: Path) -> None:
     np.testing.assert_array_equal(odd, np.array(values))
 
 
+@needs_kill
 def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
     settings = {"n_units": 40, "delay_s": 0.03}
-    expected = results(run_toy(tmp_path / "whole", **settings).path)
+    expected = results(run_toy(tmp_path / "whole", **settings).path, RECORDING)
     out = tmp_path / "killed"
     moments = random.Random(7)
-    # Children fork from a server that has imported everything once.
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(
-        [f"hooked_alm.experiments.workbench.{name}" for name in ("runner", "figures")]
-    )
-
     n_done = 0
     for _ in range(5):
-        process = processes.Process(target=run_toy, args=(out,), kwargs=settings)
-        process.start()
-        deadline = time.monotonic() + 60
-        while len(list(out.glob("units/*.json"))) <= n_done and time.monotonic() < deadline:
-            time.sleep(0.001)
+        process = start(run_toy, out, **settings)
+        wait_for(lambda before=n_done: len(units(out)) > before)
         time.sleep(moments.uniform(0, 0.06))
-        process.kill()
-        process.join()
-        assert process.exitcode == -9
-        before, n_done = n_done, len(list(out.glob("units/*.json")))
+        kill(process)
+        before, n_done = n_done, len(units(out))
         assert before < n_done < 40
 
     Toy.n_run = 0
     run_toy(out, **settings)
     assert Toy.n_run == 40 - n_done
-    assert results(out) == expected
+    assert results(out, RECORDING) == expected
 
 
 def test_an_interrupted_run_says_how_to_resume(
@@ -143,10 +125,10 @@ def test_another_configuration_is_refused(
     tmp_path: Path, settings: dict[str, Any], message: str
 ) -> None:
     run_toy(tmp_path / "run", n_units=1)
-    before = results(tmp_path / "run")
+    before = results(tmp_path / "run", RECORDING)
     with pytest.raises(InputError, match=message):
         run_toy(tmp_path / "run", n_units=1, **settings)
-    assert results(tmp_path / "run") == before
+    assert results(tmp_path / "run", RECORDING) == before
 
 
 def test_another_schema_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

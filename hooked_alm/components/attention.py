@@ -160,6 +160,9 @@ class Attention(nn.Module):
         """Mix values over positions; explicit scores only where they are needed."""
         if context.attend is not None:
             return context.attend(self, q, k, v)
+        # In memory as Hugging Face's cache lays them, which its forward fills unless told not to:
+        # kernels may round otherwise for other strides.
+        k, v = k.contiguous(), v.contiguous()
         if self.cfg.attn_implementation == "eager":
             scores = self.hook_attn_scores(self._scores(q, k, context))
             return self._mix(self.hook_pattern(_softmax(scores)), v)
