@@ -4,4 +4,4 @@ Every tensor of a checkpoint is consumed or dropped with a written reason; every
 is acted on, irrelevant for a written reason, or at its default. Anything else is one error.
 """
 
-from .registry import load_model as load_model
+from .loading import load_model as load_model

@@ -17,7 +17,8 @@ from hooked_alm.inputs import ALMInput, AudioClip, text_input
 from hooked_alm.model import HookedALM
 
 from .family import Family
-from .registry import DTYPES, lay_out, load_model, open_checkpoint, read_config
+from .folders import read_config
+from .loading import DTYPES, lay_out, load_model, open_checkpoint
 from .rules import plan_of
 
 Run = Mapping[str, Tensor]

@@ -20,7 +20,7 @@ import torch
 from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
 
 from hooked_alm import ALMInput, HookedALM
-from hooked_alm.converters.registry import lay_out
+from hooked_alm.converters.loading import lay_out
 
 MEL_FRAMES = 3000
 

@@ -392,7 +392,7 @@ def test_the_sparse_published_config(tmp_path: Path) -> None:
     """Sizes that the file leaves out come from transformers' defaults: 32 layers and heads."""
     from accelerate import init_empty_weights
 
-    from hooked_alm.converters.registry import lay_out
+    from hooked_alm.converters.loading import lay_out
 
     folder = tmp_path / "m"
     full = qwen2_audio_config().to_dict()

@@ -206,7 +206,7 @@ def models(
 @app.command()
 def hooks(model: Model) -> None:
     """List every hook point of a model with its shape."""
-    from hooked_alm.converters.registry import lay_out
+    from hooked_alm.converters.loading import lay_out
     from hooked_alm.experiments.bundled import model_folder
 
     shapes = lay_out(model_folder(model)).model.hook_shapes()

@@ -1,0 +1,243 @@
+"""The loader that all families share."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+
+from hooked_alm.checkpoint import (
+    Checkpoint,
+    JoinedCheckpoint,
+    PickledCheckpoint,
+    SafetensorsCheckpoint,
+)
+from hooked_alm.config import AttentionImplementation, HookedALMConfig
+from hooked_alm.errors import ConversionError, InputError
+from hooked_alm.model import HookedALM
+
+from .family import Family
+from .folders import find_folder, processor_parts, read_config
+from .lora import apply_lora
+from .registry import family_of
+from .rules import fill, plan_of
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A model whose parameters are still empty, and where they come from."""
+
+    model: HookedALM
+    family: Family
+    folder: Path
+    parts: dict[str, Path]
+    """Folders of the components."""
+
+
+def load_model(
+    name_or_dir: str | Path,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    device_map: Any = None,
+    attn_implementation: str = "sdpa",
+    revision: str | None = None,
+    components: dict[str, str] | None = None,
+    lora: str | Path | None = None,
+    merge_lora: bool = True,
+) -> HookedALM:
+    """Load a published checkpoint as a ``HookedALM``.
+
+    Args:
+        name_or_dir: folder, or id on the Hugging Face hub.
+        dtype: of the weights; None keeps the checkpoint's.
+        device: where the weights go; None is the CPU.
+        device_map: accelerate's placement over several devices, instead of ``device``.
+        attn_implementation: "sdpa", "eager" or "flash_attention_2".
+        revision: branch, tag or commit on the hub.
+        components: folders or hub ids of parts that the checkpoint leaves to others, such as
+            ``{"text_model": path}``; what is not named here is where the checkpoint says.
+        lora: folder or hub id of a LoRA adapter in PEFT's format.
+        merge_lora: add the adapter to the weights; False keeps it apart for ``switch_lora``.
+
+    Raises:
+        ConversionError: an unsupported architecture, a quantised checkpoint, a config field or a
+            tensor that does not fit.
+        InputError: no such folder or id, or an option with a wrong value.
+    """
+    layout = lay_out(
+        name_or_dir,
+        dtype=dtype,
+        device=device,
+        attn_implementation=attn_implementation,
+        revision=revision,
+        components=components,
+    )
+    adapter = None if lora is None else find_folder(lora, None)
+    _fill(layout)
+    model = layout.model.eval()
+    if adapter is not None:
+        apply_lora(model, layout.family, adapter, merge=merge_lora)
+    if device_map is not None:
+        from accelerate import dispatch_model, infer_auto_device_map
+
+        if device_map == "auto":
+            device_map = infer_auto_device_map(model, no_split_module_classes=["Block"])
+        dispatch_model(model, device_map=device_map)
+    return model
+
+
+def lay_out(
+    name_or_dir: str | Path,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    attn_implementation: str = "sdpa",
+    revision: str | None = None,
+    components: dict[str, str] | None = None,
+) -> Layout:
+    """The model without its weights: hook points, tokenizer and prompts; see ``load_model``."""
+    folder = find_folder(name_or_dir, revision)
+    published = read_config(folder)
+    family = family_of(published, folder)
+    if family.pickled is not None:
+        folder = find_folder(name_or_dir, revision, also=family.pickled[0])
+    parts = _find_parts(family, published, folder, components or {})
+    kernels = get_args(AttentionImplementation)
+    if attn_implementation not in kernels:
+        raise InputError(
+            f"loading {family.name}: got attn_implementation={attn_implementation!r}, expected one "
+            f"of {', '.join(kernels)}."
+        )
+    try:
+        configs = {name: read_config(part) for name, part in parts.items()}
+        config = family.config_class.from_dict({**published, **configs})
+    except (StrictDataclassError, ValueError) as error:
+        raise ConversionError(
+            f"reading {folder / 'config.json'}: transformers refuses it: {error}"
+        ) from error
+    config._attn_implementation = attn_implementation  # reaches the audio encoder, too
+    cfg = family.decoder_config(
+        config,
+        published,
+        original_architecture=family.architectures[0]
+        if not published.get("architectures")
+        else published["architectures"][0],
+        model_name=str(name_or_dir),
+        tokenizer_name=str(folder),
+        dtype=_dtype(dtype, published),
+        device=torch.device("cpu" if device is None else device),
+        attn_implementation=attn_implementation,
+    )
+    return Layout(_empty_model(family, cfg, config, folder, parts), family, folder, parts)
+
+
+def _find_parts(
+    family: Family, published: dict[str, Any], folder: Path, given: dict[str, str]
+) -> dict[str, Path]:
+    """Folders of the parts that a checkpoint leaves to others."""
+    if unknown := sorted(set(given) - set(family.components)):
+        have = ", ".join(family.components) or "none: the checkpoint is complete in one folder"
+        raise InputError(
+            f"loading {family.name}: got components {unknown}, but its components are {have}."
+        )
+    found = {}
+    for name, where in family.components.items():
+        source = given.get(name) or where(published, folder)
+        if source == folder:
+            continue
+        if source is None:
+            raise InputError(
+                f"loading {family.name}: {folder} holds no {name} and names none. Pass "
+                f"components={{{name!r}: folder}}."
+            )
+        try:
+            found[name] = find_folder(source, None)
+        except InputError as error:
+            raise InputError(
+                f"loading the {name} of {family.name}: {error} Or pass "
+                f"components={{{name!r}: folder}}."
+            ) from error
+    return found
+
+
+def _dtype(dtype: torch.dtype | str | None, published: dict[str, Any]) -> torch.dtype:
+    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
+        return dtype
+    name = dtype
+    if name is None:
+        text = published.get("text_config", {})
+        keys = ("dtype", "torch_dtype")
+        name = next((p[k] for p in (published, text) for k in keys if p.get(k)), "float32")
+    if name not in DTYPES:
+        raise InputError(f"loading weights as {name!r}: expected one of {', '.join(DTYPES)}.")
+    return DTYPES[str(name)]
+
+
+def _empty_model(
+    family: Family, cfg: HookedALMConfig, config: Any, folder: Path, parts: dict[str, Path]
+) -> HookedALM:
+    from accelerate import init_empty_weights
+    from transformers import GenerationConfig
+
+    tokenizer, extractor, template = processor_parts(family, config, folder, parts)
+    markers = () if tokenizer is None else tokenizer.convert_tokens_to_ids(family.marker_tokens)
+    generation = None
+    if (folder / "generation_config.json").exists():
+        generation = GenerationConfig.from_pretrained(folder)
+    with init_empty_weights(include_buffers=False):
+        front_end = family.front_end(config, frozenset(markers)) if family.front_end else None
+        model = HookedALM(
+            cfg, front_end=front_end, tokenizer=tokenizer, generation_config=generation
+        )
+    if front_end is not None and tokenizer is not None:
+        added = tokenizer.added_tokens_decoder.items()  # a tekken file names no special ones
+        special = {id_ for id_, token in added if token.special}
+        front_end.special_ids = frozenset(tokenizer.all_special_ids) | special
+        if extractor is not None and template is not None:
+            model.prompts = family.prompts(
+                tokenizer=tokenizer,
+                feature_extractor=extractor,
+                chat_template=template,
+                front_end=front_end,
+                audio_text=family.audio_text,
+            )
+    return model
+
+
+def open_checkpoint(layout: Layout) -> Checkpoint:
+    """Everything that has weights of the model, the components' under their names."""
+    own: Checkpoint
+    if layout.family.pickled is None:
+        own = SafetensorsCheckpoint(layout.folder)
+    else:
+        pattern, key = layout.family.pickled
+        files = sorted(layout.folder.glob(pattern))
+        if len(files) != 1:
+            raise ConversionError(
+                f"reading the checkpoint {layout.folder}: found {len(files)} files {pattern}, "
+                "expected one. Download it, or leave the others out."
+            )
+        own = PickledCheckpoint(files[0], key)
+    parts = {name: SafetensorsCheckpoint(folder) for name, folder in layout.parts.items()}
+    return JoinedCheckpoint(own, parts) if parts else own
+
+
+def _fill(layout: Layout) -> None:
+    model, cfg = layout.model, layout.model.cfg
+    checkpoint = open_checkpoint(layout)
+    found = plan_of(model, checkpoint, layout.family.rules)
+    fill(model, cfg, checkpoint, found)
+    # Hugging Face's rule: a checkpoint that stores a head of its own is believed over its config.
+    cfg.tie_word_embeddings = "unembed.weight" not in found.sources
+    if cfg.tie_word_embeddings:
+        model.unembed.weight = model.embed.weight
+    if layout.family.check is not None:
+        layout.family.check(model, checkpoint)
