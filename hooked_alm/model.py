@@ -4,31 +4,32 @@ A prompt's tokens are embedded, its audio clips are merged in, and the residual 
 the blocks to the final norm and the unembedding.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .audio import AudioSource
 from .axes import Logits, Resid, TokenIds
 from .components.attention import AttentionContext
-from .components.block import Block
+from .components.block import Block, Blocks
+from .components.embed import Embed, Unembed
 from .components.lora import updates_of
 from .components.norm import RMSNorm
 from .components.rotary import Rotary
 from .config import HookedALMConfig, LayerType
 from .contract import HookedTransformerSurface
-from .errors import InputError
+from .errors import HookNameError, InputError
 from .frontend import FrontEnd
 from .hooks import (
     POINT_AXES,
     RESID_AXES,
     ActivationCache,
+    Hook,
     HookedModule,
     HookPoint,
     NamesFilter,
@@ -52,71 +53,11 @@ class Output(NamedTuple):
 Head = Literal["text", "audio"]
 """What a run ends in. Most models have the text head alone."""
 
-
-class Embed(nn.Embedding):
-    """Token embedding."""
-
-    def __init__(self, cfg: HookedALMConfig) -> None:
-        """Allocate the table."""
-        super().__init__(cfg.d_vocab, cfg.d_model)
-        self.multiplier = cfg.embedding_multiplier
-
-    @property
-    def W_E(self) -> Float[Tensor, "vocab d_model"]:
-        """The table, under TransformerLens' name, times the config's multiplier."""
-        return self.weight if self.multiplier == 1 else self.weight * self.multiplier
-
-
-class Unembed(nn.Linear):
-    """Logits from the normalised residual stream, without bias.
-
-    Hook points: ``hook_in [batch, pos, d_model]``, ``hook_out [batch, pos, vocab]``.
-    """
-
-    def __init__(self, cfg: HookedALMConfig) -> None:
-        """Allocate the head."""
-        super().__init__(cfg.d_model, cfg.d_vocab, bias=False)
-        self.scaling = cfg.logits_scaling
-        self.hook_in = HookPoint()
-        self.hook_out = HookPoint()
-
-    def forward(self, x: Resid) -> Logits:
-        """``W_U x``."""
-        logits = super().forward(self.hook_in(x))
-        return self.hook_out(logits if self.scaling == 1 else logits / self.scaling)
-
-    def directions(self, tokens: Any = None) -> Float[Tensor, "*token d_model"]:
-        """Rows whose products with the normalised stream are the logits.
-
-        Args:
-            tokens: ids, of any shape; None is the whole vocabulary.
-        """
-        rows = self.weight
-        if tokens is not None:
-            rows = rows[torch.as_tensor(tokens, device=rows.device)]
-        return rows if self.scaling == 1 else rows / self.scaling
-
-    @property
-    def W_U(self) -> Float[Tensor, "d_model vocab"]:
-        """View of the head, unless the config scales the logits."""
-        return rearrange(self.directions(), "v d -> d v")
-
-    @property
-    def b_U(self) -> Float[Tensor, " vocab"]:
-        """Zeros: the head has no bias."""
-        return self.weight.new_zeros(self.weight.shape[0])
-
-
-class Blocks(nn.ModuleList):
-    """The blocks, typed."""
-
-    def __iter__(self) -> Iterator[Block]:
-        """First to last."""
-        return cast(Iterator[Block], super().__iter__())
-
-    def __getitem__(self, layer: Any) -> Any:
-        """One block, or a slice of them."""
-        return super().__getitem__(layer)
+HEADS: dict[Head, tuple[str, str]] = {
+    "text": ("ln_final", "unembed"),
+    "audio": ("mimo_ln_final", "mimo_unembed"),
+}
+"""Norm and unembedding of each head."""
 
 
 class HookedALM(HookedTransformerSurface, HookedModule):
@@ -242,12 +183,12 @@ class HookedALM(HookedTransformerSurface, HookedModule):
     @property
     def head_norm(self) -> Any:
         """The ``RMSNorm`` before the head in use, or what was put in its place."""
-        return self.ln_final if self.head == "text" else self.mimo_ln_final
+        return getattr(self, HEADS[self.head][0])
 
     @property
     def head_unembed(self) -> Any:
         """The ``Unembed`` of the head in use."""
-        return self.unembed if self.head == "text" else self.mimo_unembed
+        return getattr(self, HEADS[self.head][1])
 
     @classmethod
     def from_pretrained(cls, name_or_dir: str | Path, **kwargs: Any) -> "HookedALM":
@@ -448,16 +389,19 @@ class HookedALM(HookedTransformerSurface, HookedModule):
 
     def _run_other_branch(self, resid: Resid, context: AttentionContext) -> None:
         """Run what does not lead to the head in use, if any of it is hooked."""
-        other = copy(self)
-        other.head = "audio" if self.head == "text" else "text"
-        names = other.path[cast(int, self.cfg.mimo_from_layer) + 1 :]
-        rest = [*map(self.get_submodule, names), other.head_norm, other.head_unembed]
-        points = (point for part in rest for point in part.modules())
+        *blocks, norm, unembed = map(self.get_submodule, self._other_branch())
+        points = (point for part in (*blocks, norm, unembed) for point in part.modules())
         if not any(isinstance(point, HookPoint) and is_hooked(point) for point in points):
             return
-        for block in rest[:-2]:
+        for block in blocks:
             resid = block(resid, context)
-        other.head_unembed(other.head_norm(resid))
+        unembed(norm(resid))
+
+    def _other_branch(self) -> tuple[str, ...]:
+        """Names of what follows the fork on the way to the head that is not in use."""
+        assert self.cfg.mimo_from_layer is not None
+        other: Head = "audio" if self.head == "text" else "text"
+        return (*self._path(other)[self.cfg.mimo_from_layer + 1 :], *HEADS[other])
 
     def _layers(self, start: int | None, stop: int | None) -> range:
         n_layers = len(self.path)
@@ -549,6 +493,43 @@ class HookedALM(HookedTransformerSurface, HookedModule):
         super()._apply(fn, recurse)
         self.cfg.dtype, self.cfg.device = self.embed.weight.dtype, self.embed.weight.device
         return self
+
+    def run_with_hooks(
+        self,
+        *args: Any,
+        fwd_hooks: Sequence[Hook] = (),
+        bwd_hooks: Sequence[Hook] = (),
+        **kwargs: Any,
+    ) -> Any:
+        """Run with hooks attached for this run; see ``HookedRootModule.run_with_hooks``.
+
+        Raises:
+            HookNameError: a name that matches nothing, that cannot fire, or that the run does not
+                reach because of ``start_at_layer`` or ``stop_at_layer``.
+        """
+        part = {name: kwargs.get(name) for name in ("start_at_layer", "stop_at_layer")}
+        left_out = self._left_out(*part.values())
+        for name, _ in (*fwd_hooks, *bwd_hooks):
+            if isinstance(name, str) and name.startswith(left_out):
+                raise HookNameError(
+                    f"hooking {name!r}: got {', '.join(f'{k}={v}' for k, v in part.items())}, a "
+                    "run that does not reach it. Hook a point of the blocks that run, or run more."
+                )
+        hooks = {"fwd_hooks": list(fwd_hooks), "bwd_hooks": list(bwd_hooks)}
+        return super().run_with_hooks(*args, **hooks, **kwargs)
+
+    def _left_out(self, start: int | None, stop: int | None) -> tuple[str, ...]:
+        """What the names of points begin with that a run of some layers does not reach."""
+        layers = self._layers(start, stop)
+        parts = {*self._path("text"), *HEADS["text"]}
+        runs = {self.path[layer] for layer in layers}
+        runs |= {*HEADS[self.head]} if stop is None else set()
+        if self.cfg.n_mimo_layers:
+            parts |= {*self._path("audio"), *HEADS["audio"]}
+            forks = self.cfg.mimo_from_layer in layers and stop is None
+            runs |= {*self._other_branch()} if forks else set()
+        before = () if start is None else ("hook_", "audio.")
+        return (*before, *(f"{name}." for name in parts - runs))
 
     def run_with_cache(
         self,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.models.qwen2 import modeling_qwen2
 
 from hf_reference import with_positions
-from hooked_alm import HookedALM, InputError
+from hooked_alm import HookedALM, HookNameError, InputError
 from tiny import TinyModels, hf_inputs
 from tolerances import AGAINST_FP64, OTHER_KERNEL
 
@@ -516,6 +516,29 @@ def test_residual_without_its_prompt_is_unpadded(gqa: HookedALM) -> None:
     ids = hf_inputs([[]], [11])["input_ids"]
     resid = gqa(ids, stop_at_layer=1)
     assert torch.equal(gqa(resid, start_at_layer=1), gqa(ids))
+
+
+def test_hooks_that_a_part_of_the_run_does_not_reach(gqa: HookedALM) -> None:
+    """They would be silent; what the part does reach still fires, and predicates take what runs."""
+    x = gqa.encode(**INPUTS)
+    resid = gqa(x, stop_at_layer=2)
+    later = {"start_at_layer": 2, "inputs": x}
+    for given, options, names in (
+        (resid, later, ("blocks.1.hook_resid_post", "hook_embed", "audio.hook_encoder_out")),
+        (resid, {**later, "start_at_layer": -2}, ("blocks.1.attn.hook_q_input", "hook_tokens")),
+        (x, {"stop_at_layer": 2}, ("blocks.2.hook_resid_pre", "ln_final.hook_scale")),
+    ):
+        for name in names:
+            with pytest.raises(HookNameError, match="a run that does not reach it"):
+                gqa.run_with_hooks(given, fwd_hooks=[(name, zero)], **options)
+    fired = []
+    hooks = [
+        (lambda name: name.endswith("hook_resid_post"), lambda v, hook: fired.append(hook.name))
+    ]
+    gqa.run_with_hooks(resid, fwd_hooks=hooks, stop_at_layer=3, **later)
+    assert fired == ["blocks.2.hook_resid_post"]
+    edited = gqa.run_with_hooks(resid, fwd_hooks=[("unembed.hook_in", zero)], **later)
+    assert not edited.any()
 
 
 def test_layers_and_inputs_that_cannot_run(gqa: HookedALM) -> None:

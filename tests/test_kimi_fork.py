@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import WhisperConfig, WhisperModel
 
 import case_kimi_audio as kimi
-from hooked_alm import ConversionError, HookedALM, InputError
+from hooked_alm import ConversionError, HookedALM, HookNameError, InputError
 from hooked_alm.converters.kimi_audio import whisper_features
 from hooked_alm.methods.attention_mass import attention_mass
 from hooked_alm.methods.attribution import attribute_nodes
@@ -139,6 +139,23 @@ def test_resuming_counts_along_the_path(model: HookedALM) -> None:
     for layer in range(len(audio.path) + 1):
         resid = audio(x, stop_at_layer=layer)
         assert torch.equal(audio(resid, start_at_layer=layer, inputs=x), audio(x)), layer
+
+
+@torch.no_grad()
+def test_a_run_that_starts_behind_the_fork_leaves_the_other_branch_out(model: HookedALM) -> None:
+    x = model.encode(**INPUTS)
+    fork = model.cfg.mimo_from_layer
+    fired: list[str] = []
+
+    def run_from(layer: int) -> None:
+        hook = ("mimo_blocks.0.hook_resid_pre", lambda value, hook: fired.append(hook.name))
+        resid = model(x, stop_at_layer=layer)
+        model.run_with_hooks(resid, start_at_layer=layer, inputs=x, fwd_hooks=[hook])
+
+    run_from(fork)
+    assert fired == ["mimo_blocks.0.hook_resid_pre"]
+    with pytest.raises(HookNameError, match=r"start_at_layer=\d, .* does not reach it"):
+        run_from(fork + 1)
 
 
 def test_two_streams_make_one_embedding(model: HookedALM) -> None:

@@ -1,5 +1,8 @@
 """One pre-norm decoder block."""
 
+from collections.abc import Iterator
+from typing import Any, cast
+
 import torch
 from einops import repeat
 from torch import nn
@@ -77,6 +80,18 @@ class Block(nn.Module):
                 if fork is not None:
                     changed[name] = fork
         return {name: self.ln1.normalize(fork) * self.ln1.weight for name, fork in changed.items()}
+
+
+class Blocks(nn.ModuleList):
+    """The blocks, typed."""
+
+    def __iter__(self) -> Iterator[Block]:
+        """First to last."""
+        return cast(Iterator[Block], super().__iter__())
+
+    def __getitem__(self, layer: Any) -> Any:
+        """One block, or a slice of them."""
+        return super().__getitem__(layer)
 
 
 def _fork(resid: Resid, n_heads: int) -> torch.Tensor:
