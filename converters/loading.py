@@ -83,8 +83,10 @@ def load_model(
     adapter = None if lora is None else find_folder(lora, None)
     _fill(layout)
     model = layout.model.eval()
+    model.sources = {"model": layout.folder, **layout.parts}
     if adapter is not None:
         apply_lora(model, layout.family, adapter, merge=merge_lora)
+        model.sources["lora"] = adapter
     if device_map is not None:
         from accelerate import dispatch_model, infer_auto_device_map
 

@@ -10,6 +10,8 @@ from hooked_alm.errors import InputError
 from .bundled import model_folder
 from .workbench.experiment import ExperimentConfig
 
+WEIGHT_FILES = {".safetensors", ".pt", ".pth"}
+
 
 def load_subject(config: ExperimentConfig, **placement: Any) -> HookedALM:
     """The model that the settings name.
@@ -47,27 +49,26 @@ def load_hearing_subject(config: ExperimentConfig, experiment: str) -> HookedALM
 
 def described(model: HookedALM, config: ExperimentConfig) -> dict[str, Any]:
     """What ``run.json`` says of the model; a run resumes only with the same."""
-    parts = {**config.components, **({} if config.lora is None else {"lora": config.lora})}
+    weights = {name: weights_of(folder) for name, folder in model.sources.items()}
+    own = weights.pop("model")
     return {
         "name": config.model,
         "architecture": model.cfg.original_architecture,
-        "revision": config.revision,
-        "weights_sha256": weights_hash(model_folder(config.model)),
-        **({"parts": {name: weights_hash(part) for name, part in parts.items()}} if parts else {}),
+        **own,
+        **({"parts": weights} if weights else {}),
         "dtype": config.dtype,
         "blocks": len(model.path),
         "heads": model.cfg.n_heads,
     }
 
 
-def weights_hash(folder: str) -> str | None:
-    """SHA-256 over a folder's safetensors files; None for a hub id, which has a revision."""
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if not files:
-        return None
+def weights_of(folder: Path) -> dict[str, Any]:
+    """Which weights a folder holds: the commit of a hub snapshot, or a SHA-256 over its files."""
+    if folder.parent.name == "snapshots":  # as huggingface_hub's cache names them
+        return {"revision": folder.name, "weights_sha256": None}
     digest = hashlib.sha256()
-    for path in files:
+    for path in sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_FILES):
         with path.open("rb") as file:
             while block := file.read(1 << 22):
                 digest.update(block)
-    return digest.hexdigest()
+    return {"revision": None, "weights_sha256": digest.hexdigest()}

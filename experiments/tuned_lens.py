@@ -29,10 +29,10 @@ from hooked_alm.inputs import ALMInput
 from hooked_alm.methods.lens import lens_fidelity, residual_rows, unembed_rows
 from hooked_alm.methods.tuned_lens import LensTrainer, TunedLens, unembed_hash
 
-from .bundled import CLIPS, PREFIX, model_folder
+from .bundled import CLIPS, PREFIX
 from .circuits_select import split_groups
 from .recordings import load_recordings
-from .subject import described, load_subject, weights_hash
+from .subject import described, load_subject, weights_of
 from .tuned_lens_folder import CONFIG, LensCard, load_lens, read_tensors, save_lens, write_tensors
 from .tuned_lens_prompts import LensPrompt, ob1_prompts, prepare_prompts, read_prompts
 from .tuned_lens_report import conclude
@@ -78,9 +78,8 @@ class TuneLens(Experiment[TunedLensConfig]):
         self._trained: TunedLens | None = None
         self.card = LensCard(
             model=config.model,
-            revision=config.revision,
             architecture=self.model.cfg.original_architecture,
-            weights_sha256=weights_hash(model_folder(config.model)),
+            **weights_of(self.model.sources["model"]),
             dtype=config.dtype,
             n_layers=len(self.model.path),
             d_model=self.model.cfg.d_model,

@@ -118,6 +118,8 @@ class HookedALM(HookedTransformerSurface, HookedModule):
         self.hook_text_embed = HookPoint()
         self.hook_audio_embed = HookPoint()
         self.hook_embed = HookPoint()
+        self.sources: dict[str, Path] = {}
+        """Folders that the weights came from: ``model``, its components, ``lora``. The loader's."""
         self.pos_offset = 0
         """Positions already in the KV cache: axis 1 of a hooked tensor starts at this position."""
         self.setup()

@@ -93,6 +93,7 @@ def test_switching(tiny_models: TinyModels, adapter: Path) -> None:
     x = base.encode(**INPUTS)
     model = HookedALM.from_pretrained(tiny_models.folder(), lora=adapter, merge_lora=False)
     merged = HookedALM.from_pretrained(tiny_models.folder(), lora=adapter)
+    assert merged.sources == {"model": tiny_models.folder(), "lora": adapter}
     on = model(x)
     model.switch_lora(False)
     assert torch.equal(model(x), base(x))
