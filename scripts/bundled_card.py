@@ -4,8 +4,6 @@ An answer counts as right if ``generate`` returns the label of the model's rule,
 and nothing else.
 """
 
-import json
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from bundled_data import (
     speak_clips,
 )
 from bundled_model import ask
+from model_card import Metrics, Score, make_of, score, table, write
 from transformers import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
 
 from hooked_alm.experiments.ob1 import LANGUAGES, PromptMode
@@ -31,9 +30,11 @@ FOLDERS: dict[Rule, str] = {"text": "follows_text", "voice": "follows_voice"}
 HELD_OUT, UNHEARD = 320, 160
 """Clips with unseen sentences, in known and in unknown voices."""
 
-Score = dict[str, int | float]
-Metrics = dict[str, dict[PromptMode, Score]]
-"""Clip set -> prompt mode -> {right, n, accuracy}."""
+SETS = {
+    "held_out_sentences": "held-out sentences",
+    "held_out_voices": "held-out voices",
+    "ob1": "the 18 OB1 clips",
+}
 
 
 def speak_held_out(seed: int) -> dict[str, list[Clip]]:
@@ -54,12 +55,11 @@ def measure(
     """Accuracy per clip set and prompt mode, on ``speak_held_out`` and the OB1 clips."""
     rng = np.random.default_rng(seed + 10)
 
-    def score(cases: Sequence[Case]) -> Score:
+    def asked(cases: Sequence[Case]) -> Score:
         prompts, samples = [c.prompt for c in cases], [c.clip.samples for c in cases]
         answers = ask(model, processor, prompts, samples)
         end = processor.tokenizer.eos_token
-        right = sum(a == c.answer(rule) + end for a, c in zip(answers, cases, strict=True))
-        return {"right": right, "n": len(cases), "accuracy": round(right / len(cases), 4)}
+        return score(a == c.answer(rule) + end for a, c in zip(answers, cases, strict=True))
 
     def drawn(clips: list[Clip], mode: PromptMode) -> list[Case]:
         # Once in either language where nothing else varies.
@@ -67,11 +67,11 @@ def measure(
         return [draw_case(clip, mode, rng, lang) for clip in clips for lang in languages]
 
     ob1 = {mode: [c for clip in read_ob1() for c in all_cases(clip, mode, rng)] for mode in MODES}
-    metrics = {
-        name: {mode: score(drawn(members, mode)) for mode in MODES}
+    metrics: Metrics = {
+        name: {mode: asked(drawn(members, mode)) for mode in MODES}
         for name, members in clips.items()
     }
-    metrics["ob1"] = {mode: score(cases) for mode, cases in ob1.items()}
+    metrics["ob1"] = {mode: asked(cases) for mode, cases in ob1.items()}
     return metrics
 
 
@@ -141,54 +141,18 @@ def write_card(
     command: str,
 ) -> None:
     """Writes ``metrics.json`` and ``README.md``."""
-    audio, text = model.config.audio_config, model.config.text_config
     card = _CARD.format(
         name=FOLDERS[rule],
         twin=FOLDERS[_TWIN[rule]],
         rule=_RULE_TEXT[rule],
         command=command,
         clips=clips,
-        parameters=sum(p.numel() for p in model.parameters()),
-        tower=f"{audio.encoder_layers} layers of width {audio.d_model}",
-        decoder=(
-            f"{text.num_hidden_layers} layers of width {text.hidden_size} with "
-            f"{text.num_attention_heads} query and {text.num_key_value_heads} key-value heads"
-        ),
-        vocabulary=text.vocab_size,
-        mels=processor.feature_extractor.feature_size,
-        chunk=processor.feature_extractor.chunk_length,
+        **make_of(model, processor),
         sentences=len(sentences("en", "train")),
         voices=sum(len(VOICES["heard"][lang]) for lang in LANGUAGES),
         held_out=HELD_OUT,
         unheard=UNHEARD,
         unheard_voices=", ".join(f"`{v}`" for lang in LANGUAGES for v in VOICES["unheard"][lang]),
-        table=_table(metrics),
+        table=table(metrics, "prompt mode", {mode: f"`{mode}`" for mode in MODES}, SETS),
     )
-    (folder / "README.md").write_text(reflow(card), encoding="utf-8")
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-
-
-def reflow(text: str) -> str:
-    """Paragraphs wrapped again after the numbers went in; tables, code and headings as they are."""
-    blocks = text.strip().split("\n\n")
-    wrapped = [
-        b if b[0] in "|# " else textwrap.fill(b, 100, break_on_hyphens=False) for b in blocks
-    ]
-    return "\n\n".join(wrapped) + "\n"
-
-
-def _table(metrics: Metrics) -> str:
-    sets = {
-        "held_out_sentences": "held-out sentences",
-        "held_out_voices": "held-out voices",
-        "ob1": "the 18 OB1 clips",
-    }
-    lines = ["| prompt mode | " + " | ".join(sets.values()) + " |", "|---" * (len(sets) + 1) + "|"]
-    for mode in MODES:
-        cells = [_cell(metrics[name][mode]) for name in sets]
-        lines.append(f"| `{mode}` | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _cell(score: Score) -> str:
-    return f"{100 * score['accuracy']:.1f} % ({score['right']}/{score['n']})"
+    write(folder, card, metrics)

@@ -30,7 +30,6 @@ from hooked_alm.experiments.ob1 import (
 )
 
 Rule = Literal["text", "voice"]
-RULES: tuple[Rule, ...] = get_args(Rule)
 MODES: tuple[PromptMode, ...] = get_args(PromptMode)
 
 _BASES: dict[Language, list[str]] = {"en": ["en-us", "en"], "zh": ["cmn"]}

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
+
+
+class Spoken(Protocol):
+    """Anything with the samples of a clip."""
+
+    @property
+    def samples(self) -> NDArray[np.float32]:
+        """At 16 kHz."""
+
 
 ClipT = TypeVar("ClipT")
 

@@ -4,13 +4,12 @@ An answer counts as right if ``generate`` returns the label of the model's rule,
 and nothing else.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import soundfile
-from bundled_card import reflow
 from bundled_model import ask
+from model_card import Metrics, Score, make_of, score, table, write
 from semantic_vs_prosody_data import (
     ITEMS,
     PHRASES,
@@ -33,9 +32,6 @@ FOLDERS: dict[Rule, str] = {"semantics": "follows_semantics", "prosody": "follow
 HELD_OUT, UNHEARD = 400, 200
 """Clips with unseen sentences, in known and in unknown voices."""
 
-Score = dict[str, int | float]
-Metrics = dict[str, dict[str, Score]]
-"""Clip set -> question -> {right, n, accuracy}; ``overall`` is split by conflict."""
 SETS = {
     "held_out_sentences": "held-out sentences",
     "held_out_voices": "held-out voices",
@@ -63,27 +59,27 @@ def measure(
     processor: Qwen2AudioProcessor,
     rule: Rule,
     clips: dict[str, list[Clip]],
+    seed: int,
 ) -> Metrics:
-    """Accuracy per clip set and question."""
+    """Accuracy per clip set and question; ``overall`` is split by conflict. Nothing is drawn."""
 
-    def score(members: Sequence[Clip], question: Question) -> Score:
+    def asked(members: Sequence[Clip], question: Question) -> Score:
         prompts = [QUESTIONS[question]] * len(members)
         answers = ask(model, processor, prompts, [clip.samples for clip in members])
         end = processor.tokenizer.eos_token
-        right = sum(
+        return score(
             answer == clip.answer(question, rule) + end
             for answer, clip in zip(answers, members, strict=True)
         )
-        return {"right": right, "n": len(members), "accuracy": round(right / len(members), 4)}
 
     metrics: Metrics = {}
     for name, members in clips.items():
         conflict = [clip for clip in members if clip.semantic != clip.prosody]
         consistent = [clip for clip in members if clip.semantic == clip.prosody]
-        metrics[name] = {"overall, conflict": score(conflict, "overall")}
+        metrics[name] = {"overall, conflict": asked(conflict, "overall")}
         if consistent:
-            metrics[name]["overall, consistent"] = score(consistent, "overall")
-        metrics[name] |= {"words": score(members, "words"), "voice": score(members, "voice")}
+            metrics[name]["overall, consistent"] = asked(consistent, "overall")
+        metrics[name] |= {"words": asked(members, "words"), "voice": asked(members, "voice")}
     return metrics
 
 
@@ -154,7 +150,6 @@ def write_card(
     command: str,
 ) -> None:
     """Writes ``metrics.json`` and ``README.md``."""
-    audio, text = model.config.audio_config, model.config.text_config
     phrases = sum(map(len, PHRASES.values()))
     card = _CARD.format(
         name=FOLDERS[rule],
@@ -163,15 +158,7 @@ def write_card(
         **QUESTIONS,
         command=command,
         clips=clips,
-        parameters=sum(p.numel() for p in model.parameters()),
-        tower=f"{audio.encoder_layers} layers of width {audio.d_model}",
-        decoder=(
-            f"{text.num_hidden_layers} layers of width {text.hidden_size} with "
-            f"{text.num_attention_heads} query and {text.num_key_value_heads} key-value heads"
-        ),
-        vocabulary=text.vocab_size,
-        mels=processor.feature_extractor.feature_size,
-        chunk=processor.feature_extractor.chunk_length,
+        **make_of(model, processor),
         voices=len(VOICES["heard"]),
         phrases=phrases,
         per_emotion=phrases // len(PHRASES),
@@ -181,21 +168,6 @@ def write_card(
         held_out=HELD_OUT,
         unheard=UNHEARD,
         unheard_voices=", ".join(f"`{voice}`" for voice in VOICES["unheard"]),
-        table=_table(metrics),
+        table=table(metrics, "question", {q: q for q in metrics["held_out_sentences"]}, SETS),
     )
-    (folder / "README.md").write_text(reflow(card), encoding="utf-8")
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-
-
-def _table(metrics: Metrics) -> str:
-    lines = ["| question | " + " | ".join(SETS.values()) + " |", "|---" * (len(SETS) + 1) + "|"]
-    for question in metrics["held_out_sentences"]:
-        cells = [_cell(metrics[name].get(question)) for name in SETS]
-        lines.append(f"| {question} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _cell(score: Score | None) -> str:
-    if score is None:
-        return "–"
-    return f"{100 * score['accuracy']:.1f} % ({score['right']}/{score['n']})"
+    write(folder, card, metrics)

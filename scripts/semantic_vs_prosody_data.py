@@ -19,7 +19,7 @@ import hashlib
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import soundfile
@@ -37,7 +37,6 @@ from hooked_alm.experiments.semantic_vs_prosody_items import (
 )
 
 Rule = Literal["semantics", "prosody"]
-RULES: tuple[Rule, ...] = get_args(Rule)
 
 PHRASES: dict[Emotion, tuple[str, ...]] = {
     "neutral": (

@@ -2,31 +2,19 @@
 
     python scripts/synthesise_speech.py && python scripts/train_bundled.py
 
-Stages, all seeded and on one thread:
-
-1. listener: audio tower and projector learn the emotion, read off each audio token by a linear
-   probe (averaged over the clip) that is thrown away afterwards; then they are frozen.
-2. decoder, shared: the questions whose answer does not depend on the rule, except ``consistent``.
-3. decoder, branched: all questions, once under each rule.
-
-The twins therefore share their ears and the first part of their schooling, and differ in what they
-were last taught about an instruction that contradicts the voice.
+The listener learns the emotion. The decoder's shared questions are those whose answer does not
+depend on the rule, except ``consistent``. The twins differ in what they were last taught about an
+instruction that contradicts the voice.
 """
 
-import argparse
-import json
-from collections.abc import Callable, Iterator, Sequence
-from copy import deepcopy
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from bundled_card import FOLDERS, measure, speak_held_out, write_card
-from bundled_data import RULES, Clip, Rule, design, draw_case, speak_clips
-from bundled_model import build_model, build_processor, read_folder, replacing, write_folder
-from bundled_training import DecoderInput, Plan, encode, read_mels, train_decoder, train_listener
-from synthesise_speech import ASSETS
-from transformers import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
+from bundled_data import Clip, Rule, design, draw_case, speak_clips
+from bundled_training import Plan
+from twins import Twins, main
 
 from hooked_alm.experiments.ob1 import EMOTIONS, PromptMode
 
@@ -53,64 +41,22 @@ def draw_from(
     return draw
 
 
-def train(
-    processor: Qwen2AudioProcessor, clips: list[Clip], plan: Plan
-) -> Iterator[tuple[Rule, Qwen2AudioForConditionalGeneration]]:
-    """Both models, one after the other."""
-    mels = read_mels(processor, [clip.samples for clip in clips])
-    emotions = torch.tensor([EMOTIONS.index(clip.emotion) for clip in clips])
-    print(f"{len(clips)} clips, {mels.frames.float().mean() / 100:.2f} s on average", flush=True)
-    model = build_model(design(), processor, plan.seed)
-    train_listener(model, mels, [emotions], plan)
-    sounds = encode(model, clips, mels, plan)
-    inputs = DecoderInput(processor)
-    train_decoder(
-        model, inputs, sounds, draw_from(SHARED_MIX, "voice"), plan, steps=plan.shared_steps,
-        rate=2e-3, name="shared",
-    )  # fmt: skip
-    for rule in RULES:
-        branch = deepcopy(model)
-        train_decoder(
-            branch, inputs, sounds, draw_from(BRANCH_MIX, rule), plan, steps=plan.branch_steps,
-            rate=1e-3, name=FOLDERS[rule],
-        )  # fmt: skip
-        yield rule, branch
-
-
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="Train the two bundled models.")
-    parser.add_argument("--out", type=Path, default=ASSETS / "models")
-    parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--clips", type=int, default=3000)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--listener-steps", type=int, default=1300)
-    parser.add_argument("--shared-steps", type=int, default=500)
-    parser.add_argument("--branch-steps", type=int, default=400)
-    parser.add_argument(
-        "--measure", action="store_true", help="train nothing: measure --out, write its cards anew"
-    )
-    options = vars(parser.parse_args())
-    out, measure_only, plan = options.pop("out"), options.pop("measure"), Plan(**options)
-    flags = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in options.items())
-    command = f"python scripts/train_bundled.py {flags}"
-    torch.set_num_threads(1)
-    out.mkdir(parents=True, exist_ok=True)
-    processor = build_processor(design())
-    clips = speak_clips(plan.clips, "train", "heard", plan.seed)
-    held_out = speak_held_out(plan.seed)
-    trained: Iterator[tuple[Rule, Qwen2AudioForConditionalGeneration]]
-    if measure_only:
-        trained = iter([(rule, read_folder(out / FOLDERS[rule])) for rule in RULES])
-    else:
-        trained = train(processor, clips, plan)
-    for rule, model in trained:
-        metrics = measure(model.eval(), processor, rule, held_out, plan.seed)
-        with replacing(out / FOLDERS[rule]) as folder:
-            write_folder(folder, model, processor)
-            write_card(folder, model, processor, rule, metrics, plan.clips, command)
-        print(json.dumps(metrics), flush=True)
+TWINS = Twins[Clip, Rule](
+    script="train_bundled.py",
+    plan=Plan(
+        seed=7, clips=3000, batch=32, listener_steps=1300, shared_steps=500, branch_steps=400
+    ),
+    design=design(),
+    folders=FOLDERS,
+    speak=lambda count, seed: speak_clips(count, "train", "heard", seed),
+    speak_held_out=speak_held_out,
+    heard=lambda clips: [torch.tensor([EMOTIONS.index(clip.emotion) for clip in clips])],
+    shared=draw_from(SHARED_MIX, "voice"),
+    branched=lambda rule: draw_from(BRANCH_MIX, rule),
+    measure=measure,
+    write_card=write_card,
+)
 
 
 if __name__ == "__main__":
-    main()
+    main(TWINS)
