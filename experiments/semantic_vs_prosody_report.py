@@ -20,9 +20,9 @@ from .workbench.run_folder import CLIP_RATE_HZ, RunFolder
 MAX_CLIP_BYTES = 1_600_000
 """Sound that the page carries; a folder of long recordings would make it too large to send."""
 CAVEATS = (
-    "Flip rates over all pairs are reported with their base rate and ceiling, because at depth 0 "
-    "the patched run is the donor's own run: a high plateau there says how often the donor says "
-    "the target, not what a layer controls.",
+    "Flip rates over all pairs are reported with their base rate and ceiling, because between "
+    "clips of equal length the run patched at depth 0 is the donor's own: a high plateau there "
+    "says how often the donor says the target, not what a layer controls.",
     "A lens says what could be read at a depth, not what the model uses there; what is used, only "
     "patching shows, and only for these prompts and clips.",
     "That the audio's effect decays with depth means that the information has been copied out, not "
