@@ -43,7 +43,7 @@ def findings(
     types = list(dict.fromkeys(tables["pairs"].type))
     found: dict[str, tuple[Finding, tuple[Part, ...]]] = {
         "decides": (_decides(tables["runs"], config), ()),
-        "readable_from": (_readable(tables["lens"], config, n_blocks), ("lens",)),
+        "readable_from": (_readable(tables, config, n_blocks), ("lens",)),
     }
     if len(types) > 1:
         found["moves_the_answer"] = (_moves(tables["pairs"], config), ())
@@ -124,32 +124,39 @@ def _decides(runs: pd.DataFrame, config: SemanticVsProsodyConfig) -> Finding:
     return _finding(f"The {side} where the two disagree", facts, why_not, numbers=gap, unit="rate")
 
 
-def _readable(lens: pd.DataFrame, config: SemanticVsProsodyConfig, n_blocks: int) -> Finding:
+def _readable(tables: Tables, config: SemanticVsProsodyConfig, n_blocks: int) -> Finding:
     """From which depth on the lens leans as the output does, and reads the output (C32)."""
+    lens = tables["lens"]
     who, depths, scores = lens_scores(lens, config)
     values = margin(scores, label_index(who.semantic, config), label_index(who.prosody, config))
     agrees = lens.agrees.to_numpy(np.float64).reshape(values.shape)
-    clusters = cluster_labels(who, config)
+    output = tables["runs"].set_index("item").top_token.loc[who["item"]]
+    outputs = pd.get_dummies(output).to_numpy(np.float64)
+    every = np.concatenate([values, agrees, outputs], axis=1)
     drawn = resampled_means(
-        np.stack([values, agrees], axis=-1),
+        every,
         seed=config.seed,
         n_resamples=config.n_resamples,
-        clusters=clusters,
+        clusters=cluster_labels(who, config),
     )
-    found = readable_depth(drawn[..., 0], drawn[..., 1]) + depths[0]
+
+    def readable(means: np.ndarray) -> np.ndarray:
+        margins, agreement, shares = np.split(means, [len(depths), 2 * len(depths)], axis=1)
+        return depths[0] + readable_depth(margins, agreement, shares.max(axis=1))
+
+    mean, commonest = values.mean(0), outputs.mean(0).max()
+    depth, found = float(readable(every.mean(0, keepdims=True))[0]), readable(drawn)
     undefined = float(np.isnan(found).mean())
     found = found[np.isfinite(found)]
     low, high = np.quantile(found, [0.025, 0.975]) if len(found) else (np.nan, np.nan)
-    mean, agreement = values.mean(0), agrees.mean(0)
     final = _gap(values[:, -1], who, config)
-    depth = float(readable_depth(mean[None], agreement[None])[0]) + depths[0]
-    sign_alone = float(readable_depth(mean[None], np.ones_like(mean)[None])[0]) + depths[0]
     numbers = {"mean": depth, "low": float(low), "high": float(high), "n": len(who)}
     side = "voice" if mean[-1] > 0 else "words"
     facts = (
         f"The mean margin (voice minus words) is {_shown(final)} logits at the last depth. It has "
-        f"its sign from depth {sign_alone:.0f} on, and the lens' top token is the output's in half "
-        f"of the clips or more from depth {_depth(numbers, n_blocks)} on"
+        "its sign, and the lens' top token is the output's in half of the clips or more, and in "
+        f"more than have the commonest output ({commonest:.2f}), from depth "
+        f"{_depth(numbers, n_blocks)} on"
     )
     why_not = {
         **_few(final, config),

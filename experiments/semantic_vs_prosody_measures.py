@@ -180,15 +180,24 @@ def handoff_depth(
 
 
 def readable_depth(
-    margin: Float[np.ndarray, "curve depth"], agrees: Float[np.ndarray, "curve depth"]
+    margin: Float[np.ndarray, "curve depth"],
+    agrees: Float[np.ndarray, "curve depth"],
+    commonest: Float[np.ndarray, " curve"],
 ) -> Float[np.ndarray, " curve"]:
     """The first depth from which a lens leans as the output does, and reads the output (C32).
 
-    That is: the mean margin has its final sign, and the top token is the output's in at least half
-    of the items, for good. NaN if the margin ends at 0, or the lens never agrees.
+    That is, for good: the mean margin has its final sign, and the top token is the output's in at
+    least half of the items, and in more than a lens that reads the same of every item could reach.
+    NaN if the margin ends at 0, or there is no such depth.
+
+    Args:
+        margin: mean over items.
+        agrees: share of items whose top token is the output's.
+        commonest: share of the items that have the commonest output.
     """
     final = np.sign(margin[:, -1:])
     there = (np.sign(margin) == final) & (final != 0) & (agrees >= 0.5)
+    there &= agrees > commonest[:, None] + 1e-9  # sums of the same shares, in another order
     return _depth(handoff_index(1.0 - there), margin.shape[1])
 
 

@@ -19,19 +19,24 @@ FALLING = [1, 1, 1, 0.7, 0.3, 0.1, 0, 0, 0]
 """Recovery of an audio span that lets go at depth 4."""
 
 
-def readable(margins: Sequence[float]) -> Finding:
-    """A lens that reads the output from depth 3 on; every clip ends with a margin of its own."""
+def readable(margins: Sequence[float], n_happy: int = N // 2, constant_to: int = 3) -> Finding:
+    """A lens that reads the output from a depth on, before always "happy"; every clip ends with a
+    margin of its own, towards which its margins rise."""
     rows = [
         {
             "item": f"clip {i}", "semantic": "sad", "prosody": "happy", "speaker": "s",
-            "text": f"sentence {i}", "depth": depth, "agrees": float(depth >= 3),
+            "text": f"sentence {i}", "depth": depth,
+            "agrees": float(depth >= constant_to or i < n_happy),
             **{f"z_{label}": 0.0 for label in CONFIG.labels},
             "z_happy": final * depth / N_BLOCKS,
         }
         for i, final in enumerate(margins)
         for depth in range(N_BLOCKS + 1)
     ]  # fmt: skip
-    return _readable(pd.DataFrame(rows), CONFIG, N_BLOCKS)
+    lens = pd.DataFrame(rows)
+    runs = lens.drop_duplicates("item")[["item"]]
+    runs["top_token"] = ["happy"] * n_happy + ["sad"] * (N - n_happy)
+    return _readable({"lens": lens, "runs": runs}, CONFIG, N_BLOCKS)
 
 
 def test_a_margin_that_may_be_zero_leads_nowhere() -> None:
@@ -43,6 +48,19 @@ def test_a_margin_that_may_be_zero_leads_nowhere() -> None:
     assert uneven.established
     assert uneven.statement.startswith("The lens reads the voice ahead from depth 3 on")
     assert readable([-1.0] * N).statement.startswith("The lens reads the words ahead")
+
+
+def test_a_lens_that_reads_the_same_of_every_clip_reads_nothing() -> None:
+    """At depth 0 the readout is one token's embedding: it agrees with the commonest output."""
+    ahead = [1.0] * N
+    found = readable(ahead, n_happy=20, constant_to=4)
+    assert found.established
+    assert (found.estimate, found.low, found.high) == (4, 4, 4)
+    assert "in more than have the commonest output (0.67), from depth 4 [4, 4]" in found.statement
+    never = readable(ahead, n_happy=20, constant_to=9)
+    assert not never.established
+    assert never.statement.startswith("The lens reads the voice ahead. Because: no such depth")
+    assert not readable(ahead, n_happy=N).established
 
 
 def moves(words: Sequence[int], voice: Sequence[int]) -> Finding:
