@@ -79,14 +79,17 @@ def read_lines(table: Path, needed: Sequence[str]) -> tuple[list[str], list[tupl
     try:
         # utf-8-sig: spreadsheets write a byte-order mark, which would join the first column's name.
         with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            # strict: a quote that is never closed would swallow the lines behind it.
+            reader = csv.DictReader(file, strict=True)
             columns = [column.strip() for column in reader.fieldnames or []]
             reader.fieldnames = columns
             lines = [(f"{table.name} line {reader.line_num}", row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
+        cure = "Check the path, or save the sheet again as CSV UTF-8."
+        if isinstance(error, csv.Error):
+            cure = "Close every quote, and double those inside a quoted cell."
         raise InputError(
-            f"reading {table}: got {error}, expected a CSV file in UTF-8. Check the path, or save "
-            "the sheet again as CSV UTF-8."
+            f"reading {table}: got {error}, expected a CSV file in UTF-8. {cure}"
         ) from error
     missing = [column for column in needed if column not in columns]
     if missing or len(set(columns)) < len(columns) or not lines:

@@ -12,6 +12,7 @@ of them.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
@@ -22,6 +23,7 @@ from hooked_alm.methods.alignment import align
 from hooked_alm.methods.labels import LabelSet
 
 from .bundled import ASSETS, PREFIX
+from .clip_table import collect
 from .semantic_vs_prosody_items import (
     PAIR_TYPES,
     Item,
@@ -66,10 +68,7 @@ class SemanticVsProsody(Experiment[SemanticVsProsodyConfig]):
         self.items = conflict_items(every)
         self.model = load_hearing_subject(config, self.name)
         self.labels = LabelSet.from_texts(self.model.tokenizer, config.labels, config.label_mode)
-        self.clips: dict[str, AudioClip] = {
-            item.name: self.model.read_clip(item.path, truncate=config.truncate)
-            for item in self.items
-        }
+        self.clips = self._heard(source)
         self.pairs = self._draw_pairs()
         first = self._input(self.items[0])
         self.spans = {
@@ -90,6 +89,23 @@ class SemanticVsProsody(Experiment[SemanticVsProsodyConfig]):
             "clips": [self._described(item) for item in self.items],
         }
 
+    def _heard(self, source: str | Path) -> dict[str, AudioClip]:
+        """The items' clips by name; all that the model cannot hear are refused at once."""
+
+        def hear(item: Item) -> AudioClip:
+            try:
+                return self.model.read_clip(item.path, truncate=self.config.truncate)
+            except InputError as error:
+                raise InputError(f"column path: {error}") from error
+
+        clips = collect(f"hearing the clips of {source}", hear, self.items, lambda it: it.where)
+        return {item.name: clip for item, clip in zip(self.items, clips, strict=True)}
+
+    @property
+    def _lengths(self) -> dict[str, int]:
+        """Number of audio positions by item name."""
+        return {name: clip.n_tokens for name, clip in self.clips.items()}
+
     def _described(self, item: Item) -> Row:
         clip = self.clips[item.name]
         return {
@@ -101,10 +117,10 @@ class SemanticVsProsody(Experiment[SemanticVsProsodyConfig]):
         }
 
     def _draw_pairs(self) -> list[Pair]:
-        config, tokens = self.config, {name: clip.n_tokens for name, clip in self.clips.items()}
+        config = self.config
         found: list[Pair] = []
         for which in config.pair_types:
-            drawn = draw_pairs(self.items, which, config.n_pairs, config.seed, tokens=tokens)
+            drawn = draw_pairs(self.items, which, config.n_pairs, config.seed, tokens=self._lengths)
             if not drawn:
                 rest = "prosody_label" if which == "semantic" else "text"
                 raise InputError(
@@ -117,16 +133,23 @@ class SemanticVsProsody(Experiment[SemanticVsProsodyConfig]):
         return found
 
     def _check_alignment(self) -> None:
-        """Align all spans of all pairs, which could fail in the midst of a run."""
+        """Align the spans of all sweeps between two clips, which could fail amid a run."""
         if self.config.align == "dtw":  # aligns spans of any length, by activations
             return
-        for pair in self.pairs:
-            base, donor = self._input(pair.a), self._input(pair.b)
+        for unit in self.units():
+            match unit.payload:
+                case Pair(a=a, b=b):
+                    base, donor, spans = self._input(a), self._input(b), self.spans
+                case ControlSweep(item=item, kind="same_labels"):
+                    base, donor = self._input(item), self._prompt(self._control_clip(unit.payload))
+                    spans = {"audio": self.spans["audio"]}
+                case _:
+                    continue
             try:
-                for parts in self.spans.values():
+                for parts in spans.values():
                     align(base, donor, parts, policy=self.config.align_policies())
             except InputError as error:
-                error.add_note(f"This would happen in unit {pair.id}; nothing was run.")
+                error.add_note(f"This would happen in unit {unit.id}; nothing was run.")
                 raise
 
     def _input(self, item: Item) -> ALMInput:
@@ -211,14 +234,16 @@ class SemanticVsProsody(Experiment[SemanticVsProsodyConfig]):
         return Measures(self.model, self.labels, self.config)
 
     def _donor_exists(self, item: Item, kind: Control) -> bool:
-        has_like = like_in_labels(self.items, item, self.config.seed) is not None
-        return kind != "same_labels" or has_like
+        return kind != "same_labels" or self._like(item) is not None
+
+    def _like(self, item: Item) -> Item | None:
+        return like_in_labels(self.items, item, self.config.seed, tokens=self._lengths)
 
     def _control_clip(self, sweep: ControlSweep) -> AudioClip:
         """Another clip of the same labels, or silence or white noise of the item's length."""
         item, seed = sweep.item, self.config.seed
         if sweep.kind == "same_labels":
-            like = like_in_labels(self.items, item, seed)
+            like = self._like(item)
             assert like is not None
             return self.clips[like.name]
         seconds = self.clips[item.name].seconds

@@ -22,8 +22,8 @@ from .semantic_vs_prosody_settings import SemanticVsProsodyConfig
 from .semantic_vs_prosody_tables import Tables, cluster_labels, label_index, lens_scores
 
 DEFECTS_OF: dict[Part, tuple[str, ...]] = {
-    "lens": ("C6", "C32"),
-    "patching": ("C7", "C10", "C31", "M-001-8"),
+    "lens": ("C6", "C32", "M-001-2"),
+    "patching": ("C7", "C31", "M-001-5", "M-001-8"),
 }
 MOST_UNDEFINED = 0.05
 """Share of the replicates that may lack a depth before its interval means nothing."""
@@ -43,12 +43,12 @@ def findings(
     types = list(dict.fromkeys(tables["pairs"].type))
     found: dict[str, tuple[Finding, tuple[Part, ...]]] = {
         "decides": (_decides(tables["runs"], config), ()),
-        "readable_from": (_readable(tables["lens"], config, n_blocks), ("lens",)),
+        "readable_from": (_readable(tables, config, n_blocks), ("lens",)),
     }
     if len(types) > 1:
         found["moves_the_answer"] = (_moves(tables["pairs"], config), ())
     for which in types:
-        found[f"handoff_{which}"] = (_handoff(summaries, which, n_blocks), ("patching",))
+        found[f"handoff_{which}"] = (_handoff(summaries, which, n_blocks, config), ("patching",))
     return {name: _checked(one, parts, controls, config) for name, (one, parts) in found.items()}
 
 
@@ -124,34 +124,43 @@ def _decides(runs: pd.DataFrame, config: SemanticVsProsodyConfig) -> Finding:
     return _finding(f"The {side} where the two disagree", facts, why_not, numbers=gap, unit="rate")
 
 
-def _readable(lens: pd.DataFrame, config: SemanticVsProsodyConfig, n_blocks: int) -> Finding:
+def _readable(tables: Tables, config: SemanticVsProsodyConfig, n_blocks: int) -> Finding:
     """From which depth on the lens leans as the output does, and reads the output (C32)."""
+    lens = tables["lens"]
     who, depths, scores = lens_scores(lens, config)
     values = margin(scores, label_index(who.semantic, config), label_index(who.prosody, config))
     agrees = lens.agrees.to_numpy(np.float64).reshape(values.shape)
-    clusters = cluster_labels(who, config)
+    output = tables["runs"].set_index("item").top_token.loc[who["item"]]
+    outputs = pd.get_dummies(output).to_numpy(np.float64)
+    every = np.concatenate([values, agrees, outputs], axis=1)
     drawn = resampled_means(
-        np.stack([values, agrees], axis=-1),
+        every,
         seed=config.seed,
         n_resamples=config.n_resamples,
-        clusters=clusters,
+        clusters=cluster_labels(who, config),
     )
-    found = readable_depth(drawn[..., 0], drawn[..., 1]) + depths[0]
+
+    def readable(means: np.ndarray) -> np.ndarray:
+        margins, agreement, shares = np.split(means, [len(depths), 2 * len(depths)], axis=1)
+        return depths[0] + readable_depth(margins, agreement, shares.max(axis=1))
+
+    mean, commonest = values.mean(0), outputs.mean(0).max()
+    depth, found = float(readable(every.mean(0, keepdims=True))[0]), readable(drawn)
     undefined = float(np.isnan(found).mean())
     found = found[np.isfinite(found)]
     low, high = np.quantile(found, [0.025, 0.975]) if len(found) else (np.nan, np.nan)
-    mean, agreement = values.mean(0), agrees.mean(0)
-    depth = float(readable_depth(mean[None], agreement[None])[0]) + depths[0]
-    sign_alone = float(readable_depth(mean[None], np.ones_like(mean)[None])[0]) + depths[0]
+    final = _gap(values[:, -1], who, config)
     numbers = {"mean": depth, "low": float(low), "high": float(high), "n": len(who)}
     side = "voice" if mean[-1] > 0 else "words"
     facts = (
-        f"The mean margin (voice minus words) is {mean[-1]:+.2f} logits at the last depth. It has "
-        f"its sign from depth {sign_alone:.0f} on, and the lens' top token is the output's in half "
-        f"of the clips or more from depth {_depth(numbers, n_blocks)} on"
+        f"The mean margin (voice minus words) is {_shown(final)} logits at the last depth. It has "
+        "its sign, and the lens' top token is the output's in half of the clips or more, and in "
+        f"more than have the commonest output ({commonest:.2f}), from depth "
+        f"{_depth(numbers, n_blocks)} on"
     )
     why_not = {
-        **_few({"n_clusters": len(set(clusters))}, config),
+        **_few(final, config),
+        "the margin at the last depth includes 0": not (final["low"] > 0 or final["high"] < 0),
         "no such depth in some resamples": not undefined <= MOST_UNDEFINED,
     }
     claim = f"The lens reads the {side} ahead from depth {depth:.0f} on"
@@ -179,17 +188,18 @@ def _moves(pairs: pd.DataFrame, config: SemanticVsProsodyConfig) -> Finding:
         index=unit, columns="type", values="gain", aggfunc="mean"
     )
     wide = wide.dropna().reset_index()
-    claim = "Exchanging the words moves the answer, exchanging the voice does not"
     if not len(wide):
         why = {f"no {config.cluster} is the base of both types of pairs": True}
+        claim = "Exchanging the words moves the answer otherwise than exchanging the voice"
         return _finding(claim, "Not measured", why, numbers={}, unit="rate")
     gap = _gap((wide.semantic - wide.prosody).to_numpy(), wide, config)
-    if gap["mean"] < 0:
-        claim = "Exchanging the voice moves the answer, exchanging the words does not"
     rates = {which: _gap(wide[which].to_numpy(), wide, config) for which in WORDS_OF}
-    weaker = rates["semantic" if gap["mean"] < 0 else "prosody"]
-    if weaker["low"] > 0:
-        claim = claim.replace(" does not", " does so less")
+    more, less = list(WORDS_OF)[:: -1 if gap["mean"] < 0 else 1]
+    claim = (
+        f"Exchanging the {WORDS_OF[more]} moves the answer, exchanging the {WORDS_OF[less]} less"
+    )
+    if not rates[less]["low"] > 0:  # which does not show that there is no effect at all
+        claim += " or not at all"
     facts = (
         "B's own run says B's label more often than A's run does by "
         f"{_shown(rates['semantic'])} where the words were exchanged and by "
@@ -197,11 +207,17 @@ def _moves(pairs: pd.DataFrame, config: SemanticVsProsodyConfig) -> Finding:
         f"{len(wide)} {UNITS[config.cluster]}"
     )
     undecided = not (gap["low"] > 0 or gap["high"] < 0)
-    why_not = {**_few(gap, config), "the difference includes 0": undecided}
+    why_not = {
+        **_few(gap, config),
+        "the difference includes 0": undecided,
+        f"the effect of the {WORDS_OF[more]} includes 0": not rates[more]["low"] > 0,
+    }
     return _finding(claim, facts, why_not, numbers=gap, unit="rate")
 
 
-def _handoff(summaries: Tables, which: str, n_blocks: int) -> Finding:
+def _handoff(
+    summaries: Tables, which: str, n_blocks: int, config: SemanticVsProsodyConfig
+) -> Finding:
     """Where the audio lets go of what was exchanged, and who has it then (M-001-8)."""
     rows = summaries["handoffs"]
     rows = rows[rows.type == which].set_index("span")
@@ -214,15 +230,27 @@ def _handoff(summaries: Tables, which: str, n_blocks: int) -> Finding:
         facts = f"Recovery of the audio stays below one half from depth {_depth(leaves, n_blocks)}"
     if n >= MIN_ITEMS:
         claim += f" by depth {leaves['mean']:.0f}" if np.isfinite(leaves["mean"]) else ""
-        unsure = "no such depth in some resamples"
-        why_not[unsure] = not rows.loc["audio"].undefined <= MOST_UNDEFINED
-        heirs = rows[rows.index != "audio"]
-        takes_over = not len(heirs) or (heirs.recovery >= 0.5).any()
+        audio, heirs = rows.loc["audio"], rows[rows.index != "audio"]
+        why_not |= _few({"n_clusters": audio.n_clusters}, config)
+        why_not["no such depth in some resamples"] = not audio.undefined <= MOST_UNDEFINED
+        why_not["the audio never has half of it"] = audio.recovery < 0.5
         why_not["no other span was patched"] = not len(heirs)
-        why_not["no other span takes over half of it"] = not takes_over
+        if len(heirs) and np.isfinite(leaves["mean"]):
+            taken = _taken(summaries["recovery"], which, leaves["mean"])
+            facts += f", where those of the other spans add up to {taken:.2f}"
+            why_not["the other spans have less than half of it there"] = taken < 0.5
         facts += "".join(f"; {_heir(span, row)}" for span, row in heirs.iterrows())
     numbers = leaves | {"n": n}
     return _finding(claim, f"{facts}; {n} pairs", why_not, numbers=numbers, unit="depth")
+
+
+def _taken(recovery: pd.DataFrame, which: str, depth: float) -> float:
+    """What others have where the audio lets go.
+
+    Not what one of them has at its best: at the last depth the readout has everything (I5).
+    """
+    there = recovery[(recovery.type == which) & (recovery.depth == depth)]
+    return float(there[~there.span.isin(["audio", "all"])]["mean"].sum())
 
 
 def _numbers(row: pd.Series) -> dict[str, Any]:

@@ -41,7 +41,8 @@ def win_figure(
         "Win rate by depth: the words' label, the voice's, or another",
         f"At every depth the three add up to 1. By chance, of {len(config.labels)} labels, words "
         f"and voice would each have one in {len(config.labels)}. {BAND}",
-        "Early on the lens may read nothing: see its fidelity beside the margin.",
+        "Early on the lens may read nothing"
+        + (": see its fidelity beside the margin." if config.fidelity else " (defect C32)."),
     )
 
 
@@ -107,7 +108,7 @@ def flip_figure(
                 high=part.rate if ends[1] is None else ends[1],
             )
         )
-    shown = pd.concat(parts, ignore_index=True).dropna(subset=["rate"])
+    shown = pd.concat(parts, ignore_index=True)  # NaN too, so that colours mean the same
     figure = figures.curves_with_band(
         shown, "depth", "rate", lo="low", hi="high", group="curve",
         title=f"{EXCHANGED[which]}: does the answer follow?", x_label=PATCH_DEPTH,
@@ -120,8 +121,9 @@ def flip_figure(
     how = (
         f"The audio of A is replaced by that of B at one depth. Movable are the {n_movable} of {n} "
         "pairs whose B says the target and whose A does not. The base rate is reached without a "
-        "patch; the ceiling is how often B itself says the target. At depth 0 the patched run is "
-        f"B's run, so 'all pairs' begins at the ceiling whatever the model does. {BAND}"
+        "patch; the ceiling is how often B itself says the target. Where the clips are equally "
+        "long, the run patched at depth 0 is B's run, so that 'all pairs' begins at the ceiling "
+        f"whatever the model does. {BAND}"
     )
     if config.flip_condition == "all":
         how = (
@@ -133,7 +135,9 @@ def flip_figure(
         name,
         f"Flip rate, {which} pairs",
         how,
-        "Donors that do not say the target are below, under Controls.",
+        "Donors that do not say the target are below, under Controls."
+        if {*config.controls} - {"self"}
+        else "None: no other donors were patched (M-001-5).",
     )
 
 

@@ -8,6 +8,7 @@ Source: seed document 001, sections 2.0 and 3.1; methods card M-001-4.
 """
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ PAIR_TYPES: tuple[PairType, ...] = get_args(PairType)
 
 MANIFEST = "manifest.csv"
 NEEDED = ("path", "semantic_label", "prosody_label", "speaker", "text")
+LONGEST_NAME = 100
+"""Bytes. Two names and a few words are the name of a file, of which most systems take 255."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +55,8 @@ class Item:
     text: str
     sha256: str
     seconds: float
+    where: str
+    """Its table and line; leads the errors about it."""
     notes: tuple[str, ...] = ()
     """What was odd about reading it."""
     other: dict[str, str] = field(default_factory=dict)
@@ -59,8 +64,8 @@ class Item:
 
     @property
     def name(self) -> str:
-        """File name without its suffix; no two items of a manifest share it."""
-        return self.path.stem
+        """File name without its suffix, as files of a run can be named; no two items share it."""
+        return re.sub(r"[^\w+=@,.-]+", "-", self.path.stem)
 
     @property
     def is_conflict(self) -> bool:
@@ -109,7 +114,7 @@ def read_items(source: str | Path, labels: Sequence[str]) -> list[Item]:
     allowed = {"semantic_label": labels, "prosody_label": labels}
 
     def item(line: tuple[str, dict[str, str]]) -> Item:
-        cells = line[1]
+        where, cells = line
         check_cells(cells, "path", len(columns), allowed)
         cells = {column: cell.strip() for column, cell in cells.items()}
         if empty := [column for column in ("speaker", "text") if not cells[column]]:
@@ -117,14 +122,19 @@ def read_items(source: str | Path, labels: Sequence[str]) -> list[Item]:
                 f"column {empty[0]}: got nothing, expected a value: pairs keep the speaker, and "
                 "either the words or the voice, the same"
             )
-        return _open(table.parent / cells["path"], cells)
+        return _open(table.parent / cells["path"], cells, where)
 
     items = collect(f"reading {table}", item, lines, lambda line: line[0])
-    raise_all(f"reading {table}", list(_repeats(items, [where for where, _ in lines])))
+    raise_all(f"reading {table}", list(_repeats(items)))
     return items
 
 
-def _open(path: Path, cells: dict[str, str]) -> Item:
+def _open(path: Path, cells: dict[str, str], where: str) -> Item:
+    if (n := len(path.stem.encode())) > LONGEST_NAME:
+        raise InputError(
+            f"column path: got a file name of {n} bytes without its suffix, expected at most "
+            f"{LONGEST_NAME}: results are named by it. Rename the file"
+        )
     try:
         channels, rate, notes = decode_file(path)
     except InputError as error:
@@ -144,25 +154,28 @@ def _open(path: Path, cells: dict[str, str]) -> Item:
         text=cells["text"],
         sha256=sha256,
         seconds=channels.shape[1] / rate,
+        where=where,
         notes=tuple(notes),
         other={column: cell for column, cell in cells.items() if column not in known},
     )
 
 
-def _repeats(items: Sequence[Item], where: Sequence[str]) -> Iterator[str]:
+def _repeats(items: Sequence[Item]) -> Iterator[str]:
     """Names a result could not tell apart, recordings given twice, and words with two meanings."""
-    first: dict[tuple[str, str], tuple[Item, str]] = {}
-    for item, line in zip(items, where, strict=True):
-        keys = {"file stem": item.name.casefold(), "recording": item.sha256}
-        for what, key in keys.items():
-            _, earlier = first.setdefault((what, key), (item, line))
-            if earlier != line:
-                yield f"{line}: column path: the same {what} as {earlier}"
-        other, earlier = first.setdefault(("text", item.text), (item, line))
+    first: dict[tuple[str, str], Item] = {}
+    for item in items:
+        for what, key, cure in (
+            ("file stem", item.name.casefold(), "results are named by it; rename one file"),
+            ("recording", item.sha256, "leave one out"),
+        ):
+            earlier = first.setdefault((what, key), item)
+            if earlier is not item:
+                yield f"{item.where}: column path: the same {what} as {earlier.where}: {cure}"
+        other = first.setdefault(("text", item.text), item)
         if other.semantic != item.semantic:
             yield (
-                f"{line}: column semantic_label: got {item.semantic!r} for the words that "
-                f"{earlier} calls {other.semantic!r}"
+                f"{item.where}: column semantic_label: got {item.semantic!r} for the words that "
+                f"{other.where} calls {other.semantic!r}"
             )
 
 
@@ -229,12 +242,23 @@ def draw_pairs(
     ]
 
 
-def like_in_labels(items: Sequence[Item], item: Item, seed: int) -> Item | None:
-    """Another clip with the same two labels, of another text or speaker; None if there is none."""
+def like_in_labels(
+    items: Sequence[Item], item: Item, seed: int, *, tokens: dict[str, int]
+) -> Item | None:
+    """Another clip with the same two labels, of equal length if there is one; None without any.
+
+    Args:
+        items: conflict items.
+        item: what it is like.
+        seed: of the choice.
+        tokens: number of audio tokens by item name.
+    """
     found = [
         other
         for other in items
         if (other.semantic, other.prosody) == (item.semantic, item.prosody) and other is not item
     ]
+    as_long = [other for other in found if tokens[other.name] == tokens[item.name]]
+    found = as_long or found
     digest = hashlib.sha256(f"{seed}/{item.name}".encode()).digest()
     return found[int.from_bytes(digest[:8], "big") % len(found)] if found else None

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from hooked_alm.errors import InputError
-from hooked_alm.methods.statistics import recovery
+from hooked_alm.methods.statistics import handoff_index, recovery
 
 Ties = Literal["split", "first"]
 Delta = Literal["logit_diff", "logprob", "logit"]
@@ -174,20 +174,33 @@ def handoff_depth(
         rising: find instead the depth from which the curve stays at one half or above, where
             information has arrived.
     """
-    there = recovered >= 0.5 if rising else recovered < 0.5
-    n_settled = np.logical_and.accumulate(there[:, ::-1], axis=1).sum(axis=1)
-    return np.where(n_settled > 0, recovered.shape[1] - n_settled, np.nan).astype(np.float64)
+    if rising:
+        return _depth(handoff_index(1 - recovered, includes_half=True), recovered.shape[1])
+    return _depth(handoff_index(recovered), recovered.shape[1])
 
 
 def readable_depth(
-    margin: Float[np.ndarray, "curve depth"], agrees: Float[np.ndarray, "curve depth"]
+    margin: Float[np.ndarray, "curve depth"],
+    agrees: Float[np.ndarray, "curve depth"],
+    commonest: Float[np.ndarray, " curve"],
 ) -> Float[np.ndarray, " curve"]:
     """The first depth from which a lens leans as the output does, and reads the output (C32).
 
-    That is: the mean margin has its final sign, and the top token is the output's in at least half
-    of the items, for good. NaN if the margin ends at 0, or the lens never agrees.
+    That is, for good: the mean margin has its final sign, and the top token is the output's in at
+    least half of the items, and in more than a lens that reads the same of every item could reach.
+    NaN if the margin ends at 0, or there is no such depth.
+
+    Args:
+        margin: mean over items.
+        agrees: share of items whose top token is the output's.
+        commonest: share of the items that have the commonest output.
     """
     final = np.sign(margin[:, -1:])
     there = (np.sign(margin) == final) & (final != 0) & (agrees >= 0.5)
-    n_settled = np.logical_and.accumulate(there[:, ::-1], axis=1).sum(axis=1)
-    return np.where(n_settled > 0, margin.shape[1] - n_settled, np.nan).astype(np.float64)
+    there &= agrees > commonest[:, None] + 1e-9  # sums of the same shares, in another order
+    return _depth(handoff_index(1.0 - there), margin.shape[1])
+
+
+def _depth(index: Int[np.ndarray, " curve"], n_depths: int) -> Float[np.ndarray, " curve"]:
+    """An index that is not past the end; NaN if it is."""
+    return np.where(index < n_depths, index, np.nan).astype(np.float64)

@@ -9,7 +9,7 @@ from .circuits_claims import finding_table, headline
 from .emotion_controls import FAIL
 from .semantic_vs_prosody_claims import findings
 from .semantic_vs_prosody_controls import controls
-from .semantic_vs_prosody_items import Item
+from .semantic_vs_prosody_items import QUESTIONS, Item
 from .semantic_vs_prosody_measures import margin
 from .semantic_vs_prosody_settings import SemanticVsProsodyConfig
 from .semantic_vs_prosody_tables import Tables, label_index, lens_scores, summarise
@@ -20,9 +20,9 @@ from .workbench.run_folder import CLIP_RATE_HZ, RunFolder
 MAX_CLIP_BYTES = 1_600_000
 """Sound that the page carries; a folder of long recordings would make it too large to send."""
 CAVEATS = (
-    "Flip rates over all pairs are reported with their base rate and ceiling, because at depth 0 "
-    "the patched run is the donor's own run: a high plateau there says how often the donor says "
-    "the target, not what a layer controls.",
+    "Flip rates over all pairs are reported with their base rate and ceiling, because between "
+    "clips of equal length the run patched at depth 0 is the donor's own: a high plateau there "
+    "says how often the donor says the target, not what a layer controls.",
     "A lens says what could be read at a depth, not what the model uses there; what is used, only "
     "patching shows, and only for these prompts and clips.",
     "That the audio's effect decays with depth means that the information has been copied out, not "
@@ -80,10 +80,13 @@ def _lead(items: Sequence[Item], config: SemanticVsProsodyConfig, *, is_calibrat
     if is_calibration:
         lead += (
             "\n\nfollows_semantics was trained to answer the emotion of the words, "
-            "follows_prosody that of the voice; asked for either by name, both can tell it. What "
-            "decides, which exchange moves the answer, and what is handed on must reverse between "
-            "them."
+            "follows_prosody that of the voice; asked for either by name, both can tell it."
         )
+        if config.prompt == QUESTIONS["overall"]:
+            lead += (
+                " What decides, which exchange moves the answer, and what is handed on must "
+                "reverse between them."
+            )
     if config.variant == "seed":
         lead += "\n\nThis is the seed variant: it reproduces the seed document's own formulas."
     return lead

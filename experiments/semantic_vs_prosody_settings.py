@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from hooked_alm.methods.alignment import AlignPolicies, AlignPolicy
+from hooked_alm.methods.alignment import AlignPolicies
 from hooked_alm.methods.labels import LabelMode
 from hooked_alm.methods.measurement import Engine
 
@@ -20,6 +20,7 @@ from .workbench.experiment import ExperimentConfig
 
 Control = Literal["self", "same_labels", "silence", "noise"]
 CONTROLS: tuple[Control, ...] = ("self", "same_labels", "silence", "noise")
+Align = Literal["error", "resample_linear", "nearest", "truncate", "pad_last", "dtw"]
 LensSource = Literal["hooks", "hf_tuple"]
 FlipCondition = Literal["movable", "all"]
 
@@ -69,7 +70,7 @@ class SemanticVsProsodyConfig(ExperimentConfig):
         ge=1,
         description="pairs of each type, before they are reversed; None is all there are",
     )
-    align: AlignPolicy = Field(default="resample_linear", description="clips of unequal duration")
+    align: Align = Field(default="resample_linear", description="clips of unequal duration")
     spans: tuple[str, ...] = tuple(SPANS)
     controls: tuple[Control, ...] = CONTROLS
     lens_source: LensSource = Field(
@@ -125,7 +126,7 @@ class SemanticVsProsodyConfig(ExperimentConfig):
 
     def align_policies(self) -> AlignPolicies:
         """For clips of unequal duration what is set; the prompt's words are the same."""
-        return self.align if self.align in ("error", "min_len") else {"audio": self.align}
+        return {"audio": self.align}
 
     def known_defects(self) -> dict[str, str]:
         """Defects of this run's settings, by their number in the correction register."""
@@ -135,14 +136,16 @@ class SemanticVsProsodyConfig(ExperimentConfig):
                 "The lens norms Hugging Face's hidden_states, whose last entry has passed the "
                 "final norm already: the last point of its curves is not the model's output."
             )
+        if self.ties == "first":
+            found["M-001-2"] = (
+                "A tie goes to the label that is listed first, so that win rates lean towards it."
+            )
         if self.flip_condition == "all":
             found["C7"] = (
                 "Flip to target is counted over all pairs, without base rate and ceiling: it holds "
                 "pairs that were at the target before, and cannot exceed how often the donor "
                 "itself says the target."
             )
-        if self.align == "min_len":
-            found["C10"] = "Positions are matched from the start: after a length change, wrongly."
         if self.delta == "logit":
             found["C31"] = (
                 "The shift is that of a single logit, which moves with any shift of all logits."
@@ -151,6 +154,11 @@ class SemanticVsProsodyConfig(ExperimentConfig):
             found["C32"] = (
                 "The lens' distance from the output is not shown: a margin near 0 in early layers "
                 "may only say that the lens reads nothing there."
+            )
+        if not {*self.controls} - {"self"}:
+            found["M-001-5"] = (
+                "No other donors are patched: that the answer moves is not told apart from what "
+                "any other audio would do."
             )
         if "readout" not in self.spans:
             found["M-001-8"] = (

@@ -238,5 +238,11 @@ def test_bad_choices(gqa: HookedALM) -> None:
     x = gqa.encode(**CASES["one row"])
     with pytest.raises(InputError, match=r"blocks \[4\]: the model has blocks 0 to 3"):
         attention_mass(gqa, x, ["audio"], layers=[4])
+    with pytest.raises(InputError, match=r"blocks \[\]: .* Name at least one"):
+        attention_mass(gqa, x, ["audio"], layers=[])
+    n = x.shape[1]
+    for position in (n, -n - 1):
+        with pytest.raises(InputError, match=rf"positions \[\[{position}\]\]: .* 0 to {n - 1}"):
+            attention_mass(gqa, x, ["audio"], queries=torch.tensor([[position]]))
     with pytest.raises(InputError, match="looking up span 'speech': this input has audio"):
         attention_mass(gqa, x, ["audio", "speech"])

@@ -195,3 +195,7 @@ def test_unknown_span_or_position_is_refused(gqa: HookedALM) -> None:
         residual_rows(gqa, x, torch.tensor([[27], [27]]))
     with pytest.raises(InputError, match="this input has audio"):
         x.spans.positions("speech", 0)
+    # A negative id would be counted from the end of the vocabulary.
+    last = gqa.cfg.d_vocab - 1
+    with pytest.raises(InputError, match=rf"tokens \[-1, {last + 1}\]: .* has ids 0 to {last}\."):
+        logit_lens(gqa, x, [-1, 0, last, last + 1])

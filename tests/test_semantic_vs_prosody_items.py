@@ -20,6 +20,7 @@ from hooked_alm.experiments.semantic_vs_prosody_items import (
     like_in_labels,
     read_items,
 )
+from hooked_alm.experiments.workbench.runner import FILE_NAME_SAFE
 
 RATE = 16_000
 COLUMNS = ("path", "semantic_label", "prosody_label", "speaker", "text")
@@ -77,6 +78,16 @@ def change(line: int, cell: int, value: str) -> list[tuple[str, ...]]:
         (change(1, 4, ""), COLUMNS, r"line 3: column text: got nothing"),
         (change(1, 0, "a.wav"), COLUMNS, r"line 3: column path: the same file stem as .* line 2"),
         (
+            [("x y.wav", *LINES[0][1:]), ("x(y.wav", *LINES[1][1:])],
+            COLUMNS,
+            r"line 3: column path: the same file stem as .* line 2: .* rename one",
+        ),
+        (
+            change(1, 0, "é" * 51 + ".wav"),
+            COLUMNS,
+            r"line 3: column path: got a file name of 102 bytes .* at most 100",
+        ),
+        (
             change(2, 1, "sad"),
             COLUMNS,
             r"line 4: column semantic_label: got 'sad' for the words that .* line 2 calls 'happy'",
@@ -95,6 +106,28 @@ def test_a_bad_manifest_is_refused_by_line_and_column(
 ) -> None:
     with pytest.raises(InputError, match=match):
         read_items(write(tmp_path / "clips", lines, columns), EMOTIONS)
+
+
+def test_a_quote_that_is_never_closed_does_not_swallow_the_lines_behind_it(tmp_path: Path) -> None:
+    folder = write(tmp_path / "clips", LINES)
+    table = folder / "manifest.csv"
+    text = table.read_text("utf-8")
+    table.write_text(text.replace("s1,Good news.", 's1,"Good news.', 1), "utf-8")
+    with pytest.raises(
+        InputError, match=r"manifest\.csv: got unexpected end of data.* Close every quote"
+    ):
+        read_items(folder, EMOTIONS)
+    table.write_text(text.replace("Good news.", '"Good ""news"", he said."'), "utf-8-sig")
+    assert read_items(folder, EMOTIONS)[0].text == 'Good "news", he said.'
+
+
+def test_items_are_named_as_files_can_be(tmp_path: Path) -> None:
+    names = ["clip 1 (of 2).wav", "它's.wav", "sub.part-2.wav"]
+    lines = [(name, *line[1:]) for name, line in zip(names, LINES, strict=True)]
+    items = read_items(write(tmp_path / "clips", lines), EMOTIONS)
+    assert [item.name for item in items] == ["clip-1-of-2-", "它-s", "sub.part-2"]
+    assert [item.path.name for item in items] == names
+    assert all(FILE_NAME_SAFE.fullmatch(f"lens__{item.name}") for item in items)
 
 
 def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
@@ -205,9 +238,18 @@ def test_pairs_of_equal_length_come_first(bundled: list[Item]) -> None:
 
 
 def test_a_clip_of_the_same_labels(bundled: list[Item]) -> None:
+    tokens = dict.fromkeys((item.name for item in bundled), 60)
     for item in bundled[:7]:
-        like = like_in_labels(bundled, item, 0)
+        like = like_in_labels(bundled, item, 0, tokens=tokens)
         assert like is not None
         assert like is not item
         assert (like.semantic, like.prosody) == (item.semantic, item.prosody)
-    assert like_in_labels(bundled[:1], bundled[0], 0) is None
+        # The one of equal length, if only one is.
+        equal = next(
+            other
+            for other in bundled[::-1]
+            if (other.semantic, other.prosody) == (item.semantic, item.prosody)
+        )
+        unequal = dict.fromkeys(tokens, 59) | {item.name: 60, equal.name: 60}
+        assert like_in_labels(bundled, item, 0, tokens=unequal) is equal
+    assert like_in_labels(bundled[:1], bundled[0], 0, tokens=tokens) is None

@@ -135,14 +135,17 @@ def test_arrival_is_where_a_curve_stays_above() -> None:
 
 def test_a_lens_is_read_only_where_it_reads_the_output() -> None:
     """C32: the sign is final from depth 1; the lens agrees in half of the items from depth 2."""
-    leaning = np.array([[0.1, -0.1, -2, -3, -4.0]])
+    leaning, some = np.array([[0.1, -0.1, -2, -3, -4.0]]), np.array([0.3])
     agrees = np.array([[0.9, 0.2, 0.5, 0.5, 1]])
-    assert readable_depth(leaning, agrees).tolist() == [2]
-    assert readable_depth(leaning, np.ones((1, 5))).tolist() == [1]
-    assert readable_depth(leaning, np.array([[1, 1, 1, 0.4, 1]])).tolist() == [4]
-    assert readable_depth(-leaning, agrees).tolist() == [2]
-    assert np.isnan(readable_depth(leaning, np.zeros((1, 5)))).all()
-    assert np.isnan(readable_depth(np.zeros((1, 5)), agrees)).all()
+    assert readable_depth(leaning, agrees, some).tolist() == [2]
+    assert readable_depth(leaning, np.ones((1, 5)), some).tolist() == [1]
+    assert readable_depth(leaning, np.array([[1, 1, 1, 0.4, 1]]), some).tolist() == [4]
+    assert readable_depth(-leaning, agrees, some).tolist() == [2]
+    # Always the same token would agree as often, where half of the items, or all, have it.
+    assert readable_depth(leaning, agrees, np.array([0.5])).tolist() == [4]
+    assert np.isnan(readable_depth(leaning, agrees, np.array([1.0]))).all()
+    assert np.isnan(readable_depth(leaning, np.zeros((1, 5)), some)).all()
+    assert np.isnan(readable_depth(np.zeros((1, 5)), agrees, some)).all()
 
 
 def test_of_label_picks_each_items_own() -> None:

@@ -255,7 +255,7 @@ def test_the_report(model: str) -> None:
 def test_the_seed_shows_its_defects_and_claims_nothing_that_rests_on_them(model: str) -> None:
     folder = done(model, "seed")
     defects = folder.provenance["inputs"]["known_defects"]
-    assert set(defects) == {"C6", "C7", "C31", "C32", "M-001-8"}
+    assert set(defects) == {"C6", "C7", "C31", "C32", "M-001-2", "M-001-5", "M-001-8"}
     found = findings(model, "seed")
     assert found.loc["decides"].established  # of the model's own answers
     resting = found.drop(["decides", "moves_the_answer"])

@@ -41,15 +41,21 @@ def attention_mass(
         Per query head: grouped kv heads are expanded.
 
     Raises:
-        InputError: a block or a span that does not exist.
+        InputError: a block, a position or a span that does not exist, or no block.
     """
     chosen = range(len(model.path)) if layers is None else layers
-    if wrong := [layer for layer in chosen if not 0 <= layer < len(model.path)]:
+    wrong = [layer for layer in chosen if not 0 <= layer < len(model.path)]
+    if wrong or not chosen:
         raise InputError(
             f"measuring attention in blocks {wrong}: the model has blocks 0 to "
-            f"{len(model.path) - 1}."
+            f"{len(model.path) - 1}. Name at least one of them."
         )
     where = (readout_positions(x) if queries is None else queries).to(x.device)
+    if bool(((where < -x.shape[1]) | (where >= x.shape[1])).any()):
+        raise InputError(
+            f"measuring attention of positions {where.tolist()}: the prompts have positions 0 to "
+            f"{x.shape[1] - 1}; negative ones count from the end."
+        )
     where = torch.where(where < 0, where + x.shape[1], where)
     batch = torch.arange(len(x), device=x.device)[:, None]
     segments = torch.stack([x.spans.mask(name) for name in spans], dim=-1).to(x.device)

@@ -71,7 +71,15 @@ def unembed_rows(
         tokens: only these rows of the unembedding are multiplied; None is all of them.
         norm: "none" leaves the final norm out. Then magnitudes follow the residual norm and signs
             can flip; it is here to reproduce work that did so (defect C6).
+
+    Raises:
+        InputError: an id that the vocabulary lacks.
     """
+    size = model.head_unembed.weight.shape[0]
+    if wrong := [token for token in tokens or () if not 0 <= token < size]:
+        raise InputError(
+            f"reading the lens at tokens {wrong}: the vocabulary has ids 0 to {size - 1}."
+        )
     weight = model.head_unembed.directions(tokens)
     return F.linear(normalised(model, rows, norm), weight.float())
 
