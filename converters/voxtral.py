@@ -3,7 +3,6 @@
 Source: transformers 5.23 ``VoxtralForConditionalGeneration``.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from . import decoders
 from .family import Card, Family
 from .rules import Rename
 from .strict_config import account_for, account_for_encoder
-from .whisper_windows import WindowedFrontEnd
+from .whisper_windows import WindowedFrontEnd, note_silence
 
 SECONDS_PER_FRAME = 0.02
 """Of the encoder: the second convolution halves the rate of the spectrogram."""
@@ -84,14 +83,7 @@ class VoxtralFrontEnd(WindowedFrontEnd):
         **about: Any,
     ) -> AudioClip:
         """A clip, with a note on its silence."""
-        clip = super().clip(features, n_frames, **about)
-        if clip.seconds is not None and self.tokens.seconds_per_token is not None:
-            n_sound = math.ceil(round(clip.seconds / self.tokens.seconds_per_token, 6))
-            n_silent = clip.n_tokens - n_sound
-            if n_silent > 0:
-                note = f"padded with silence: {n_silent} of {clip.n_tokens} positions"
-                clip.notes = (*clip.notes, note)
-        return clip
+        return note_silence(super().clip(features, n_frames, **about), self.tokens)
 
     def windows_of(
         self, waveform: Waveform, extractor: Any

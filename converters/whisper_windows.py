@@ -1,5 +1,6 @@
 """Long recordings, cut into windows that a Whisper-type encoder hears one by one."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,17 @@ from hooked_alm.audio import Waveform
 from hooked_alm.errors import InputError
 from hooked_alm.frontend import FrontEnd, ids_and_mask
 from hooked_alm.inputs import ALMInput, AudioClip
-from hooked_alm.spans import as_ranges
+from hooked_alm.spans import AudioTokens, as_ranges
+
+
+def note_silence(clip: AudioClip, tokens: AudioTokens) -> AudioClip:
+    """The clip, with a note on the positions that hear nothing but what fills it up."""
+    if clip.seconds is not None and tokens.seconds_per_token is not None:
+        n_sound = math.ceil(round(clip.seconds / tokens.seconds_per_token, 6))
+        if (n_silent := clip.n_tokens - n_sound) > 0:
+            note = f"padded with silence: {n_silent} of {clip.n_tokens} positions"
+            clip.notes = (*clip.notes, note)
+    return clip
 
 
 class WindowedFrontEnd(FrontEnd):

@@ -65,9 +65,6 @@ class Case:
     """Positions of a clip by its duration, at the published sizes."""
     tokens_of: Callable[[float], int] | None = None
     """Positions that the front-end at its published sizes gives a clip, from its duration."""
-    waveform: Callable[[], Any] | None = None
-    """Hugging Face's processor of the checkpoint, whose files ``save`` wrote, for parity from the
-    waveform on; None where it cannot be built here."""
 
 
 def left_padded(
