@@ -3,6 +3,7 @@
 Source: transformers 5.23 ``VoxtralForConditionalGeneration``.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,8 @@ from .whisper_windows import WindowedFrontEnd, note_silence
 
 SECONDS_PER_FRAME = 0.02
 """Of the encoder: the second convolution halves the rate of the spectrogram."""
+POSITIONS = "audio_tower.embed_positions.weight"
+"""transformers adds them in float32, whatever the dtype."""
 MAX_SECONDS = 2400.0
 """The longest that its publisher names (40 minutes); its code sets no limit."""
 CHAT_TEMPLATE = (
@@ -49,6 +52,8 @@ class VoxtralFrontEnd(WindowedFrontEnd):
     side. Windows are heard to their end: the silence that fills the last one has positions of its
     own, which ``AudioClip.notes`` counts.
     """
+
+    in_float32 = (POSITIONS,)
 
     def __init__(self, config: VoxtralConfig, markers: frozenset[int]) -> None:
         """Lay encoder and projector out; ``markers`` has the id before a clip."""
@@ -176,12 +181,7 @@ FAMILY = Family(
             r"(?:language_model\.model\.|model\.language_model\.)",
             head=r"(?:language_model\.)?lm_head",
         ),
-        # transformers adds the positions in float32, whatever the dtype.
-        Rename(
-            r"(?:model\.)?audio_tower\.embed_positions\.weight",
-            "audio.audio_tower.embed_positions.weight",
-            dtype=torch.float32,
-        ),
+        Rename(r"(?:model\.)?" + re.escape(POSITIONS), f"audio.{POSITIONS}", dtype=torch.float32),
         Rename(r"(?:model\.)?audio_tower\.(.+)", r"audio.audio_tower.\1"),
         Rename(r"(?:model\.)?multi_modal_projector\.(.+)", r"audio.projector.\1"),
     ),
