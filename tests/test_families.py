@@ -300,7 +300,15 @@ def nudge_the_front_end(model: HookedALM) -> None:
     last.data.view(-1)[-1] *= 1 + 2**-19
 
 
+def skip_a_norm(model: HookedALM) -> None:
+    """The last of the front-end: its projector's, or the encoder's on the way to it."""
+    norms = [name for name, m in model.audio.named_modules() if type(m).__name__.endswith("Norm")]
+    owner, _, leaf = norms[-1].rpartition(".")
+    setattr(model.audio.get_submodule(owner), leaf, torch.nn.Identity())
+
+
 FAULTS = {
+    "a norm of the front-end skipped": skip_a_norm,
     "gate and up swapped": swap_gate_and_up,
     "a norm's scale forgotten": forget_a_norm,
     "one number of the front-end": nudge_the_front_end,
