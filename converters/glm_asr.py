@@ -76,6 +76,7 @@ def decoder_config(
             "audio_config", "text_config", "audio_token_id", "projector_hidden_act",
             "tie_word_embeddings",
         },
+        irrelevant=dict.fromkeys(("hidden_size", "vocab_size"), "a copy of the text config's"),
     )  # fmt: skip
     account_for_encoder(config.audio_config, published.get("audio_config", {}))
     return decoders.decoder_config(

@@ -23,6 +23,7 @@ CONFIG: dict[str, Any] = dict(
         model_type="qwen2", hidden_size=54, intermediate_size=34, num_hidden_layers=3,
         num_attention_heads=6, num_key_value_heads=2, head_dim=10, vocab_size=VOCAB,
         max_position_embeddings=411, rms_norm_eps=1e-5, model_max_length=97,
+        tokenizer_model_max_length=97, tokenizer_padding_side="right",
     ),
     audio_config=dict(
         model_type="audioflamingo3_encoder", hidden_size=24, num_hidden_layers=2,

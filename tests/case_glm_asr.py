@@ -28,7 +28,7 @@ CONFIG: dict[str, Any] = dict(
         num_attention_heads=3, intermediate_size=4 * HIDDEN, num_mel_bins=MELS,
         max_position_embeddings=WINDOW // 2,
     ),
-    audio_token_id=PLACEHOLDER,
+    audio_token_id=PLACEHOLDER, hidden_size=54, vocab_size=VOCAB,
 )  # fmt: skip
 
 

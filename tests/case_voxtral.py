@@ -28,7 +28,7 @@ CONFIG: dict[str, Any] = dict(
         num_attention_heads=3, intermediate_size=STACKED * HIDDEN, num_mel_bins=MELS,
         max_source_positions=WINDOW // 2, head_dim=8, num_key_value_heads=3,
     ),
-    audio_token_id=PLACEHOLDER,
+    audio_token_id=PLACEHOLDER, hidden_size=54, vocab_size=VOCAB,
 )  # fmt: skip
 
 
