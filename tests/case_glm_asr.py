@@ -26,7 +26,7 @@ CONFIG: dict[str, Any] = dict(
     audio_config=dict(
         model_type="glmasr_encoder", hidden_size=HIDDEN, num_hidden_layers=2,
         num_attention_heads=3, intermediate_size=4 * HIDDEN, num_mel_bins=MELS,
-        max_position_embeddings=WINDOW // 2,
+        max_position_embeddings=WINDOW // 2, head_dim=12, partial_rotary_factor=0.5,
     ),
     audio_token_id=PLACEHOLDER, hidden_size=54, vocab_size=VOCAB,
 )  # fmt: skip
