@@ -81,7 +81,8 @@ def decoder_config(
         published.get("text_config", {}),
         qkv_bias=True,
         qk_norm=False,
-        handled={"model_max_length"},  # of the tokenizer; positions reach further
+        # Of the tokenizer: positions reach further, and batches are padded on the left.
+        handled={"model_max_length", "tokenizer_model_max_length", "tokenizer_padding_side"},
         # transformers' class ties nothing.
         tie_word_embeddings=False,
         **identity,

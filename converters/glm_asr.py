@@ -17,7 +17,7 @@ from hooked_alm.spans import AudioTokens
 from . import decoders
 from .family import Card, Family
 from .rules import Rename
-from .strict_config import account_for, account_for_encoder
+from .strict_config import account_for
 from .whisper_windows import WindowedFrontEnd
 
 SECONDS_PER_TOKEN = 0.08
@@ -76,8 +76,14 @@ def decoder_config(
             "audio_config", "text_config", "audio_token_id", "projector_hidden_act",
             "tie_word_embeddings",
         },
+        irrelevant=dict.fromkeys(("hidden_size", "vocab_size"), "a copy of the text config's"),
     )  # fmt: skip
-    account_for_encoder(config.audio_config, published.get("audio_config", {}))
+    account_for(
+        config.audio_config,
+        published.get("audio_config", {}),
+        # Hugging Face's encoder reads these two beside what its config class lists.
+        handled={*type(config.audio_config)().to_dict(), "head_dim", "partial_rotary_factor"},
+    )
     return decoders.decoder_config(
         config.text_config,
         published.get("text_config", {}),

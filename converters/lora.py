@@ -18,7 +18,7 @@ from hooked_alm.errors import ConversionError, InputError
 from hooked_alm.model import HookedALM
 
 from .family import Family
-from .rules import target_of
+from .rules import Drop, rule_for, target_of
 
 CONFIG = "adapter_config.json"
 _PREFIX = "base_model.model."
@@ -69,6 +69,9 @@ def apply_lora(model: HookedALM, family: Family, folder: Path, *, merge: bool) -
             factors.setdefault(match["module"], {})[match["factor"]] = name
     updates: dict[str, LowRank] = {}
     for module, names in factors.items():
+        rule = rule_for(family.rules, f"{module}.weight")
+        if isinstance(rule, Drop):  # so is what it would update
+            continue
         target = target_of(family.rules, f"{module}.weight")
         linear = None if target is None else _linear(model, target.removesuffix(".weight"))
         if target is None or linear is None or set(names) != {"A", "B"}:

@@ -1,14 +1,17 @@
 """Qwen3-ASR: convolutional encoder with windowed attention, two-layer projector, Qwen3 decoder.
 
+The feature extractor pads a batch before it takes spectrograms, so that what Hugging Face hears of
+a clip depends on the clips beside it; ``prepare`` takes every clip by itself.
+
 Source: transformers 5.23 ``Qwen3ASRForConditionalGeneration``.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
-from transformers import Qwen3ASRConfig
+from transformers import Qwen3ASRConfig, Qwen3ASRFeatureExtractor
 from transformers.models.qwen3_asr.modeling_qwen3_asr import (
     Qwen3ASREncoder,
     Qwen3ASRMultiModalProjector,
@@ -24,6 +27,7 @@ from . import decoders
 from .family import Card, Family
 from .rules import Rename
 from .strict_config import account_for, account_for_encoder
+from .whisper_windows import note_silence
 
 SECONDS_PER_TOKEN = 1 / 13
 """A chunk of one second gives 13 positions."""
@@ -72,6 +76,15 @@ class Qwen3ASRFrontEnd(FrontEnd):
 
         return whole * after(self.chunk) + after(rest)
 
+    def clip(
+        self,
+        features: Shaped[Tensor, "window feature frame"],
+        n_frames: Sequence[int],
+        **about: Any,
+    ) -> AudioClip:
+        """A clip, with a note on its silence: the extractor fills it up to half a second."""
+        return note_silence(super().clip(features, n_frames, **about), self.tokens)
+
     def windows_of(
         self, waveform: Waveform, extractor: Any
     ) -> tuple[Float[Tensor, "window mel frame"], list[int]]:
@@ -80,6 +93,7 @@ class Qwen3ASRFrontEnd(FrontEnd):
             [waveform.samples],
             sampling_rate=waveform.sampling_rate,
             padding=True,
+            return_attention_mask=True,
             n_window=self.audio_tower.config.n_window,
         )
         return extracted["input_features"], [int(extracted["attention_mask"].sum())]
@@ -116,10 +130,49 @@ class Qwen3ASRFrontEnd(FrontEnd):
         return {"input_features": features, "input_features_mask": mask}
 
 
+_EXPERTS = frozenset({
+    "decoder_sparse_step", "mlp_only_layers", "moe_intermediate_size", "norm_topk_prob",
+    "num_experts", "num_experts_per_tok", "output_router_logits", "router_aux_loss_coef",
+})  # fmt: skip
+"""Fields that the first release has from Qwen3-Omni, and that its own class does not read."""
+_AXES = frozenset({"interleaved", "mrope_interleaved", "mrope_section", "type"})
+"""Of a rotation along three axes, which agree where there is nothing but audio and text."""
+
+
+class FlatConfig:
+    """transformers' config, also from a file of the first release."""
+
+    @staticmethod
+    def from_dict(published: dict[str, Any]) -> Qwen3ASRConfig:
+        """With what a sparse file leaves out."""
+        return Qwen3ASRConfig.from_dict(flat(published))
+
+
+def flat(published: dict[str, Any]) -> dict[str, Any]:
+    """A config of the first release, which nests everything, in the form of the -hf folders.
+
+    Source: transformers' conversion script for these checkpoints.
+    """
+    if "thinker_config" not in published:
+        return published
+    thinker = published["thinker_config"]
+    text, audio = ({**thinker.get(part, {})} for part in ("text_config", "audio_config"))
+    for part in (text, audio):
+        part.pop("model_type", None)  # names of classes that transformers does not have
+    if rope := text.get("rope_scaling"):
+        text["rope_scaling"] = {name: v for name, v in rope.items() if name not in _AXES}
+    config = {**thinker, **published, "text_config": text, "audio_config": audio}
+    del config["thinker_config"]
+    if "tie_word_embeddings" in text:
+        config["tie_word_embeddings"] = text["tie_word_embeddings"]
+    return config
+
+
 def decoder_config(
     config: Qwen3ASRConfig, published: dict[str, Any], **identity: Any
 ) -> HookedALMConfig:
     """Sizes of the decoder, and every other field accounted for."""
+    published = flat(published)
     account_for(
         config,
         published,
@@ -127,14 +180,27 @@ def decoder_config(
         irrelevant={
             "timestamp_token_id": "for the forced aligner's labels",
             "token_classification_bias": "for the forced aligner's head",
+            **dict.fromkeys(
+                ("audio_start_token_id", "audio_end_token_id", "user_token_id"),
+                "belongs to the tokenizer",
+            ),
+            "support_languages": "names of the languages that it was trained on",
         },
     )
-    account_for_encoder(config.audio_config, published.get("audio_config", {}))
+    account_for_encoder(
+        config.audio_config,
+        published.get("audio_config", {}),
+        irrelevant={
+            "conv_chunksize": "memory only: how many chunks are convolved at a time",
+            "max_source_positions": "longer than a chunk, whose positions are all that is read",
+        },
+    )
     return decoders.decoder_config(
         config.text_config,
         published.get("text_config", {}),
         qkv_bias=False,
         qk_norm=True,
+        handled=_EXPERTS,
         tie_word_embeddings=config.tie_word_embeddings,
         **identity,
     )
@@ -143,7 +209,7 @@ def decoder_config(
 FAMILY = Family(
     name="Qwen3-ASR",
     architectures=("Qwen3ASRForConditionalGeneration",),
-    config_class=Qwen3ASRConfig,
+    config_class=FlatConfig,
     decoder_config=decoder_config,
     front_end=Qwen3ASRFrontEnd,
     # The first release keeps everything under `thinker`, the -hf folders under `model`.
@@ -162,4 +228,6 @@ FAMILY = Family(
         readout="`\\n` after `assistant`",
     ),
     marker_tokens=("<|audio_start|>", "<|audio_end|>"),
+    # The first release names Whisper's, whose place transformers' class has taken.
+    read_extractor=Qwen3ASRFeatureExtractor.from_pretrained,
 )

@@ -107,7 +107,7 @@ def plan(
     dtypes: dict[str, torch.dtype] = {}
     problems: list[str] = []
     for name, shape in checkpoint.items():
-        rule = next((r for r in rules if re.fullmatch(r.pattern, name)), None)
+        rule = rule_for(rules, name)
         if isinstance(rule, Drop):
             dropped[name] = rule.reason
             continue
@@ -184,9 +184,14 @@ def _stored_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{name}.{leaf}", value
 
 
+def rule_for(rules: Sequence[Rule], name: str) -> Rule | None:
+    """The first that fits a checkpoint name."""
+    return next((r for r in rules if re.fullmatch(r.pattern, name)), None)
+
+
 def target_of(rules: Sequence[Rule], name: str) -> str | None:
     """The parameter that a checkpoint name fills by itself, or None."""
-    rule = next((r for r in rules if re.fullmatch(r.pattern, name)), None)
+    rule = rule_for(rules, name)
     return re.sub(rule.pattern, rule.target, name) if isinstance(rule, Rename) else None
 
 

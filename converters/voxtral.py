@@ -3,7 +3,7 @@
 Source: transformers 5.23 ``VoxtralForConditionalGeneration``.
 """
 
-import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,10 +23,12 @@ from . import decoders
 from .family import Card, Family
 from .rules import Rename
 from .strict_config import account_for, account_for_encoder
-from .whisper_windows import WindowedFrontEnd
+from .whisper_windows import WindowedFrontEnd, note_silence
 
 SECONDS_PER_FRAME = 0.02
 """Of the encoder: the second convolution halves the rate of the spectrogram."""
+POSITIONS = "audio_tower.embed_positions.weight"
+"""transformers adds them in float32, whatever the dtype."""
 MAX_SECONDS = 2400.0
 """The longest that its publisher names (40 minutes); its code sets no limit."""
 CHAT_TEMPLATE = (
@@ -50,6 +52,8 @@ class VoxtralFrontEnd(WindowedFrontEnd):
     side. Windows are heard to their end: the silence that fills the last one has positions of its
     own, which ``AudioClip.notes`` counts.
     """
+
+    in_float32 = (POSITIONS,)
 
     def __init__(self, config: VoxtralConfig, markers: frozenset[int]) -> None:
         """Lay encoder and projector out; ``markers`` has the id before a clip."""
@@ -84,14 +88,7 @@ class VoxtralFrontEnd(WindowedFrontEnd):
         **about: Any,
     ) -> AudioClip:
         """A clip, with a note on its silence."""
-        clip = super().clip(features, n_frames, **about)
-        if clip.seconds is not None and self.tokens.seconds_per_token is not None:
-            n_sound = math.ceil(round(clip.seconds / self.tokens.seconds_per_token, 6))
-            n_silent = clip.n_tokens - n_sound
-            if n_silent > 0:
-                note = f"padded with silence: {n_silent} of {clip.n_tokens} positions"
-                clip.notes = (*clip.notes, note)
-        return clip
+        return note_silence(super().clip(features, n_frames, **about), self.tokens)
 
     def windows_of(
         self, waveform: Waveform, extractor: Any
@@ -151,7 +148,7 @@ def decoder_config(
             "audio_config", "text_config", "audio_token_id", "projector_hidden_act",
             "tie_word_embeddings",
         },
-        irrelevant={"hidden_size": "a copy of the text config's"},
+        irrelevant=dict.fromkeys(("hidden_size", "vocab_size"), "a copy of the text config's"),
     )  # fmt: skip
     account_for_encoder(
         config.audio_config,
@@ -184,12 +181,7 @@ FAMILY = Family(
             r"(?:language_model\.model\.|model\.language_model\.)",
             head=r"(?:language_model\.)?lm_head",
         ),
-        # transformers adds the positions in float32, whatever the dtype.
-        Rename(
-            r"(?:model\.)?audio_tower\.embed_positions\.weight",
-            "audio.audio_tower.embed_positions.weight",
-            dtype=torch.float32,
-        ),
+        Rename(r"(?:model\.)?" + re.escape(POSITIONS), f"audio.{POSITIONS}", dtype=torch.float32),
         Rename(r"(?:model\.)?audio_tower\.(.+)", r"audio.audio_tower.\1"),
         Rename(r"(?:model\.)?multi_modal_projector\.(.+)", r"audio.projector.\1"),
     ),

@@ -1,16 +1,27 @@
 """Long recordings, cut into windows that a Whisper-type encoder hears one by one."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from hooked_alm.audio import Waveform
 from hooked_alm.errors import InputError
 from hooked_alm.frontend import FrontEnd, ids_and_mask
 from hooked_alm.inputs import ALMInput, AudioClip
-from hooked_alm.spans import as_ranges
+from hooked_alm.spans import AudioTokens, as_ranges
+
+
+def note_silence(clip: AudioClip, tokens: AudioTokens) -> AudioClip:
+    """The clip, with a note on the positions that hear nothing but what fills it up."""
+    if clip.seconds is not None and tokens.seconds_per_token is not None:
+        n_sound = math.ceil(round(clip.seconds / tokens.seconds_per_token, 6))
+        if (n_silent := clip.n_tokens - n_sound) > 0:
+            note = f"padded with silence: {n_silent} of {clip.n_tokens} positions"
+            clip.notes = (*clip.notes, note)
+    return clip
 
 
 class WindowedFrontEnd(FrontEnd):
@@ -19,6 +30,25 @@ class WindowedFrontEnd(FrontEnd):
     transformers takes the windows of all clips along one axis. A run of placeholders is one clip,
     and takes the next windows until they fill it.
     """
+
+    in_float32: tuple[str, ...] = ()
+    """Parameters that transformers leaves in float32, whatever the dtype of the others."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "WindowedFrontEnd":
+        """Keep them, and tables that are computed, under ``.to(bfloat16)`` and its kin."""
+        named = [*self.named_buffers(), *((n, self.get_parameter(n)) for n in self.in_float32)]
+        exact = {name: value.detach() for name, value in named}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, value in exact.items():
+            owner_name, _, leaf = name.rpartition(".")
+            owner = self.get_submodule(owner_name)
+            cast = getattr(owner, leaf)
+            if cast.dtype != value.dtype:
+                value = value.to(cast.device)
+                if isinstance(cast, nn.Parameter):
+                    value = nn.Parameter(value, requires_grad=cast.requires_grad)
+                setattr(owner, leaf, value)
+        return self
 
     def windows_of(
         self, waveform: Waveform, extractor: Any

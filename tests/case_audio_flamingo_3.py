@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AudioFlamingo3Config, AudioFlamingo3ForConditionalGeneration
+from transformers import (
+    AudioFlamingo3Config,
+    AudioFlamingo3ForConditionalGeneration,
+    WhisperFeatureExtractor,
+)
 
-from family_case import Case, HuggingFace, Inputs, left_padded, rows_of, save_hf
+from family_case import Case, HuggingFace, Inputs, heard, left_padded, rows_of, save_hf
 from hooked_alm import HookedALM
 from hooked_alm.converters.audio_flamingo_3 import AudioFlamingo3FrontEnd
 from tiny import MAX_SOURCE_POSITIONS, MELS, PLACEHOLDER, VOCAB
@@ -19,6 +23,7 @@ CONFIG: dict[str, Any] = dict(
         model_type="qwen2", hidden_size=54, intermediate_size=34, num_hidden_layers=3,
         num_attention_heads=6, num_key_value_heads=2, head_dim=10, vocab_size=VOCAB,
         max_position_embeddings=411, rms_norm_eps=1e-5, model_max_length=97,
+        tokenizer_model_max_length=97, tokenizer_padding_side="right",
     ),
     audio_config=dict(
         model_type="audioflamingo3_encoder", hidden_size=24, num_hidden_layers=2,
@@ -63,10 +68,8 @@ def published() -> AudioFlamingo3FrontEnd:
 
 
 def tokens_of(seconds: float) -> int:
-    """Of a clip cut into windows of 30 s."""
-    frames = round(100 * seconds)
-    sizes = [min(3000, frames - start) for start in range(0, frames, 3000)]
-    return sum(map(published().n_tokens, sizes))
+    """Of a recording, as the published extractor hears it."""
+    return heard(published(), WhisperFeatureExtractor(chunk_length=30, feature_size=128), seconds)
 
 
 def swap_activation(model: HookedALM) -> None:
@@ -102,6 +105,6 @@ CASE = Case(
     head="language_model.lm_head.weight",
     bias="language_model.model.layers.1.self_attn.k_proj.bias",
     faults={"activation": swap_activation, "padding heard": count_padding},
-    seconds={1: 25, 5: 125, 10: 250, 30: 750, 60: 1500},
+    seconds={0.05: 1, 1: 25, 5: 125, 10: 250, 29.99: 750, 30: 750, 30.05: 751, 60: 1500},
     tokens_of=tokens_of,
 )

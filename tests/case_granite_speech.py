@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import GraniteSpeechConfig, GraniteSpeechForConditionalGeneration
 
-from family_case import Case, HuggingFace, Inputs, left_padded, rows_of, save_hf
+from family_case import Case, HuggingFace, Inputs, heard, left_padded, rows_of, save_hf
 from hooked_alm import HookedALM
 from hooked_alm.converters.granite_speech import GraniteSpeechFrontEnd
+from hooked_alm.converters.log_mel import LogMel
 from tiny import MELS, PLACEHOLDER, VOCAB
 
 WINDOW, N_QUERIES = 6, 2
@@ -133,7 +134,6 @@ CASE = Case(
         "attention multiplier forgotten": forget_scale,
         "middle layer forgotten": forget_mid_layer,
     },
-    seconds={1: 12, 5: 51, 10: 102, 30: 300, 60: 600},
-    # A centred spectrogram has a frame more than hops; two make one of the encoder's.
-    tokens_of=lambda seconds: published().n_tokens((round(100 * seconds) + 1) // 2),
+    seconds={0.05: 3, 1: 12, 5: 51, 10: 102, 29.99: 300, 30: 300, 30.05: 303, 60: 600},
+    tokens_of=lambda seconds: heard(published(), LogMel(), seconds),
 )

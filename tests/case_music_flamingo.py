@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import MusicFlamingoConfig, MusicFlamingoForConditionalGeneration
+from transformers import (
+    MusicFlamingoConfig,
+    MusicFlamingoForConditionalGeneration,
+    WhisperFeatureExtractor,
+)
 
-from family_case import Case, HuggingFace, Inputs, left_padded, rows_of, save_hf
+from family_case import Case, HuggingFace, Inputs, heard, left_padded, rows_of, save_hf
 from hooked_alm import HookedALM
 from hooked_alm.converters.music_flamingo import MusicFlamingoFrontEnd
 from tiny import AUDIO_BOS, AUDIO_EOS, MAX_SOURCE_POSITIONS, MELS, PLACEHOLDER, VOCAB
@@ -19,6 +23,7 @@ CONFIG: dict[str, Any] = dict(
         model_type="qwen2", hidden_size=54, intermediate_size=34, num_hidden_layers=3,
         num_attention_heads=6, num_key_value_heads=2, head_dim=10, vocab_size=VOCAB,
         max_position_embeddings=411, rms_norm_eps=1e-5, model_max_length=97,
+        tokenizer_model_max_length=97, tokenizer_padding_side="right",
     ),
     audio_config=dict(
         model_type="audioflamingo3_encoder", hidden_size=42, num_hidden_layers=2,
@@ -67,10 +72,8 @@ def published() -> MusicFlamingoFrontEnd:
 
 
 def tokens_of(seconds: float) -> int:
-    """Of a clip cut into windows of 30 s."""
-    frames = round(100 * seconds)
-    sizes = [min(3000, frames - start) for start in range(0, frames, 3000)]
-    return sum(map(published().n_tokens, sizes))
+    """Of a recording, as the published extractor hears it."""
+    return heard(published(), WhisperFeatureExtractor(chunk_length=30, feature_size=128), seconds)
 
 
 def swap_activation(model: HookedALM) -> None:
@@ -115,6 +118,6 @@ CASE = Case(
         "no rotation": skip_rotation,
         "windows taken for the first": forget_windows,
     },
-    seconds={1: 25, 5: 125, 10: 250, 30: 750, 60: 1500},
+    seconds={0.05: 1, 1: 25, 5: 125, 10: 250, 29.99: 750, 30: 750, 30.05: 751, 60: 1500},
     tokens_of=tokens_of,
 )

@@ -11,9 +11,10 @@ from transformers import (
     Qwen2_5OmniForConditionalGeneration,
     Qwen2_5OmniThinkerConfig,
     Qwen2_5OmniThinkerForConditionalGeneration,
+    WhisperFeatureExtractor,
 )
 
-from family_case import Case, HuggingFace, Inputs, left_padded, rows_of, save_hf
+from family_case import Case, HuggingFace, Inputs, heard, left_padded, rows_of, save_hf
 from hooked_alm import HookedALM
 from hooked_alm.converters.qwen2_5_omni import Qwen25OmniFrontEnd
 from tiny import AUDIO_BOS, AUDIO_EOS, MELS, PLACEHOLDER, VOCAB, n_audio_tokens
@@ -136,8 +137,10 @@ COMMON: dict[str, Any] = dict(
     inputs=inputs,
     clips=(11, 29, 47),
     faults={"attention without blocks": one_block, "norm skipped": skip_norm},
-    seconds={1: 25, 5: 125, 10: 250, 30: 750, 60: 1500},
-    tokens_of=lambda seconds: published().n_tokens(round(100 * seconds)),
+    seconds={0.05: 1, 1: 25, 5: 125, 10: 250, 29.99: 750, 30: 750, 30.05: 751, 60: 1500},
+    tokens_of=lambda seconds: heard(
+        published(), WhisperFeatureExtractor(chunk_length=300, feature_size=128), seconds
+    ),
 )
 CASES = (
     Case(

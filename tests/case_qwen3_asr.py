@@ -6,17 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    Qwen3ASRConfig,
-    Qwen3ASRFeatureExtractor,
-    Qwen3ASRForConditionalGeneration,
-    Qwen3ASRProcessor,
-)
+from transformers import Qwen3ASRConfig, Qwen3ASRFeatureExtractor, Qwen3ASRForConditionalGeneration
 
-from family_case import Case, HuggingFace, Inputs, left_padded, rows_of, save_hf
+from family_case import Case, HuggingFace, Inputs, heard, left_padded, rows_of, save_hf
 from hooked_alm import HookedALM
 from hooked_alm.converters.qwen3_asr import Qwen3ASRFrontEnd
-from tiny import AUDIO_BOS, AUDIO_EOS, MELS, PLACEHOLDER, VOCAB, build_tokenizer
+from tiny import AUDIO_BOS, AUDIO_EOS, MELS, PLACEHOLDER, VOCAB
 
 CHUNK = 100
 CONFIG: dict[str, Any] = dict(
@@ -40,17 +35,6 @@ def n_tokens(frames: int) -> int:
     for _ in range(3):
         rest = -(-rest // 2)
     return frames // CHUNK * 13 + rest
-
-
-def processor() -> Qwen3ASRProcessor:
-    """With the tiny tokenizer under the names that the processor asks for."""
-    tokenizer = build_tokenizer()
-    tokenizer.audio_token = "<|AUDIO|>"
-    tokenizer.audio_bos_token, tokenizer.audio_eos_token = "<|audio_bos|>", "<|audio_eos|>"
-    return Qwen3ASRProcessor(
-        feature_extractor=Qwen3ASRFeatureExtractor(feature_size=MELS, n_window=CHUNK // 2),
-        tokenizer=tokenizer,
-    )
 
 
 def save(folder: Path, dtype: torch.dtype) -> None:
@@ -107,6 +91,6 @@ CASE = Case(
     is_tied=True,
     bias="model.language_model.layers.1.self_attn.q_norm.weight",
     faults={"activation": swap_projector},
-    seconds={1: 13, 5: 65, 10: 130, 30: 390, 60: 780},
-    tokens_of=lambda seconds: published().n_tokens(round(100 * seconds)),
+    seconds={0.05: 7, 1: 13, 5: 65, 10: 130, 29.99: 390, 30: 390, 30.05: 391, 60: 780},
+    tokens_of=lambda seconds: heard(published(), Qwen3ASRFeatureExtractor(), seconds),
 )

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import VoxtralConfig, VoxtralForConditionalGeneration
+from transformers import VoxtralConfig, VoxtralForConditionalGeneration, WhisperFeatureExtractor
 
-from family_case import Case, HuggingFace, Inputs, left_padded, rows_of, save_hf
+from family_case import Case, HuggingFace, Inputs, heard, left_padded, rows_of, save_hf
 from hooked_alm import HookedALM
 from hooked_alm.converters.voxtral import VoxtralFrontEnd
 from tiny import AUDIO_BOS, MELS, PLACEHOLDER, VOCAB
@@ -28,7 +28,7 @@ CONFIG: dict[str, Any] = dict(
         num_attention_heads=3, intermediate_size=STACKED * HIDDEN, num_mel_bins=MELS,
         max_source_positions=WINDOW // 2, head_dim=8, num_key_value_heads=3,
     ),
-    audio_token_id=PLACEHOLDER,
+    audio_token_id=PLACEHOLDER, hidden_size=54, vocab_size=VOCAB,
 )  # fmt: skip
 
 
@@ -65,8 +65,8 @@ def published() -> VoxtralFrontEnd:
 
 
 def tokens_of(seconds: float) -> int:
-    """Of a clip padded to windows of 30 s."""
-    return sum(published().n_tokens(3000) for _ in range(-(-round(100 * seconds) // 3000)))
+    """Of a recording, as the published extractor hears it."""
+    return heard(published(), WhisperFeatureExtractor(chunk_length=30, feature_size=128), seconds)
 
 
 def swap_activation(model: HookedALM) -> None:
@@ -95,6 +95,6 @@ CASE = Case(
     head="language_model.lm_head.weight",
     bias="language_model.model.layers.1.post_attention_layernorm.weight",
     faults={"activation": swap_activation, "no positions": forget_positions},
-    seconds={1: 375, 5: 375, 10: 375, 30: 375, 60: 750},
+    seconds={0.05: 375, 1: 375, 5: 375, 10: 375, 29.99: 375, 30: 375, 30.05: 750, 60: 750},
     tokens_of=tokens_of,
 )

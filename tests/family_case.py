@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hooked_alm import HookedALM
+from hooked_alm.audio import read_audio
+from hooked_alm.frontend import FrontEnd
 from hooked_alm.inputs import positions_from_mask
 from tiny import N_BPE, PAD, randomise
 
@@ -62,12 +65,10 @@ class Case:
     faults: Mapping[str, Callable[[HookedALM], None]] = field(default_factory=dict)
     """Faults of this family that the comparison must notice: a projector norm skipped, ..."""
     seconds: Mapping[float, int] = field(default_factory=dict)
-    """Positions of a clip by its duration, at the published sizes."""
+    """Positions of a clip by its duration, at the published sizes: at 1, 5, 10, 30 and 60 s, and
+    wherever else they may be miscounted."""
     tokens_of: Callable[[float], int] | None = None
     """Positions that the front-end at its published sizes gives a clip, from its duration."""
-    waveform: Callable[[], Any] | None = None
-    """Hugging Face's processor of the checkpoint, whose files ``save`` wrote, for parity from the
-    waveform on; None where it cannot be built here."""
 
 
 def left_padded(
@@ -107,6 +108,14 @@ def rows_of(
         heard = [i for one in frames for i in audio(one)]
         rows.append(text[: n // 2] + heard + text[n // 2 :])
     return rows, [one for frames in clips for one in frames]
+
+
+def heard(front_end: FrontEnd, extractor: Any, seconds: float) -> int:
+    """Positions that a front-end gives a recording; it needs no weights for that."""
+    samples = np.random.default_rng(0).normal(0, 0.1, round(16000 * seconds)).astype(np.float32)
+    limit = front_end.tokens.max_seconds
+    waveform = read_audio((samples, 16000), sampling_rate=16000, max_seconds=limit)
+    return front_end.clip(*front_end.windows_of(waveform, extractor)).n_tokens
 
 
 class HuggingFace:

@@ -12,6 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import case_audio_flamingo_3
+import case_glm_asr
+import case_granite_speech
+import case_music_flamingo
+import case_qwen2_5_omni
+import case_qwen3_asr
+import case_voxtral
+from family_case import Case
 from hf_reference import with_positions
 from hooked_alm import ConversionError, HookedALM, InputError
 from hooked_alm.methods.metrics import LogitDiff
@@ -37,7 +45,11 @@ def adapted(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
 
     base = Qwen2AudioForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
     decoder = r".*language_model\..*\.(" + "|".join(TARGETS) + ")"
-    config = peft.LoraConfig(r=3, lora_alpha=7, target_modules=decoder, **options)
+    return under_adapter(base, decoder, **options)
+
+
+def under_adapter(base: Any, modules: str, **options: Any) -> Any:
+    config = peft.LoraConfig(r=3, lora_alpha=7, target_modules=modules, **options)
     with warnings.catch_warnings():  # it asks transformers for a property under its old name
         warnings.simplefilter("ignore", FutureWarning)
         model = peft.get_peft_model(base, config).eval()
@@ -84,6 +96,39 @@ def test_equal_to_peft(
         assert torch.equal(found, merged), merge
         if dtype == torch.float32:  # in bf16 the two roundings differ as much as two models
             assert (found - unmerged).abs().max() < UNMERGED
+
+
+CASES = (
+    case_audio_flamingo_3.CASE, case_music_flamingo.CASE, case_voxtral.CASE, case_glm_asr.CASE,
+    case_qwen3_asr.CASE, *case_qwen2_5_omni.CASES, case_granite_speech.CASE,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@torch.no_grad()
+def test_every_linear_layer_of_a_family(case: Case, tmp_path: Path) -> None:
+    """The encoder's too; updates of what the family leaves out (pictures) are left out as well."""
+    folder, adapter = tmp_path / "model", tmp_path / "adapter"
+    folder.mkdir()
+    case.save(folder, torch.float32)
+    reference: Any = case.reference(folder, torch.float32, "sdpa")
+    theirs = under_adapter(reference.model, "all-linear")
+    theirs.save_pretrained(adapter)
+    _, middling, _ = case.clips
+    inputs = case.inputs([[middling], [middling]], [9, 14])
+    real = inputs["attention_mask"].bool()
+    with theirs.disable_adapter():
+        plain = theirs(**inputs).logits
+    adapted = theirs.merge_and_unload()(**inputs).logits
+    assert (adapted - plain)[real].abs().max() > 0.1
+    model = HookedALM.from_pretrained(folder, lora=adapter, merge_lora=False)
+    merged = HookedALM.from_pretrained(folder, lora=adapter)
+    x = model.encode(**inputs)
+    plain, adapted = (case.logits(logits, model)[real] for logits in (plain, adapted))
+    assert torch.equal(model(x)[real], adapted)
+    assert torch.equal(merged(x)[real], adapted)
+    model.switch_lora(False)
+    assert torch.equal(model(model.encode(**inputs))[real], plain)
 
 
 @torch.no_grad()
