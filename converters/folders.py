@@ -85,7 +85,8 @@ def _has_extractor(folder: Path) -> bool:
     if (folder / "preprocessor_config.json").exists():
         return True
     file = folder / "processor_config.json"
-    return file.exists() and "feature_extractor" in json.loads(file.read_text())
+    parts = json.loads(file.read_text()) if file.exists() else {}
+    return "feature_extractor" in parts or "audio_processor" in parts
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from hooked_alm.audio import Waveform
 from hooked_alm.errors import InputError
@@ -30,25 +30,6 @@ class WindowedFrontEnd(FrontEnd):
     transformers takes the windows of all clips along one axis. A run of placeholders is one clip,
     and takes the next windows until they fill it.
     """
-
-    in_float32: tuple[str, ...] = ()
-    """Parameters that transformers leaves in float32, whatever the dtype of the others."""
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "WindowedFrontEnd":
-        """Keep them, and tables that are computed, under ``.to(bfloat16)`` and its kin."""
-        named = [*self.named_buffers(), *((n, self.get_parameter(n)) for n in self.in_float32)]
-        exact = {name: value.detach() for name, value in named}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, value in exact.items():
-            owner_name, _, leaf = name.rpartition(".")
-            owner = self.get_submodule(owner_name)
-            cast = getattr(owner, leaf)
-            if cast.dtype != value.dtype:
-                value = value.to(cast.device)
-                if isinstance(cast, nn.Parameter):
-                    value = nn.Parameter(value, requires_grad=cast.requires_grad)
-                setattr(owner, leaf, value)
-        return self
 
     def windows_of(
         self, waveform: Waveform, extractor: Any

@@ -14,9 +14,16 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from .audio import Waveform
+from .components.lora import updates_of
 from .errors import InputError
 from .hooks import HookPoint
-from .inputs import ALMInput, AudioClip, positions_from_mask, refuse_arguments, weights_version
+from .inputs import (
+    ALMInput,
+    AudioClip,
+    WeightsVersion,
+    positions_from_mask,
+    refuse_arguments,
+)
 from .spans import AudioTokens, clip_ranges, span_flags, span_map
 
 
@@ -41,6 +48,9 @@ class FrontEnd(nn.Module, ABC):
     Positions beyond a window's ``n_tokens`` are padding.
     """
 
+    in_float32: tuple[str, ...] = ()
+    """Parameters that Hugging Face leaves in float32, whatever the dtype of the others."""
+
     def __init__(self, tokens: AudioTokens) -> None:
         """``tokens`` says how the prompt marks audio."""
         super().__init__()
@@ -56,6 +66,24 @@ class FrontEnd(nn.Module, ABC):
     def dtype(self) -> torch.dtype:
         """Of the weights."""
         return next(self.parameters()).dtype
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "FrontEnd":
+        """Keep those, and tables that are computed, under ``.to(bfloat16)`` and its kin."""
+        computed = [
+            (part, leaf) for part in self.modules() for leaf in part._non_persistent_buffers_set
+        ]
+        named = [name.rpartition(".") for name in self.in_float32]
+        exact = [
+            (part, leaf, value.detach())
+            for part, leaf in (*computed, *((self.get_submodule(p), leaf) for p, _, leaf in named))
+            if (value := getattr(part, leaf)) is not None
+        ]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for part, leaf, value in exact:
+            cast = getattr(part, leaf)
+            if cast.dtype != value.dtype:
+                cast.data = value.to(cast.device)
+        return self
 
     @property
     @abstractmethod
@@ -195,7 +223,7 @@ class FrontEnd(nn.Module, ABC):
         """
         if self._is_hooked():
             return pad_sequence(self._encode(clips), batch_first=True)
-        version = weights_version(self)
+        version = self._weights_version()
         distinct = list(dict.fromkeys(clips))  # by identity: one clip may be heard in several rows
         frames = tuple((*clip.n_frames, clip.features.shape[-1]) for clip in distinct)
         known = [clip.encodings(self, version) for clip in distinct]
@@ -207,6 +235,15 @@ class FrontEnd(nn.Module, ABC):
         at = {clip: index for index, clip in enumerate(distinct)}
         embeddings = [known[at[clip]][frames, at[clip]] for clip in clips]
         return pad_sequence(embeddings, batch_first=True)
+
+    def _weights_version(self) -> WeightsVersion:
+        """Changes whenever a weight is replaced, moved, cast or written in place, or LoRA switched.
+
+        Buffers are weights here.
+        """
+        tensors = (*self.parameters(), *self.buffers())
+        switches = tuple(update.is_on for _, update in updates_of(self))
+        return (*((t.data_ptr(), t._version, t.dtype) for t in tensors), switches)
 
     def _is_hooked(self) -> bool:
         # Hook points are modules, and their hooks PyTorch's.

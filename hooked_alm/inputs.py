@@ -4,7 +4,7 @@
 slicing along the batch) and carries the audio along.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,7 +18,7 @@ from .errors import InputError
 from .spans import SpanMap, span_flags, span_map
 
 RowIndex = int | slice | Sequence[int] | Tensor
-WeightsVersion = tuple[tuple[int, int, torch.dtype], ...]
+WeightsVersion = tuple[Hashable, ...]
 Batch = tuple[tuple[tuple[int, ...], ...], int]
 """Frames and width of all clips that were encoded together, and which of them a clip was.
 
@@ -63,12 +63,6 @@ class AudioClip:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Start with nothing encoded."""
         self.__dict__.update({**state, "_encoded": WeakKeyDictionary()})
-
-
-def weights_version(module: nn.Module) -> WeightsVersion:
-    """Changes whenever a weight or buffer is replaced, moved, cast or written in place."""
-    tensors = (*module.parameters(), *module.buffers())
-    return tuple((t.data_ptr(), t._version, t.dtype) for t in tensors)
 
 
 @dataclass(frozen=True, eq=False)

@@ -174,7 +174,6 @@ def test_every_layout_gives_the_same_model(subjects: Subjects, name: str, tmp_pa
 
 ROUNDED_TWICE = {
     "SALMONN": "its update is added to weights of the dtype that they are loaded in",
-    "MiMo-Audio": "the rotary tables of its patch encoder are cast with everything else",
 }
 
 
