@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
+from hooked_alm.experiments import prefix_comparison_figures
 from hooked_alm.experiments.bundled import ASSETS, CLIPS, model_folder
 from hooked_alm.experiments.prefix_comparison_claims import _longest, _output
 from hooked_alm.experiments.prefix_comparison_measures import (
@@ -481,6 +482,41 @@ def test_maps_of_all_items(finished: RunFolder) -> None:
     by_group = [maps.found["progress", "delta", q] for q in ("G11", "G10", "G01", "G00")]
     together = sum(one.total for one in by_group) / sum(one.count for one in by_group)
     np.testing.assert_allclose(together, cells, atol=1e-9)
+
+
+def test_a_segment_has_one_colour_in_both_panels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though one prefix lacks the segment that the other reads most."""
+    values = {
+        "agentic": {"tool": 0.6, "spec": 0.3, "sink": 0.1},
+        "assisted": {"spec": 0.2, "sink": 0.8},
+    }
+    mass = pd.DataFrame(
+        [
+            {
+                "run": run,
+                "segment": name,
+                "layer": layer,
+                "mean": value,
+                "low": value,
+                "high": value,
+            }
+            for run, segments in values.items()
+            for name, value in segments.items()
+            for layer in range(2)
+        ]
+    )
+    drawn: list[Any] = []
+    monkeypatch.setattr(
+        prefix_comparison_figures, "save_figure", lambda *given: drawn.append(given[2])
+    )
+    prefix_comparison_figures.mass_figure(RunFolder(tmp_path), mass, ("agentic", "assisted"))
+    colours = [
+        {line.get_label(): line.get_color() for line in axes.get_lines()} for axes in drawn[0].axes
+    ]
+    assert colours[0] == colours[1]
+    assert len({*colours[0].values()}) == 3
 
 
 # --- Memory
