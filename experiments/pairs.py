@@ -115,11 +115,20 @@ def read_lines(what: str, file: Path, read: Callable[[int, str], One]) -> list[O
         InputError: no such file, nothing in it, or what ``read`` raises, each after its line.
     """
     try:
-        lines = file.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "text that is not UTF-8"
+        data = file.read_bytes()
+    except OSError as error:
         raise InputError(
-            f"reading {what} from {file}: got {reason}, expected a JSONL file. Check the path."
+            f"reading {what} from {file}: got {error.strerror}, expected a JSONL file. Check the "
+            "path."
+        ) from error
+    try:
+        # Not splitlines, which also cuts at characters that JSON allows inside a string.
+        lines = data.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        at = data.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"reading {what} from {file}: line {at}: got text that is not UTF-8 (byte "
+            f"{data[error.start]:#x}), expected JSON in UTF-8. Save the file as UTF-8."
         ) from error
     numbered = [(n, line) for n, line in enumerate(lines, start=1) if line.strip()]
     if not numbered:

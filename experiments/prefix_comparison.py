@@ -17,11 +17,11 @@ import numpy as np
 import pandas as pd
 
 from hooked_alm.errors import InputError
-from hooked_alm.methods.divergence import rows_at_once
 
 from .bundled import ASSETS, PREFIX
 from .prefix_comparison_items import read_items, sha256
 from .prefix_comparison_measures import MassMeter, compare
+from .prefix_comparison_memory import check_memory
 from .prefix_comparison_prompts import PreparedItem, prefix_check, prepare_items
 from .prefix_comparison_provenance import decoded
 from .prefix_comparison_report import conclude
@@ -47,6 +47,7 @@ from .prefix_comparison_settings import PosMode, PrefixComparisonConfig
 from .prefix_comparison_shards import pack
 from .prefix_comparison_tokens import Kind, Tokens, read_tokens
 from .subject import described, load_subject
+from .tuned_lens_folder import described_lens, load_lens
 from .workbench.experiment import Experiment, Unit, UnitResult
 from .workbench.report import Report
 from .workbench.run_folder import RunFolder
@@ -58,6 +59,7 @@ class PrefixComparison(Experiment[PrefixComparisonConfig]):
     name = "prefix_comparison"
     question = "At which depth and token does one prefix help more than the other?"
     Config = PrefixComparisonConfig
+    schema_version = 2
 
     def open(self) -> dict[str, Any]:
         """Load model and items, and check every prompt before the first unit."""
@@ -72,9 +74,10 @@ class PrefixComparison(Experiment[PrefixComparisonConfig]):
                 f"ones of {', '.join(names)}. Set -s a=... and -s b=..."
             )
         self.model = load_subject(config)
+        self.lens = None if config.tuned_lens is None else load_lens(config.tuned_lens, self.model)
         self.items = prepare_items(self.model, items, truncate=config.truncate)
         # All that a unit would otherwise find out after work was done.
-        rows_at_once(self.model, len(names) + len(config.interventions), config.max_bytes)
+        memory = check_memory(self.model, self.items, config)
         filler_ids(self.model, config.filler, 1)
         self.segment = self._segment()
         self.kind = self._kind()
@@ -91,6 +94,12 @@ class PrefixComparison(Experiment[PrefixComparisonConfig]):
             "compared": {"a": self.a, "b": self.b, "segment": self.segment},
             "classes": self.kind,
             "outcomes": self.outcomes,
+            **(
+                {}
+                if config.tuned_lens is None
+                else {"tuned_lens": described_lens(config.tuned_lens)}
+            ),
+            "holds_most": memory,
             "continuations": {one.item.id: sha256(one.item.continuation) for one in self.items},
             "groups": {one.item.id: one.item.group for one in self.items},
             "prefixes": prefix_check(self.items),
@@ -200,13 +209,10 @@ class PrefixComparison(Experiment[PrefixComparisonConfig]):
         runs += changed
         n = min(len(run.targets) for run in runs)
         tokens = self._tokens(one, runs[0].targets[:n].tolist())
-        meters = [
-            MassMeter(self.model, run, run.queries[tokens.semantic], self.config.max_bytes)
-            for run in runs
-        ]
+        meters = [MassMeter(self.model, run, run.queries[tokens.semantic]) for run in runs]
         # Every run against b; the first pair is a against b.
         pairs = [(i, 1) for i in range(len(runs)) if i != 1]
-        found = compare(self.model, runs, pairs, self.config, meters)
+        found = compare(self.model, runs, pairs, self.config, meters, self.lens)
         masses = [meter.result() for meter in meters]
         who = {"item": one.item.id, "group": one.item.group}
         by_run = list(
@@ -230,6 +236,7 @@ class PrefixComparison(Experiment[PrefixComparisonConfig]):
                 "semantic": tokens.semantic,
                 "classes": tokens.classes,
                 "is_fragment": tokens.is_fragment,
+                "keywords": tokens.keywords,
             },
             "spans": {run.name: run.x.spans.to_json() for run in runs},
             "position_ids": {run.name: position_runs(run.x) for run in runs},
@@ -266,7 +273,7 @@ class PrefixComparison(Experiment[PrefixComparisonConfig]):
         n = min(len(run.targets) for run in runs)
         tokens = self._tokens(one, a.targets[:n].tolist())
         pairs = [(new_a, new_b), (2, 1 if gap > 0 else 0)]
-        found = compare(self.model, runs, pairs, self.config)
+        found = compare(self.model, runs, pairs, self.config, lens=self.lens)
         delta = (found.nll[:, new_a] - found.nll[:, new_b])[:, tokens.semantic].mean(-1)
         js = found.js[:, 0, tokens.semantic].mean(-1)
         change = (found.nll[:, 2] - found.nll[:, pairs[1][1]]).abs()

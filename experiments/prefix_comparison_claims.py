@@ -99,9 +99,11 @@ def _shown(row: Mapping[str, Any]) -> str:
 
 
 def _unsure(row: Mapping[str, Any]) -> dict[str, bool]:
-    n = int(row["n"])
+    # Items of one group are one observation, however many they are.
+    n, n_groups = int(row["n"]), int(row["n_groups"])
+    what = "items" if n == n_groups else "groups of items"
     return {
-        f"only {n} items": n < MIN_ITEMS,
+        f"only {n_groups} {what}": n_groups < MIN_ITEMS,
         "the interval includes 0": not (row["low"] > 0 or row["high"] < 0),
     }
 
@@ -166,6 +168,7 @@ def _quadrants(
 ) -> Finding:
     strata = items.set_index("item").quadrant.reindex(curve.index)
     counts = {name: int((strata == name).sum()) for name in ("G11", "G10", "G01", "G00")}
+    n_groups = items.groupby("quadrant").group.nunique()
     sizes = ", ".join(f"{name} {n}" for name, n in counts.items())
     claim = f"The benefit of {a} is larger where only {a} succeeds than where only {b} does"
     if not counts["G10"] or not counts["G01"]:
@@ -178,12 +181,15 @@ def _quadrants(
     )  # fmt: skip
     assert ci is not None
     row = {"mean": float(ci.mean), "low": float(ci.low), "high": float(ci.high), "n": ci.n}
+    sizes_of = [int(n_groups[name]) for name in ("G10", "G01")]
     why = {
-        f"only {counts['G10']} and {counts['G01']} items": min(counts["G10"], counts["G01"])
-        < MIN_ITEMS,
+        f"only {sizes_of[0]} and {sizes_of[1]} items or groups of them": min(sizes_of) < MIN_ITEMS,
         "the interval of G10 − G01 is not below 0": not row["high"] < 0,
     }
-    facts = f"ΔNLL at the output, G10 − G01 {_shown(row)} {NATS}; items: {sizes}"
+    facts = (
+        f"ΔNLL at the output, G10 − G01 {_shown(row)} {NATS}; items: {sizes}. A description: the "
+        "outcome comes of the same probabilities"
+    )
     return _finding(claim, facts, why, row, NATS)
 
 
@@ -231,7 +237,7 @@ def _content(
 
 
 def _position(row: Mapping[str, Any], mode: str) -> Finding:
-    numbers = {"mean": row["delta"], "low": row["low"], "high": row["high"], "n": row["n"]}
+    numbers = {"mean": row["delta"], **{key: row[key] for key in ("low", "high", "n", "n_groups")}}
     why = {
         **_unsure(numbers),
         "its sign is another than as run": np.sign(row["delta"]) != np.sign(row["as_run"]),

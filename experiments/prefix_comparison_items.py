@@ -46,10 +46,11 @@ from pydantic import (
 from hooked_alm.errors import InputError
 from hooked_alm.spans import SPAN_NAMES
 
-from .clip_table import collect, raise_all
+from .clip_table import raise_all
+from .pairs import read_lines
 
 RESERVED = (SPAN_NAMES - {"text"}) | {"prior_output", "filler"}
-_NAME = re.compile(r"[\w+=@,-][\w+=@,.-]*")
+_NAME = re.compile(r"[\w+=@,-][\w+=@,.-]{0,63}")  # names files, so it is not long
 Range = tuple[StrictInt, StrictInt]
 
 
@@ -57,7 +58,7 @@ def _name(value: Any) -> Any:
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if isinstance(text, str) and _NAME.fullmatch(text):
         return text
-    raise ValueError("letters, digits and any of _ + = @ , . -")
+    raise ValueError("up to 64 letters, digits and any of _ + = @ , . -")
 
 
 def _as_list(value: Any) -> Any:
@@ -158,22 +159,8 @@ def read_items(file: str | Path) -> list[Item]:
         InputError: all that is wrong with it, by file, line and field.
     """
     file = Path(file)
-    try:
-        # Not splitlines, which also cuts at characters that JSON allows inside a string.
-        lines = file.read_text("utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "text that is not UTF-8"
-        raise InputError(
-            f"reading items from {file}: got {reason}, expected a JSONL file. Check the path."
-        ) from error
-    numbered = [(n, line) for n, line in enumerate(lines, start=1) if line.strip()]
-    if not numbered:
-        raise InputError(
-            f"reading items from {file}: got an empty file, expected one JSON object a line."
-        )
-    doing = f"reading items from {file}"
-    items = collect(doing, lambda it: _read_line(file, *it), numbered, lambda it: f"line {it[0]}")
-    _check_together(doing, items)
+    items = read_lines("items", file, lambda number, line: _read_line(file, number, line))
+    _check_together(f"reading items from {file}", items)
     return items
 
 
@@ -196,7 +183,7 @@ def _check_together(doing: str, items: Sequence[Item]) -> None:
 def _read_line(file: Path, number: int, line: str) -> Item:
     try:
         found = json.loads(line, object_pairs_hook=_without_repeats)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"got no usable JSON ({error}), expected one object a line") from None
     if not isinstance(found, dict):
         raise InputError(f"got a {type(found).__name__}, expected an object")
@@ -231,6 +218,7 @@ def _explained(error: ValidationError) -> list[str]:
     for one in error.errors(include_url=False):
         field = ".".join(str(part) for part in one["loc"] if part != "[key]") or "the object"
         expected = one["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        expected = "a list of two" if one["type"] == "tuple_type" else expected
         if one["type"] == "missing":
             lines.append(f"{field}: missing")
         elif one["type"] == "extra_forbidden":

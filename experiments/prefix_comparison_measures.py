@@ -17,7 +17,9 @@ from hooked_alm import HookedALM
 from hooked_alm.hooks import Hook, HookPoint
 from hooked_alm.methods.attention_mass import attention_rows, visible_keys
 from hooked_alm.methods.divergence import Divergence, compare_depths, lockstep
+from hooked_alm.methods.tuned_lens import TunedLens
 
+from .prefix_comparison_memory import left_over, queries_at_once
 from .prefix_comparison_runs import Run, partition
 from .prefix_comparison_settings import PrefixComparisonConfig
 
@@ -28,8 +30,6 @@ MIN_TOKENS = 5
 """Semantic tokens that a correlation needs."""
 MOST_CORRELATED = 0.999
 """Where Fisher's z is cut off: a perfect rank correlation of few tokens is infinite."""
-SCORE_COPIES = 8
-"""Tensors ``[head, query, key]`` that attention rows take at once, with room to spare."""
 
 
 def compare(
@@ -38,11 +38,13 @@ def compare(
     pairs: Sequence[tuple[int, int]],
     config: PrefixComparisonConfig,
     meters: Sequence["MassMeter"] = (),
+    lens: TunedLens | None = None,
 ) -> Divergence:
     """Losses of runs and divergences of pairs at depths 0..L, over every token in common.
 
-    One forward per run. Under ``lens_source="hf_tuple"`` the last depth is what Hugging Face calls
-    ``hidden_states[-1]``, which is normed already (defect C6).
+    One forward per run; ``config.max_bytes`` is what all of it may hold. Under
+    ``lens_source="hf_tuple"`` the last depth is what Hugging Face calls ``hidden_states[-1]``,
+    which is normed already (defect C6).
     """
     n = min(len(run.targets) for run in runs)
     queries = torch.stack([run.queries[:n] for run in runs])
@@ -51,7 +53,16 @@ def compare(
     depths = lockstep(model, [run.x for run in runs], queries, hooks)
     if config.lens_source == "hf_tuple":
         depths = _as_hidden_states(model, depths)
-    return compare_depths(model, depths, targets, pairs, max_bytes=config.max_bytes)
+    left = left_over(
+        model,
+        [run.x.shape[1] for run in runs],
+        max(len(run.targets) for run in runs),
+        max((len(meter.segments) for meter in meters), default=0),
+        config.max_bytes,
+    )
+    for meter in meters:
+        meter.at_once = queries_at_once(model, meter.x.shape[1], left)
+    return compare_depths(model, depths, targets, pairs, lens=lens, max_bytes=left)
 
 
 def _as_hidden_states(model: HookedALM, depths: Iterator[Tensor]) -> Iterator[Tensor]:
@@ -79,16 +90,15 @@ class Mass:
 class MassMeter:
     """Hooks that sum a run's attention by segment while it runs; a few queries at a time."""
 
-    def __init__(
-        self, model: HookedALM, run: Run, queries: Int[Tensor, " query"], max_bytes: int
-    ) -> None:
+    at_once = 64
+    """Queries whose rows are held together."""
+
+    def __init__(self, model: HookedALM, run: Run, queries: Int[Tensor, " query"]) -> None:
         self.model, self.x = model, run.x
         self.queries = queries.to(run.x.device)
         self.segments = [*partition(run), LATEST]
         self.masks = torch.stack([run.x.spans.mask(name)[0] for name in self.segments[:-1]], -1)
         self.masks = self.masks.to(run.x.device)
-        per_query = 4 * SCORE_COPIES * model.cfg.n_heads * run.x.shape[1]
-        self.at_once = max(max_bytes // per_query, 1)
         self.held: Tensor | None = None
         self.parts: list[list[tuple[Tensor, ...]]] = []
 

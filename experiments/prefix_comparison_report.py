@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from . import prefix_comparison_figures as draw
+from . import prefix_comparison_maps as maps_of
 from .findings import Finding
 from .prefix_comparison_claims import finding_table, findings
 from .prefix_comparison_settings import PrefixComparisonConfig
@@ -33,6 +34,10 @@ CAVEATS = (
     "Attention is where a head reads, not whether it matters. Content interventions and position "
     "modes are the controls.",
     "What is sampled are items, or groups of items that share a source.",
+)
+TUNED_LENS = (
+    "A tuned lens was trained to predict the output: it can decode a token at a depth where the "
+    "model does not use it yet."
 )
 CITED = (
     "Probabilities by layer and token: Meng et al. 2022 (ROME). Logit difference as a difference "
@@ -66,12 +71,12 @@ def conclude(
     return Report(
         title=f"Prefix comparison: {config.model}",
         question=f"At which depth and token does {a} help more than {b}?",
-        lead=_lead(tables["items"], compared, outcomes, is_calibration=is_calibration),
+        lead=_lead(tables["items"], compared, outcomes, config, is_calibration=is_calibration),
         is_calibration=is_calibration,
         headlines=[_headline(one) for one in found.values()],
         sections=[
             Section("By depth", items=_by_depth(folder, tables, summaries, compared, config)),
-            Section("By token", items=[*own, *draw.aligned_maps(folder, maps, config)]),
+            Section("By token", items=[*own, *maps_of.aligned_maps(folder, maps, config)]),
             Section(
                 f"Attention to {segment}",
                 items=[
@@ -83,7 +88,17 @@ def conclude(
             _content(folder, summaries, compared),
             _positions(folder, summaries["positions"]),
             _checks(summaries),
-            Section("Methods and caveats", "\n\n".join([_method(config, kind), *CAVEATS, CITED])),
+            Section(
+                "Methods and caveats",
+                "\n\n".join(
+                    [
+                        _method(config, kind),
+                        *CAVEATS,
+                        *([] if config.tuned_lens is None else [TUNED_LENS]),
+                        CITED,
+                    ]
+                ),
+            ),
         ],
     )
 
@@ -127,7 +142,7 @@ def _maps(
             delta_nll="depth token", js="depth token", nll="run depth any_token",
         )  # fmt: skip
         if number < config.n_shown and len(shard.tokens.semantic) > 1:
-            own.append(draw.item_maps(folder, shard, config))
+            own.append(maps_of.item_maps(folder, shard, config))
     return maps, own
 
 
@@ -142,7 +157,7 @@ def _by_depth(
     return [
         *draw.curve_figure(folder, summaries["curves"], a, b),
         draw.quadrant_figure(folder, summaries["quadrants"]),
-        draw.every_item(folder, tables["curves"], a, config),
+        maps_of.every_item(folder, tables["curves"], a, config),
         *(
             [draw.class_figure(folder, summaries["classes"])]
             if len(summaries["classes"]) > 1
@@ -198,7 +213,12 @@ def _headline(one: Finding) -> Headline:
 
 
 def _lead(
-    items: pd.DataFrame, compared: tuple[str, str, str], outcomes: str, *, is_calibration: bool
+    items: pd.DataFrame,
+    compared: tuple[str, str, str],
+    outcomes: str,
+    config: PrefixComparisonConfig,
+    *,
+    is_calibration: bool,
 ) -> str:
     a, b, _ = compared
     right = items[["right_a", "right_b"]].mean()
@@ -218,13 +238,22 @@ def _lead(
             "need to hear it; follows_text was trained to answer what the instruction names, and "
             "hearing the voice should help it little. The twins must differ."
         )
+    if defects := config.known_defects():
+        told = " ".join(f"{number}: {what}" for number, what in defects.items())
+        lead += f"\n\nThis run has known defects, as the seed document has. {told}"
     return lead
+
+
+def _lens(config: PrefixComparisonConfig) -> str:
+    return "logit lens" if config.tuned_lens is None else f"tuned lens {config.tuned_lens}"
 
 
 def _method(config: PrefixComparisonConfig, kind: str) -> str:
     return (
         f"Model: {config.model}, {config.dtype}. Prefix and continuation are joined as "
-        f"{config.concatenate}; residuals come from {config.lens_source}. Token classes: {kind}. "
-        f"Logits and attention rows are streamed within {config.max_bytes / 2**20:.0f} MiB. "
+        f"{config.concatenate}; residuals come from {config.lens_source}, and are read through the "
+        f"{_lens(config)}. Token classes: {kind}. "
+        f"Beside weights, prompts and one block of one run, at most "
+        f"{config.max_bytes / 2**20:.0f} MiB are held. "
         f"Intervals resample items {config.n_resamples} times, seed {config.seed}."
     )

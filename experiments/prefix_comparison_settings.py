@@ -39,6 +39,11 @@ class PrefixComparisonConfig(ExperimentConfig):
     )
     classes: Literal["auto", "code", "speech"] = "auto"
     lens_source: Literal["hooks", "hf_tuple"] = "hooks"
+    tuned_lens: str | None = Field(
+        default=None,
+        description="folder of a trained lens, such as RUN/lens of tuned_lens; None is the logit "
+        "lens",
+    )
     concatenate: Literal["ids", "text"] = "ids"
     pos_modes: tuple[PosMode, ...] = ("as_run", "left_pad", "gap", "filler")
     filler: str = Field(default="\n", min_length=1, description="attended neutral text, repeated")
@@ -52,10 +57,11 @@ class PrefixComparisonConfig(ExperimentConfig):
         default=False, description="cut over-long clips instead of refusing them"
     )
     max_bytes: int = Field(
-        default=2**28,
+        default=2**29,
         ge=1,
-        description="logits or attention rows held at once; fixed, so that results do not depend "
-        "on what memory is free",
+        description="all that a unit holds beside weights, prompts and one block of one run: "
+        "residual streams, results, and the logits or attention rows at work; fixed, so that "
+        "results do not depend on what memory is free",
     )
     n_resamples: int = Field(default=2000, ge=1000)
 

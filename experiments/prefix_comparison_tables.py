@@ -40,7 +40,7 @@ def means(
     *,
     band: Band = "pointwise",
 ) -> pd.DataFrame:
-    """Mean over items of each column, its interval, and how many items it is from.
+    """Mean over items of each column, its interval, and how many items and groups it is from.
 
     Items are resampled by group. One with a NaN is left out whole, and counted.
     """
@@ -48,12 +48,14 @@ def means(
     kept = values.dropna()
     if kept.empty:
         numbers = dict.fromkeys(("mean", "low", "high"), np.full(len(columns), np.nan))
-        return pd.DataFrame({"x": columns, **numbers, "n": 0, "n_undefined": len(values)})
+        sizes = {"n": 0, "n_groups": 0, "n_undefined": len(values)}
+        return pd.DataFrame({"x": columns, **numbers, **sizes})
+    clusters = [groups[item] for item in kept.index]
     ci = bootstrap_mean(
         kept.to_numpy(np.float64),
         seed=config.seed,
         n_resamples=config.n_resamples,
-        clusters=[groups[item] for item in kept.index],
+        clusters=clusters,
         band=band,
     )
     return pd.DataFrame(
@@ -63,6 +65,7 @@ def means(
             "low": ci.low,
             "high": ci.high,
             "n": len(kept),
+            "n_groups": len({*clusters}),
             "n_undefined": len(values) - len(kept),
         }
     )
@@ -179,7 +182,17 @@ def position_summary(
 
     ``as_run`` gives the same items as they were.
     """
-    columns = ["mode", "n", "delta", "low", "high", "as_run", "all_matched", "largest_nll_change"]
+    columns = [
+        "mode",
+        "n",
+        "n_groups",
+        "delta",
+        "low",
+        "high",
+        "as_run",
+        "all_matched",
+        "largest_nll_change",
+    ]
     if "positions" not in tables:
         return pd.DataFrame(columns=columns)
     items = tables["items"].set_index("item")
@@ -193,6 +206,7 @@ def position_summary(
             {
                 "mode": mode,
                 "n": len(values),
+                "n_groups": len({groups[item] for item in values.index}),
                 "delta": numbers["delta"],
                 "low": numbers["delta_low"],
                 "high": numbers["delta_high"],

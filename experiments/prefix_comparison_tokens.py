@@ -36,6 +36,9 @@ ANCHOR_WORDS: dict[Anchor, tuple[str, ...]] = {
     "first_if": ("if",),
     "first_loop": ("for", "while"),
 }
+_ANCHORS = re.compile(
+    rf"\b({'|'.join({word for words in ANCHOR_WORDS.values() for word in words})})\b"
+)
 ANCHOR_WINDOW = (-8, 24)
 """Semantic tokens around an anchor that are kept, half-open."""
 
@@ -49,6 +52,8 @@ class Tokens:
     classes: list[str]
     is_fragment: list[bool]
     """Whether the token decodes to a piece of a character; it is kept."""
+    keywords: list[str]
+    """The keyword of an anchor that begins in the token, or nothing."""
 
     @property
     def shown(self) -> list[str]:
@@ -86,6 +91,7 @@ def read_tokens(
         ],
         classes=[_majority(by_character, text, start, stop) for start, stop in offsets],
         is_fragment=[REPLACEMENT in shown for shown in texts],
+        keywords=_keywords(by_character, text, offsets),
     )
 
 
@@ -93,6 +99,21 @@ def _majority(by_character: Sequence[str], text: str, start: int, stop: int) -> 
     found = [by_character[i] for i in range(start, stop) if not text[i].isspace()]
     # The first of equally frequent ones: Counter keeps the order of appearance.
     return Counter(found).most_common(1)[0][0] if found else "other"
+
+
+def _keywords(
+    by_character: Sequence[str], text: str, offsets: Sequence[tuple[int, int]]
+) -> list[str]:
+    """Found in the text: tokens decoded one by one may lack the spaces between them."""
+    begin = {
+        match.start(): match.group()
+        for match in _ANCHORS.finditer(text)
+        if by_character[match.start()] == "structure"  # not in a string or comment
+    }
+    return [
+        next((word for at, word in begin.items() if start <= at < stop), "")
+        for start, stop in offsets
+    ]
 
 
 def _code_classes(text: str) -> list[str]:
@@ -137,10 +158,9 @@ def _speech_classes(text: str, labels: Sequence[str]) -> list[str]:
         assert start == len(classes)
         classes += [found] * len(word)
     for label in labels:
-        at = text.find(label)
-        while at >= 0:
-            classes[at : at + len(label)] = ["label"] * len(label)
-            at = text.find(label, at + len(label))
+        # As a word of its own: "sad" is no part of "sadly".
+        for match in re.finditer(rf"(?<![A-Za-z0-9]){re.escape(label)}(?![A-Za-z0-9])", text):
+            classes[match.start() : match.end()] = ["label"] * len(label)
     return classes
 
 
@@ -186,10 +206,8 @@ def anchor_of(tokens: Tokens, anchor: Anchor) -> int | None:
 
     The anchor is the token that a keyword begins in. Words in strings and comments do not count.
     """
-    ends = np.cumsum([len(text) for text in tokens.texts])
-    matches = re.finditer(rf"\b({'|'.join(ANCHOR_WORDS[anchor])})\b", "".join(tokens.texts))
-    begins = [int(np.searchsorted(ends, match.start(), side="right")) for match in matches]
-    found = [tokens.semantic.index(i) for i in begins if tokens.classes[i] == "structure"]
+    words = ANCHOR_WORDS[anchor]
+    found = [k for k, index in enumerate(tokens.semantic) if tokens.keywords[index] in words]
     return None if not found else found[-1] if anchor.startswith("last") else found[0]
 
 

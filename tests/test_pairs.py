@@ -145,7 +145,7 @@ def test_all_faults_come_at_once(folder: Path) -> None:
 def test_a_file_that_is_none(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_bytes(content)
-    with pytest.raises(InputError, match=r"reading pairs from .*mine.jsonl: got"):
+    with pytest.raises(InputError, match=r"reading pairs from .*mine.jsonl: (line 1: )?got"):
         read_pairs(file)
     with pytest.raises(InputError, match="No such file"):
         read_pairs(tmp_path / "gone.jsonl")

@@ -8,6 +8,7 @@ import pytest
 
 from hooked_alm.errors import InputError
 from hooked_alm.experiments.prefix_comparison_items import read_items
+from hooked_alm.experiments.tuned_lens_prompts import read_prompts
 from prefix_comparison_toy import item, write_items
 
 
@@ -50,7 +51,8 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 
 BAD: dict[str, tuple[str, Any, str]] = {
     "no id": ("id", None, "id: missing"),
-    "an id that is no file name": ("id", "a/b", "id: got 'a/b', expected letters"),
+    "an id that is no file name": ("id", "a/b", "id: got 'a/b', expected up to 64 letters"),
+    "an id too long for a file name": ("id", "a" * 65, "id: got 'aaa.*, expected up to 64 letters"),
     "no continuation": ("continuation", None, "continuation: missing"),
     "an empty continuation": ("continuation", "", "continuation: got ''"),
     "an unknown field": ("answers", {}, "answers: got an unknown field"),
@@ -61,6 +63,9 @@ BAD: dict[str, tuple[str, Any, str]] = {
     "two forms": ("conditions/agentic/text", "x", "conditions.agentic: .*one of: prefix; messages"),
     "a segment without text": (
         "conditions/agentic/prefix/1", ["spec"], r"conditions.agentic.prefix.1.1: missing",
+    ),
+    "a segment without a name": (
+        "conditions/agentic/prefix/1", "x", r"conditions.agentic.prefix.1: got 'x', expected a li",
     ),
     "text that is a number": (
         "conditions/agentic/prefix/1", ["spec", 3], r"conditions.agentic.prefix.1.1: got 3",
@@ -102,6 +107,7 @@ def test_bad_items(tmp_path: Path, path: str, value: Any, message: str) -> None:
         ("{", "line 1: got no usable JSON"),
         ("[]", "line 1: got a list, expected an object"),
         ('{"id": "a", "id": "b"}', "line 1: .*'id' twice"),
+        ("[" * 100_000, "line 1: got no usable JSON"),
         ("", "got an empty file"),
     ],
 )
@@ -109,6 +115,24 @@ def test_bad_lines(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "a.jsonl").write_text(text)
     with pytest.raises(InputError, match=f"reading items from .*a.jsonl: {message}"):
         read_items(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("read", [read_items, read_prompts])
+def test_text_in_another_encoding_is_found_at_its_line(tmp_path: Path, read: Any) -> None:
+    file = tmp_path / "a.jsonl"
+    good = {read_items: item(0), read_prompts: {"prompt": {"text": "x"}}}[read]
+    file.write_bytes(json.dumps(good).encode() + b'\n\n{"id": "Gr\xfc\xdfe"}\n')
+    with pytest.raises(
+        InputError, match=r"a.jsonl: line 3: got text that is not UTF-8 \(byte 0xfc"
+    ):
+        read(file)
+
+
+def test_prompts_of_a_lens_end_where_json_says(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    line = json.dumps({"prompt": {"text": "a\u2028b"}}, ensure_ascii=False)
+    file.write_text("\ufeff" + line + "\r\n", "utf-8")
+    assert [one.prompt.segments[0][1] for one in read_prompts(file)] == ["a\u2028b"]
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

@@ -82,6 +82,9 @@ def test_code_that_breaks_off_is_read_as_far_as_it_goes(end: tuple[str, ...]) ->
 def test_speech_classes() -> None:
     tokens = read("the", " word", " 42", ",", " sad", kind="speech", labels=("sad",))
     assert tokens.classes == ["function word", "other", "number", "punctuation", "label"]
+    assert read("sad", "ly", " sad", kind="speech", labels=("sad",)).classes == [
+        "other", "other", "label",
+    ]  # fmt: skip
     assert read("高兴", "的", "人", kind="speech", labels=("高兴",)).classes == [
         "label", "function word", "other",
     ]  # fmt: skip
@@ -107,6 +110,10 @@ def test_anchors() -> None:
     assert [anchor_of(tokens, anchor) for anchor in anchors] == [3, 6, 0, 7]
     assert anchor_of(read("x", " =", " 'return", "'", " # return"), "first_return") is None
     assert anchor_of(read("returned", " =", " 1"), "first_return") is None
+    # A tokenizer whose tokens, decoded one by one, lack the space before them.
+    bare = read_tokens(Words("x", "return", "y"), [0, 1, 2], [(0, 1), (1, 9), (9, 11)],
+                       "x\n return y", "code")  # fmt: skip
+    assert anchor_of(bare, "first_return") == 1
     values = np.arange(7.0)[None]
     low, high = ANCHOR_WINDOW
     cut = around(values, 3)

@@ -3,8 +3,9 @@
 Runs are teacher-forced on one continuation. Through the logit lens, every depth and position gives
 a distribution over the vocabulary: its loss on the next token, and its Jensen-Shannon and
 Kullback-Leibler divergences from another run's. Runs go up the blocks side by side, and logits
-exist for one depth, some positions and all runs at a time: memory is bounded by ``max_bytes`` for
-any vocabulary, number of blocks, and length.
+exist for one depth, some positions and all runs at a time: whatever the vocabulary, they stay
+within ``max_bytes``. Beside it are held every run's stream at one depth, and the results, a number
+per depth, run and position.
 """
 
 import math
@@ -22,6 +23,7 @@ from ..hooks import Hook
 from ..inputs import ALMInput
 from ..model import HookedALM
 from .lens import LensNorm, normalised
+from .tuned_lens import TunedLens
 
 LN2 = math.log(2)
 TILE = (128, 1024)
@@ -98,6 +100,7 @@ def compare_depths(
     pairs: Sequence[tuple[int, int]],
     *,
     norm: LensNorm = "final",
+    lens: TunedLens | None = None,
     max_bytes: int = 2**28,
 ) -> Divergence:
     """Losses and divergences at every depth; nothing of size depths x positions x vocabulary.
@@ -108,21 +111,37 @@ def compare_depths(
         targets: per run, the token that each position predicts.
         pairs: of runs, to compare.
         norm: see ``lens.unembed_rows``.
-        max_bytes: for logits and what is summed from them; the stream itself comes on top.
+        lens: a tuned lens of this model that rows go through first; None is the logit lens.
+        max_bytes: for logits and what is summed from them; streams and results come on top.
 
     Raises:
-        InputError: ``max_bytes`` is too small for a single position.
+        InputError: ``max_bytes`` is too small for a single position; or a tuned lens without the
+            final norm.
     """
+    if lens is not None and norm != "final":
+        raise InputError(
+            f"comparing runs through a tuned lens with norm={norm!r}: its translators were trained "
+            "under the final norm. Leave `norm` at 'final', or the lens out."
+        )
     n_rows = rows_at_once(model, len(targets), max_bytes)
     found: dict[str, list[Tensor]] = {field.name: [] for field in fields(Divergence)}
-    for rows in depths:
-        parts = [
-            _compare_block(model, rows[:, at], targets[:, at].to(rows.device), pairs, norm)
-            for at in torch.arange(rows.shape[1], device=rows.device).split(n_rows)
-        ]
+    for depth, rows in enumerate(depths):
+        parts = []
+        for at in torch.arange(rows.shape[1], device=rows.device).split(n_rows):
+            some = rows[:, at] if lens is None else lens.translate(rows[:, at], depth)
+            aims = targets[:, at].to(rows.device)
+            parts.append(_compare_block(model, some, aims, pairs, norm))
         for name, kept in found.items():
             kept.append(torch.cat([getattr(part, name) for part in parts], dim=-1))
     return Divergence(**{name: torch.stack(kept) for name, kept in found.items()})
+
+
+def row_bytes(model: HookedALM, n_runs: int) -> tuple[int, int]:
+    """What comparing runs holds: once, and for every position at work."""
+    chunk = min(_tile(model.head_unembed.weight)[1], len(model.head_unembed.weight))
+    # Logits, what is summed from them, and the row in fp32: squared, normed, and weighted.
+    per_row = len(model.head_unembed.weight) + TEMPORARIES * chunk + 4 * model.cfg.d_model
+    return 4 * chunk * model.cfg.d_model, 4 * n_runs * per_row
 
 
 def rows_at_once(model: HookedALM, n_runs: int, max_bytes: int) -> int:
@@ -131,16 +150,13 @@ def rows_at_once(model: HookedALM, n_runs: int, max_bytes: int) -> int:
     Raises:
         InputError: not even one does.
     """
-    most, chunk = _tile(model.head_unembed.weight)
-    vocab = len(model.head_unembed.weight)
-    chunk = min(chunk, vocab)
-    per_row = 4 * n_runs * (vocab + TEMPORARIES * chunk)
-    weights = 4 * chunk * model.cfg.d_model  # a chunk of the unembedding, in fp32
+    weights, per_row = row_bytes(model, n_runs)
     if (n := (max_bytes - weights) // per_row) >= 1:
-        return min(n, most)
+        return min(n, _tile(model.head_unembed.weight)[0])
     raise InputError(
-        f"comparing {n_runs} runs over a vocabulary of {vocab}: got max_bytes={max_bytes}, "
-        f"expected {weights + per_row} or more, which is one position. Raise it."
+        f"comparing {n_runs} runs over a vocabulary of {len(model.head_unembed.weight)}: got "
+        f"max_bytes={max_bytes}, expected {weights + per_row} or more, which is one position. "
+        "Raise it."
     )
 
 
