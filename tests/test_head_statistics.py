@@ -182,7 +182,7 @@ def test_a_hugging_face_cache(tmp_path: Path, kind: str) -> None:
         ({"id": 7}, "line 2: id: got 7, expected text"),
         ({"audio": "none.wav"}, "line 2: audio: got .*none.wav, which is no file"),
         ({"audio": []}, r"line 2: audio: got \[\], expected a file name"),
-        ({"Answer_Key": "A"}, "line 2: Answer_Key: got an unknown field; is it answerKey?"),
+        ({"Audio": "a.wav"}, "line 2: Audio: got an unknown field; is it audio?"),
     ],
 )
 def test_a_bad_field_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -197,6 +197,10 @@ def test_a_bad_field_is_named(tmp_path: Path, changes: dict[str, Any], message: 
         (["{broken"], "q.jsonl line 1: got no JSON"),
         (["[1, 2]"], "q.jsonl line 1: got a list, expected an object"),
         ([{"id": "x", "question": "Why?"}], "line 1: choices: missing; answerKey: missing"),
+        (
+            [{**{k: v for k, v in item(0).items() if k != "answerKey"}, "answer_key": "A"}],
+            "line 1: answerKey: missing; answer_key: got an unknown field; is it answerKey?",
+        ),
         ([item(0), item(0)], "q.jsonl line 2: id: got 'item0', which q.jsonl line 1 has"),
         (["", ""], "got an empty file"),
         ([item(0, 3)], "none of its 1 questions has 4 or 5 options"),
@@ -207,6 +211,26 @@ def test_a_bad_file_is_refused(tmp_path: Path, lines: Sequence[Any], message: st
     file = write_items(tmp_path / "q.jsonl", lines)
     with pytest.raises(InputError, match=message):
         read_questions(str(file))
+
+
+def test_as_windows_writes_it(tmp_path: Path) -> None:
+    """A byte order mark, CRLF, no end of line at the end: the same questions, on the same lines."""
+    plain = write_items(tmp_path / "q.jsonl", [item(0), item(1)])
+    expected = read_questions(str(plain)).read
+    plain.write_bytes(
+        b"\xef\xbb\xbf" + plain.read_text("utf-8").rstrip().replace("\n", "\r\n").encode()
+    )
+    assert read_questions(str(plain)).read == expected
+    plain.write_bytes(b"\xef\xbb\xbf")
+    with pytest.raises(InputError, match="got an empty file"):
+        read_questions(str(plain))
+
+
+def test_a_field_of_ones_own_is_kept(tmp_path: Path) -> None:
+    """Its name may resemble one that is there as well."""
+    one = item(0, question_id="x", answer_keys=["A"], subject="physics")
+    found = read_questions(str(write_items(tmp_path / "q.jsonl", [one]))).read[0]
+    assert found.meta == {"question_id": "x", "answer_keys": ["A"], "subject": "physics"}
 
 
 def test_a_missing_or_damaged_file_is_refused(tmp_path: Path) -> None:
