@@ -121,6 +121,17 @@ def is_merged(tokenizer: Any, prompt: str, target: str) -> bool:
     return tokenizer(prompt + target, add_special_tokens=False)["input_ids"][: len(alone)] != alone
 
 
+def answer_ids(tokenizer: Any, prompt: str, target: str) -> list[int]:
+    """Ids of the answer where it continues the prompt, with the space that it may be one with."""
+    alone, both = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, prompt + target)
+    )
+    shared = 0
+    while shared < min(len(alone), len(both)) and alone[shared] == both[shared]:
+        shared += 1
+    return list(both[shared:])
+
+
 def letter_list(letters: Sequence[str]) -> str:
     """``A, B, C, or D``."""
     return f"{', '.join(letters[:-1])}, or {letters[-1]}"

@@ -457,7 +457,10 @@ def test_the_seeds_files(finished: RunFolder) -> None:
     assert (found["num_layers"], found["num_heads"]) == (N_LAYERS, N_HEADS)
     assert (found["ddof"], found["weighting"], found["token_agg"]) == (1, "samples", "last")
     assert found["known_defects"] == []
-    assert found["letter_token_ids"].keys() == set("ABCDE")
+    bpe = tokenizer()
+    assert {key: bpe.decode(ids) for key, ids in found["letter_token_ids"].items()} == {
+        letter: f" {letter}" for letter in "ABCDE"
+    }
     config = json.loads((finished.path / "config.json").read_text("utf-8"))
     assert config["template_name"] == "arc_mcq_v1"
     page = (finished.path / "report.html").read_text("utf-8")
@@ -516,6 +519,7 @@ def test_a_run_against_plain_hugging_face(
     assert items.is_merged.all() == is_seed
     page = (run.path / "report.html").read_text("utf-8")
     assert ("Known defects" in page) == is_seed
+    assert ("after which the answer follows" in page) == (token_agg == "last" and not is_seed)
     assert ("the tokenizer merges the end of the prompt" in page) == is_seed
     assert ("were cut to max_length" in page) == is_seed
     assert meta(run)["known_defects"] == (["C34", "C35", "C36", "C37"] if is_seed else [])
@@ -554,6 +558,7 @@ def test_voices_against_plain_hugging_face(model: str, tmp_path: Path) -> None:
         arrays(run)["head_output_norm_std.npy"], values.std(0, ddof=1), rtol=1e-10
     )
     assert meta(run)["prompt_format"] == "chat"
+    assert meta(run)["letter_token_ids"]["B"] == processor.tokenizer.encode("B")
     assert len(list((run.path / "clips").glob("*.wav"))) == 5
     record = run.read_unit("items00000")["record"]
     assert record["spans"][0]["audio"][0], "the clip is in the prompt"
@@ -588,6 +593,9 @@ def test_ddof_and_weighting(llama: Path, data: Path, tmp_path: Path) -> None:
     assert meta(runs["tokens"])["num_samples"] == n_tokens
     assert meta(runs["items"])["num_samples"] == 9
     assert (found["tokens"] > found["items"]).mean() > 0.9  # tokens differ more than their means
+    page = (runs["tokens"].path / "report.html").read_text("utf-8")
+    assert "were taken at every token" in page
+    assert "(ddof 1) are over tokens" in page
 
 
 def test_some_of_the_items(llama: Path, data: Path, tmp_path: Path) -> None:
@@ -691,6 +699,22 @@ def test_prompts_that_the_model_cannot_read(llama: Path, tmp_path: Path) -> None
     marked = write_items(tmp_path / "marked.jsonl", [item(0, question="What is <|AUDIO|>?")])
     with pytest.raises(InputError, match="marked.jsonl line 1: question: .*placeholder"):
         experiment(bundled, marked).open()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without the device")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"device": "cuda"}, "using device 'cuda': .*hooked-alm doctor"),
+        ({"device": "cudaa"}, "using device 'cudaa': Expected one of cpu, cuda"),
+        ({"attn_implementation": "flash_attention_2"}, "flash-attn is missing"),
+    ],
+)
+def test_what_this_machine_has_not(
+    llama: Path, data: Path, settings: dict[str, str], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        experiment(llama, data, **settings).open()
 
 
 def test_no_tokenizer(llama: Path, data: Path, tmp_path: Path) -> None:
