@@ -53,7 +53,8 @@ def find_template(name: str, form: Form) -> Template:
         known = ", ".join(f"{n} ({f})" for n, f in sorted(_TEMPLATES))
         raise InputError(
             f"looking up template_name {name!r} with template_form {form!r}: expected one of "
-            f"{known}. Register it before the run."
+            f"{known}. Others are made known by register_template, in the program that starts the "
+            "run."
         )
     return _TEMPLATES[name, form]
 

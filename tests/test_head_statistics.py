@@ -390,8 +390,23 @@ def test_too_long_prompts(llama: Path, tmp_path: Path) -> None:
         assert tok.decode(ids).startswith(BOS)
         assert tok.decode(ids).endswith("Answer:") == is_kept
         assert [one.is_cut for one in cuts.items] == [False, True, False]
-    with pytest.raises(InputError, match="all 3 are longer than max_length 5"):
+    with pytest.raises(
+        InputError, match=r"all 3 are too long: .*, over max_length 5\. Set max_len"
+    ):
         experiment(llama, file, max_length=5).open()
+
+
+def test_longer_than_the_models_context(llama: Path, tmp_path: Path) -> None:
+    """Whatever max_length says: rotary positions would go on where no training was."""
+    file = write_items(tmp_path / "q.jsonl", [item(0), item(1, question="why " * 700 + "?")])
+    skips = experiment(llama, file, max_length=5000)
+    skips.open()
+    assert [one.question.id for one in skips.items] == ["item0"]
+    assert "positions, over the 2048 that the model was made for" in skips.skipped[0]["reason"]
+    cuts = experiment(llama, file, max_length=5000, overflow="left")
+    cuts.open()
+    assert [one.is_cut for one in cuts.items] == [False, True]
+    assert len(cuts.items[1].ids) == 2048
 
 
 # --- Settings
