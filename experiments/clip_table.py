@@ -85,11 +85,12 @@ def read_lines(table: Path, needed: Sequence[str]) -> tuple[list[str], list[tupl
             reader.fieldnames = columns
             lines = [(f"{table.name} line {reader.line_num}", row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         cure = "Check the path, or save the sheet again as CSV UTF-8."
         if isinstance(error, csv.Error):
             cure = "Close every quote, and double those inside a quoted cell."
         raise InputError(
-            f"reading {table}: got {error}, expected a CSV file in UTF-8. {cure}"
+            f"reading {table}: got {reason}, expected a CSV file in UTF-8. {cure}"
         ) from error
     missing = [column for column in needed if column not in columns]
     if missing or len(set(columns)) < len(columns) or not lines:

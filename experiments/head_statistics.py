@@ -24,6 +24,7 @@ from hooked_alm.methods.moments import Moments
 from .head_statistics_inputs import Item, Prompts
 from .head_statistics_items import Questions, read_questions
 from .head_statistics_norms import HEAD_QUANTITIES, KEPT, HeadMeter, Norms
+from .head_statistics_prompts import answer_ids
 from .head_statistics_report import conclude
 from .head_statistics_settings import HeadStatisticsConfig
 from .subject import described, load_subject
@@ -79,8 +80,10 @@ class HeadStatistics(Experiment[HeadStatisticsConfig]):
 
     def _letters(self) -> dict[str, list[int]]:
         letters = sorted({one for item in self.items for one in item.question.option_labels})
-        tokenizer = self.model.tokenizer
-        return {one: tokenizer(one, add_special_tokens=False)["input_ids"] for one in letters}
+        first = self.items[0]
+        prompt = first.prompt if self.prompts.format == "raw" else ""
+        space = first.target.removesuffix(first.question.answer)
+        return {one: answer_ids(self.model.tokenizer, prompt, space + one) for one in letters}
 
     def units(self) -> list[Unit]:
         """Some batches each, in the order of the file."""

@@ -43,7 +43,7 @@ def head_map(folder: RunFolder, heads: pd.DataFrame, quantity: str) -> Figure:
         CONTRIBUTION: "How much each head adds to the residual stream.",
         COSINE: "Red heads write along what their layer writes together, blue ones against it.",
     }[quantity]
-    return Figure(name, CAPTIONS[quantity], f"{how} Over items; layers from bottom to top.")
+    return Figure(name, CAPTIONS[quantity], f"{how} Layers from bottom to top.")
 
 
 def depth_curves(folder: RunFolder, layers: pd.DataFrame) -> Figure:
@@ -67,6 +67,5 @@ def depth_curves(folder: RunFolder, layers: pd.DataFrame) -> Figure:
         "Contributions by depth",
         "Above, the mean over a layer's heads; the band runs from its least head to its largest. "
         "Below, the norm of the attention's output as a share of its heads' norms added up: 1 if "
-        "all write in one direction, near 0 if they cancel; the band is ± one standard deviation "
-        "over items.",
+        "all write in one direction, near 0 if they cancel; the band is ± one standard deviation.",
     )

@@ -59,6 +59,11 @@ class Prompts:
             InputError: a model that cannot read the format, or settings that do not fit the items.
         """
         self.model, self.config, self.tokenizer = model, config, model.tokenizer
+        n_ctx = model.cfg.n_ctx
+        self.limit, self.over, self.cure = min(
+            (config.max_length, f"over max_length {config.max_length}", "max_length higher"),
+            (n_ctx, f"over the {n_ctx} that the model was made for", "few_shot lower"),
+        )
         find_template(config.template_name, config.template_form)
         if self.tokenizer is None:
             raise InputError(
@@ -113,18 +118,21 @@ class Prompts:
             self.questions,
             lambda one: one.where,
         )
-        kept = [item for item in made if item.n_tokens <= self.config.max_length]
+        kept = [item for item in made if item.n_tokens <= self.limit]
         skipped = [
-            {"id": item.question.id, "where": item.question.where, "reason": reason}
+            {
+                "id": item.question.id,
+                "where": item.question.where,
+                "reason": f"{item.n_tokens} positions, {self.over}",
+            }
             for item in made
-            if item.n_tokens > self.config.max_length
-            for reason in [f"{item.n_tokens} positions, over max_length {self.config.max_length}"]
+            if item.n_tokens > self.limit
         ]
         if not kept:
             raise InputError(
-                f"making prompts: all {len(made)} are longer than max_length "
-                f"{self.config.max_length} (the shortest has {min(i.n_tokens for i in made)} "
-                "positions). Set it higher."
+                f"making prompts: all {len(made)} are too long: the shortest has "
+                f"{min(i.n_tokens for i in made)} positions, {self.over}. Set {self.cure}, or give "
+                "shorter questions."
             )
         return kept, skipped
 
@@ -166,15 +174,15 @@ class Prompts:
             n_tokens = self.batch([item]).shape[1]
         except InputError as error:
             raise InputError(f"{'audio' if question.audio else 'question'}: {error}") from error
-        if self.format == "chat" and n_tokens > config.max_length and config.overflow != "skip":
+        if self.format == "chat" and n_tokens > self.limit and config.overflow != "skip":
             raise InputError(
-                f"{n_tokens} positions, over max_length {config.max_length}: a chat prompt cannot "
-                "be cut. Set overflow=skip, or max_length higher"
+                f"{n_tokens} positions, {self.over}: a chat prompt cannot be cut. Set "
+                f"overflow=skip, or {self.cure}"
             )
         return Item(**{**vars(item), "n_tokens": n_tokens})
 
     def _cut(self, ids: list[int], is_special: list[int]) -> list[int]:
-        n = self.config.max_length
+        n = self.limit
         if len(ids) <= n or self.config.overflow == "skip":
             return ids
         if self.config.overflow == "right":

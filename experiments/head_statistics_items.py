@@ -169,8 +169,10 @@ def _question(file: Path, line: Line) -> Question:
         raise InputError(f"got {_kind(found)}, expected an object with {', '.join(NEEDED)}")
     faults = [f"{key}: missing" for key in NEEDED if key not in found]
     meta = {key: value for key, value in found.items() if key not in FIELDS}
+    # A field that is there has not been misspelled: question_id beside question is another one.
+    absent = [key for key in FIELDS if key not in found]
     for key in meta:
-        if near := difflib.get_close_matches(key.lower(), FIELDS, n=1, cutoff=0.8):
+        if near := difflib.get_close_matches(key.lower(), absent, n=1, cutoff=0.8):
             faults.append(f"{key}: got an unknown field; is it {near[0]}?")
     labels, texts = _choices(found.get("choices"), faults) if "choices" in found else ((), ())
     answer = _letter(found.get("answerKey"))

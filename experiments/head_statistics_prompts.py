@@ -53,7 +53,8 @@ def find_template(name: str, form: Form) -> Template:
         known = ", ".join(f"{n} ({f})" for n, f in sorted(_TEMPLATES))
         raise InputError(
             f"looking up template_name {name!r} with template_form {form!r}: expected one of "
-            f"{known}. Register it before the run."
+            f"{known}. Others are made known by register_template, in the program that starts the "
+            "run."
         )
     return _TEMPLATES[name, form]
 
@@ -119,6 +120,17 @@ def is_merged(tokenizer: Any, prompt: str, target: str) -> bool:
     """Whether the answer changes the prompt's own tokens, so that its last one predicts nothing."""
     alone = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     return tokenizer(prompt + target, add_special_tokens=False)["input_ids"][: len(alone)] != alone
+
+
+def answer_ids(tokenizer: Any, prompt: str, target: str) -> list[int]:
+    """Ids of the answer where it continues the prompt, with the space that it may be one with."""
+    alone, both = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, prompt + target)
+    )
+    shared = 0
+    while shared < min(len(alone), len(both)) and alone[shared] == both[shared]:
+        shared += 1
+    return list(both[shared:])
 
 
 def letter_list(letters: Sequence[str]) -> str:

@@ -167,10 +167,13 @@ def _save_array(folder: RunFolder, name: str, values: Float[np.ndarray, "layer h
 def _lead(
     items: pd.DataFrame, skipped: Sequence[dict[str, Any]], config: HeadStatisticsConfig
 ) -> str:
-    where = {
-        "last": "at the last token of the prompt, after which the answer follows",
-        "all": "as the mean over all tokens of the prompt",
-    }[config.token_agg]
+    loses_the_end = config.overflow == "right" and items.is_cut.any()
+    where = "at the last token of the prompt"
+    if config.token_agg == "all":
+        by_token = config.weighting == "tokens"
+        where = "at every token" if by_token else "as the mean over all tokens of the prompt"
+    elif not items.is_merged.any() and not loses_the_end:
+        where += ", after which the answer follows"
     lead = (
         f"{len(items)} multiple-choice questions were read once each. Of every head, the norm of "
         f"its output z and of what it adds to the residual stream, W_h z, were taken {where}."
@@ -248,6 +251,6 @@ def _method(config: HeadStatisticsConfig) -> str:
     return (
         f"Model: {config.model}, {config.dtype}, {config.attn_implementation}. Template: "
         f"{config.template_name} ({config.template_form}), {config.few_shot} solved examples. "
-        f"z is {source}. Norms in fp32, moments in fp64; every {counted} counts once; standard "
-        f"deviations with ddof {config.ddof}."
+        f"z is {source}. Norms in fp32, moments in fp64; means and standard deviations (ddof "
+        f"{config.ddof}) are over {counted}s."
     )

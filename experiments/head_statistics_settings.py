@@ -60,9 +60,13 @@ class HeadStatisticsConfig(ExperimentConfig):
         default="samples", description="with token_agg all: what counts once, items or tokens"
     )
     ddof: Literal[0, 1] = Field(default=1, description="std is √(M2/(n − ddof))")
-    head_output: HeadOutput = "hook_z"
-    template_name: str = "arc_mcq_v1"
-    template_form: Form = "corrected"
+    head_output: HeadOutput = Field(
+        default="hook_z", description="what the output projection reads, or computed again"
+    )
+    template_name: str = Field(default="arc_mcq_v1", description="as registered")
+    template_form: Form = Field(
+        default="corrected", description="the prompt ends with 'Answer:', or as the seed's did"
+    )
     few_shot: int = Field(
         default=0, ge=0, description="solved examples in every prompt: the file's first items"
     )

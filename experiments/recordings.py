@@ -189,7 +189,7 @@ def _check_set(folder: Path, entries: Sequence[ClipEntry], declared_n: int | Non
     if not entries:
         raise InputError(
             f"{doing}: got no audio files, expected clips named like zh_cheerful_strong.wav, or a "
-            f"{MANIFEST}. Copy the recordings there; rename_recordings gives them their names."
+            f"{MANIFEST}. Copy the recordings there; `hooked-alm rename` gives them their names."
         )
     if declared_n is not None and len(entries) != declared_n:
         raise InputError(

@@ -182,7 +182,7 @@ def test_a_hugging_face_cache(tmp_path: Path, kind: str) -> None:
         ({"id": 7}, "line 2: id: got 7, expected text"),
         ({"audio": "none.wav"}, "line 2: audio: got .*none.wav, which is no file"),
         ({"audio": []}, r"line 2: audio: got \[\], expected a file name"),
-        ({"Answer_Key": "A"}, "line 2: Answer_Key: got an unknown field; is it answerKey?"),
+        ({"Audio": "a.wav"}, "line 2: Audio: got an unknown field; is it audio?"),
     ],
 )
 def test_a_bad_field_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -197,6 +197,10 @@ def test_a_bad_field_is_named(tmp_path: Path, changes: dict[str, Any], message: 
         (["{broken"], "q.jsonl line 1: got no JSON"),
         (["[1, 2]"], "q.jsonl line 1: got a list, expected an object"),
         ([{"id": "x", "question": "Why?"}], "line 1: choices: missing; answerKey: missing"),
+        (
+            [{**{k: v for k, v in item(0).items() if k != "answerKey"}, "answer_key": "A"}],
+            "line 1: answerKey: missing; answer_key: got an unknown field; is it answerKey?",
+        ),
         ([item(0), item(0)], "q.jsonl line 2: id: got 'item0', which q.jsonl line 1 has"),
         (["", ""], "got an empty file"),
         ([item(0, 3)], "none of its 1 questions has 4 or 5 options"),
@@ -207,6 +211,26 @@ def test_a_bad_file_is_refused(tmp_path: Path, lines: Sequence[Any], message: st
     file = write_items(tmp_path / "q.jsonl", lines)
     with pytest.raises(InputError, match=message):
         read_questions(str(file))
+
+
+def test_as_windows_writes_it(tmp_path: Path) -> None:
+    """A byte order mark, CRLF, no end of line at the end: the same questions, on the same lines."""
+    plain = write_items(tmp_path / "q.jsonl", [item(0), item(1)])
+    expected = read_questions(str(plain)).read
+    plain.write_bytes(
+        b"\xef\xbb\xbf" + plain.read_text("utf-8").rstrip().replace("\n", "\r\n").encode()
+    )
+    assert read_questions(str(plain)).read == expected
+    plain.write_bytes(b"\xef\xbb\xbf")
+    with pytest.raises(InputError, match="got an empty file"):
+        read_questions(str(plain))
+
+
+def test_a_field_of_ones_own_is_kept(tmp_path: Path) -> None:
+    """Its name may resemble one that is there as well."""
+    one = item(0, question_id="x", answer_keys=["A"], subject="physics")
+    found = read_questions(str(write_items(tmp_path / "q.jsonl", [one]))).read[0]
+    assert found.meta == {"question_id": "x", "answer_keys": ["A"], "subject": "physics"}
 
 
 def test_a_missing_or_damaged_file_is_refused(tmp_path: Path) -> None:
@@ -366,8 +390,23 @@ def test_too_long_prompts(llama: Path, tmp_path: Path) -> None:
         assert tok.decode(ids).startswith(BOS)
         assert tok.decode(ids).endswith("Answer:") == is_kept
         assert [one.is_cut for one in cuts.items] == [False, True, False]
-    with pytest.raises(InputError, match="all 3 are longer than max_length 5"):
+    with pytest.raises(
+        InputError, match=r"all 3 are too long: .*, over max_length 5\. Set max_len"
+    ):
         experiment(llama, file, max_length=5).open()
+
+
+def test_longer_than_the_models_context(llama: Path, tmp_path: Path) -> None:
+    """Whatever max_length says: rotary positions would go on where no training was."""
+    file = write_items(tmp_path / "q.jsonl", [item(0), item(1, question="why " * 700 + "?")])
+    skips = experiment(llama, file, max_length=5000)
+    skips.open()
+    assert [one.question.id for one in skips.items] == ["item0"]
+    assert "positions, over the 2048 that the model was made for" in skips.skipped[0]["reason"]
+    cuts = experiment(llama, file, max_length=5000, overflow="left")
+    cuts.open()
+    assert [one.is_cut for one in cuts.items] == [False, True]
+    assert len(cuts.items[1].ids) == 2048
 
 
 # --- Settings
@@ -433,7 +472,10 @@ def test_the_seeds_files(finished: RunFolder) -> None:
     assert (found["num_layers"], found["num_heads"]) == (N_LAYERS, N_HEADS)
     assert (found["ddof"], found["weighting"], found["token_agg"]) == (1, "samples", "last")
     assert found["known_defects"] == []
-    assert found["letter_token_ids"].keys() == set("ABCDE")
+    bpe = tokenizer()
+    assert {key: bpe.decode(ids) for key, ids in found["letter_token_ids"].items()} == {
+        letter: f" {letter}" for letter in "ABCDE"
+    }
     config = json.loads((finished.path / "config.json").read_text("utf-8"))
     assert config["template_name"] == "arc_mcq_v1"
     page = (finished.path / "report.html").read_text("utf-8")
@@ -492,6 +534,7 @@ def test_a_run_against_plain_hugging_face(
     assert items.is_merged.all() == is_seed
     page = (run.path / "report.html").read_text("utf-8")
     assert ("Known defects" in page) == is_seed
+    assert ("after which the answer follows" in page) == (token_agg == "last" and not is_seed)
     assert ("the tokenizer merges the end of the prompt" in page) == is_seed
     assert ("were cut to max_length" in page) == is_seed
     assert meta(run)["known_defects"] == (["C34", "C35", "C36", "C37"] if is_seed else [])
@@ -530,6 +573,7 @@ def test_voices_against_plain_hugging_face(model: str, tmp_path: Path) -> None:
         arrays(run)["head_output_norm_std.npy"], values.std(0, ddof=1), rtol=1e-10
     )
     assert meta(run)["prompt_format"] == "chat"
+    assert meta(run)["letter_token_ids"]["B"] == processor.tokenizer.encode("B")
     assert len(list((run.path / "clips").glob("*.wav"))) == 5
     record = run.read_unit("items00000")["record"]
     assert record["spans"][0]["audio"][0], "the clip is in the prompt"
@@ -564,6 +608,9 @@ def test_ddof_and_weighting(llama: Path, data: Path, tmp_path: Path) -> None:
     assert meta(runs["tokens"])["num_samples"] == n_tokens
     assert meta(runs["items"])["num_samples"] == 9
     assert (found["tokens"] > found["items"]).mean() > 0.9  # tokens differ more than their means
+    page = (runs["tokens"].path / "report.html").read_text("utf-8")
+    assert "were taken at every token" in page
+    assert "(ddof 1) are over tokens" in page
 
 
 def test_some_of_the_items(llama: Path, data: Path, tmp_path: Path) -> None:
@@ -667,6 +714,22 @@ def test_prompts_that_the_model_cannot_read(llama: Path, tmp_path: Path) -> None
     marked = write_items(tmp_path / "marked.jsonl", [item(0, question="What is <|AUDIO|>?")])
     with pytest.raises(InputError, match="marked.jsonl line 1: question: .*placeholder"):
         experiment(bundled, marked).open()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without the device")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"device": "cuda"}, "using device 'cuda': .*hooked-alm doctor"),
+        ({"device": "cudaa"}, "using device 'cudaa': Expected one of cpu, cuda"),
+        ({"attn_implementation": "flash_attention_2"}, "flash-attn is missing"),
+    ],
+)
+def test_what_this_machine_has_not(
+    llama: Path, data: Path, settings: dict[str, str], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        experiment(llama, data, **settings).open()
 
 
 def test_no_tokenizer(llama: Path, data: Path, tmp_path: Path) -> None:

@@ -61,6 +61,10 @@ def test_a_run_resumes_by_its_own_command(
         (["run", "toy", "-s", "sede=1"], "Did you mean seed"),
         (["run", "toy", "-s", "n_units=51"], "counting units: got more than 50"),
         (["report", "nowhere"], "got no report.json"),
+        (["run", "head_statistics", "--audio", "mine"], "head_statistics with --audio: its items"),
+        (["verify", "none", "--device", "cudaa"], "using device 'cudaa': .*hooked-alm doctor"),
+        (["hooks", "bundled:follows_text", "--component", "x=y"], "components .'x'., but its"),
+        (["hooks", "bundled:follows_text", "--component", "x"], "got x, expected NAME=PATH"),
     ],
 )
 def test_an_error_is_one_message(
@@ -84,8 +88,20 @@ def test_settings_are_shown(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(monkeypatch, "run", "toy", "-s", "seed=3", "--show-settings") == 0
-    assert yaml.safe_load(capsys.readouterr().out)["seed"] == 3
+    said = capsys.readouterr().out
+    assert yaml.safe_load(said)["seed"] == 3
+    assert "# branch, tag or commit of a model id\nrevision: null\n" in said
+    assert "# one of corrected, seed\nvariant: corrected\n" in said
     assert not Path("runs").exists()
+
+
+def test_the_help_names_every_experiment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert call(monkeypatch, "run", "--help") == 0
+    said = capsys.readouterr().out
+    assert [name for name in registry.EXPERIMENTS if name != "toy" and name not in said] == []
 
 
 def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

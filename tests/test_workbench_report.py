@@ -68,6 +68,11 @@ def test_the_page_says_everything(folder: RunFolder) -> None:
     assert text.count("<img") == 2
 
 
+def test_known_defects_come_before_every_result(folder: RunFolder) -> None:
+    text = (folder.path / "report.html").read_text("utf-8")
+    assert 0 < text.index("the consistent curve is zero") < text.index('<ul class="headlines">')
+
+
 def test_text_is_escaped(folder: RunFolder) -> None:
     text = (folder.path / "report.html").read_text("utf-8")
     assert "Toy &lt;script&gt;" in text

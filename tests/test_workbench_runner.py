@@ -147,6 +147,13 @@ def test_other_versions_are_a_warning(
     assert "torch: 2." in capfd.readouterr().err
 
 
+def test_known_defects_are_one_warning(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run_toy(tmp_path / "seed", n_units=1, variant="seed")
+    assert capfd.readouterr().err.count("C8: the consistent curve is zero") == 1
+    run_toy(tmp_path / "corrected", n_units=1)
+    assert "defects" not in capfd.readouterr().err
+
+
 def test_a_damaged_unit_is_found_before_the_work(tmp_path: Path) -> None:
     out = tmp_path / "run"
     run_toy(out)

@@ -10,6 +10,8 @@ import typer
 
 from hooked_alm.errors import HookedALMError, InputError
 
+from .registry import EXPERIMENTS, load_experiment
+
 app = typer.Typer(
     help="Mechanistic interpretability for audio language models.",
     no_args_is_help=True,
@@ -18,6 +20,10 @@ app = typer.Typer(
 )
 MARKS = {"ok": ("ok  ", None), "warn": ("warn", "yellow"), "fail": ("FAIL", "red")}
 Model = Annotated[str, typer.Argument(help="A folder, an id, or bundled:NAME.", metavar="MODEL")]
+Components = Annotated[
+    list[str] | None,
+    typer.Option("--component", metavar="NAME=PATH", help="A part whose weights are elsewhere."),
+]
 
 
 def main() -> None:
@@ -49,32 +55,38 @@ def _options(
 
 @app.command()
 def run(
-    name: Annotated[str, typer.Argument(help="The experiment, such as emotion_conflict.")],
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(sorted(EXPERIMENTS))}.")],
     model: Annotated[str | None, typer.Option(help="Folder, id or bundled:NAME.")] = None,
-    audio: Annotated[str | None, typer.Option(help="Folder of your own recordings.")] = None,
+    audio: Annotated[str | None, typer.Option(help="Your own recordings: a folder or CSV.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/...")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings in a YAML file.")] = None,
     setting: Annotated[
         list[str] | None,
-        typer.Option("-s", metavar="KEY=VALUE", help="One setting; wins over all others."),
+        typer.Option(
+            "-s",
+            metavar="KEY=VALUE",
+            help="One setting, such as dtype=bfloat16; wins over all others.",
+        ),
     ] = None,
     show_settings: Annotated[
-        bool, typer.Option("--show-settings", help="Print all settings and stop.")
+        bool,
+        typer.Option("--show-settings", help="Print all settings with their meaning and stop."),
     ] = False,
 ) -> None:
     """Run an experiment, or resume it: finished work is kept and found again."""
-    from .registry import load_experiment
-    from .settings import load_settings
+    from .settings import as_yaml, load_settings
 
     experiment = load_experiment(name)
+    if audio is not None and "audio" not in experiment.Config.model_fields:
+        raise InputError(
+            f"running {name} with --audio: its items name their clips themselves. Give the file of "
+            f"items; hooked-alm run {name} --show-settings says in which setting."
+        )
     given = {"model": model, "audio": audio}
     options = {key: value for key, value in given.items() if value is not None}
     settings = load_settings(experiment.Config, file=config, options=options, words=setting or [])
     if show_settings:
-        import yaml
-
-        values = settings.model_dump(mode="json")
-        typer.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), nl=False)
+        typer.echo(as_yaml(settings), nl=False)
         return
     from . import runner
     from .report import headline_lines, read_report
@@ -161,10 +173,7 @@ def verify(
     attn: Annotated[Literal["sdpa", "eager"], typer.Option(help="Of both models.")] = "sdpa",
     device: Annotated[str, typer.Option(help="Of both models.")] = "cpu",
     tolerance: Annotated[float, typer.Option(help="Largest difference allowed.", min=0)] = 0.0,
-    component: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=PATH", help="A part whose weights are elsewhere."),
-    ] = None,
+    component: Components = None,
 ) -> None:
     """Compare a model with Hugging Face's own, depth by depth; any difference is an error.
 
@@ -172,7 +181,9 @@ def verify(
     """
     from hooked_alm.converters import parity
     from hooked_alm.experiments.bundled import model_folder
+    from hooked_alm.experiments.subject import check_device
 
+    check_device(device)
     result = parity.verify(
         model_folder(model),
         dtype=dtype,
@@ -204,12 +215,13 @@ def models(
 
 
 @app.command()
-def hooks(model: Model) -> None:
+def hooks(model: Model, component: Components = None) -> None:
     """List every hook point of a model with its shape."""
     from hooked_alm.converters.loading import lay_out
     from hooked_alm.experiments.bundled import model_folder
 
-    shapes = lay_out(model_folder(model)).model.hook_shapes()
+    layout = lay_out(model_folder(model), components=_named(component or []))
+    shapes = layout.model.hook_shapes()
     width = max(map(len, shapes))
     for name, shape in shapes.items():
         typer.echo(f"{name:<{width}}  {shape}")

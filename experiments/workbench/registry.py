@@ -2,11 +2,12 @@
 
 import difflib
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hooked_alm.errors import InputError
 
-from .experiment import Experiment
+if TYPE_CHECKING:  # the command line names the experiments in its help, and imports nothing heavy
+    from .experiment import Experiment
 
 # Name -> module:class; imported only when asked for.
 EXPERIMENTS = {
@@ -19,7 +20,7 @@ EXPERIMENTS = {
 }
 
 
-def load_experiment(name: str) -> type[Experiment[Any]]:
+def load_experiment(name: str) -> "type[Experiment[Any]]":
     """The class of an experiment, by name.
 
     Raises:

@@ -28,7 +28,7 @@ def render(folder: RunFolder) -> Path:
         title=text(report.title),
         question=text(report.question),
         lead=paragraphs(report.lead),
-        banner=f'<p class="banner">{text(CALIBRATION)}</p>' if report.is_calibration else "",
+        banner=banner(report.is_calibration, run["inputs"].get("known_defects") or {}),
         headlines="".join(headline(item) for item in report.headlines),
         contents="".join(
             f'<a href="#s{index}">{text(section.title)}</a>'
@@ -170,16 +170,20 @@ def clip(folder: RunFolder, item: Clip) -> str:
     )
 
 
-def provenance(run: dict[str, Any]) -> str:
-    """What made the numbers: known defects first, then model, versions, settings."""
-    defects = run["inputs"].get("known_defects") or {}
+def banner(is_calibration: bool, defects: dict[str, str]) -> str:
+    """What has to be known before the first number is read."""
+    calibration = f'<p class="banner">{text(CALIBRATION)}</p>' if is_calibration else ""
+    if not defects:
+        return calibration
     listed = "".join(f"<dt>{text(key)}</dt><dd>{text(why)}</dd>" for key, why in defects.items())
-    warning = (
-        f'<div class="note warning"><p><b>Known defects of this variant</b></p><dl>{listed}</dl>'
-        f"</div>"
-        if defects
-        else ""
+    return (
+        f'{calibration}<div class="note warning"><p><b>Known defects of these settings</b></p>'
+        f"<dl>{listed}</dl></div>"
     )
+
+
+def provenance(run: dict[str, Any]) -> str:
+    """What made the numbers: model, versions, settings."""
     config = run["config"]
     facts = {
         "Command": run["command"],
@@ -201,4 +205,4 @@ def provenance(run: dict[str, Any]) -> str:
         f"{text(json.dumps(value, indent=1, ensure_ascii=False))}</pre></details>"
         for name, value in (("All settings", config), ("All inputs", run["inputs"]))
     )
-    return f'{warning}<div class="scroll"><table class="facts">{rows}</table></div>{details}'
+    return f'<div class="scroll"><table class="facts">{rows}</table></div>{details}'

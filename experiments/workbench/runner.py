@@ -63,6 +63,7 @@ def run(experiment: Experiment[Any], out: Path | str | None = None) -> RunFolder
         identity = {key: made_with[key] for key in ("config", "schema_version", "inputs")}
         made_with["config_hash"] = fingerprint(identity)
         resumes = folder.start(made_with)
+        _warn_of_defects(inputs.get("known_defects") or {})
         if resumes:
             _warn_of_other_versions(folder, made_with["environment"])
         try:
@@ -99,6 +100,12 @@ def _checked(units: Sequence[Unit]) -> Sequence[Unit]:
             f"can be file names. Change the experiment's units()."
         )
     return units
+
+
+def _warn_of_defects(defects: dict[str, str]) -> None:
+    if defects:
+        lines = [f"{key}: {why}" for key, why in defects.items()]
+        print("Warning: these settings have known defects:", *lines, sep="\n  ", file=sys.stderr)
 
 
 def _warn_of_other_versions(folder: RunFolder, environment: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -66,6 +66,19 @@ def read_yaml(file: Path) -> dict[str, Any]:
             f"Write one 'key: value' per line."
         )
     return values
+
+
+def as_yaml(settings: BaseModel) -> str:
+    """All settings as a YAML file, each below a comment: what it means, and what it may be."""
+    lines = []
+    for key, value in settings.model_dump(mode="json").items():
+        field = type(settings).model_fields[key]
+        is_choice = get_origin(field.annotation) is Literal
+        choices = f"one of {', '.join(map(str, get_args(field.annotation)))}" if is_choice else ""
+        if comment := "; ".join(filter(None, [field.description, choices])):
+            lines.append(f"# {comment}\n")
+        lines.append(yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True))
+    return "".join(lines)
 
 
 def _parse(text: str, what: str) -> Any:
