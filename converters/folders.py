@@ -13,17 +13,24 @@ READ_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 
 def find_folder(name_or_dir: str | Path, revision: str | None, *, also: str | None = None) -> Path:
     """The folder itself, or a snapshot of the hub's; ``also`` is one more pattern to download."""
-    folder = Path(name_or_dir)
+    name, folder = str(name_or_dir), Path(name_or_dir)
     if folder.is_dir():
         return folder
+    if name.startswith("bundled:"):
+        raise InputError(
+            f"loading {name!r}: that is a name of the command line. In Python, give the folder: "
+            f"`hooked_alm.experiments.bundled.model_folder({name!r})`."
+        )
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1 or not isinstance(name_or_dir, str):
+        raise InputError(f"loading {name!r}: there is no such folder. Check the spelling.")
     from huggingface_hub import snapshot_download
 
     try:
         patterns = [*READ_FILES, *([] if also is None else [also])]
-        return Path(snapshot_download(str(name_or_dir), revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:
         raise InputError(
-            f"loading {str(name_or_dir)!r}: it is no folder, and the Hugging Face hub gave none "
+            f"loading {name!r}: it is no folder, and the Hugging Face hub gave none "
             f"({type(error).__name__}: {str(error).splitlines()[0]}). Check the spelling, or "
             "download the checkpoint and give its folder."
         ) from error

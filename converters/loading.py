@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from transformers.utils import is_flash_attn_2_available
 
 from hooked_alm.checkpoint import (
     Checkpoint,
@@ -106,18 +107,13 @@ def lay_out(
     components: dict[str, str] | None = None,
 ) -> Layout:
     """The model without its weights: hook points, tokenizer and prompts; see ``load_model``."""
+    _check_machine(device, attn_implementation)
     folder = find_folder(name_or_dir, revision)
     published = read_config(folder)
     family = family_of(published, folder)
     if family.pickled is not None:
         folder = find_folder(name_or_dir, revision, also=family.pickled[0])
     parts = _find_parts(family, published, folder, components or {})
-    kernels = get_args(AttentionImplementation)
-    if attn_implementation not in kernels:
-        raise InputError(
-            f"loading {family.name}: got attn_implementation={attn_implementation!r}, expected one "
-            f"of {', '.join(kernels)}."
-        )
     try:
         configs = {name: read_config(part) for name, part in parts.items()}
         config = family.config_class.from_dict({**published, **configs})
@@ -139,6 +135,30 @@ def lay_out(
         attn_implementation=attn_implementation,
     )
     return Layout(_empty_model(family, cfg, config, folder, parts), family, folder, parts)
+
+
+def _check_machine(device: torch.device | str | None, attn_implementation: str) -> None:
+    """Before anything is read: a device and a kernel that are there."""
+    kernels = get_args(AttentionImplementation)
+    if attn_implementation not in kernels:
+        raise InputError(
+            f"loading a model: got attn_implementation={attn_implementation!r}, expected one of "
+            f"{', '.join(kernels)}."
+        )
+    if attn_implementation == "flash_attention_2" and not is_flash_attn_2_available():
+        raise InputError(
+            "loading a model with attn_implementation='flash_attention_2': the package flash-attn "
+            "is missing, or there is no GPU for it. Install it, or take 'sdpa'."
+        )
+    try:
+        torch.empty(0, device=device)
+    # AssertionError: how a torch without CUDA answers.
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(
+            f"loading a model on device {str(device)!r}: {reason}. Give one that `hooked-alm "
+            "doctor` finds; cpu is always there."
+        ) from error
 
 
 def _find_parts(
@@ -175,9 +195,9 @@ def _dtype(dtype: torch.dtype | str | None, published: dict[str, Any]) -> torch.
         return dtype
     name = dtype
     if name is None:
-        text = published.get("text_config", {})
+        places = (published, *(published.get(k, {}) for k in ("text_config", "thinker_config")))
         keys = ("dtype", "torch_dtype")
-        name = next((p[k] for p in (published, text) for k in keys if p.get(k)), "float32")
+        name = next((p[k] for p in places for k in keys if p.get(k)), "float32")
     if name not in DTYPES:
         raise InputError(f"loading weights as {name!r}: expected one of {', '.join(DTYPES)}.")
     return DTYPES[str(name)]

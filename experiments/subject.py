@@ -4,9 +4,6 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers.utils import is_flash_attn_2_available
-
 from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
 
@@ -14,23 +11,6 @@ from .bundled import model_folder
 from .workbench.experiment import ExperimentConfig
 
 WEIGHT_FILES = {".safetensors", ".pt", ".pth"}
-
-
-def check_device(device: str) -> None:
-    """Refuses a device that torch does not know, or that this machine has not.
-
-    Raises:
-        InputError: in words of the command line, before anything is loaded.
-    """
-    try:
-        torch.empty(0, device=device)
-    # AssertionError: how a torch without CUDA answers.
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(
-            f"using device {device!r}: {reason}. Give one that `hooked-alm doctor` finds; cpu is "
-            "always there."
-        ) from error
 
 
 def load_subject(config: ExperimentConfig, **placement: Any) -> HookedALM:
@@ -43,12 +23,6 @@ def load_subject(config: ExperimentConfig, **placement: Any) -> HookedALM:
     Raises:
         InputError: a model, device or kernel that is not there.
     """
-    check_device(config.device)
-    if config.attn_implementation == "flash_attention_2" and not is_flash_attn_2_available():
-        raise InputError(
-            "using attn_implementation 'flash_attention_2': the package flash-attn is missing, or "
-            "there is no GPU for it. Install it, or set attn_implementation=sdpa."
-        )
     placement = placement or {"device": config.device}
     return HookedALM.from_pretrained(
         model_folder(config.model),

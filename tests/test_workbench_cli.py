@@ -62,7 +62,7 @@ def test_a_run_resumes_by_its_own_command(
         (["run", "toy", "-s", "n_units=51"], "counting units: got more than 50"),
         (["report", "nowhere"], "got no report.json"),
         (["run", "head_statistics", "--audio", "mine"], "head_statistics with --audio: its items"),
-        (["verify", "none", "--device", "cudaa"], "using device 'cudaa': .*hooked-alm doctor"),
+        (["verify", "none", "--device", "cudaa"], "on device 'cudaa': .*hooked-alm doctor"),
         (["hooks", "bundled:follows_text", "--component", "x=y"], "components .'x'., but its"),
         (["hooks", "bundled:follows_text", "--component", "x"], "got x, expected NAME=PATH"),
     ],

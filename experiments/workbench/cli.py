@@ -181,9 +181,7 @@ def verify(
     """
     from hooked_alm.converters import parity
     from hooked_alm.experiments.bundled import model_folder
-    from hooked_alm.experiments.subject import check_device
 
-    check_device(device)
     result = parity.verify(
         model_folder(model),
         dtype=dtype,
