@@ -79,6 +79,7 @@ class SalmonnFrontEnd(FrontEnd):
         self.kernel = round(config.second_per_window / FRAME_SECONDS)
         self.stride = round(config.second_stride / FRAME_SECONDS)
         self.d_beats = config.beats_dim if config.beats_path else 0
+        self.lora_rank = config.lora_rank
         super().__init__(
             AudioTokens(
                 placeholder=None,  # its rows are inserted
@@ -305,11 +306,18 @@ def decoder_config(
 
 
 def check_lora(model: HookedALM, checkpoint: Checkpoint) -> None:
-    """Every query and value projection of Vicuna has an update.
+    """Every query and value projection of Vicuna has an update, of the rank it is scaled for.
 
     Raises:
-        ConversionError: some have none.
+        ConversionError: some have none, or another rank.
     """
+    assert isinstance(model.audio, SalmonnFrontEnd)
+    ranks = {checkpoint[name][0] for name in checkpoint if ".lora_A" in name}
+    if ranks - {model.audio.lora_rank}:
+        raise ConversionError(
+            f"converting {checkpoint.folder}: its LoRA has rank {sorted(ranks)}, its config says "
+            f"{model.audio.lora_rank}, by which the update is scaled. Take the config of this file."
+        )
     found, expected = sum(".lora_" in name for name in checkpoint), 4 * model.cfg.n_layers
     if found != expected:
         raise ConversionError(

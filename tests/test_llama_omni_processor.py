@@ -70,6 +70,8 @@ def test_prepare_gives_what_the_published_code_gives(
     assert torch.equal(x.tokens, expected.tokens)
     assert x.spans.clips == expected.spans.clips
     assert x.clips[0].n_tokens == FRAMES // 2 // 5
+    (start, _), *_ = x.spans.clips[0][0]
+    assert x.spans.seconds(0, 0.1, 0.3) == [(start + 1, start + 3)]
     assert torch.equal(model(x), model(expected))
     again = model.encode(**model.hf_arguments(x))
     assert torch.equal(again.tokens, x.tokens)

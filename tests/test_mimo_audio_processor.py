@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from case_mimo_audio import CASE, EMPTY, GROUP, SIZES
+from case_mimo_audio import CASE, EMPTY, GROUP, SIZES, published
 from composed_lm import noise, tokenizer_with
 from hooked_alm import ConversionError, HookedALM, InputError
 from hooked_alm.converters.parity import verify
@@ -65,6 +65,18 @@ def test_clips_of_codes_go_through_the_chat_template(model: HookedALM) -> None:
     assert torch.equal(model(model.encode(input_ids=ids)), model(x))
     assert x.spans.positions("audio_struct", 0) == [start - 1, stop]
     assert x.spans.seconds(0, 0.0, 0.16) == [(start, start + 1)]
+
+
+def test_published_numbers() -> None:
+    """What no tiny checkpoint shows."""
+    front_end = published()
+    assert front_end.tokens.placeholder == 151667
+    assert front_end.sizes == [1025, 1025, *[129] * 6]
+    assert front_end.empty_codes == [1024, 1024, *[128] * 6]
+    local = front_end.patch_encoder.config
+    sizes = (local.num_hidden_layers, local.hidden_size, local.num_attention_heads, local.head_dim)
+    assert (*sizes, local.intermediate_size) == (6, 1024, 64, 16, 4096)
+    assert front_end.projector.weight.shape == (4096, 4096)
 
 
 def test_sound_is_refused(model: HookedALM) -> None:
