@@ -15,17 +15,15 @@ from hooked_alm.audio import Waveform
 from hooked_alm.config import HookedALMConfig
 from hooked_alm.errors import InputError
 from hooked_alm.frontend import FrontEnd, Windows, ids_and_mask
-from hooked_alm.inputs import ALMInput, AudioClip, positions_from_mask
+from hooked_alm.inputs import ALMInput, AudioClip
 from hooked_alm.spans import AudioTokens
 
 from . import decoders, whisper_llama
 from .family import Card, Family, Published
 from .rules import Drop, Rename
 from .strict_config import account_for
-from .whisper_llama import AUDIO_MODEL, FILLER, TEXT_MODEL, WhisperLlamaConfig
+from .whisper_llama import AUDIO_MODEL, FILLER, SPEECH, TEXT_MODEL, WhisperLlamaConfig
 
-SPEECH = -200
-"""Id that one clip stands at in the published ``input_ids``."""
 D_PROJECTOR = 2048
 """Width of the projector's hidden layer; no config names it."""
 ENCODER = "openai/whisper-large-v3"
@@ -162,13 +160,7 @@ class LlamaOmniFrontEnd(FrontEnd):
                 zip(speech, speech_lengths.flatten().tolist(), strict=True)
             )
         ]
-        rows = whisper_llama.real_rows(ids, mask, position_ids)
-        rest = iter(clips)
-        places = [
-            [(at - k, next(rest).n_tokens) for k, at in enumerate(_places(row))] for row in rows
-        ]
-        rows = [[i for i in row if i != SPEECH] for row in rows]
-        ids, mask, heard = whisper_llama.insert_audio(rows, places)
+        ids, mask, heard = whisper_llama.insert_clips(ids, mask, position_ids, clips)
         if self.max_length is not None and ids.shape[1] > self.max_length:
             raise InputError(
                 f"encoding a prompt with speech: it has {ids.shape[1]} positions, expected at most "
@@ -178,16 +170,7 @@ class LlamaOmniFrontEnd(FrontEnd):
 
     def hf_prompt(self, x: ALMInput) -> dict[str, Tensor]:
         """Ids with one place per clip, unpadded as far as the longest row goes."""
-        rows = whisper_llama.without_audio(x, [SPEECH])
-        ids, mask = (
-            whisper_llama.pad_left(rows),
-            whisper_llama.pad_left([[1] * len(r) for r in rows]),
-        )
-        return {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "position_ids": positions_from_mask(mask),
-        }
+        return whisper_llama.prompt_without_audio(x, [SPEECH])
 
     def hf_arguments(self, clips: Sequence[AudioClip]) -> dict[str, Tensor]:
         """Spectrograms, time first, and their frames."""
@@ -197,10 +180,6 @@ class LlamaOmniFrontEnd(FrontEnd):
     def prompt_ids(self, clip: AudioClip) -> list[int]:
         """Any id will do: none of the embeddings is used."""
         return [FILLER] * clip.n_tokens
-
-
-def _places(row: Sequence[int]) -> list[int]:
-    return [at for at, i in enumerate(row) if i == SPEECH]
 
 
 def decoder_config(
