@@ -360,8 +360,8 @@ FAMILY = Family(
         readout="`\\n` after `assistant`",
         reference="composed",
         notes="reads codes of MiMo-Audio-Tokenizer, not sound; text head alone: an answer that "
-        "goes on in speech is refused; the published code sums a frame's codes in bfloat16 whatever "
-        "the dtype",
+        "goes on in speech is refused; the published code sums a frame's codes in bfloat16, here "
+        "in the model's dtype",
     ),
     marker_tokens=("<|sosp|>", "<|eosp|>"),
     chat_template=CHAT_TEMPLATE,
