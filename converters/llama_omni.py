@@ -126,6 +126,27 @@ class LlamaOmniFrontEnd(FrontEnd):
         """One full window; the silence after the clip is heard, too."""
         return whisper_llama.whole_window(waveform, extractor)
 
+    def read_text(
+        self,
+        x: ALMInput,
+        tokens: Int[Tensor, "batch pos"],
+        embed: Float[Tensor, "batch pos d_model"],
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Text as it is.
+
+        Raises:
+            InputError: a prompt with speech, without its answer, is longer than the published model
+                reads.
+        """
+        ends = zip(x.spans["sink"], x.spans["readout"], strict=True)
+        longest = max((stop[-1][1] - start[0][0] for start, stop in ends if start), default=0)
+        if self.max_length is not None and x.clips and longest > self.max_length:
+            raise InputError(
+                f"running a prompt with speech: it has {longest} positions, expected at most "
+                f"{self.max_length}, where the published model cuts it off. Shorten the text."
+            )
+        return embed
+
     def encode(self, windows: Windows) -> Float[Tensor, "window audio_pos d_model"]:
         """Encode all clips in one batch."""
         features = self.hook_encoder_in(windows.features).to(self.dtype)
@@ -161,11 +182,6 @@ class LlamaOmniFrontEnd(FrontEnd):
             )
         ]
         ids, mask, heard = whisper_llama.insert_clips(ids, mask, position_ids, clips)
-        if self.max_length is not None and ids.shape[1] > self.max_length:
-            raise InputError(
-                f"encoding a prompt with speech: it has {ids.shape[1]} positions, expected at most "
-                f"{self.max_length}, where the published model cuts it off. Shorten the text."
-            )
         return self.input_from_features(ids, mask, None, clips, heard.bool())
 
     def hf_prompt(self, x: ALMInput) -> dict[str, Tensor]:

@@ -345,8 +345,8 @@ FAMILY = Family(
     decoder_config=decoder_config,
     front_end=SalmonnFrontEnd,
     components={
-        TEXT_MODEL: lambda published, folder: published.get("llama_path"),
-        AUDIO_MODEL: lambda published, folder: published.get("whisper_path"),
+        TEXT_MODEL: lambda published, folder: published.get("llama_path") or None,
+        AUDIO_MODEL: lambda published, folder: published.get("whisper_path") or None,
     },
     tokenizer=TEXT_MODEL,
     pickled=("salmonn*.pth", "model"),

@@ -267,7 +267,7 @@ def _own_or(own: str, key: str) -> Callable[[Published, Path], str | Path | None
 
     def where(published: Published, folder: Path) -> str | Path | None:
         is_own = any(name.startswith(own) for name in SafetensorsCheckpoint(folder))
-        return folder if is_own else published.get(key)
+        return folder if is_own else published.get(key) or None
 
     return where
 

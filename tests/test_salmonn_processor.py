@@ -68,7 +68,7 @@ def test_a_clip_of_features_goes_through_the_prompt(model: HookedALM) -> None:
     assert torch.equal(model(x), model(expected))
     ((start, stop),) = x.spans.clips[0][0]
     assert (start, stop - start) == (len(before), N_TOKENS)
-    assert x.spans.seconds(0, 0.0, 0.1) == [(start, start + 1)]
+    assert x.spans.seconds(0, 0.1, 0.2) == [(start + 1, start + 2)]  # a window begins every 0.1 s
     inside = model.tokenizer.decode(x.tokens[0, x.spans.positions("text", 0)])
     assert "What emotion?" in inside
 
@@ -125,7 +125,7 @@ def test_published_numbers() -> None:
     assert front_end.tokens.seconds_per_token == pytest.approx(0.34)
 
 
-def test_wrong_inputs_are_refused(model: HookedALM) -> None:
+def test_wrong_inputs_are_refused(folder: Path, model: HookedALM) -> None:
     mel, beats = features()
     with pytest.raises(InputError, match="this SALMONN also reads BEATs features"):
         model.prepare(noise(0.5), "What?")
@@ -140,6 +140,8 @@ def test_wrong_inputs_are_refused(model: HookedALM) -> None:
         model.encode(input_ids=ids)
     with pytest.raises(InputError, match="got 1 ids -200, 1 spectrograms and 2 BEATs"):
         model.encode(input_ids=ids, spectrogram=mel[None], audio_embeds=beats[None].repeat(2, 1, 1))
+    with pytest.raises(InputError, match="holds no text_model and names none. Pass components"):
+        HookedALM.from_pretrained(folder)
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     with pytest.raises(Exception, match="SALMONN takes one turn of the user"):
         model.prepare(conversation=turns)
