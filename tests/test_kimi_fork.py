@@ -146,8 +146,9 @@ def test_resuming_counts_along_the_path(model: HookedALM) -> None:
 def test_two_streams_make_one_embedding(model: HookedALM) -> None:
     """Outside the audio: the sum of two rows. The readout is in no audio span."""
     x = model.encode(**INPUTS)
-    _, cache = model.run_with_cache(x, names_filter="hook_embed")
+    _, cache = model.run_with_cache(x, names_filter=["hook_embed", "hook_text_embed"])
     heard = x.spans.heard
+    assert torch.equal(cache["hook_text_embed"], model.embed(x.tokens))
     expected = model.embed(x.tokens) + model.embed(x.text_tokens)
     assert torch.equal(cache["hook_embed"][~heard], expected[~heard])
     assert not torch.equal(cache["hook_embed"][heard], expected[heard])
