@@ -13,7 +13,7 @@ from torch import Tensor
 from hooked_alm.config import HookedALMConfig
 from hooked_alm.errors import ConversionError, InputError
 from hooked_alm.frontend import ids_and_mask
-from hooked_alm.inputs import ALMInput, AudioClip, positions_from_mask
+from hooked_alm.inputs import ALMInput, AudioClip
 from hooked_alm.prompts import CLIP, Conversation, PromptToken
 
 from . import decoders, desta_perception, whisper_llama
@@ -164,18 +164,11 @@ class Desta2FrontEnd(DestaFrontEnd):
         """Ids without audio, and where it and the transcripts go among them."""
         if not x.clips:
             return {}
-        rows = whisper_llama.without_audio(x)
-        ids, mask = (
-            whisper_llama.pad_left(rows),
-            whisper_llama.pad_left([[1] * len(r) for r in rows]),
-        )
         kept = (x.attention_mask.cpu().bool() & ~x.spans.heard).long()
         before = kept.cumsum(-1) - kept  # real tokens to the left of each position
         written = x.spans[TRANSCRIPT]
         return {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "position_ids": positions_from_mask(mask),
+            **whisper_llama.prompt_without_audio(x),
             "audio_position": [
                 [int(before[row, clip[0][0]]) for clip in places]
                 for row, places in enumerate(x.spans.clips)

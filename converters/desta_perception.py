@@ -153,10 +153,6 @@ class DestaFrontEnd(FrontEnd):
         found = self.hook_projector_in(self.connector.read(layers))
         return self.hook_projector_out(self.connector.proj(found))
 
-    def prompt_ids(self, clip: AudioClip) -> list[int]:
-        """Any id will do: none of the embeddings is used."""
-        return [whisper_llama.FILLER] * clip.n_tokens
-
     def whole_clips(self, features: Float[Tensor, "clip mel frame"] | None) -> list[AudioClip]:
         """Clips of one full window each."""
         return [

@@ -14,14 +14,18 @@ READ_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 def find_folder(name_or_dir: str | Path, revision: str | None, *, also: str | None = None) -> Path:
     """The folder itself, or a snapshot of the hub's; ``also`` is one more pattern to download."""
     name, folder = str(name_or_dir), Path(name_or_dir)
-    if folder.is_dir():
+    if name and folder.is_dir():
         return folder
     if name.startswith("bundled:"):
         raise InputError(
             f"loading {name!r}: that is a name of the command line. In Python, give the folder: "
             f"`hooked_alm.experiments.bundled.model_folder({name!r})`."
         )
-    if name.startswith(("/", ".", "~")) or name.count("/") > 1 or not isinstance(name_or_dir, str):
+    if (
+        name.startswith(("/", ".", "~"))
+        or name.count("/") > 1
+        or not (name and isinstance(name_or_dir, str))
+    ):
         raise InputError(f"loading {name!r}: there is no such folder. Check the spelling.")
     from huggingface_hub import snapshot_download
 

@@ -171,19 +171,58 @@ class KimiAudioFrontEnd(FrontEnd):
         if is_continuous_mask is not None:
             is_audio = is_continuous_mask.bool().reshape(ids.shape)
         clips = self._clips(whisper_input_feature or (), is_audio)
-        has_text = text_input_ids is not None and bool((text_input_ids != 0).any())
-        if text_input_ids is not None and text_input_ids.shape != ids.shape:
-            raise InputError(
-                "encoding for Kimi-Audio: text_input_ids have shape "
-                f"{tuple(text_input_ids.shape)}, input_ids {tuple(ids.shape)}; the two streams "
-                "run side by side."
-            )
-        streams = {"text_tokens": text_input_ids, "blank": self.blank} if has_text else {}
-        is_text = text_input_ids != self.blank if has_text else torch.zeros_like(is_audio)
-        assert isinstance(is_text, Tensor)
+        text = self._text_stream(text_input_ids, ids)
+        is_text = torch.zeros_like(is_audio) if text is None else text != self.blank
         return self.input_from_features(
-            ids, mask, position_ids, clips, is_audio, is_text, **streams
+            ids, mask, position_ids, clips, is_audio, is_text, text_tokens=text, blank=self.blank
         )
+
+    def _text_stream(
+        self, text: Tensor | None, ids: Int[Tensor, "batch pos"]
+    ) -> Int[Tensor, "batch pos"] | None:
+        """The second stream; None where nothing is added, as the published code has it for zeros.
+
+        Raises:
+            InputError: of another length, or of zeros in some rows alone, where the published code,
+                which runs one row at a time, would add nothing.
+        """
+        if text is None:
+            return None
+        if text.shape != ids.shape:
+            raise InputError(
+                f"encoding for Kimi-Audio: text_input_ids have shape {tuple(text.shape)}, "
+                f"input_ids {tuple(ids.shape)}; the two streams run side by side."
+            )
+        has_text = (text != 0).any(-1)
+        if has_text.any() and not has_text.all():
+            raise InputError(
+                "encoding for Kimi-Audio: text_input_ids are 0 throughout in rows "
+                f"{(~has_text).nonzero().flatten().tolist()}, which means no text stream, and not "
+                f"in others. Encode these rows by themselves, or give them blanks ({self.blank})."
+            )
+        return text if has_text.any() else None
+
+    def read_text(
+        self,
+        x: ALMInput,
+        tokens: Int[Tensor, "batch pos"],
+        embed: Float[Tensor, "batch pos d_model"],
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The audio stream as it is.
+
+        Raises:
+            InputError: an answer was appended to a prompt without a text stream, where it would be
+                read as audio.
+        """
+        if x.text_tokens is not None:
+            return embed
+        if (x.attention_mask[:, -1].bool().cpu() & ~x.spans.mask("readout")[:, -1]).any():
+            raise InputError(
+                "running Kimi-Audio: text was appended to a prompt without a text stream. The "
+                f"answer goes on in that stream; give text_input_ids, blanks ({self.blank}) where "
+                "there is no text."
+            )
+        return embed
 
     def _clips(
         self, features: Sequence[Tensor], is_audio: Bool[Tensor, "batch pos"]
@@ -198,6 +237,11 @@ class KimiAudioFrontEnd(FrontEnd):
             raise InputError(
                 f"encoding for Kimi-Audio: {len(features)} recordings for {len(runs)} runs of "
                 "is_continuous_mask. Give one tensor of features per run."
+            )
+        if max(runs, default=0) > MAX_POSITIONS:
+            raise InputError(
+                f"encoding for Kimi-Audio: a recording of {max(runs)} positions, expected at most "
+                f"{MAX_POSITIONS} ({MAX_POSITIONS * SECONDS_PER_TOKEN:g} s). Cut it."
             )
         clips = []
         for i, (one, n) in enumerate(zip(features, runs, strict=True)):
@@ -233,7 +277,12 @@ def whisper_features(
         samples: of the whole recording.
         encode: the Whisper encoder of the checkpoint's ``whisper-large-v3`` folder: a chunk of at
             most 30 s, which it pads to 30 s, to its last hidden states ``[1500, d]``.
+
+    Raises:
+        InputError: an empty recording.
     """
+    if not len(samples):
+        raise InputError("making Whisper features: the recording has no samples.")
     kept = []
     for chunk in samples.split(CHUNK_SAMPLES):
         n = (len(chunk) - 1) // SAMPLES_PER_TOKEN + 1

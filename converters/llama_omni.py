@@ -15,17 +15,15 @@ from hooked_alm.audio import Waveform
 from hooked_alm.config import HookedALMConfig
 from hooked_alm.errors import InputError
 from hooked_alm.frontend import FrontEnd, Windows, ids_and_mask
-from hooked_alm.inputs import ALMInput, AudioClip, positions_from_mask
+from hooked_alm.inputs import ALMInput, AudioClip
 from hooked_alm.spans import AudioTokens
 
 from . import decoders, whisper_llama
 from .family import Card, Family, Published
 from .rules import Drop, Rename
 from .strict_config import account_for
-from .whisper_llama import AUDIO_MODEL, FILLER, TEXT_MODEL, WhisperLlamaConfig
+from .whisper_llama import AUDIO_MODEL, SPEECH, TEXT_MODEL, WhisperLlamaConfig
 
-SPEECH = -200
-"""Id that one clip stands at in the published ``input_ids``."""
 D_PROJECTOR = 2048
 """Width of the projector's hidden layer; no config names it."""
 ENCODER = "openai/whisper-large-v3"
@@ -128,6 +126,27 @@ class LlamaOmniFrontEnd(FrontEnd):
         """One full window; the silence after the clip is heard, too."""
         return whisper_llama.whole_window(waveform, extractor)
 
+    def read_text(
+        self,
+        x: ALMInput,
+        tokens: Int[Tensor, "batch pos"],
+        embed: Float[Tensor, "batch pos d_model"],
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Text as it is.
+
+        Raises:
+            InputError: a prompt with speech, without its answer, is longer than the published model
+                reads.
+        """
+        ends = zip(x.spans["sink"], x.spans["readout"], strict=True)
+        longest = max((stop[-1][1] - start[0][0] for start, stop in ends if start), default=0)
+        if self.max_length is not None and x.clips and longest > self.max_length:
+            raise InputError(
+                f"running a prompt with speech: it has {longest} positions, expected at most "
+                f"{self.max_length}, where the published model cuts it off. Shorten the text."
+            )
+        return embed
+
     def encode(self, windows: Windows) -> Float[Tensor, "window audio_pos d_model"]:
         """Encode all clips in one batch."""
         features = self.hook_encoder_in(windows.features).to(self.dtype)
@@ -162,45 +181,17 @@ class LlamaOmniFrontEnd(FrontEnd):
                 zip(speech, speech_lengths.flatten().tolist(), strict=True)
             )
         ]
-        rows = whisper_llama.real_rows(ids, mask, position_ids)
-        rest = iter(clips)
-        places = [
-            [(at - k, next(rest).n_tokens) for k, at in enumerate(_places(row))] for row in rows
-        ]
-        rows = [[i for i in row if i != SPEECH] for row in rows]
-        ids, mask, heard = whisper_llama.insert_audio(rows, places)
-        if self.max_length is not None and ids.shape[1] > self.max_length:
-            raise InputError(
-                f"encoding a prompt with speech: it has {ids.shape[1]} positions, expected at most "
-                f"{self.max_length}, where the published model cuts it off. Shorten the text."
-            )
+        ids, mask, heard = whisper_llama.insert_clips(ids, mask, position_ids, clips)
         return self.input_from_features(ids, mask, None, clips, heard.bool())
 
     def hf_prompt(self, x: ALMInput) -> dict[str, Tensor]:
         """Ids with one place per clip, unpadded as far as the longest row goes."""
-        rows = whisper_llama.without_audio(x, [SPEECH])
-        ids, mask = (
-            whisper_llama.pad_left(rows),
-            whisper_llama.pad_left([[1] * len(r) for r in rows]),
-        )
-        return {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "position_ids": positions_from_mask(mask),
-        }
+        return whisper_llama.prompt_without_audio(x, [SPEECH])
 
     def hf_arguments(self, clips: Sequence[AudioClip]) -> dict[str, Tensor]:
         """Spectrograms, time first, and their frames."""
         features, mask = self.features_and_mask(clips)
         return {"speech": features.transpose(1, 2), "speech_lengths": mask.sum(-1)}
-
-    def prompt_ids(self, clip: AudioClip) -> list[int]:
-        """Any id will do: none of the embeddings is used."""
-        return [FILLER] * clip.n_tokens
-
-
-def _places(row: Sequence[int]) -> list[int]:
-    return [at for at, i in enumerate(row) if i == SPEECH]
 
 
 def decoder_config(

@@ -15,7 +15,7 @@ from hooked_alm.checkpoint import (
     SafetensorsCheckpoint,
 )
 from hooked_alm.config import AttentionImplementation, HookedALMConfig
-from hooked_alm.errors import ConversionError, InputError
+from hooked_alm.errors import ConversionError, HookedALMError, InputError
 from hooked_alm.model import HookedALM
 
 from .family import Family
@@ -117,6 +117,8 @@ def lay_out(
     try:
         configs = {name: read_config(part) for name, part in parts.items()}
         config = family.config_class.from_dict({**published, **configs})
+    except HookedALMError:
+        raise
     except (StrictDataclassError, ValueError) as error:
         raise ConversionError(
             f"reading {folder / 'config.json'}: transformers refuses it: {error}"

@@ -32,7 +32,7 @@ SAMPLING_RATE = 24000
 
 
 class MiMoAudioConfig(Qwen2Config):
-    """The published ``config.json``, and the id that the published code asks its tokenizer for."""
+    """The published ``config.json``, and the ids that the published code asks its tokenizer for."""
 
     model_type = "qwen2"
 
@@ -48,13 +48,16 @@ class MiMoAudioConfig(Qwen2Config):
         input_local_layers: int = 6,
         input_local_dim: int | None = None,
         input_full_attention: bool | None = None,
+        sosp_id: int = 151665,
+        eosp_id: int = 151666,
         empty_id: int = 151667,
         head_dim: int = 128,
         **qwen2: Any,
     ) -> None:
         """Defaults are the published class'."""
         super().__init__(**qwen2)
-        self.head_dim, self.empty_id = head_dim, empty_id
+        self.head_dim = head_dim
+        self.sosp_id, self.eosp_id, self.empty_id = sosp_id, eosp_id, empty_id
         self.speech_vocab_size, self.speech_zeroemb_idx = speech_vocab_size, speech_zeroemb_idx
         self.group_size, self.audio_channels = group_size, audio_channels
         self.local_dim, self.local_attn_heads = local_dim, local_attn_heads
@@ -100,7 +103,7 @@ class MiMoAudioFrontEnd(FrontEnd):
         super().__init__(
             AudioTokens(
                 placeholder=config.empty_id,
-                markers=markers,
+                markers=markers | {config.sosp_id, config.eosp_id},
                 seconds_per_token=config.group_size / FRAMES_PER_SECOND,
                 max_seconds=None,
             )
@@ -272,7 +275,8 @@ class MiMoAudioFrontEnd(FrontEnd):
 
 _HANDLED = frozenset({
     "speech_vocab_size", "speech_zeroemb_idx", "group_size", "audio_channels", "local_attn_heads",
-    "local_dim", "input_local_layers", "input_local_dim", "input_full_attention", "empty_id",
+    "local_dim", "input_local_layers", "input_local_dim", "input_full_attention", "sosp_id",
+    "eosp_id", "empty_id",
 })  # fmt: skip
 _SPEECH = "speech generation, which reads the trunk and does not feed back into it"
 _IRRELEVANT = {
@@ -360,9 +364,9 @@ FAMILY = Family(
         readout="`\\n` after `assistant`",
         reference="composed",
         notes="reads codes of MiMo-Audio-Tokenizer, not sound; text head alone: an answer that "
-        "goes on in speech is refused",
+        "goes on in speech is refused; the published code sums a frame's codes in bfloat16, here "
+        "in the model's dtype",
     ),
-    marker_tokens=("<|sosp|>", "<|eosp|>"),
     chat_template=CHAT_TEMPLATE,
     # Recordings are refused with a reason; clips of codes go through `prepare`.
     feature_extractor=lambda config: SimpleNamespace(sampling_rate=SAMPLING_RATE),

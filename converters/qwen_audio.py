@@ -348,7 +348,8 @@ FAMILY = Family(
         reference="composed",
         notes="prompts of at most 2048 positions; the tags of a clip have embeddings of their own; "
         "the last position of a clip depends on the length of the clips encoded with it; the "
-        "published tokenizer is code, which is never run: `prepare` needs a `tokenizer.json`",
+        "published tokenizer is code, which is never run: `prepare` needs a `tokenizer.json`; in "
+        "half precision the published code rotates queries and keys in float32, here as Qwen2 does",
     ),
     chat_template=CHAT_TEMPLATE,
     feature_extractor=lambda config: WhisperFeatureExtractor(feature_size=config.audio["n_mels"]),

@@ -22,7 +22,7 @@ from hooked_alm.checkpoint import Checkpoint
 from hooked_alm.config import HookedALMConfig
 from hooked_alm.errors import ConversionError, InputError
 from hooked_alm.frontend import FrontEnd, Windows, ids_and_mask
-from hooked_alm.inputs import ALMInput, AudioClip, positions_from_mask
+from hooked_alm.inputs import ALMInput, AudioClip
 from hooked_alm.model import HookedALM
 from hooked_alm.spans import AudioTokens
 
@@ -30,10 +30,8 @@ from . import decoders, whisper_llama
 from .family import Card, Family
 from .rules import Drop, Lora, Rename
 from .strict_config import account_for
-from .whisper_llama import AUDIO_MODEL, FILLER, TEXT_MODEL, WhisperLlamaConfig
+from .whisper_llama import AUDIO_MODEL, SPEECH, TEXT_MODEL, WhisperLlamaConfig
 
-SPEECH = -200
-"""Stands for a clip in ``input_ids``; the published code joins embeddings instead."""
 LORA_SCALING = 4.0
 """``lora_alpha / lora_rank`` of the release."""
 FRAME_SECONDS = 0.02
@@ -79,6 +77,7 @@ class SalmonnFrontEnd(FrontEnd):
         self.kernel = round(config.second_per_window / FRAME_SECONDS)
         self.stride = round(config.second_stride / FRAME_SECONDS)
         self.d_beats = config.beats_dim if config.beats_path else 0
+        self.lora_rank = config.lora_rank
         super().__init__(
             AudioTokens(
                 placeholder=None,  # its rows are inserted
@@ -118,10 +117,6 @@ class SalmonnFrontEnd(FrontEnd):
         """Always those of a full window."""
         return ((self.n_ctx - self.kernel) // self.stride + 1) * self.query_tokens.shape[1]
 
-    def prompt_ids(self, clip: AudioClip) -> list[int]:
-        """Any id will do: none of the embeddings is used."""
-        return [FILLER] * clip.n_tokens
-
     def clip_of(
         self,
         spectrogram: Float[Tensor, "mel frame"],
@@ -151,6 +146,13 @@ class SalmonnFrontEnd(FrontEnd):
         filled = F.pad(beats.T.to(columns), (0, self.n_ctx - len(beats)))
         return self.clip(torch.cat([columns, filled])[None], [len(beats)], **about)
 
+    def _unpack(
+        self, packed: Float[Tensor, "window feature frame"]
+    ) -> tuple[Float[Tensor, "window mel mel_frame"], Float[Tensor, "window d_beats frame"]]:
+        """Undo ``clip_of``."""
+        columns, beats = packed[:, : 2 * self.n_mels], packed[:, 2 * self.n_mels :]
+        return columns.unflatten(1, (2, self.n_mels)).permute(0, 2, 3, 1).flatten(2), beats
+
     def windows_of(
         self, waveform: Waveform, extractor: Any
     ) -> tuple[Float[Tensor, "window mel frame"], list[int]]:
@@ -171,9 +173,7 @@ class SalmonnFrontEnd(FrontEnd):
 
     def encode(self, windows: Windows) -> Float[Tensor, "window audio_pos d_model"]:
         """Encode all clips in one batch, as the published code does."""
-        packed = self.hook_encoder_in(windows.features).to(self.dtype)
-        columns, beats = packed[:, : 2 * self.n_mels], packed[:, 2 * self.n_mels :]
-        mel = columns.unflatten(1, (2, self.n_mels)).permute(0, 2, 3, 1).flatten(2)
+        mel, beats = self._unpack(self.hook_encoder_in(windows.features).to(self.dtype))
         hidden = self.ln_speech(self.audio_tower(mel).last_hidden_state)
         if self.d_beats:
             frame = torch.arange(self.n_ctx, device=beats.device)
@@ -208,10 +208,9 @@ class SalmonnFrontEnd(FrontEnd):
         ids, mask = ids_and_mask(
             input_ids, attention_mask, refused, "spectrogram, audio_embeds, audio_lens"
         )
-        rows = whisper_llama.real_rows(ids, mask, position_ids)
         n_clips = 0 if spectrogram is None else len(spectrogram)
         n_beats = n_clips if audio_embeds is None else len(audio_embeds)
-        n_places = sum(row.count(SPEECH) for row in rows)
+        n_places = int(((ids == SPEECH) & mask.bool()).sum())
         if not n_places == n_clips == n_beats:
             raise InputError(
                 f"encoding a prompt with speech: got {n_places} ids {SPEECH}, {n_clips} "
@@ -221,13 +220,7 @@ class SalmonnFrontEnd(FrontEnd):
         if spectrogram is None:
             return self.input_from_features(ids, mask, position_ids, [], is_audio=ids < 0)
         clips = self._clips(spectrogram, audio_embeds, audio_lens)
-        size = self.n_tokens(0)
-        places = [
-            [(at - k, size) for k, at in enumerate(a for a, i in enumerate(row) if i == SPEECH)]
-            for row in rows
-        ]
-        text = [[i for i in row if i != SPEECH] for row in rows]
-        ids, mask, heard = whisper_llama.insert_audio(text, places)
+        ids, mask, heard = whisper_llama.insert_clips(ids, mask, position_ids, clips)
         return self.input_from_features(ids, mask, None, clips, is_audio=heard.bool())
 
     def _clips(
@@ -245,19 +238,11 @@ class SalmonnFrontEnd(FrontEnd):
 
     def hf_prompt(self, x: ALMInput) -> dict[str, Tensor]:
         """Ids with one place per clip."""
-        rows = whisper_llama.without_audio(x, [SPEECH])
-        mask = whisper_llama.pad_left([[1] * len(row) for row in rows])
-        return {
-            "input_ids": whisper_llama.pad_left(rows),
-            "attention_mask": mask,
-            "position_ids": positions_from_mask(mask),
-        }
+        return whisper_llama.prompt_without_audio(x, [SPEECH])
 
     def hf_arguments(self, clips: Sequence[AudioClip]) -> dict[str, Tensor]:
         """Spectrograms, and BEATs features with their lengths."""
-        packed = torch.cat([clip.features for clip in clips])
-        columns, beats = packed[:, : 2 * self.n_mels], packed[:, 2 * self.n_mels :]
-        mel = columns.unflatten(1, (2, self.n_mels)).permute(0, 2, 3, 1).flatten(2)
+        mel, beats = self._unpack(torch.cat([clip.features for clip in clips]))
         if not self.d_beats:
             return {"spectrogram": mel}
         lengths = torch.tensor([clip.n_frames[0] for clip in clips])
@@ -305,11 +290,18 @@ def decoder_config(
 
 
 def check_lora(model: HookedALM, checkpoint: Checkpoint) -> None:
-    """Every query and value projection of Vicuna has an update.
+    """Every query and value projection of Vicuna has an update, of the rank it is scaled for.
 
     Raises:
-        ConversionError: some have none.
+        ConversionError: some have none, or another rank.
     """
+    assert isinstance(model.audio, SalmonnFrontEnd)
+    ranks = {checkpoint[name][0] for name in checkpoint if ".lora_A" in name}
+    if ranks - {model.audio.lora_rank}:
+        raise ConversionError(
+            f"converting {checkpoint.folder}: its LoRA has rank {sorted(ranks)}, its config says "
+            f"{model.audio.lora_rank}, by which the update is scaled. Take the config of this file."
+        )
     found, expected = sum(".lora_" in name for name in checkpoint), 4 * model.cfg.n_layers
     if found != expected:
         raise ConversionError(
@@ -349,8 +341,8 @@ FAMILY = Family(
     decoder_config=decoder_config,
     front_end=SalmonnFrontEnd,
     components={
-        TEXT_MODEL: lambda published, folder: published.get("llama_path"),
-        AUDIO_MODEL: lambda published, folder: published.get("whisper_path"),
+        TEXT_MODEL: lambda published, folder: published.get("llama_path") or None,
+        AUDIO_MODEL: lambda published, folder: published.get("whisper_path") or None,
     },
     tokenizer=TEXT_MODEL,
     pickled=("salmonn*.pth", "model"),

@@ -26,7 +26,7 @@ from . import decoders, whisper_llama
 from .family import Card, Family, Published
 from .rules import Rename
 from .strict_config import account_for
-from .whisper_llama import AUDIO_MODEL, FILLER, TEXT_MODEL, WhisperLlamaConfig
+from .whisper_llama import AUDIO_MODEL, TEXT_MODEL, WhisperLlamaConfig
 
 ENCODER_STRIDE = 2
 """Mel frames per position of the encoder."""
@@ -233,10 +233,6 @@ class UltravoxFrontEnd(FrontEnd):
             "audio_token_len": torch.tensor([self.n_tokens(n) for n in sizes]),
         }
 
-    def prompt_ids(self, clip: AudioClip) -> list[int]:
-        """Any id will do: none of the embeddings is used."""
-        return [FILLER] * clip.n_tokens
-
 
 def decoder_config(
     config: UltravoxConfig, published: Published, **identity: Any
@@ -267,7 +263,7 @@ def _own_or(own: str, key: str) -> Callable[[Published, Path], str | Path | None
 
     def where(published: Published, folder: Path) -> str | Path | None:
         is_own = any(name.startswith(own) for name in SafetensorsCheckpoint(folder))
-        return folder if is_own else published.get(key)
+        return folder if is_own else published.get(key) or None
 
     return where
 

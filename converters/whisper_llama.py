@@ -17,7 +17,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from hooked_alm.audio import Waveform
 from hooked_alm.config import HookedALMConfig
 from hooked_alm.errors import ConversionError, InputError
-from hooked_alm.inputs import ALMInput, positions_from_mask
+from hooked_alm.inputs import ALMInput, AudioClip, positions_from_mask
 
 from . import decoders
 from .rules import Drop, Rename, Rule
@@ -27,6 +27,8 @@ TEXT_MODEL, AUDIO_MODEL = "text_model", "audio_model"
 """Names of the two components."""
 FILLER = 0
 """Id at positions that no token stands for: their embeddings come from a clip."""
+SPEECH = -200
+"""Stands for a clip in ``input_ids`` where published code joins embeddings."""
 Insertions = Sequence[tuple[int, int]]
 """Before which token of a row how many audio positions go in; ascending."""
 
@@ -173,6 +175,37 @@ def insert_audio(
         heard.append(is_audio)
     real = [[1] * len(row) for row in ids]
     return pad_left(ids), pad_left(real), pad_left(heard)
+
+
+def insert_clips(
+    ids: Int[Tensor, "batch pos"],
+    mask: Int[Tensor, "batch pos"],
+    position_ids: Int[Tensor, "batch pos"] | None,
+    clips: Sequence[AudioClip],
+) -> tuple[Int[Tensor, "batch _"], Int[Tensor, "batch _"], Int[Tensor, "batch _"]]:
+    """Rows with a clip in place of every ``SPEECH``, in order; see ``insert_audio``."""
+    rows, rest = real_rows(ids, mask, position_ids), iter(clips)
+    places = [
+        # Among the other tokens, of which there are as many fewer as clips came before.
+        [(at - n_before, next(rest).n_tokens) for n_before, at in enumerate(_speech(row))]
+        for row in rows
+    ]
+    return insert_audio([[i for i in row if i != SPEECH] for row in rows], places)
+
+
+def _speech(row: Sequence[int]) -> list[int]:
+    return [at for at, i in enumerate(row) if i == SPEECH]
+
+
+def prompt_without_audio(x: ALMInput, instead: Sequence[int] = ()) -> dict[str, Tensor]:
+    """Ids, mask and positions of ``without_audio``."""
+    rows = without_audio(x, instead)
+    mask = pad_left([[1] * len(row) for row in rows])
+    return {
+        "input_ids": pad_left(rows),
+        "attention_mask": mask,
+        "position_ids": positions_from_mask(mask),
+    }
 
 
 def without_audio(x: ALMInput, instead: Sequence[int] = ()) -> list[list[int]]:

@@ -187,9 +187,11 @@ class FrontEnd(nn.Module, ABC):
         return self.clip(features, sizes, name="noise")
 
     def prompt_ids(self, clip: AudioClip) -> list[int]:
-        """What stands for a clip in the prompt: its placeholder, once per audio position."""
-        assert self.tokens.placeholder is not None
-        return [self.tokens.placeholder] * clip.n_tokens
+        """What stands for a clip in the prompt: its placeholder, once per audio position.
+
+        Where there is none, any id will do: none of the embeddings is used.
+        """
+        return [self.tokens.placeholder or 0] * clip.n_tokens
 
     def read_text(
         self,

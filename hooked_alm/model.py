@@ -67,6 +67,7 @@ class HookedALM(HookedTransformerSurface, HookedModule):
 
         audio            FrontEnd: encoder and projector, audio.hook_*
         embed            hook_tokens, hook_text_embed, hook_audio_embed -> hook_embed (merged)
+                         (with two streams of tokens: hook_code_embed for the first, too)
         blocks.{layer}   ln1 -> attn -> ln2 -> mlp
         ln_final
         unembed
@@ -116,6 +117,8 @@ class HookedALM(HookedTransformerSurface, HookedModule):
         self.rotary = Rotary(cfg)
         self.hook_tokens = HookPoint()
         self.hook_text_embed = HookPoint()
+        if cfg.n_mimo_layers:  # it also reads two streams: of codes, and of text
+            self.hook_code_embed = HookPoint()
         self.hook_audio_embed = HookPoint()
         self.hook_embed = HookPoint()
         self.sources: dict[str, Path] = {}
@@ -424,11 +427,13 @@ class HookedALM(HookedTransformerSurface, HookedModule):
         embed = self.embed(tokens)
         if self.audio is not None:
             embed = self.audio.read_text(x, tokens, embed)
-        resid = self.hook_text_embed(self._graph_root(embed))
+        first = self.hook_code_embed if self.cfg.n_mimo_layers else self.hook_text_embed
+        resid = first(self._graph_root(embed))
         if self.audio is not None:
             resid = self._merge_audio(x, tokens, resid)
         if x.text_tokens is not None:
-            resid = resid + self.embed(x.text_tokens[:, n_past:])
+            text = self.embed(x.text_tokens[:, n_past:])
+            resid = resid + self.hook_text_embed(self._graph_root(text))
         if self.cfg.embedding_multiplier != 1:
             resid = resid * self.cfg.embedding_multiplier
         return self._graph_root(self.hook_embed(self._graph_root(resid)))

@@ -117,10 +117,11 @@ def published() -> LlamaOmniFrontEnd:
         return LlamaOmniFrontEnd(config, frozenset())
 
 
-def forget_activation(model: HookedALM) -> None:
-    """Leave the projector linear: its bias then lifts everything above zero."""
+def take_another_activation(model: HookedALM) -> None:
     projector = model.audio.projector
-    projector.linear1.bias.data += 100
+    projector.forward = lambda hidden: projector.linear2(
+        F.gelu(projector.linear1(hidden.unflatten(1, (-1, GROUP)).flatten(2)))
+    )
 
 
 def forget_final_norm(model: HookedALM) -> None:
@@ -132,10 +133,10 @@ CASE = Case(
     save=save,
     reference=reference,
     inputs=inputs,
-    clips=(43, 67, 100),
+    clips=(39, 67, 100),  # the first has a whole group only if its frames are rounded up
     components=lambda folder: {"audio_model": str(folder / "audio_model")},
     bias="model.speech_projector.linear1.bias",
-    faults={"activation": forget_activation, "encoder norm": forget_final_norm},
+    faults={"activation": take_another_activation, "encoder norm": forget_final_norm},
     # Every clip is filled up to 30 s. A longer one is refused, or cut on request.
     seconds=dict.fromkeys((1, 5, 10, 30, 60), 300),
     tokens_of=lambda seconds: published().n_tokens(published().feature_shape[1]),

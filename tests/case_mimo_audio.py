@@ -28,7 +28,7 @@ LOCAL: dict[str, Any] = dict(
     vocab_size=1, hidden_size=D_LOCAL, intermediate_size=4 * D_LOCAL, num_hidden_layers=2,
     num_attention_heads=3, num_key_value_heads=3, head_dim=6, rms_norm_eps=1e-5, rope_theta=5000.0,
 )  # fmt: skip
-# The published file at tiny sizes; `empty_id` is a constant of the published tokenizer.
+# The published file at tiny sizes; the last ids are constants of the published tokenizer.
 CONFIG: dict[str, Any] = {
     **TEXT, "architectures": ["MiMoAudioModel"], "model_type": "qwen2", "attention_bias": True,
     "attention_dropout": 0.0, "audio_channels": len(SIZES), "delay_pattern": "0-1-2-3",
@@ -38,6 +38,7 @@ CONFIG: dict[str, Any] = {
     "local_layers": 2, "rope_scaling": None, "sliding_window": None, "max_window_layers": 28,
     "speech_vocab_size": "-".join(map(str, SIZES)), "speech_zeroemb_idx": "-".join(map(str, EMPTY)),
     "tie_word_embeddings": False, "use_sliding_window": False, "empty_id": PLACEHOLDER,
+    "sosp_id": AUDIO_BOS, "eosp_id": AUDIO_EOS,
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, WhisperFeatureExtractor
 
-from case_desta import CASES, QUERIES
+from case_desta import CASES, QUERIES, published
 from family_case import Case
 from hooked_alm import ConversionError, HookedALM, InputError
 from tiny import MELS
@@ -102,6 +102,12 @@ def test_prepare_gives_what_the_published_code_gives(subject: Subject) -> None:
     gap = x.spans.positions("transcript", 0)[0] - x.spans.positions("audio", 0)[-1]
     # DeSTA2 counts the left text without its BOS: its last token comes after the audio.
     assert gap == (2 if subject.case.name == "DeSTA2" else 1)
+
+
+def test_the_layers_that_the_published_models_read() -> None:
+    """Counted from 0, the encoder's input: DeSTA2 reads one layer lower than it meant."""
+    assert published(True).taps == (2, 5, 8, 11)  # outputs of layers 1, 4, 7, 10
+    assert published(False).taps == (8, 16, 24, 32)  # outputs of layers 7, 15, 23, 31
 
 
 @torch.no_grad()

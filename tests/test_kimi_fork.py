@@ -1,8 +1,10 @@
 """Kimi-Audio's two heads: what reaches which, and how each is asked."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from transformers import WhisperConfig, WhisperModel
 
 import case_kimi_audio as kimi
 from hooked_alm import ConversionError, HookedALM, HookNameError, InputError
-from hooked_alm.converters.kimi_audio import whisper_features
+from hooked_alm.converters.kimi_audio import KimiAudioConfig, whisper_features
 from hooked_alm.methods.attention_mass import attention_mass
 from hooked_alm.methods.attribution import attribute_nodes
 from hooked_alm.methods.lens import logit_lens
@@ -161,8 +163,15 @@ def test_a_run_that_starts_behind_the_fork_leaves_the_other_branch_out(model: Ho
 def test_two_streams_make_one_embedding(model: HookedALM) -> None:
     """Outside the audio: the sum of two rows. The readout is in no audio span."""
     x = model.encode(**INPUTS)
-    _, cache = model.run_with_cache(x, names_filter="hook_embed")
+    names = ["hook_embed", "hook_text_embed", "hook_code_embed"]
+    _, cache = model.run_with_cache(x, names_filter=names)
     heard = x.spans.heard
+    assert torch.equal(cache["hook_code_embed"], model.embed(x.tokens))
+    assert torch.equal(cache["hook_text_embed"], model.embed(x.text_tokens))
+    silenced = model.run_with_hooks(
+        x, fwd_hooks=[("hook_text_embed", lambda embed, hook: torch.zeros_like(embed))]
+    )
+    assert not torch.equal(silenced, model(x))
     expected = model.embed(x.tokens) + model.embed(x.text_tokens)
     assert torch.equal(cache["hook_embed"][~heard], expected[~heard])
     assert not torch.equal(cache["hook_embed"][heard], expected[heard])
@@ -188,6 +197,53 @@ def test_generating_with_the_branch_watched(model: HookedALM) -> None:
     assert (cache["mimo_unembed.hook_out"] - whole)[real].abs().max() < FAST_ENGINE[torch.float32]
 
 
+def test_spans_of_a_whole_turn(model: HookedALM) -> None:
+    """Roles, the wish for a written answer and the end of the turn are no text."""
+    user, written, end, code = 312, 313, 314, kimi.OFFSET + 3
+    audio = [user, kimi.BLANK, kimi.BLANK, kimi.BEGIN, code, code, code, kimi.END, written, end]
+    text = [kimi.BLANK, 11, 12, *[kimi.BLANK] * 8]
+    x = model.encode(
+        input_ids=torch.tensor([[*audio, kimi.ASSISTANT]]),
+        text_input_ids=torch.tensor([text]),
+        is_continuous_mask=torch.tensor([[i == code for i in audio] + [False]]),
+        whisper_input_feature=[INPUTS["whisper_input_feature"][0]],
+    )
+    assert {name: x.spans.positions(name, 0) for name in x.spans} == {
+        "sink": [0], "text": [1, 2], "audio_struct": [3, 7], "audio": [4, 5, 6],
+        "struct": [8, 9], "readout": [10],
+    }  # fmt: skip
+    assert x.spans.seconds(0, 0.08, 0.16) == [(5, 6)]
+
+
+def test_a_text_stream_of_zeros_adds_nothing(model: HookedALM) -> None:
+    """As the published code skips it; a zero among other ids is a token like any other."""
+    given = {k: v for k, v in INPUTS.items() if k != "text_input_ids"}
+    zeros = torch.zeros_like(INPUTS["text_input_ids"])
+    bare = model.encode(**given)
+    _, cache = model.run_with_cache(bare, names_filter="hook_embed")
+    expected = model.embed(bare.tokens)
+    assert torch.equal(cache["hook_embed"][~bare.spans.heard], expected[~bare.spans.heard])
+    assert torch.equal(model(model.encode(**given, text_input_ids=zeros)), model(bare))
+    some = INPUTS["text_input_ids"].clone()
+    some[:, -2] = 0
+    _, cache = model.run_with_cache(
+        model.encode(**given, text_input_ids=some), names_filter="hook_embed"
+    )
+    expected = model.embed(bare.tokens) + model.embed(some)
+    assert torch.equal(cache["hook_embed"][~bare.spans.heard], expected[~bare.spans.heard])
+
+
+def test_answers_need_a_text_stream(model: HookedALM) -> None:
+    """Without one they would be read as audio, silently."""
+    bare = model.encode(input_ids=INPUTS["input_ids"].clamp(max=kimi.ASSISTANT))
+    assert model(bare).isfinite().all()
+    with pytest.raises(InputError, match="appended to a prompt without a text stream"):
+        model.generate(bare, 2, return_type="tokens", eos_token_id=None)
+    right_padded = torch.tensor([[5, 6, 7], [8, 9, 0]])
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    assert model(model.encode(input_ids=right_padded, attention_mask=mask)).isfinite().all()
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "mask without features": ({"whisper_input_feature": None}, "belong together"),
     "features without mask": ({"is_continuous_mask": None}, "belong together"),
@@ -203,6 +259,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"text_input_ids": INPUTS["text_input_ids"][:, 1:]},
         "the two streams run side by side",
     ),
+    "a text stream in one row alone": (
+        {"text_input_ids": INPUTS["text_input_ids"] * torch.tensor([[1], [0]])},
+        r"0 throughout in rows \[1\]",
+    ),
     "labels": ({"labels": INPUTS["input_ids"]}, "got labels"),
 }
 
@@ -212,6 +272,32 @@ def test_inputs_that_do_not_fit(model: HookedALM, what: str) -> None:
     change, message = BAD[what]
     with pytest.raises(InputError, match=message):
         model.encode(**{**INPUTS, **change})
+
+
+def test_published_numbers() -> None:
+    """What a config that leaves them out means."""
+    config = KimiAudioConfig()
+    ids = (config.kimia_media_begin, config.kimia_media_end, config.kimia_text_blank)
+    assert ids == (151661, 151663, 151666)
+    fork = (config.kimia_mimo_transformer_from_layer_index, config.kimia_mimo_layers)
+    assert (*fork, config.kimia_adaptor_input_dim) == (21, 6, 5120)
+    assert (config.vocab_size, config.rms_norm_eps) == (168448, 1e-6)
+
+
+def test_over_long_recordings_are_refused(model: HookedALM) -> None:
+    """The published text mode ends at 7500 positions."""
+    n = 7501
+    heard = torch.ones(1, n + 1).bool()
+    heard[0, -1] = False
+    given: dict[str, Any] = dict(
+        input_ids=torch.full((1, n + 1), kimi.OFFSET), is_continuous_mask=heard,
+        whisper_input_feature=[torch.zeros(n, kimi.D_IN)],
+    )  # fmt: skip
+    with pytest.raises(InputError, match="7501 positions, expected at most 7500"):
+        model.encode(**given)
+    given["is_continuous_mask"] = heard.clone()
+    given["is_continuous_mask"][0, 0] = False
+    assert model.encode(**given).clips[0].n_tokens == 7500
 
 
 def test_a_wrong_rope_theta_is_found(folder: Path, tmp_path: Path) -> None:
@@ -253,3 +339,24 @@ def test_whisper_features_by_hand() -> None:
     last = encode(samples[960000:])
     assert torch.equal(found[750], last[:4].flatten())
     assert torch.equal(found[-1], last[496:500].flatten())
+    with pytest.raises(InputError, match="no samples"):
+        whisper_features(samples[:0], encode)
+
+
+def test_the_page_lays_a_prompt_out_as_published() -> None:
+    """Its example, from the codes on: one turn of text and audio, answered in text."""
+    page = (Path(__file__).parents[1] / "docs" / "kimi_audio.md").read_text()
+    (code,) = re.findall(r"\n(codes = .*?)```", page, re.DOTALL)
+    (features,) = re.findall(r"(features = .*?)\n", page)
+    names: dict[str, Any] = {
+        "torch": torch, "samples": None, "encode": None, "voice_tokens": lambda samples: [3, 0, 7],
+        "tokenizer_ids": lambda text: [11, 12], "model": SimpleNamespace(encode=dict),
+        "whisper_features": lambda samples, encode: "features",
+    }  # fmt: skip
+    exec(compile(f"{features}\n{code}", "kimi_audio.md", "exec"), names)
+    x, blank = names["x"], 151666
+    audio = [151670, blank, blank, 151661, 152067, 152064, 152071, 151663, 151675, 151645, 151671]
+    assert x["input_ids"].tolist() == [audio]
+    assert x["text_input_ids"].tolist() == [[blank, 11, 12, *[blank] * 8]]
+    assert x["is_continuous_mask"].tolist() == [[i >= 152064 for i in audio]]
+    assert x["whisper_input_feature"] == ["features"]

@@ -70,6 +70,8 @@ def test_prepare_gives_what_the_published_code_gives(
     assert torch.equal(x.tokens, expected.tokens)
     assert x.spans.clips == expected.spans.clips
     assert x.clips[0].n_tokens == FRAMES // 2 // 5
+    (start, _), *_ = x.spans.clips[0][0]
+    assert x.spans.seconds(0, 0.1, 0.3) == [(start + 1, start + 3)]
     assert torch.equal(model(x), model(expected))
     again = model.encode(**model.hf_arguments(x))
     assert torch.equal(again.tokens, x.tokens)
@@ -106,4 +108,10 @@ def test_arguments_that_do_not_fit_are_refused(folder: Path, model: HookedALM) -
         model.encode(**given, position_ids=torch.zeros_like(given["input_ids"]))
     limited = HookedALM.from_pretrained(folder, components=CASE.components(folder))
     with pytest.raises(InputError, match="expected at most 60"):
-        limited.encode(**given)
+        limited(limited.encode(**given))
+    with pytest.raises(InputError, match="expected at most 60"):
+        limited(limited.prepare(noise(0.3), TEXT))
+    fits = CASE.inputs([[100], [67]], [50, 20])  # 60 positions with the audio; the answer is beyond
+    assert limited.generate(
+        limited.encode(**fits), 3, return_type="tokens", eos_token_id=None
+    ).shape == (2, 3)

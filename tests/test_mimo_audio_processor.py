@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from case_mimo_audio import CASE, EMPTY, GROUP, SIZES
+from case_mimo_audio import CASE, D_LOCAL, EMPTY, GROUP, SIZES, published
 from composed_lm import noise, tokenizer_with
 from hooked_alm import ConversionError, HookedALM, InputError
 from hooked_alm.converters.parity import verify
-from tiny import PLACEHOLDER, edit_config
+from tiny import AUDIO_BOS, AUDIO_EOS, PLACEHOLDER, edit_config
 
 WORDS = ("<|sosp|>", "<|eosp|>", "<|empty|>")
 
@@ -22,8 +22,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root.mkdir()
     CASE.save(root, torch.float32)
     tokenizer = tokenizer_with(*WORDS)
-    empty = tokenizer.convert_tokens_to_ids(WORDS[2])
-    out = edit_config(root, root.parent / "model", lambda config: config | {"empty_id": empty})
+    names = ("sosp_id", "eosp_id", "empty_id")
+    ids = dict(zip(names, tokenizer.convert_tokens_to_ids(list(WORDS)), strict=True))
+    out = edit_config(root, root.parent / "model", lambda config: config | ids)
     tokenizer.save_pretrained(out)
     return out
 
@@ -67,6 +68,39 @@ def test_clips_of_codes_go_through_the_chat_template(model: HookedALM) -> None:
     assert x.spans.seconds(0, 0.0, 0.16) == [(start, start + 1)]
 
 
+def test_published_numbers() -> None:
+    """What no tiny checkpoint shows."""
+    front_end = published()
+    assert front_end.tokens.placeholder == 151667
+    assert front_end.tokens.markers == {151665, 151666}
+    assert front_end.sizes == [1025, 1025, *[129] * 6]
+    assert front_end.empty_codes == [1024, 1024, *[128] * 6]
+    local = front_end.patch_encoder.config
+    sizes = (local.num_hidden_layers, local.hidden_size, local.num_attention_heads, local.head_dim)
+    assert (*sizes, local.intermediate_size) == (6, 1024, 64, 16, 4096)
+    assert front_end.projector.weight.shape == (4096, 4096)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("both_ways", [True, False])
+def test_frames_of_a_group_see_each_other_as_the_config_says(
+    folder: Path, tmp_path: Path, both_ways: bool
+) -> None:
+    """The last frame's codes reach the first frame, or do not."""
+    fields = {"input_full_attention": both_ways}
+    made = edit_config(folder, tmp_path / "model", lambda config: config | fields)
+    model = HookedALM.from_pretrained(made)
+    codes = codes_of(GROUP)
+    changed = codes.clone()
+    changed[:, -1] = (codes[:, -1] + 1) % 10  # an empty code of no channel
+    first = []
+    for one in (codes, changed):
+        x = model.prepare(model.audio.clip(one[None], [GROUP], name="codes"), "What?")
+        _, cache = model.run_with_cache(x, names_filter="audio.hook_encoder_out")
+        first.append(cache["audio.hook_encoder_out"][0, 0, :D_LOCAL])
+    assert torch.equal(*first) != both_ways
+
+
 def test_sound_is_refused(model: HookedALM) -> None:
     with pytest.raises(InputError, match="MiMo-Audio reads codes, not sound"):
         model.prepare(noise(0.5), "What?")
@@ -76,6 +110,8 @@ def test_sound_is_refused(model: HookedALM) -> None:
 def test_encode_and_its_inverse(bare: HookedALM) -> None:
     for inputs in (CASE.inputs([[12], [28, 16]], [9, 12]), CASE.inputs([[], []], [5, 8])):
         x = bare.encode(**inputs)
+        marks = (x.tokens == AUDIO_BOS) | (x.tokens == AUDIO_EOS)
+        assert torch.equal(x.spans.mask("audio_struct"), marks)  # also without a tokenizer
         found = bare.hf_arguments(x)
         assert all(torch.equal(found[name], value) for name, value in inputs.items())
     flat = inputs["input_ids"][:, 0, ::GROUP]

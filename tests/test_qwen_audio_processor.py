@@ -73,7 +73,7 @@ def published(model: HookedALM, recordings: list[Any], text: str) -> dict[str, A
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("seconds", [[0.5], [0.637], [1.0], [0.3, 0.81]])
+@pytest.mark.parametrize("seconds", [[0.5], [0.637], [0.645], [1.0], [0.3, 0.81]])
 def test_a_recording_becomes_what_the_published_code_makes_of_it(
     model: HookedALM, seconds: list[float]
 ) -> None:
@@ -89,6 +89,8 @@ def test_a_recording_becomes_what_the_published_code_makes_of_it(
     mels = found["audio_info"]["input_audios"]
     assert torch.equal(mels, info["input_audios"])
     assert torch.equal(model(model.encode(**found)), model(x))
+    (start, _), *_ = x.spans.clips[0][0]
+    assert x.spans.seconds(0, 0.04, 0.12) == [(start + 1, start + 3)]
     y = model.encode(**expected)
     assert y.spans.clips == x.spans.clips
 

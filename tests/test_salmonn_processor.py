@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import case_salmonn
 from case_salmonn import CASE, D_BEATS, N_CTX, N_TOKENS, SPEECH
 from composed_lm import log_mel, noise, tokenizer_with
 from hooked_alm import ConversionError, HookedALM, InputError
@@ -67,7 +68,7 @@ def test_a_clip_of_features_goes_through_the_prompt(model: HookedALM) -> None:
     assert torch.equal(model(x), model(expected))
     ((start, stop),) = x.spans.clips[0][0]
     assert (start, stop - start) == (len(before), N_TOKENS)
-    assert x.spans.seconds(0, 0.0, 0.1) == [(start, start + 1)]
+    assert x.spans.seconds(0, 0.1, 0.2) == [(start + 1, start + 2)]  # a window begins every 0.1 s
     inside = model.tokenizer.decode(x.tokens[0, x.spans.positions("text", 0)])
     assert "What emotion?" in inside
 
@@ -115,7 +116,16 @@ def test_without_beats_a_recording_is_enough(folder: Path, tmp_path: Path) -> No
     assert model.prepare(noise(1.1), "What?", truncate=True).clips[0].n_tokens == N_TOKENS
 
 
-def test_wrong_inputs_are_refused(model: HookedALM) -> None:
+def test_published_numbers() -> None:
+    """What no tiny checkpoint shows: windows of a third of a second, side by side."""
+    front_end = case_salmonn.published()
+    assert (front_end.kernel, front_end.stride, front_end.d_beats) == (17, 17, 768)
+    assert front_end.qformer.config.layer_norm_eps == 1e-12
+    assert front_end.qformer.config.num_hidden_layers == 2
+    assert front_end.tokens.seconds_per_token == pytest.approx(0.34)
+
+
+def test_wrong_inputs_are_refused(folder: Path, model: HookedALM) -> None:
     mel, beats = features()
     with pytest.raises(InputError, match="this SALMONN also reads BEATs features"):
         model.prepare(noise(0.5), "What?")
@@ -130,6 +140,8 @@ def test_wrong_inputs_are_refused(model: HookedALM) -> None:
         model.encode(input_ids=ids)
     with pytest.raises(InputError, match="got 1 ids -200, 1 spectrograms and 2 BEATs"):
         model.encode(input_ids=ids, spectrogram=mel[None], audio_embeds=beats[None].repeat(2, 1, 1))
+    with pytest.raises(InputError, match="holds no text_model and names none. Pass components"):
+        HookedALM.from_pretrained(folder)
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     with pytest.raises(Exception, match="SALMONN takes one turn of the user"):
         model.prepare(conversation=turns)
@@ -154,6 +166,10 @@ def test_configs_that_ask_for_more_are_refused(
 
 
 def test_lora_that_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
+    broken = changed(folder, tmp_path / "a rank", {"lora_rank": 3, "lora_alpha": 12})
+    with pytest.raises(ConversionError, match=r"has rank \[2\], its config says 3"):
+        HookedALM.from_pretrained(broken, components=CASE.components(folder))
+
     def of_layer(layer: int) -> Any:
         stem = f"llama_model.base_model.model.model.layers.{layer}."
         return lambda tensors: {k: v for k, v in tensors.items() if not k.startswith(stem)}

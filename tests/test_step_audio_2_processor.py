@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import case_step_audio_2
 from case_step_audio_2 import CASE, chunks, n_tokens
 from composed_lm import log_mel, noise, tokenizer_with
 from hooked_alm import ConversionError, HookedALM, InputError
@@ -129,6 +130,14 @@ def test_configs_that_ask_for_more_are_refused(
     broken = edit_config(folder, tmp_path / "model", lambda _: config)
     with pytest.raises(ConversionError, match=message):
         HookedALM.from_pretrained(broken)
+
+
+def test_published_numbers() -> None:
+    """What no tiny checkpoint shows; 16384 positions hold 52 chunks of 313 and two markers."""
+    front_end = case_step_audio_2.published()
+    assert (front_end.start, front_end.tokens.placeholder) == (151688, 151690)
+    assert front_end.tokens.max_seconds == 52 * 25
+    assert front_end.projector.linear1.weight.shape == (2048, 1280)
 
 
 def test_chunks_are_counted_as_the_case_counts_them() -> None:

@@ -100,6 +100,8 @@ def test_batches_and_their_way_back(model: HookedALM) -> None:
     assert torch.equal(model(again), model(x))
     alone = model.prepare([[noise(0.3), noise(1.4, 4)]], TEXT)
     assert x[0].clips[1].n_frames == alone.clips[1].n_frames == (100, 40)
+    side_by_side = model.encode(**CASE.inputs([[40, 23], [123]], [9, 8]))
+    assert [clip.n_frames for clip in side_by_side.clips] == [(40,), (23,), (100, 23)]
 
 
 def test_whole_checkpoint_in_one_folder(tmp_path: Path) -> None:
