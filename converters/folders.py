@@ -21,11 +21,8 @@ def find_folder(name_or_dir: str | Path, revision: str | None, *, also: str | No
             f"loading {name!r}: that is a name of the command line. In Python, give the folder: "
             f"`hooked_alm.experiments.bundled.model_folder({name!r})`."
         )
-    if (
-        name.startswith(("/", ".", "~"))
-        or name.count("/") > 1
-        or not (name and isinstance(name_or_dir, str))
-    ):
+    is_path = isinstance(name_or_dir, Path) or name.startswith(("/", ".", "~"))
+    if is_path or not name or name.count("/") > 1:  # the hub's ids are owner/name
         raise InputError(f"loading {name!r}: there is no such folder. Check the spelling.")
     from huggingface_hub import snapshot_download
 

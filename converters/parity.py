@@ -152,7 +152,8 @@ def verify(
         InputError: see ``load_model``.
     """
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
-    layout = lay_out(name_or_dir, revision=revision, components=components, **options)
+    where: dict[str, Any] = {"device": device, "components": components}
+    layout = lay_out(name_or_dir, revision=revision, **where, **options)
     family = layout.family
     if family.card.reference == "composed":
         found = plan_of(layout.model, open_checkpoint(layout), family.rules)
@@ -164,14 +165,14 @@ def verify(
             evidence=family.card.evidence,
         )
     # Refuses early what cannot be converted.
-    ours = load_model(layout.folder, device=device, components=components, **options)
+    ours = load_model(layout.folder, **where, **options)
     prompts = sample_prompts(ours)
     options["dtype"] = ours.cfg.dtype
     del ours
     gc.collect()
     expected = _run_hugging_face(layout.folder, family, prompts, device, options)
     gc.collect()
-    model = load_model(layout.folder, device=device, components=components, **options)
+    model = load_model(layout.folder, **where, **options)
     rows: list[Comparison] = []
     for name, inputs in prompts.items():
         theirs = {**expected[name]}

@@ -5,6 +5,7 @@ A tensor that already has the target dtype is mapped into memory, not copied.
 
 import json
 import pickle
+import zipfile
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -82,14 +83,17 @@ class PickledCheckpoint(Checkpoint):
         """
         super().__init__()
         self.folder = path.parent
+        if not path.exists():
+            raise ConversionError(f"reading {path}: the file is missing. Download it.")
         try:
-            found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except FileNotFoundError as error:
-            raise ConversionError(f"reading {path}: the file is missing. Download it.") from error
+            # Files from before torch 1.6 are no archives, and cannot be mapped.
+            is_archive = zipfile.is_zipfile(path)
+            found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
         except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
             raise ConversionError(
-                f"reading {path}: {str(error).splitlines()[0]} The file is damaged, or holds more "
-                "than tensors, which is never executed; download it again."
+                f"reading {path} ({path.stat().st_size} bytes): it is damaged, or holds more than "
+                "tensors, which is never executed. Download it again, and check that it is the "
+                "published file."
             ) from error
         found = found.get(key) if key is not None and isinstance(found, dict) else found
         self._tensors = found if isinstance(found, dict) else {}

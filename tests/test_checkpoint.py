@@ -141,13 +141,17 @@ def test_a_pickled_file(tmp_path: Path) -> None:
     assert torch.equal(checkpoint.read("a", torch.bfloat16), tensors["a"].bfloat16())
     torch.save({"model": tensors, "step": 3}, path)
     assert dict(PickledCheckpoint(path, "model")) == {"a": (2, 3)}
+    torch.save(tensors, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    old = PickledCheckpoint(tmp_path / "old.pth")
+    assert torch.equal(old.read("a", torch.float32), tensors["a"])
     with pytest.raises(ConversionError, match="expected tensors by name"):
         PickledCheckpoint(path)
     with pytest.raises(ConversionError, match="tensors by name under 'weights'"):
         PickledCheckpoint(path, "weights")
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ConversionError, match=r"reading .*m\.pth"):
-        PickledCheckpoint(path)
+    for damaged in (path.read_bytes()[:200], b"PK123", b""):
+        path.write_bytes(damaged)
+        with pytest.raises(ConversionError, match=r"reading .*m\.pth \(\d+ bytes\): it is damaged"):
+            PickledCheckpoint(path)
     path.unlink()
     with pytest.raises(ConversionError, match="the file is missing"):
         PickledCheckpoint(path)

@@ -459,9 +459,12 @@ def test_folders_that_are_no_model(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ConversionError, match="it is no JSON object"):
             load_model(tmp_path)
+    for missing in (tmp_path / "missing", str(tmp_path / "missing"), "./missing", ""):
+        with pytest.raises(InputError, match="there is no such folder"):
+            load_model(missing)
+    with pytest.raises(InputError, match=r"bundled\.model_folder\('bundled:follows_text'\)"):
+        load_model("bundled:follows_text")
     with pytest.raises(InputError, match="it is no folder, and the Hugging Face hub gave none"):
-        load_model(tmp_path / "missing")
-    with pytest.raises(InputError, match="it is no folder"):
         load_model("nobody/nothing")
 
 
