@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Num
 from torch import Tensor
 from transformer_lens import ActivationCache, FactoredMatrix, HookedRootModule
-from transformer_lens.hook_points import HookPoint
+from transformer_lens.hook_points import HookPoint as TransformerLensHookPoint
 from transformer_lens.utilities import Slice
 
-from .errors import HookNameError
+from .errors import HookNameError, InputError
 
 __all__ = ["ActivationCache", "FactoredMatrix", "HookPoint", "HookedModule", "is_hooked", "tap"]
 
@@ -78,6 +78,29 @@ POINT_AXES = {
     "hook_out": "batch pos vocab",
 }
 """Axes of a point by the last part, or two, of its name; all others have ``RESID_AXES``."""
+
+
+class HookPoint(TransformerLensHookPoint):
+    """TransformerLens' point, of which hooks may take no other shape.
+
+    What a hook returned with one row, or one head, would be spread over all of them further on,
+    without a word.
+    """
+
+    def __call__(self, value: Num[Tensor, "..."]) -> Num[Tensor, "..."]:
+        """What the hooks made of the value.
+
+        Raises:
+            InputError: something else than a tensor of its shape.
+        """
+        after: Tensor = super().__call__(value)
+        if after is not value and getattr(after, "shape", None) != value.shape:
+            found = list(after.shape) if isinstance(after, Tensor) else type(after).__name__
+            raise InputError(
+                f"hooking {self.name!r}: a hook returned {found}, expected {list(value.shape)}, "
+                "the shape that it was given. Return None to leave the value as it is."
+            )
+        return after
 
 
 def is_hooked(point: HookPoint) -> bool:
@@ -179,7 +202,8 @@ class HookedModule(HookedRootModule):
         own = self.aliases.get(name, name)
         if own not in self.hook_dict:
             known = [*self.hook_dict, *self.aliases]
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+            near = [other for other in known if other.endswith(f".{name}")][:3]
+            near = near or difflib.get_close_matches(name, known, n=3, cutoff=0.5)
             raise HookNameError(
                 f"looking up hook point {name!r}: this model has none of that name. "
                 f"Nearest: {', '.join(near) or 'nothing'}. "

@@ -720,7 +720,7 @@ def test_prompts_that_the_model_cannot_read(llama: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"device": "cuda"}, "using device 'cuda': .*hooked-alm doctor"),
+        ({"device": "cuda"}, "on device 'cuda': .*hooked-alm doctor"),
         ({"device": "cudaa"}, "on device 'cudaa': Expected one of cpu, cuda"),
         ({"attn_implementation": "flash_attention_2"}, "flash-attn is missing"),
     ],

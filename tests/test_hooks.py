@@ -518,6 +518,25 @@ def test_residual_without_its_prompt_is_unpadded(gqa: HookedALM) -> None:
     assert torch.equal(gqa(resid, start_at_layer=1), gqa(ids))
 
 
+@pytest.mark.parametrize(
+    ("name", "returned", "found"),
+    [
+        ("blocks.1.attn.hook_z", lambda z: z[:, :, :2], r"\[2, 27, 2, 10\]"),
+        ("blocks.1.hook_resid_pre", lambda resid: resid[:1], r"\[1, 27, 54\]"),
+        ("blocks.2.attn.hook_pattern", lambda pattern: pattern.mean(1, keepdim=True), r"\[2, 1, "),
+        ("ln_final.hook_scale", lambda scale: scale.squeeze(-1), r"\[2, 27\]"),
+        ("blocks.0.mlp.hook_post", lambda post: float(post.detach().mean()), "float"),
+    ],
+)
+def test_what_hooks_return_has_the_shape_they_were_given(
+    gqa: HookedALM, name: str, returned: Any, found: str
+) -> None:
+    """One row or head would be spread over all."""
+    x = gqa.encode(**hf_inputs([[63], [23]], [9, 14]))
+    with pytest.raises(InputError, match=rf"hooking '{name}': a hook returned {found}.*expected"):
+        gqa.run_with_hooks(x, fwd_hooks=[(name, lambda value, hook: returned(value))])
+
+
 def test_hooks_that_a_part_of_the_run_does_not_reach(gqa: HookedALM) -> None:
     """They would be silent; what the part does reach still fires, and predicates take what runs."""
     x = gqa.encode(**INPUTS)

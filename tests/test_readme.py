@@ -66,7 +66,7 @@ def test_the_kimi_page_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         "voice_tokens": lambda samples: list(range(50)), "tokenizer_ids": lambda text: [5, 6, 7],
     }  # fmt: skip
     page = (ROOT / "docs" / "kimi_audio.md").read_text()
-    prompt, heads = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    prompt, answers, heads = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(compile(prompt, "kimi_audio.md", "exec"), names)
     x = names["x"]
     found = {name: x.spans[name][0] for name in ("text", "audio", "audio_struct", "readout")}
@@ -74,6 +74,8 @@ def test_the_kimi_page_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         "text": [(1, 4)], "audio": [(5, 55)], "audio_struct": [(4, 5), (55, 56)],
         "readout": [(58, 59)],
     }  # fmt: skip
+    exec(compile(answers, "kimi_audio.md", "exec"), names)
+    assert 1 <= names["tokens"].shape[1] <= 64
     names |= {"base": x, "donor": x, "metric": LogitDiff(5, 11)}
     exec(compile(heads, "kimi_audio.md", "exec"), names)
     assert names["text_logits"].shape == names["audio_logits"].shape == (1, 59, sizes["VOCAB"])
