@@ -166,7 +166,8 @@ def _longest(signs: np.ndarray) -> tuple[int | None, int | None]:
 def _quadrants(
     curve: pd.DataFrame, items: pd.DataFrame, a: str, b: str, config: PrefixComparisonConfig
 ) -> Finding:
-    strata = items.set_index("item").quadrant.reindex(curve.index)
+    of_items = items.set_index("item").reindex(curve.index)
+    strata = of_items.quadrant
     counts = {name: int((strata == name).sum()) for name in ("G11", "G10", "G01", "G00")}
     n_groups = items.groupby("quadrant").group.nunique()
     sizes = ", ".join(f"{name} {n}" for name, n in counts.items())
@@ -177,7 +178,7 @@ def _quadrants(
     values = curve[curve.columns[-1]].to_numpy(np.float64)
     _, ci = stratified_bootstrap(
         values, strata.tolist(), seed=config.seed, difference=("G10", "G01"),
-        n_resamples=config.n_resamples,
+        clusters=of_items.group.tolist(), n_resamples=config.n_resamples,
     )  # fmt: skip
     assert ci is not None
     row = {"mean": float(ci.mean), "low": float(ci.low), "high": float(ci.high), "n": ci.n}

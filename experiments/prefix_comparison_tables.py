@@ -91,13 +91,15 @@ def quadrant_summary(
 ) -> pd.DataFrame:
     """ΔNLL by quadrant and depth, and G10 − G01, resampled within each quadrant."""
     values = wide(curves[curves.run == a], "depth", "delta")
-    strata = items.set_index("item").quadrant.reindex(values.index).tolist()
+    of_items = items.set_index("item").reindex(values.index)
+    strata = of_items.quadrant.tolist()
     both = {"G10", "G01"} <= {*strata}
     intervals, difference = stratified_bootstrap(
         values.to_numpy(np.float64),
         strata,
         seed=config.seed,
         difference=("G10", "G01") if both else None,
+        clusters=of_items.group.tolist(),
         n_resamples=config.n_resamples,
     )
     named = {str(name): intervals[name] for name in QUADRANTS if name in intervals}

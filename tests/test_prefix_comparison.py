@@ -335,6 +335,7 @@ def test_cards_s7_and_s8() -> None:
     two = means(pd.DataFrame({0: [0.0, 1.0]}, index=["0", "1"]), groups, PrefixComparisonConfig())
     assert (two.low[0], two.high[0]) == (0, 1)
     items = pd.DataFrame({"item": ["0", "1", "2", "3"], "quadrant": ["G10", "G10", "G01", "G01"]})
+    items = items.assign(group=items.item)
     curves = pd.DataFrame(
         {"item": items.item, "run": "a", "depth": 0, "delta": [1.0, 1.0, 3.0, 3.0]}
     )

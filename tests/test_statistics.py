@@ -192,6 +192,20 @@ def test_strata_are_resampled_within_and_apart() -> None:
     np.testing.assert_allclose(widths["d"], np.hypot(widths["a"], widths["b"]), rtol=0.1)
 
 
+def test_strata_of_clusters() -> None:
+    """What belongs together is drawn together; alone in its cluster, it is as without."""
+    samples, strata = curves(24), ["a"] * 6 + ["b"] * 18
+    alone, _ = stratified_bootstrap(samples, strata, seed=0, clusters=range(24))
+    plain, _ = stratified_bootstrap(samples, strata, seed=0)
+    assert limits(alone["b"]) == limits(plain["b"])
+    pairs = [i // 2 for i in range(24)]
+    together, _ = stratified_bootstrap(samples, strata, seed=0, clusters=pairs)
+    assert limits(together["a"]) == limits(bootstrap_mean(samples[:6], seed=0, clusters=pairs[:6]))
+    assert limits(together["b"]) != limits(plain["b"])
+    with pytest.raises(InputError, match="got 2 clusters for 24 samples"):
+        stratified_bootstrap(samples, strata, seed=0, clusters=["x", "y"])
+
+
 def test_strata_errors() -> None:
     values = np.array([1.0, np.nan, 2.0])
     for pair in (("a", "z"), ("a", "a")):

@@ -124,6 +124,7 @@ def stratified_bootstrap(
     *,
     seed: int,
     difference: tuple[Hashable, Hashable] | None = None,
+    clusters: Sequence[Hashable] | None = None,
     n_resamples: int = 2000,
     confidence: float = 0.95,
     nan_policy: NanPolicy = "raise",
@@ -136,6 +137,7 @@ def stratified_bootstrap(
     Args:
         strata: for each sample, its stratum.
         difference: ``(a, b)`` asks for the mean of a minus the mean of b.
+        clusters: as in ``bootstrap_mean``, drawn whole within each stratum.
 
     Raises:
         InputError: as ``bootstrap_mean``; or ``difference`` names an unknown or the same stratum.
@@ -151,10 +153,13 @@ def stratified_bootstrap(
         )
     rng = np.random.default_rng(seed)
     options = _Options(n_resamples, confidence, "pointwise", nan_policy)
-    drawn = {
-        name: _bootstrap(samples[np.array([s == name for s in strata])], None, rng, options)
-        for name in names
-    }
+    if clusters is not None:
+        _check_labels(clusters, len(samples), "clusters")
+    drawn = {}
+    for name in names:
+        chosen = [i for i, stratum in enumerate(strata) if stratum == name]
+        together = None if clusters is None else [clusters[i] for i in chosen]
+        drawn[name] = _bootstrap(samples[chosen], together, rng, options)
     groups = {name: interval for name, (interval, _) in drawn.items()}
     if difference is None:
         return groups, None
