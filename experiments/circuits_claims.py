@@ -10,8 +10,8 @@ from hooked_alm.methods.significance import sign_flip_test
 
 from .circuits_settings import CircuitsConfig
 from .circuits_tables import Tables, interval, read_places
-from .findings import MIN_ITEMS, Finding
-from .workbench.report import Headline
+from .controls import FAIL
+from .findings import MIN_ITEMS, Finding, judged, shown
 
 SHOWN_NODES = 4
 SURE = 0.05
@@ -40,65 +40,17 @@ def findings(tables: Tables, summaries: Tables, config: CircuitsConfig) -> dict[
                 contrast, what, tables["circuit"], shares, config
             )
     failed = summaries["controls"]
-    failed = failed[failed.verdict == "FAIL"].control
+    failed = failed[failed.verdict == FAIL].control
     if len(failed):
-        why = "; ".join(f"the control '{name}' failed" for name in failed)
-        found = {name: _taken_back(one, why) for name, one in found.items()}
+        why = [f"the control '{name}' failed" for name in failed]
+        found = {name: one.doubted(*why) for name, one in found.items()}
     return found
 
 
-def finding_table(found: Mapping[str, Finding]) -> pd.DataFrame:
-    """The findings as rows."""
-    return pd.DataFrame(
-        [
-            {
-                "claim": name,
-                "established": one.established,
-                "estimate": one.estimate,
-                "low": one.low,
-                "high": one.high,
-                "n": one.n,
-                "unit": one.unit,
-                "statement": one.statement,
-            }
-            for name, one in found.items()
-        ]
-    )
-
-
-def headline(one: Finding) -> Headline:
-    """A finding as the report shows it."""
-    claim, _, detail = one.statement.partition(". ")
-    return Headline(f"{claim}.", established=one.established, detail=detail)
-
-
-def _finding(
+def _judged(
     claim: str, facts: str, why_not: Mapping[str, bool], *, numbers: Mapping[str, Any], unit: str
 ) -> Finding:
-    reasons = [reason for reason, holds in why_not.items() if holds]
-    because = f"Because: {'; '.join(reasons)}. " if reasons else ""
-    return Finding(
-        statement=f"{claim}. {because}{facts}.",
-        established=not reasons,
-        estimate=float(numbers.get("mean", np.nan)),
-        low=float(numbers.get("low", np.nan)),
-        high=float(numbers.get("high", np.nan)),
-        n=int(numbers.get("n_groups", 0)),
-        unit=unit,
-    )
-
-
-def _taken_back(one: Finding, why: str) -> Finding:
-    claim, _, facts = one.statement.partition(". ")
-    return Finding(
-        statement=f"{claim}. Because: {why}. {facts}",
-        established=False,
-        estimate=one.estimate,
-        low=one.low,
-        high=one.high,
-        n=one.n,
-        unit=one.unit,
-    )
+    return judged(claim, facts, why_not, numbers=numbers, unit=unit, count="n_groups")
 
 
 def _unit(config: CircuitsConfig) -> str:
@@ -114,10 +66,6 @@ def _unsure(gaps: pd.DataFrame, config: CircuitsConfig) -> dict[str, bool]:
     return {f"p = {p:.2g} over {len(means)} groups": p > SURE}
 
 
-def _shown(numbers: Mapping[str, Any]) -> str:
-    return f"{numbers['mean']:.2f} [{numbers['low']:.2f}, {numbers['high']:.2f}]"
-
-
 def _few(numbers: Mapping[str, Any]) -> dict[str, bool]:
     n = int(numbers["n_groups"])
     return {f"only {n} groups": n < MIN_ITEMS}
@@ -125,7 +73,7 @@ def _few(numbers: Mapping[str, Any]) -> dict[str, bool]:
 
 def _effect(contrast: str, row: Mapping[str, Any], config: CircuitsConfig) -> Finding:
     facts = (
-        f"Total effect {_shown(row)} {_unit(config)}, {int(row['n'])} pairs of "
+        f"Total effect {shown(row)} {_unit(config)}, {int(row['n'])} pairs of "
         f"{int(row['n_groups'])} "
         f"groups; the answers are those given in {row['answers_as_given']:.2f}"
     )
@@ -134,7 +82,7 @@ def _effect(contrast: str, row: Mapping[str, Any], config: CircuitsConfig) -> Fi
         f"the effect is not surely above {config.min_effect:g}": not row["low"] > config.min_effect,
     }
     claim = f"Exchanging the {contrast} moves the answer"
-    return _finding(claim, facts, why_not, numbers=row, unit=_unit(config))
+    return _judged(claim, facts, why_not, numbers=row, unit=_unit(config))
 
 
 def _dominance(pairs: pd.DataFrame, config: CircuitsConfig) -> Finding:
@@ -146,9 +94,9 @@ def _dominance(pairs: pd.DataFrame, config: CircuitsConfig) -> Finding:
     numbers = interval(gaps, "gap", config)
     facts = (
         f"Total effects {means[first].mean():.2f} and {means[second].mean():.2f}, difference "
-        f"{_shown(numbers)} {_unit(config)}, {len(gaps)} groups"
+        f"{shown(numbers)} {_unit(config)}, {len(gaps)} groups"
     )
-    return _finding(
+    return _judged(
         f"The answer depends more on the {first} than on the {second}",
         facts,
         {**_few(numbers), "the difference is not surely above 0": not numbers["low"] > 0},
@@ -172,7 +120,7 @@ def _nodes(
         }
         largest = cells["mean"].abs().max()
         facts = f"Tested {tests}; largest mean effect {largest:.2g} {_unit(config)}"
-        return _finding(claim, facts, reasons, numbers={}, unit="heads")
+        return _judged(claim, facts, reasons, numbers={}, unit="heads")
     heads, mlps = chosen[chosen["head"] >= 0], chosen[chosen["head"] < 0]
     confirmed = heads[heads.confirmed]
     names = [
@@ -188,7 +136,7 @@ def _nodes(
         facts += f". Largest: {', '.join(names[:SHOWN_NODES])} {_unit(config)}"
     why_not = {"no winning head is confirmed on held-out pairs": not len(confirmed)}
     numbers = {"mean": float(len(confirmed)), "n_groups": float(chosen.n_held_out.max())}
-    return _finding(claim, facts, why_not, numbers=numbers, unit="heads")
+    return _judged(claim, facts, why_not, numbers=numbers, unit="heads")
 
 
 def _n_opposing(cells: pd.DataFrame) -> int:
@@ -202,7 +150,7 @@ def _reads(contrast: str, tables: Tables, chosen: pd.DataFrame, config: Circuits
     claim = f"The heads that carry the {contrast} read it at one place"
     if by_place is None or len(by_place.columns) < 3:
         why = "no head carries it, or there is one place only"
-        return _finding(claim, "Not measured", {why: True}, numbers={}, unit=_unit(config))
+        return _judged(claim, "Not measured", {why: True}, numbers={}, unit=_unit(config))
     means = by_place.drop(columns="group").mean().sort_values(ascending=False, kind="stable")
     first, second = str(means.index[0]), str(means.index[1])
     gaps = by_place.assign(gap=by_place[first] - by_place[second])
@@ -210,9 +158,9 @@ def _reads(contrast: str, tables: Tables, chosen: pd.DataFrame, config: Circuits
     every = ", ".join(f"{place} {mean:.2f}" for place, mean in means.items())
     facts = (
         f"Exchanging their keys and values at one place moves the answer by: {every} "
-        f"{_unit(config)}; {first} over {second} {_shown(numbers)}, {len(gaps)} held-out pairs"
+        f"{_unit(config)}; {first} over {second} {shown(numbers)}, {len(gaps)} held-out pairs"
     )
-    return _finding(
+    return _judged(
         f"The heads that carry the {contrast} read it at the {first}",
         facts,
         {
@@ -237,7 +185,7 @@ def _paths(contrast: str, top: pd.DataFrame) -> Finding:
     why_not = {"none of the largest is confirmed": not len(confirmed)}
     n = float(top.n_held_out.max()) if len(top) else 0.0
     numbers = {"mean": float(len(confirmed)), "n_groups": n}
-    return _finding(claim, facts, why_not, numbers=numbers, unit="paths")
+    return _judged(claim, facts, why_not, numbers=numbers, unit="paths")
 
 
 def _circuit(
@@ -252,7 +200,7 @@ def _circuit(
     if not {"circuit", "random"} <= {*wide.columns}:
         claim = f"The {contrast}'s circuit does more than random ones"
         why = {"no held-out pair has an effect to share": True}
-        return _finding(claim, "Not measured", why, numbers={}, unit="share")
+        return _judged(claim, "Not measured", why, numbers={}, unit="share")
     gaps = (sign * (wide.circuit - wide.random)).dropna().rename("gap").reset_index()
     numbers = interval(gaps, "gap", config)
     ours, random = (shares.loc[(contrast, name, what)].to_dict() for name in ("circuit", "random"))
@@ -269,8 +217,8 @@ def _circuit(
         },
     }
     facts = (
-        f"Share of the total effect {_shown(ours)}, random {_shown(random)}, difference "
-        f"{_shown(numbers)}; {int(ours['n_edges'])} and {int(random['n_edges'])} edges, "
+        f"Share of the total effect {shown(ours)}, random {shown(random)}, difference "
+        f"{shown(numbers)}; {int(ours['n_edges'])} and {int(random['n_edges'])} edges, "
         f"{int(ours['n'])} held-out pairs"
     )
-    return _finding(claims[what], facts, why_not, numbers=numbers, unit="share")
+    return _judged(claims[what], facts, why_not, numbers=numbers, unit="share")

@@ -5,11 +5,12 @@ from typing import Any
 import pandas as pd
 
 from . import circuits_figures as draw
-from .circuits_claims import finding_table, findings, headline
+from .circuits_claims import findings
 from .circuits_plan import DIRECTIONS
 from .circuits_select import confirm, node_cells, top_paths, winners
 from .circuits_settings import CircuitsConfig
 from .circuits_tables import controls, faithfulness, total_effects
+from .findings import finding_table
 from .workbench.report import Item, Note, Report, Section, Table
 from .workbench.run_folder import RunFolder
 
@@ -61,7 +62,7 @@ def conclude(
         question="Which heads carry the answer, and is their circuit enough?",
         lead=_lead(tables["pairs"], is_calibration=is_calibration),
         is_calibration=is_calibration,
-        headlines=[headline(one) for one in found.values()],
+        headlines=[one.headline() for one in found.values()],
         sections=sections,
     )
 

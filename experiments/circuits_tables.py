@@ -9,6 +9,7 @@ import pandas as pd
 from hooked_alm.methods.statistics import bootstrap_mean
 
 from .circuits_settings import CircuitsConfig
+from .controls import FAIL, PASS, SKIPPED
 
 Tables = Mapping[str, pd.DataFrame]
 MOST_ROUNDING = 1e-3
@@ -110,7 +111,7 @@ def controls(tables: Tables, n_layers: int) -> pd.DataFrame:
     rows = []
     for control, off in checks.items():
         found = float(off.max()) if len(off) else np.nan
-        verdict = "skipped" if not len(off) else "pass" if found <= MOST_ROUNDING else "FAIL"
+        verdict = SKIPPED if not len(off) else PASS if found <= MOST_ROUNDING else FAIL
         rows.append(
             {"control": control, "largest": found, "allowed": MOST_ROUNDING, "verdict": verdict}
         )

@@ -17,9 +17,9 @@ from hooked_alm.converters import parity
 from hooked_alm.methods.statistics import bootstrap_mean
 
 from .bundled import PREFIX, model_folder
+from .controls import FAIL
 from .emotion_claims import total_effects
 from .emotion_conflict import EmotionConflict
-from .emotion_controls import FAIL
 from .emotion_settings import EmotionConflictConfig
 from .workbench import figures, provenance, runner
 from .workbench.render import render

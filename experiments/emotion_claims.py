@@ -5,7 +5,6 @@ A claim that rests on a failed control, or on a measurement with a known defect,
 Source: seed document 000, hypotheses H1 and H2; methods card M-000-14.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,19 +13,19 @@ import pandas as pd
 
 from hooked_alm.methods.statistics import bootstrap_mean
 
-from .emotion_controls import FAIL, Part
+from .controls import FAIL
+from .emotion_controls import Part
+from .emotion_hypotheses import dominance_test, late_consolidation_test
 from .emotion_settings import EmotionConflictConfig
 from .emotion_tables import conflict_items, rate
-from .findings import MIN_ITEMS, Finding, dominance_test, late_consolidation_test
+from .findings import MIN_ITEMS, Finding, judged
 from .ob1 import EMOTIONS
-from .workbench.report import Headline
 
 Tables = Mapping[str, pd.DataFrame]
 DEFECTS_OF: dict[Part, tuple[str, ...]] = {"lens": ("C6",), "patching": ("C1", "C3", "C4", "C10")}
 MOST_UNDEFINED = 0.05
 """Share of the replicates that may lack a hand-off before its interval means nothing."""
 WHAT_MOVES = {"text_swap": ("instruction", "its words"), "audio_swap": ("voice", "its audio")}
-_NOT = re.compile(r"Not established \((?P<why>.*?)\): (?P<claim>.*)")
 
 
 @dataclass(frozen=True)
@@ -63,34 +62,9 @@ def claims(
     return [_checked(claim, controls, config, n_clips) for claim in found]
 
 
-def claim_table(found: Sequence[Claim]) -> pd.DataFrame:
-    """One row per claim."""
-    return pd.DataFrame(
-        [
-            {
-                "claim": claim.id,
-                "established": claim.finding.established,
-                "estimate": claim.finding.estimate,
-                "low": claim.finding.low,
-                "high": claim.finding.high,
-                "n": claim.finding.n,
-                "unit": claim.finding.unit,
-                "statement": claim.finding.statement,
-            }
-            for claim in found
-        ]
-    )
-
-
-def headline(finding: Finding) -> Headline:
-    """The claim as a headline; why it is not established, and the numbers, as its detail."""
-    verdict, _, facts = finding.statement.partition(". ")
-    if finding.established:
-        return Headline(f"{verdict}.", established=True, detail=facts)
-    parts = _NOT.fullmatch(verdict)
-    assert parts
-    claim = parts["claim"][0].upper() + parts["claim"][1:]
-    return Headline(f"{claim}.", established=False, detail=f"Because: {parts['why']}. {facts}")
+def finding_by_id(found: Sequence[Claim]) -> dict[str, Finding]:
+    """The findings under the claims' names."""
+    return {claim.id: claim.finding for claim in found}
 
 
 def _checked(
@@ -108,18 +82,7 @@ def _checked(
     if n_clips < MIN_ITEMS <= claim.finding.n:
         reasons.append(f"only {n_clips} clips")
     reasons += [f"known defects {', '.join(defects)}"] if defects else []
-    if not reasons:
-        return claim
-    return replace(claim, finding=_taken_back(claim.finding, reasons))
-
-
-def _taken_back(finding: Finding, reasons: list[str]) -> Finding:
-    verdict, _, facts = finding.statement.partition(". ")
-    parts = _NOT.fullmatch(verdict)
-    claim = parts["claim"] if parts else verdict[0].lower() + verdict[1:]
-    why = "; ".join([*([parts["why"]] if parts else []), *reasons])
-    statement = f"Not established ({why}): {claim}. {facts}"
-    return replace(finding, statement=statement, established=False)
+    return replace(claim, finding=claim.finding.doubted(*reasons))
 
 
 def _finding(
@@ -131,21 +94,9 @@ def _finding(
     n: int = 0,
     unit: str,
 ) -> Finding:
-    """In the words of ``findings``; ``numbers`` are the estimate and its interval."""
-    reasons = [reason for reason, holds in why_not.items() if holds]
-    verdict = claim
-    if reasons:
-        verdict = f"Not established ({'; '.join(reasons)}): {claim[0].lower() + claim[1:]}"
-    estimate, low, high = (float(number) for number in numbers)
-    return Finding(
-        statement=f"{verdict}. {facts}, n = {n}.",
-        established=not reasons,
-        estimate=estimate,
-        low=low,
-        high=high,
-        n=n,
-        unit=unit,
-    )
+    """``numbers`` are the estimate and its interval."""
+    named = dict(zip(("mean", "low", "high", "n"), (*numbers, n), strict=True))
+    return judged(claim, f"{facts}, n = {n}", why_not, numbers=named, unit=unit)
 
 
 def _few(n: int) -> dict[str, bool]:
@@ -263,8 +214,7 @@ def _late_by_lens(tables: Tables, config: EmotionConflictConfig, n_blocks: int) 
         clusters=runs["clip"].tolist(),
         readout=norm,
     ).finding
-    statement = finding.statement.replace("settled late", "settled late, by the lens", 1)
-    return replace(finding, statement=statement)
+    return replace(finding, claim=f"{finding.claim}, by the lens")
 
 
 def _late_by_patching(tables: Tables, handoffs: pd.DataFrame, n_blocks: int) -> Finding:

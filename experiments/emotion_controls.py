@@ -9,20 +9,13 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from .controls import ROUNDING, control_row, label_mass, labels_are_said
 from .emotion_settings import EmotionConflictConfig
 from .findings import MIN_ITEMS
 from .ob1 import EMOTIONS
 
 Tables = Mapping[str, pd.DataFrame]
 Part = Literal["answers", "lens", "patching", "attention"]
-PASS, FAIL, SKIPPED = "pass", "FAIL", "not applicable"
-ROUNDING = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 2e-1}
-"""Largest difference, in logits, between two roads to the same number; by dtype.
-
-The fast engine is another road than whole runs: it multiplies other numbers of rows at once, by
-other kernels, and attends in two parts. With ``engine="hooks"`` cells are whole runs, and what
-should not change does not change by a bit.
-"""
 
 
 def controls(
@@ -39,8 +32,8 @@ def controls(
     runs, patching = tables["runs"], tables["patching"]
     tolerance = ROUNDING[config.dtype]
     rows = [
-        _label_rank(runs),
-        _label_mass(runs),
+        labels_are_said(runs, "answers"),
+        label_mass(runs, "answers"),
         _lens_end(tables, config, n_blocks, tolerance),
         *_exact_patches(patching, config, n_blocks, audio_is_first),
         _all_positions(patching, runs, tolerance),
@@ -49,50 +42,6 @@ def controls(
         _mass_sum(tables["attention"]),
     ]
     return pd.DataFrame(rows)
-
-
-def _row(
-    control: str,
-    part: Part,
-    expected: str,
-    guards_against: str,
-    *,
-    found: str = "",
-    passed: bool | None = None,
-) -> dict[str, Any]:
-    verdict = SKIPPED if passed is None else PASS if passed else FAIL
-    return {
-        "control": control,
-        "verdict": verdict,
-        "found": found,
-        "expected": expected,
-        "guards_against": guards_against,
-        "part": part,
-    }
-
-
-def _label_rank(runs: pd.DataFrame) -> dict[str, Any]:
-    first = runs.best_label_rank == 1
-    return _row(
-        "a label is the top token",
-        "answers",
-        "in most runs",
-        "reading five labels where the model would answer something else",
-        found=f"{first.sum()} of {len(runs)} runs, worst rank {runs.best_label_rank.max()}",
-        passed=bool(first.mean() > 0.5),
-    )
-
-
-def _label_mass(runs: pd.DataFrame) -> dict[str, Any]:
-    mass = runs.label_mass
-    return _row(
-        "probability of the labels together",
-        "answers",
-        "median above one half",
-        "differences among labels that the model hardly considers",
-        found=f"median {mass.median():.4f}, least {mass.min():.4f}",
-        passed=bool(mass.median() > 0.5),
-    )
 
 
 def _lens_end(
@@ -105,7 +54,7 @@ def _lens_end(
         real = tables["runs"].set_index("unit")[labels]
         worst = float((last - real.loc[last.index]).abs().to_numpy().max())
         found, passed = f"largest difference {worst:.2g}", worst <= tolerance
-    return _row(
+    return control_row(
         "lens at the last depth = logits",
         "lens",
         f"at most {tolerance:g}",
@@ -158,7 +107,7 @@ def _no_shift(
     control: str, cells: pd.DataFrame, guards_against: str, tolerance: float
 ) -> dict[str, Any]:
     worst = float(cells["shift"].abs().max()) if len(cells) else np.nan
-    return _row(
+    return control_row(
         control,
         "patching",
         _exactly("0", tolerance),
@@ -177,7 +126,7 @@ def _all_positions(patching: pd.DataFrame, runs: pd.DataFrame, tolerance: float)
         missed = float((cells["shift"] - cells.total_effect).abs().max())
         found = f"recovery {low:.6g} to {high:.6g} in {len(cells)} cells"
         passed = missed <= tolerance
-    return _row(
+    return control_row(
         "all positions patched = the donor's answer",
         "patching",
         "recovery 1 at every block",
@@ -212,7 +161,7 @@ def _readout_at_the_end(
     cells = patching[(patching.block == n_blocks - 1) & patching.span.isin(read)]
     missed = float((cells["shift"] - cells.total_effect).abs().max()) if len(cells) else np.nan
     tolerance = _patch_rounding(config)
-    return _row(
+    return control_row(
         "last block, readout patched = the donor's answer",
         "patching",
         _exactly("it", tolerance),
@@ -236,7 +185,7 @@ def _random_donor(patching: pd.DataFrame) -> dict[str, Any]:
         (k, n), (k_text, n_text) = most.astype(int).to_numpy().tolist()
         found = f"at most {k} of {n} in any cell, the text-swap donor {k_text} of {n_text}"
         passed = k / n < k_text / n_text
-    return _row(
+    return control_row(
         "an unrelated donor does not bring the voice's label",
         "patching",
         "less often than the text-swap donor",
@@ -248,7 +197,7 @@ def _random_donor(patching: pd.DataFrame) -> dict[str, Any]:
 
 def _mass_sum(attention: pd.DataFrame) -> dict[str, Any]:
     worst = float((attention.groupby(["unit", "layer"]).mass.sum() - 1).abs().max())
-    return _row(
+    return control_row(
         "attention of the segments sums to 1",
         "attention",
         "within 1e-4",

@@ -6,12 +6,14 @@ from typing import Any
 import pandas as pd
 
 from . import emotion_figures as draw
-from .emotion_claims import claim_table, claims, headline
-from .emotion_controls import FAIL, controls
+from .controls import failures
+from .emotion_claims import claims, finding_by_id
+from .emotion_controls import controls
 from .emotion_settings import EmotionConflictConfig
 from .emotion_tables import MEAN_CURVE, PATCHING, Tables, items_with_delta, summarise
+from .findings import finding_table
 from .recordings import Recording
-from .workbench.report import Clip, Clips, Figure, Item, Note, Report, Section, Table
+from .workbench.report import Clip, Clips, Figure, Item, Report, Section, Table
 from .workbench.run_folder import CLIP_RATE_HZ, RunFolder
 
 CSV = (
@@ -62,11 +64,11 @@ def conclude(
         tables, config, n_blocks, audio_is_first=_audio_is_first(folder, tables["runs"])
     )
     found = claims(tables, summaries, checks, config, n_blocks)
-    summaries |= {"controls": checks, "findings": claim_table(found)}
+    summaries |= {"controls": checks, "findings": finding_table(finding_by_id(found))}
     for name, table in summaries.items():
         folder.write_table(name, table, is_summary=name in CSV)
     items = items_with_delta(tables)
-    warnings = _warnings(checks, config)
+    warnings = failures(checks)
     sections = [
         *([Section("Read this first", items=[*warnings])] if warnings else []),
         _asked(folder, items, recordings, config),
@@ -82,7 +84,7 @@ def conclude(
         question="Where does the voice's emotion lose against the instruction's?",
         lead=_lead(recordings, config, is_calibration),
         is_calibration=is_calibration,
-        headlines=[headline(claim.finding) for claim in found],
+        headlines=[claim.finding.headline() for claim in found],
         sections=sections,
     )
 
@@ -113,23 +115,6 @@ def _lead(
     if config.variant == "seed":
         lead += "\n\nThis is the seed variant: it reproduces the seed document's own formulas."
     return lead
-
-
-def _warnings(checks: pd.DataFrame, config: EmotionConflictConfig) -> list[Note]:
-    notes = []
-    failed = checks[checks.verdict == FAIL]
-    if len(failed):
-        lines = "; ".join(
-            f"{row.control} (found {row.found}, expected {row.expected})"
-            for row in failed.itertuples()
-        )
-        notes.append(
-            Note(f"Failed controls: {lines}. No claim that rests on them is made.", "warning")
-        )
-    if defects := config.known_defects():
-        lines = "\n\n".join(f"{key}: {why}" for key, why in defects.items())
-        notes.append(Note(f"Known defects of these settings:\n\n{lines}", "warning"))
-    return notes
 
 
 def _asked(

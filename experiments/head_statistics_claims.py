@@ -10,7 +10,8 @@ from scipy.stats import rankdata
 from hooked_alm.methods.moments import Moments
 from hooked_alm.methods.statistics import bootstrap_mean
 
-from .findings import MIN_ITEMS, Finding
+from .controls import FAIL, PASS
+from .findings import MIN_ITEMS, Finding, judged, shown
 from .head_statistics_norms import CONTRIBUTION, OUTPUT
 from .head_statistics_settings import HeadStatisticsConfig
 
@@ -29,7 +30,7 @@ def findings(
     config: HeadStatisticsConfig,
 ) -> dict[str, Finding]:
     """Every claim of the report, by name."""
-    failed = checks[checks.verdict == "FAIL"].control.tolist()
+    failed = checks[checks.verdict == FAIL].control.tolist()
     few = {f"only {n_items} items": n_items < 2 * MIN_ITEMS}
     few |= {f"the control '{name}' failed": True for name in failed}
     first, second = halves[CONTRIBUTION]
@@ -40,10 +41,10 @@ def findings(
     )
     stands_in = rank_correlations(whole[OUTPUT].mean, whole[CONTRIBUTION].mean)
     return {
-        "stable": _finding(
+        "stable": _alike(
             "What heads write ranks them alike on either half of the questions", stable, few, config
         ),
-        "stands in": _finding(
+        "stands in": _alike(
             "The norm of a head's output ranks heads as what they write does",
             stands_in, few, config,
         ),
@@ -73,14 +74,14 @@ def controls(units: pd.DataFrame, config: HeadStatisticsConfig) -> pd.DataFrame:
                 "control": name,
                 "largest": float(value),
                 "allowed": allowed,
-                "verdict": "pass" if value <= allowed else "FAIL",
+                "verdict": PASS if value <= allowed else FAIL,
             }
             for name, value in off.items()
         ]
     )
 
 
-def _finding(
+def _alike(
     claim: str,
     by_layer: Float[np.ndarray, " layer"],
     why_not: Mapping[str, bool],
@@ -93,15 +94,8 @@ def _finding(
     else:
         mean = low = high = np.nan
     why_not = {**why_not, f"the interval is not above {ALIKE}": not low > ALIKE}
-    reasons = [reason for reason, holds in why_not.items() if holds]
-    because = f"Because: {'; '.join(reasons)}. " if reasons else ""
-    return Finding(
-        statement=f"{claim}. {because}Spearman's ρ over the heads of a layer, mean of "
-        f"{len(usable)} layers: {mean:.3f} [{low:.3f}, {high:.3f}].",
-        established=not reasons,
-        estimate=mean,
-        low=low,
-        high=high,
-        n=len(usable),
-        unit="rank correlation",
+    numbers = {"mean": mean, "low": low, "high": high, "n": len(usable)}
+    facts = (
+        f"Spearman's ρ over the heads of a layer, mean of {len(usable)} layers: {shown(numbers, 3)}"
     )
+    return judged(claim, facts, why_not, numbers=numbers, unit="rank correlation")

@@ -12,7 +12,7 @@ from hooked_alm.methods.moments import Moments
 
 from . import head_statistics_figures as draw
 from .bundled import PREFIX
-from .circuits_claims import finding_table, headline
+from .findings import finding_table
 from .head_statistics_claims import controls, findings
 from .head_statistics_inputs import Item
 from .head_statistics_norms import CONTRIBUTION, COSINE, HEAD_QUANTITIES, KEPT, OUTPUT
@@ -60,7 +60,7 @@ def conclude(
         question="How large is every head's output, and how much of it reaches the stream?",
         lead=_lead(tables["items"], skipped, config),
         is_calibration=config.model.startswith(PREFIX),
-        headlines=[headline(one) for one in found.values()],
+        headlines=[one.headline() for one in found.values()],
         sections=[
             _asked(folder, tables["items"], measured, skipped),
             Section("Heads", items=[*figures, _top(summaries["head_statistics"])]),

@@ -8,7 +8,8 @@ import pandas as pd
 
 from hooked_alm.methods.statistics import stratified_bootstrap
 
-from .findings import MIN_ITEMS, Finding
+from .controls import FAIL
+from .findings import MIN_ITEMS, Finding, judged, shown
 from .prefix_comparison_measures import fisher_z
 from .prefix_comparison_settings import PrefixComparisonConfig
 from .prefix_comparison_tables import Tables, means, wide
@@ -44,58 +45,13 @@ def findings(
         if len(rows):
             found[f"position: {mode}"] = _position(rows.iloc[0].to_dict(), mode)
     failed = summaries["controls"]
-    failed = failed[failed.verdict == "FAIL"].control
+    failed = failed[failed.verdict == FAIL].control
     # Rotary or not: a padding that acts is a fact about the model, no fault.
     failed = [one for one in failed if not one.startswith("left padding")]
     if failed:
-        why = "; ".join(f"the control '{name}' failed" for name in failed)
-        found = {name: _taken_back(one, why) for name, one in found.items()}
+        why = [f"the control '{name}' failed" for name in failed]
+        found = {name: one.doubted(*why) for name, one in found.items()}
     return found
-
-
-def finding_table(found: Mapping[str, Finding]) -> pd.DataFrame:
-    """The findings as rows."""
-    rows = []
-    for name, one in found.items():
-        numbers = {"estimate": one.estimate, "low": one.low, "high": one.high, "n": one.n}
-        rows.append(
-            {"claim": name, "established": one.established, **numbers, "unit": one.unit,
-             "statement": one.statement}
-        )  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def _finding(
-    claim: str, facts: str, why_not: Mapping[str, bool], row: Mapping[str, Any], unit: str
-) -> Finding:
-    reasons = [reason for reason, holds in why_not.items() if holds]
-    because = f"Because: {'; '.join(reasons)}. " if reasons else ""
-    return Finding(
-        statement=f"{claim}. {because}{facts}.",
-        established=not reasons,
-        estimate=float(row.get("mean", np.nan)),
-        low=float(row.get("low", np.nan)),
-        high=float(row.get("high", np.nan)),
-        n=int(row.get("n", 0)),
-        unit=unit,
-    )
-
-
-def _taken_back(one: Finding, why: str) -> Finding:
-    claim, _, facts = one.statement.partition(". ")
-    return Finding(
-        statement=f"{claim}. Because: {why}. {facts}",
-        established=False,
-        estimate=one.estimate,
-        low=one.low,
-        high=one.high,
-        n=one.n,
-        unit=one.unit,
-    )
-
-
-def _shown(row: Mapping[str, Any]) -> str:
-    return f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
 
 
 def _unsure(row: Mapping[str, Any]) -> dict[str, bool]:
@@ -121,10 +77,10 @@ def _output(
     row = _mean_row(curve[curve.columns[-1]], groups, config)
     claim = f"With {a} the continuation is {'likelier' if row['mean'] < 0 else 'less likely'}"
     facts = (
-        f"ΔNLL ({a} − {b}) at the output {_shown(row)} {NATS}, JS {items.js.mean():.3f} of at most "
+        f"ΔNLL ({a} − {b}) at the output {shown(row)} {NATS}, JS {items.js.mean():.3f} of at most "
         f"0.693, {int(row['n'])} items"
     )
-    return _finding(f"{claim} than with {b}", facts, _unsure(row), row, NATS)
+    return judged(f"{claim} than with {b}", facts, _unsure(row), numbers=row, unit=NATS)
 
 
 def _window(
@@ -143,12 +99,12 @@ def _window(
     if first is None or last is None:
         claim = f"{a} and {b} differ from some depth on"
         why = {"no depth differs from 0 under the simultaneous band": True}
-        return _finding(claim, f"{len(curve)} items", why, {"n": len(curve)}, NATS)
+        return judged(claim, f"{len(curve)} items", why, numbers={"n": len(curve)}, unit=NATS)
     depths = own.depth.to_numpy()
     row = _mean_row(curve[depths[first : last + 1]].mean(axis=1), groups, config)
     claim = f"{a} and {b} differ at depths {depths[first]}–{depths[last]} of {depths[-1]}"
-    facts = f"Mean ΔNLL over these depths {_shown(row)} {NATS}, {int(row['n'])} items"
-    return _finding(claim, facts, _unsure(row), row, NATS)
+    facts = f"Mean ΔNLL over these depths {shown(row)} {NATS}, {int(row['n'])} items"
+    return judged(claim, facts, _unsure(row), numbers=row, unit=NATS)
 
 
 def _longest(signs: np.ndarray) -> tuple[int | None, int | None]:
@@ -174,7 +130,9 @@ def _quadrants(
     claim = f"The benefit of {a} is larger where only {a} succeeds than where only {b} does"
     if not counts["G10"] or not counts["G01"]:
         why = {"G10 or G01 has no item": True}
-        return _finding(claim, f"Items by outcome: {sizes}", why, {"n": len(strata)}, NATS)
+        return judged(
+            claim, f"Items by outcome: {sizes}", why, numbers={"n": len(strata)}, unit=NATS
+        )
     values = curve[curve.columns[-1]].to_numpy(np.float64)
     _, ci = stratified_bootstrap(
         values, strata.tolist(), seed=config.seed, difference=("G10", "G01"),
@@ -188,10 +146,10 @@ def _quadrants(
         "the interval of G10 − G01 is not below 0": not row["high"] < 0,
     }
     facts = (
-        f"ΔNLL at the output, G10 − G01 {_shown(row)} {NATS}; items: {sizes}. A description: the "
+        f"ΔNLL at the output, G10 − G01 {shown(row)} {NATS}; items: {sizes}. A description: the "
         "outcome comes of the same probabilities"
     )
-    return _finding(claim, facts, why, row, NATS)
+    return judged(claim, facts, why, numbers=row, unit=NATS)
 
 
 def _coupling(
@@ -207,15 +165,15 @@ def _coupling(
     claim = f"Tokens whose prediction attends to {segment} more benefit more"
     if not defined.any():
         why = {"no item has tokens enough for a correlation": True}
-        return _finding(claim, f"{len(z)} items", why, {}, "correlation")
+        return judged(claim, f"{len(z)} items", why, numbers={}, unit="correlation")
     row = _mean_row(z[defined].mean(axis=1), groups, config)
     row |= {name: np.tanh(row[name]) for name in ("mean", "low", "high")}
     why = {**_unsure(row), "the correlation is not below 0": not row["high"] < 0}
     facts = (
         f"Rank correlation of attention and ΔNLL given position and class, mean over layers "
-        f"{_shown(row)}, {int(row['n'])} of {len(z)} items"
+        f"{shown(row)}, {int(row['n'])} of {len(z)} items"
     )
-    return _finding(claim, facts, why, row, "correlation")
+    return judged(claim, facts, why, numbers=row, unit="correlation")
 
 
 def _content(
@@ -230,11 +188,11 @@ def _content(
     row = _mean_row((after - before.reindex(after.index)).dropna(), groups, config)
     claim = f"The content of {segment} makes the continuation likelier"
     facts = (
-        f"Neutral content of the same length raises the loss by {_shown(row)} {NATS}, "
+        f"Neutral content of the same length raises the loss by {shown(row)} {NATS}, "
         f"{int(row['n'])} items"
     )
     why = {**_unsure(row), "it does not rise": not row["low"] > 0}
-    return _finding(claim, facts, why, row, NATS)
+    return judged(claim, facts, why, numbers=row, unit=NATS)
 
 
 def _position(row: Mapping[str, Any], mode: str) -> Finding:
@@ -244,5 +202,5 @@ def _position(row: Mapping[str, Any], mode: str) -> Finding:
         "its sign is another than as run": np.sign(row["delta"]) != np.sign(row["as_run"]),
     }
     claim = f"The difference stays when lengths are matched by {mode}"
-    facts = f"ΔNLL at the output {_shown(numbers)} {NATS}, as run {row['as_run']:.2f}"
-    return _finding(claim, facts, why, numbers, NATS)
+    facts = f"ΔNLL at the output {shown(numbers)} {NATS}, as run {row['as_run']:.2f}"
+    return judged(claim, facts, why, numbers=numbers, unit=NATS)

@@ -7,8 +7,8 @@ import pandas as pd
 
 from . import prefix_comparison_figures as draw
 from . import prefix_comparison_maps as maps_of
-from .findings import Finding
-from .prefix_comparison_claims import finding_table, findings
+from .findings import finding_table
+from .prefix_comparison_claims import findings
 from .prefix_comparison_settings import PrefixComparisonConfig
 from .prefix_comparison_shards import Maps, shards
 from .prefix_comparison_tables import (
@@ -22,7 +22,7 @@ from .prefix_comparison_tables import (
     quadrant_summary,
     run_summary,
 )
-from .workbench.report import Figure, Headline, Item, Note, Report, Section, Table
+from .workbench.report import Figure, Item, Note, Report, Section, Table
 from .workbench.run_folder import RunFolder
 
 CAVEATS = (
@@ -73,7 +73,7 @@ def conclude(
         question=f"At which depth and token does {a} help more than {b}?",
         lead=_lead(tables["items"], compared, outcomes, config, is_calibration=is_calibration),
         is_calibration=is_calibration,
-        headlines=[_headline(one) for one in found.values()],
+        headlines=[one.headline() for one in found.values()],
         sections=[
             Section("By depth", items=_by_depth(folder, tables, summaries, compared, config)),
             Section("By token", items=[*own, *maps_of.aligned_maps(folder, maps, config)]),
@@ -207,11 +207,6 @@ def _checks(summaries: Tables) -> Section:
     )
 
 
-def _headline(one: Finding) -> Headline:
-    claim, _, detail = one.statement.partition(". ")
-    return Headline(f"{claim}.", established=one.established, detail=detail)
-
-
 def _lead(
     items: pd.DataFrame,
     compared: tuple[str, str, str],
@@ -238,9 +233,6 @@ def _lead(
             "need to hear it; follows_text was trained to answer what the instruction names, and "
             "hearing the voice should help it little. The twins must differ."
         )
-    if defects := config.known_defects():
-        told = " ".join(f"{number}: {what}" for number, what in defects.items())
-        lead += f"\n\nThis run has known defects, as the seed document has. {told}"
     return lead
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 
 from hooked_alm.methods.statistics import Band, bootstrap_mean, stratified_bootstrap
 
+from .controls import FAIL, PASS, SKIPPED
 from .prefix_comparison_measures import LATEST, fisher_z
 from .prefix_comparison_settings import PrefixComparisonConfig
 
@@ -258,7 +259,7 @@ def controls(tables: Tables, a: str, b: str, positions: pd.DataFrame) -> pd.Data
     rows = []
     for control, off, allowed in checks:
         largest = float(off.max()) if len(off) else np.nan
-        verdict = "skipped" if not len(off) else "pass" if largest <= allowed else "FAIL"
+        verdict = SKIPPED if not len(off) else PASS if largest <= allowed else FAIL
         rows.append(
             {"control": control, "largest": largest, "allowed": allowed, "verdict": verdict}
         )

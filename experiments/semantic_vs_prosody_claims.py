@@ -6,7 +6,6 @@ Source: seed document 001, its conclusions; methods cards M-001-2 to M-001-8.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,8 @@ import pandas as pd
 
 from hooked_alm.methods.statistics import bootstrap_mean, resampled_means
 
-from .emotion_controls import FAIL
-from .findings import MIN_ITEMS, Finding
+from .controls import FAIL
+from .findings import MIN_ITEMS, Finding, judged, shown
 from .semantic_vs_prosody_controls import Part
 from .semantic_vs_prosody_measures import margin, readable_depth
 from .semantic_vs_prosody_settings import SemanticVsProsodyConfig
@@ -61,36 +60,7 @@ def _checked(
     defects = [defect for defect in config.known_defects() if defect in touching]
     reasons = [f"the control '{name}' failed" for name in failed]
     reasons += [f"known defects {', '.join(defects)}"] if defects else []
-    if not reasons:
-        return one
-    claim, _, facts = one.statement.partition(". ")
-    if facts.startswith("Because: "):
-        facts = facts.removeprefix("Because: ")
-        because, _, facts = facts.partition(". ")
-        reasons = [because, *reasons]
-    return replace(
-        one, statement=f"{claim}. Because: {'; '.join(reasons)}. {facts}", established=False
-    )
-
-
-def _finding(
-    claim: str, facts: str, why_not: Mapping[str, bool], *, numbers: Mapping[str, Any], unit: str
-) -> Finding:
-    reasons = [reason for reason, holds in why_not.items() if holds]
-    because = f"Because: {'; '.join(reasons)}. " if reasons else ""
-    return Finding(
-        statement=f"{claim}. {because}{facts}.",
-        established=not reasons,
-        estimate=float(numbers.get("mean", np.nan)),
-        low=float(numbers.get("low", np.nan)),
-        high=float(numbers.get("high", np.nan)),
-        n=int(numbers.get("n", 0)),
-        unit=unit,
-    )
-
-
-def _shown(numbers: Mapping[str, Any]) -> str:
-    return f"{numbers['mean']:.2f} [{numbers['low']:.2f}, {numbers['high']:.2f}]"
+    return one.doubted(*reasons)
 
 
 def _gap(
@@ -117,11 +87,11 @@ def _decides(runs: pd.DataFrame, config: SemanticVsProsodyConfig) -> Finding:
     facts = (
         f"The answer is the words' emotion in {words.mean():.2f} of the clips, the voice's in "
         f"{voice.mean():.2f}, another in {1 - words.mean() - voice.mean():.2f}; difference "
-        f"{_shown(gap)}, {len(runs)} clips of {gap['n_clusters']} {UNITS[config.cluster]}"
+        f"{shown(gap)}, {len(runs)} clips of {gap['n_clusters']} {UNITS[config.cluster]}"
     )
     undecided = not (gap["low"] > 0 or gap["high"] < 0)
     why_not = {**_few(gap, config), "the interval includes 0": undecided}
-    return _finding(f"The {side} where the two disagree", facts, why_not, numbers=gap, unit="rate")
+    return judged(f"The {side} where the two disagree", facts, why_not, numbers=gap, unit="rate")
 
 
 def _readable(tables: Tables, config: SemanticVsProsodyConfig, n_blocks: int) -> Finding:
@@ -153,7 +123,7 @@ def _readable(tables: Tables, config: SemanticVsProsodyConfig, n_blocks: int) ->
     numbers = {"mean": depth, "low": float(low), "high": float(high), "n": len(who)}
     side = "voice" if mean[-1] > 0 else "words"
     facts = (
-        f"The mean margin (voice minus words) is {_shown(final)} logits at the last depth. It has "
+        f"The mean margin (voice minus words) is {shown(final)} logits at the last depth. It has "
         "its sign, and the lens' top token is the output's in half of the clips or more, and in "
         f"more than have the commonest output ({commonest:.2f}), from depth "
         f"{_depth(numbers, n_blocks)} on"
@@ -166,7 +136,7 @@ def _readable(tables: Tables, config: SemanticVsProsodyConfig, n_blocks: int) ->
     claim = f"The lens reads the {side} ahead from depth {depth:.0f} on"
     if not np.isfinite(depth):
         claim = f"The lens reads the {side} ahead"
-    return _finding(claim, facts, why_not, numbers=numbers, unit="depth")
+    return judged(claim, facts, why_not, numbers=numbers, unit="depth")
 
 
 def _depth(numbers: Mapping[str, Any], n_blocks: int) -> str:
@@ -191,7 +161,7 @@ def _moves(pairs: pd.DataFrame, config: SemanticVsProsodyConfig) -> Finding:
     if not len(wide):
         why = {f"no {config.cluster} is the base of both types of pairs": True}
         claim = "Exchanging the words moves the answer otherwise than exchanging the voice"
-        return _finding(claim, "Not measured", why, numbers={}, unit="rate")
+        return judged(claim, "Not measured", why, numbers={}, unit="rate")
     gap = _gap((wide.semantic - wide.prosody).to_numpy(), wide, config)
     rates = {which: _gap(wide[which].to_numpy(), wide, config) for which in WORDS_OF}
     more, less = list(WORDS_OF)[:: -1 if gap["mean"] < 0 else 1]
@@ -202,8 +172,8 @@ def _moves(pairs: pd.DataFrame, config: SemanticVsProsodyConfig) -> Finding:
         claim += " or not at all"
     facts = (
         "B's own run says B's label more often than A's run does by "
-        f"{_shown(rates['semantic'])} where the words were exchanged and by "
-        f"{_shown(rates['prosody'])} where the voice was; difference {_shown(gap)}, "
+        f"{shown(rates['semantic'])} where the words were exchanged and by "
+        f"{shown(rates['prosody'])} where the voice was; difference {shown(gap)}, "
         f"{len(wide)} {UNITS[config.cluster]}"
     )
     undecided = not (gap["low"] > 0 or gap["high"] < 0)
@@ -212,7 +182,7 @@ def _moves(pairs: pd.DataFrame, config: SemanticVsProsodyConfig) -> Finding:
         "the difference includes 0": undecided,
         f"the effect of the {WORDS_OF[more]} includes 0": not rates[more]["low"] > 0,
     }
-    return _finding(claim, facts, why_not, numbers=gap, unit="rate")
+    return judged(claim, facts, why_not, numbers=gap, unit="rate")
 
 
 def _handoff(
@@ -241,7 +211,7 @@ def _handoff(
             why_not["the other spans have less than half of it there"] = taken < 0.5
         facts += "".join(f"; {_heir(span, row)}" for span, row in heirs.iterrows())
     numbers = leaves | {"n": n}
-    return _finding(claim, f"{facts}; {n} pairs", why_not, numbers=numbers, unit="depth")
+    return judged(claim, f"{facts}; {n} pairs", why_not, numbers=numbers, unit="depth")
 
 
 def _taken(recovery: pd.DataFrame, which: str, depth: float) -> float:

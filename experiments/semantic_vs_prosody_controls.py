@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from .emotion_controls import FAIL, PASS, ROUNDING, SKIPPED
+from .controls import ROUNDING, control_row, label_mass, labels_are_said
 from .semantic_vs_prosody_settings import SemanticVsProsodyConfig
 
 Tables = Mapping[str, pd.DataFrame]
@@ -21,8 +21,8 @@ def controls(
 ) -> pd.DataFrame:
     """One row per control: what it found, what it should find, and what it guards against."""
     rows = [
-        _labels_are_said(tables["runs"]),
-        _label_mass(tables["runs"]),
+        labels_are_said(tables["runs"], "lens"),
+        label_mass(tables["runs"], "lens"),
         _lens_end(tables, config, n_blocks),
         _win_sum(summaries["winrate_curve_conflict"]),
         *_exact_patches(tables, config, n_blocks),
@@ -32,50 +32,6 @@ def controls(
     return pd.DataFrame(rows)
 
 
-def _row(
-    control: str,
-    part: Part,
-    expected: str,
-    guards_against: str,
-    *,
-    found: str = "",
-    passed: bool | None = None,
-) -> dict[str, Any]:
-    verdict = SKIPPED if passed is None else PASS if passed else FAIL
-    return {
-        "control": control,
-        "verdict": verdict,
-        "found": found,
-        "expected": expected,
-        "guards_against": guards_against,
-        "part": part,
-    }
-
-
-def _labels_are_said(runs: pd.DataFrame) -> dict[str, Any]:
-    first = runs.best_label_rank == 1
-    return _row(
-        "a label is the top token",
-        "lens",
-        "in most runs",
-        "reading a few labels where the model would answer something else",
-        found=f"{first.sum()} of {len(runs)} runs, worst rank {runs.best_label_rank.max()}",
-        passed=bool(first.mean() > 0.5),
-    )
-
-
-def _label_mass(runs: pd.DataFrame) -> dict[str, Any]:
-    mass = runs.label_mass
-    return _row(
-        "probability of the labels together",
-        "lens",
-        "median above one half",
-        "differences among labels that the model hardly considers",
-        found=f"median {mass.median():.4f}, least {mass.min():.4f}",
-        passed=bool(mass.median() > 0.5),
-    )
-
-
 def _lens_end(tables: Tables, config: SemanticVsProsodyConfig, n_blocks: int) -> dict[str, Any]:
     labels = [f"z_{name}" for name in config.labels]
     lens = tables["lens"]
@@ -83,7 +39,7 @@ def _lens_end(tables: Tables, config: SemanticVsProsodyConfig, n_blocks: int) ->
     real = tables["runs"].set_index("item")[labels]
     worst = float((last - real.loc[last.index]).abs().to_numpy().max())
     tolerance = ROUNDING[config.dtype]
-    return _row(
+    return control_row(
         "lens at the last depth = logits",
         "lens",
         f"at most {tolerance:g}",
@@ -95,7 +51,7 @@ def _lens_end(tables: Tables, config: SemanticVsProsodyConfig, n_blocks: int) ->
 
 def _win_sum(curves: pd.DataFrame) -> dict[str, Any]:
     worst = float((curves.groupby("depth")["mean"].sum() - 1).abs().max())
-    return _row(
+    return control_row(
         "win rates of a depth sum to 1",
         "lens",
         "within 1e-12",
@@ -147,9 +103,9 @@ def _equal(
 ) -> dict[str, Any]:
     expected = f"within {tolerance:g} by rounding" if tolerance else "exactly"
     if not len(cells):
-        return _row(control, "patching", expected, guards_against, found="no such cells")
+        return control_row(control, "patching", expected, guards_against, found="no such cells")
     worst = float(np.abs(cells[own].to_numpy() - cells[ends].to_numpy()).max())
-    return _row(
+    return control_row(
         control,
         "patching",
         expected,
@@ -184,7 +140,7 @@ def _disturbance(summaries: Tables) -> dict[str, Any]:
         f"{row.type} pairs, {row.control}: {row.to_target:.2f} against {row.conditional:.2f}"
         for row in seen.itertuples()
     )
-    return _row(
+    return control_row(
         "silence and noise bring the target less often than B's audio",
         "patching",
         "less",

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from . import semantic_vs_prosody_figures as draw
-from .circuits_claims import finding_table, headline
-from .emotion_controls import FAIL
+from .controls import failures
+from .findings import finding_table
 from .semantic_vs_prosody_claims import findings
 from .semantic_vs_prosody_controls import controls
 from .semantic_vs_prosody_items import QUESTIONS, Item
@@ -49,7 +49,7 @@ def conclude(
     summaries |= {"controls_passed": checks, "findings": finding_table(found)}
     for name, table in summaries.items():
         folder.write_table(name, table, is_summary=True)
-    warnings = _warnings(checks, config)
+    warnings = failures(checks)
     sections = [
         *([Section("Read this first", items=[*warnings])] if warnings else []),
         _asked(folder, tables, items, config),
@@ -64,7 +64,7 @@ def conclude(
         question="When words and voice disagree, which decides, and where?",
         lead=_lead(items, config, is_calibration=is_calibration),
         is_calibration=is_calibration,
-        headlines=[headline(one) for one in found.values()],
+        headlines=[one.headline() for one in found.values()],
         sections=sections,
     )
 
@@ -90,23 +90,6 @@ def _lead(items: Sequence[Item], config: SemanticVsProsodyConfig, *, is_calibrat
     if config.variant == "seed":
         lead += "\n\nThis is the seed variant: it reproduces the seed document's own formulas."
     return lead
-
-
-def _warnings(checks: pd.DataFrame, config: SemanticVsProsodyConfig) -> list[Note]:
-    notes = []
-    failed = checks[checks.verdict == FAIL]
-    if len(failed):
-        lines = "; ".join(
-            f"{row.control} (found {row.found}, expected {row.expected})"
-            for row in failed.itertuples()
-        )
-        notes.append(
-            Note(f"Failed controls: {lines}. No claim that rests on them is made.", "warning")
-        )
-    if defects := config.known_defects():
-        lines = "\n\n".join(f"{key}: {why}" for key, why in defects.items())
-        notes.append(Note(f"Known defects of these settings:\n\n{lines}", "warning"))
-    return notes
 
 
 def _asked(

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .circuits_claims import finding_table
-from .emotion_claims import headline
+from .controls import FAIL, PASS
+from .findings import finding_table
 from .tuned_lens_folder import LensCard
 from .tuned_lens_settings import SCORED, TunedLensConfig
 from .tuned_lens_tables import LENSES, depth_table, findings, settling_table, training_table
@@ -63,7 +63,7 @@ def conclude(
         question="What can be read off each depth, once a translator is trained to?",
         lead=_lead(card),
         is_calibration=is_calibration,
-        headlines=[headline(one) for one in found.values()],
+        headlines=[one.headline() for one in found.values()],
         sections=sections,
     )
 
@@ -175,20 +175,20 @@ def _checks(controls: pd.DataFrame, depths: pd.DataFrame, found: pd.DataFrame) -
             "control": "untrained tuned lens = logit lens (largest difference of logits)",
             "expected": 0.0,
             "found": largest,
-            "verdict": "pass" if largest == 0 else "FAIL",
+            "verdict": PASS if largest == 0 else FAIL,
         },
         {
             "control": "KL at the last depth, of either lens",
             "expected": 0.0,
             "found": left,
-            "verdict": "pass" if left == 0 else "FAIL",
+            "verdict": PASS if left == 0 else FAIL,
         },
     ]
     items: list[Item] = [
         Table("Controls", rows=rows),
         Table("Claims with their numbers", rows=found.drop(columns="statement").to_dict("records")),
     ]
-    if any(row["verdict"] == "FAIL" for row in rows):
+    if any(row["verdict"] == FAIL for row in rows):
         items.insert(0, Note("A control failed: nothing on this page can be trusted.", "warning"))
     return Section("Controls", "What has to come out if the lens is what it claims to be.", items)
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from hooked_alm.methods.statistics import Band, Interval, bootstrap_mean
 
-from .findings import Finding
+from .findings import Finding, judged
 from .tuned_lens_settings import TunedLensConfig
 
 Tables = Mapping[str, pd.DataFrame]
@@ -78,12 +78,8 @@ def findings(
         "earlier": _earlier(settling),
     }
     if (controls.untrained_difference != 0).any():
-        why = {"an untrained lens is not the logit lens": True}
-        found = {
-            name: _finding(one.statement.partition(". ")[0], "", why, one.estimate, one.low,
-                           one.high, one.n, one.unit)
-            for name, one in found.items()
-        }  # fmt: skip
+        why = "an untrained lens is not the logit lens"
+        found = {name: one.doubted(why) for name, one in found.items()}
     return found
 
 
@@ -104,7 +100,9 @@ def _closer(depths: pd.DataFrame, place: str, where: str) -> Finding:
         f"not surely at depth {int(worst.depth)}": not worst.gain_low > 0,
     }
     claim = f"{where} the tuned lens is closer to the output at every depth"
-    return _finding(claim, facts, why_not, worst.gain, worst.gain_low, worst.gain_high, n, "nats")
+    numbers = {"mean": worst.gain, "low": worst.gain_low, "high": worst.gain_high, "n": n}
+    facts += f", {n} held-out groups"
+    return judged(claim, facts, why_not, numbers=numbers, unit="nats")
 
 
 def _earlier(settling: pd.DataFrame) -> Finding:
@@ -122,31 +120,8 @@ def _earlier(settling: pd.DataFrame) -> Finding:
         "the interval includes 0": not gap.low > 0,
     }
     claim = "The tuned lens reads the answer at an earlier depth"
-    return _finding(claim, facts, why_not, gap["mean"], gap.low, gap.high, n, "blocks")
-
-
-def _finding(
-    claim: str,
-    facts: str,
-    why_not: Mapping[str, bool],
-    estimate: float,
-    low: float,
-    high: float,
-    n: int,
-    unit: str,
-) -> Finding:
-    reasons = [reason for reason, holds in why_not.items() if holds]
-    text = claim[0].lower() + claim[1:]
-    verdict = claim if not reasons else f"Not established ({'; '.join(reasons)}): {text}"
-    return Finding(
-        statement=f"{verdict}. {facts}, {n} held-out groups." if facts else f"{verdict}.",
-        established=not reasons,
-        estimate=float(estimate),
-        low=float(low),
-        high=float(high),
-        n=n,
-        unit=unit,
-    )
+    facts += f", {n} held-out groups"
+    return judged(claim, facts, why_not, numbers=gap.to_dict(), unit="blocks", count="n_groups")
 
 
 def _by_group(some: pd.DataFrame, value: str) -> Float[np.ndarray, "group depth"]:

@@ -8,10 +8,11 @@ import pytest
 
 from emotion_toy import N_BLOCKS, Side, toy_recordings, toy_tables
 from hooked_alm.experiments import demo
-from hooked_alm.experiments.emotion_claims import claim_table, claims, headline
+from hooked_alm.experiments.emotion_claims import claims, finding_by_id
 from hooked_alm.experiments.emotion_controls import controls
 from hooked_alm.experiments.emotion_settings import EmotionConflictConfig
 from hooked_alm.experiments.emotion_tables import summarise
+from hooked_alm.experiments.findings import finding_table
 from hooked_alm.experiments.workbench.report import Report, read_report, write_report
 from hooked_alm.experiments.workbench.run_folder import RunFolder
 
@@ -41,9 +42,13 @@ def finished_run(path: Path, side: Side) -> RunFolder:
     summaries = summarise(tables, config, recordings, N_BLOCKS)
     checks = controls(tables, config, N_BLOCKS, audio_is_first=True)
     found = claims(tables, summaries, checks, config, N_BLOCKS)
-    for name, table in {**summaries, "controls": checks, "findings": claim_table(found)}.items():
+    for name, table in {
+        **summaries,
+        "controls": checks,
+        "findings": finding_table(finding_by_id(found)),
+    }.items():
         folder.write_table(name, table)
-    lines = [headline(claim.finding) for claim in found]
+    lines = [claim.finding.headline() for claim in found]
     write_report(folder, Report("title", "question", "lead", is_calibration=True, headlines=lines))
     return folder
 

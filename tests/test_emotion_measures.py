@@ -6,13 +6,13 @@ import pytest
 
 from hooked_alm.errors import InputError
 from hooked_alm.experiments.critical_layer import critical_layer, critical_layer_interval
+from hooked_alm.experiments.emotion_hypotheses import dominance_test, late_consolidation_test
 from hooked_alm.experiments.emotion_measures import (
     flip_matrix,
     flip_summary,
     logit_shift,
     modality_attention_ratio,
 )
-from hooked_alm.experiments.findings import dominance_test, late_consolidation_test
 
 METHODS = ["second_diff_abs", "second_diff_pos", "half_rise", "resolve", "changepoint"]
 CARD = np.array([0.0, 0, 0, 0, 1, 2, 3])

@@ -1,6 +1,5 @@
 """OB1's summaries, controls and claims, on tables whose answers are known by hand."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,9 @@ import pandas as pd
 import pytest
 
 from emotion_toy import N_BLOCKS, Side, toy_recordings, toy_tables
-from hooked_alm.experiments.emotion_claims import Claim, claim_table, claims, headline
-from hooked_alm.experiments.emotion_controls import FAIL, PASS, ROUNDING, SKIPPED, controls
+from hooked_alm.experiments.controls import FAIL, PASS, ROUNDING, SKIPPED
+from hooked_alm.experiments.emotion_claims import Claim, claims, finding_by_id
+from hooked_alm.experiments.emotion_controls import controls
 from hooked_alm.experiments.emotion_measures import flip_summary
 from hooked_alm.experiments.emotion_report import conclude
 from hooked_alm.experiments.emotion_settings import EmotionConflictConfig
@@ -27,6 +27,7 @@ from hooked_alm.experiments.emotion_tables import (
     items_with_delta,
     patching_summary,
 )
+from hooked_alm.experiments.findings import finding_table
 from hooked_alm.experiments.workbench.report import Report
 from hooked_alm.experiments.workbench.run_folder import RunFolder
 from hooked_alm.methods.statistics import handoff_index
@@ -335,7 +336,7 @@ def test_a_failed_control_takes_back_what_rests_on_it(tables: Tables) -> None:
     for name, claim in found.items():
         assert claim.finding.established == (name in {"answer_follows", "naming_is_not_enough",
                                                       "voice_is_heard"}), name  # fmt: skip
-    line = headline(found["H2_dominance"].finding)
+    line = found["H2_dominance"].finding.headline()
     assert line.text == "The text dominates the voice."
     assert line.detail.startswith(
         "Because: the control 'a run patched with itself' failed. TE(text)"
@@ -353,9 +354,9 @@ def test_a_known_defect_takes_back_what_it_touches() -> None:
 def test_every_claim_makes_a_headline(tables: Tables) -> None:
     for side_tables in (tables, toy_tables(CONFIG, n_clips=2), toy_tables(CONFIG, "voice")):
         found = found_claims(side_tables)
-        assert len(claim_table(list(found.values()))) == len(found)
+        assert len(finding_table(finding_by_id([*found.values()]))) == len(found)
         for claim in found.values():
-            line = headline(claim.finding)
+            line = claim.finding.headline()
             assert line.established == claim.finding.established
             assert "ot established" not in line.text
             assert line.text.endswith(".")
@@ -416,13 +417,9 @@ def test_the_report_is_whole_and_the_same_again(tmp_path: Path) -> None:
     assert cards[0].numbers["answer, conflict"] == "angry"
 
 
-def test_the_seed_variant_names_its_defects_first(tmp_path: Path) -> None:
+def test_the_seed_variant_shows_the_seeds_figures(tmp_path: Path) -> None:
+    """Its defects are told by the page itself, before any result."""
     report, folder = concluded(tmp_path, SEED)
-    first = report.sections[0]
-    assert first.title == "Read this first"
-    text = json.dumps([str(item) for item in first.items])
-    for defect in SEED.known_defects():
-        assert f"{defect}: " in text
     shown = {i.name for s in report.sections for i in s.items if i.type == "figure"}
     assert "patching_summary" in shown
     assert "delta_logit__controls" not in shown

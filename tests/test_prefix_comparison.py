@@ -103,7 +103,7 @@ def test_every_cell_is_hugging_faces(code: tuple[Path, Path], tmp_path: Path, va
     assert ours.config.lens_source == {"corrected": "hooks", "seed": "hf_tuple"}[variant]
     page = (folder.path / "report.html").read_text("utf-8")
     # At its head, before any claim.
-    told = "This run has known defects, as the seed document has. C6: "
+    told = "Known defects of these settings</b></p><dl><dt>C6</dt>"
     assert (told in page.partition('<section id="s1">')[0]) == (variant == "seed")
     hf = load_hf(code[0])
     mass_table = folder.read_table("mass").set_index(["item", "run", "segment", "layer"])
@@ -642,7 +642,7 @@ def test_what_silence_does_reverses_between_the_twins(twins: dict[str, RunFolder
     assert (moved.delta < -7).all()
     assert (items["text"].js < 0.01).all()
     for folder in twins.values():
-        assert set(folder.read_table("controls").verdict) <= {"pass", "skipped"}
+        assert set(folder.read_table("controls").verdict) <= {"pass", "not applicable"}
         runs = folder.read_table("runs").set_index(["run", "item"])
         # The intervention 'neutral' makes the very clip that the condition 'silent' has.
         pd.testing.assert_frame_equal(

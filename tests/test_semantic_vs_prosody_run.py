@@ -263,7 +263,7 @@ def test_the_seed_shows_its_defects_and_claims_nothing_that_rests_on_them(model:
     assert resting.statement.str.contains("known defects").all()
     page = (folder.path / "report.html").read_text("utf-8")
     for defect, why in defects.items():
-        assert f"{defect}: {why[:40]}".replace("'", "&#x27;") in page
+        assert f"<dt>{defect}</dt><dd>{why[:40]}".replace("'", "&#x27;") in page
     # The lens' last point is normed twice: the control that would see it fails, and is shown.
     checks = folder.read_table("controls_passed").set_index("control").verdict
     assert checks["lens at the last depth = logits"] == "FAIL"
