@@ -56,6 +56,10 @@ class AudioClip:
             self._encoded[encoder] = (version, known)
         return known
 
+    def forget(self) -> None:
+        """Let the embeddings go; they are made anew when they are needed."""
+        self._encoded.clear()
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave the embeddings behind: they belong to an encoder of this process."""
         return {**self.__dict__, "_encoded": None}

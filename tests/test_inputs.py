@@ -165,6 +165,10 @@ def test_every_clip_is_encoded_once(gqa: HookedALM, x: ALMInput, calls: list[int
     gqa(fresh)
     gqa(fresh[0])
     assert calls == [4, 1]
+    for clip in x.clips:
+        clip.forget()
+    assert torch.equal(gqa(x), logits)
+    assert calls == [4, 1, 4]
 
 
 @torch.no_grad()

@@ -205,6 +205,9 @@ def test_audio_cells_are_hugging_faces(tmp_path: Path) -> None:
     file.write_text("\n".join(lines).replace('"ob1/', f'"{CLIPS.as_posix()}/'), "utf-8")
     ours = experiment(name, file, n_shown=0)
     folder = runner.run(ours, tmp_path / "run")
+    clips = [clip for one in ours.items for p in one.prefixes.values() for clip in p.x.clips]
+    assert clips
+    assert not any(clip._encoded for clip in clips)
     hf: Any = Qwen2AudioForConditionalGeneration.from_pretrained(
         model_folder(name), dtype=torch.float32, attn_implementation="eager"
     )
