@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from hooked_alm.errors import ConversionError
 from hooked_alm.inputs import ALMInput, AudioClip, text_input
 from hooked_alm.model import HookedALM
 
@@ -148,7 +149,7 @@ def verify(
         components: see ``load_model``.
 
     Raises:
-        ConversionError: see ``load_model``.
+        ConversionError: see ``load_model``; or transformers' class does not read the checkpoint.
         InputError: see ``load_model``.
     """
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
@@ -237,9 +238,16 @@ def _run_hugging_face(
     model_class = getattr(transformers, family.hf_class or architecture)
     transformers.utils.logging.disable_progress_bar()
     try:
-        model = model_class.from_pretrained(folder, **options).to(device).eval()
+        model, loaded = model_class.from_pretrained(folder, output_loading_info=True, **options)
     finally:
         transformers.utils.logging.enable_progress_bar()
+    if missing := sorted(loaded["missing_keys"]):
+        raise ConversionError(
+            f"verifying {folder}: transformers' {model_class.__name__} finds {len(missing)} of its "
+            f"weights nowhere ({missing[0]}, ...), and would run with random ones. It does not "
+            "read this release's names; verify a release that it reads."
+        )
+    model.to(device).eval()
     decoder = model.get_decoder()
     runs: dict[str, Run] = {}
     for name, inputs in prompts.items():

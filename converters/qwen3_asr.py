@@ -226,6 +226,9 @@ FAMILY = Family(
     card=Card(
         audio="13/s, at most 1200 s",
         readout="`\\n` after `assistant`",
+        notes="The template shows no words of the user: context goes into a `system` message. "
+        "Clips under 0.5 s are filled with silence. Hugging Face pads a batch before its "
+        "spectrogram; `prepare` hears each clip alone.",
     ),
     marker_tokens=("<|audio_start|>", "<|audio_end|>"),
     # The first release names Whisper's, whose place transformers' class has taken.

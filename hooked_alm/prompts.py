@@ -248,22 +248,31 @@ class PromptBuilder:
                 rendered += char
         if rendered != self._apply_template(conversation) or len(starts) != len(texts):
             raise InputError(
-                "rendering the chat template: it rewrites the text of a message (trims it, "
-                "perhaps), so that spans cannot be located. Give the text without leading or "
-                "trailing white space."
+                "rendering the chat template: it rewrites the text of a message or leaves it out, "
+                "so that spans cannot be located. Give the text without leading or trailing white "
+                "space, and in a message that this model's template shows (some show no user's "
+                "words beside audio)."
             )
         return rendered, starts, texts
 
     def _apply_template(self, conversation: Conversation) -> str:
+        from jinja2 import TemplateError
+
         messages = [dict(message) for message in conversation]
         if self.audio_text is not None:
             messages = [{**m, "content": self._as_text(m["content"])} for m in messages]
-        return self.tokenizer.apply_chat_template(
-            messages,
-            chat_template=self.chat_template,
-            tokenize=False,
-            add_generation_prompt=True,
-        )
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages,
+                chat_template=self.chat_template,
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        except TemplateError as error:
+            raise InputError(
+                f"rendering the chat template: it refuses these messages ({error}). Give the "
+                "roles and parts that it knows."
+            ) from error
 
     def _as_text(self, content: Any) -> str:
         """A message of parts as one text."""

@@ -19,6 +19,7 @@ from transformers import (
 from case_qwen3_asr import CHUNK, CONFIG, in_first_release, n_tokens
 from family_case import save_hf
 from hooked_alm import ConversionError, HookedALM, InputError
+from hooked_alm.converters.parity import verify
 from tiny import MELS, N_BPE, SPECIALS, build_tokenizer, edit_config
 
 RATE = 16000
@@ -215,6 +216,13 @@ def test_a_folder_of_the_first_release(folder: Path, model: HookedALM, tmp_path:
         assert torch.equal(ours.tokens, theirs.tokens)
         assert torch.equal(old(ours), model(theirs))
         assert ours.spans.positions("audio_struct", 0) == theirs.spans.positions("audio_struct", 0)
+
+
+def test_transformers_does_not_read_the_first_release(folder: Path, tmp_path: Path) -> None:
+    """It would fill what it does not find with random numbers, and differ."""
+    assert verify(str(folder)).is_equal
+    with pytest.raises(ConversionError, match=r"ConditionalGeneration finds \d+ of its weights"):
+        verify(str(first_release(folder, tmp_path / "old")))
 
 
 def test_fields_of_the_first_release(folder: Path, tmp_path: Path) -> None:

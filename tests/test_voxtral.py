@@ -101,6 +101,11 @@ def test_prompts(model: HookedALM) -> None:
     assert x.tokens.tolist() == [[BOS, *user("", 1), *ids_of("sad"), 2, *user("a b")]]
 
 
+def test_messages_that_the_template_refuses(model: HookedALM) -> None:
+    with pytest.raises(InputError, match=r"refuses these messages \(Voxtral has the roles user"):
+        model.prepare(conversation=[{"role": "system", "content": "Be brief."}])
+
+
 def test_features_are_those_of_the_processor(model: HookedALM, folder: Path) -> None:
     """The part of it that needs no mistral_common: one spectrogram, cut into windows."""
     extractor = WhisperFeatureExtractor.from_pretrained(folder)
