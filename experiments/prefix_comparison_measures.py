@@ -100,7 +100,10 @@ class MassMeter:
         self.masks = torch.stack([run.x.spans.mask(name)[0] for name in self.segments[:-1]], -1)
         self.masks = self.masks.to(run.x.device)
         self.held: Tensor | None = None
-        self.parts: list[list[tuple[Tensor, ...]]] = []
+        # Made once: small tensors kept between large ones that come and go would split the heap.
+        shape = (len(model.path), len(self.queries), len(self.segments))
+        self.found = torch.empty(3, *shape, device=run.x.device)
+        self.heads = torch.zeros(shape[0], model.cfg.n_heads, shape[2], device=run.x.device)
 
     def hooks(self) -> list[Hook]:
         """For every layer: hold the queries, then sum once the keys are there."""
@@ -116,12 +119,14 @@ class MassMeter:
     @torch.no_grad()
     def _sum(self, k: Tensor, hook: HookPoint, layer: int) -> None:
         assert self.held is not None
-        self.parts.append([])
         for at in torch.arange(len(self.queries), device=k.device).split(self.at_once):
             queries = self.queries[at]
             visible = visible_keys(self.model, self.x, layer, queries[None])
             pattern = attention_rows(self.model, layer, self.held[:, at], k, visible)[0]
-            self.parts[-1].append(self._by_segment(pattern, visible[0], queries))
+            *means, heads = self._by_segment(pattern, visible[0], queries)
+            for kept, value in zip(self.found, means, strict=True):
+                kept[layer, at] = value
+            self.heads[layer] += heads
 
     def _by_segment(
         self,
@@ -148,18 +153,13 @@ class MassMeter:
 
     def result(self) -> Mass:
         """After the run."""
-
-        def joined(index: int) -> np.ndarray:
-            layers = [torch.cat([part[index] for part in parts]) for parts in self.parts]
-            return torch.stack(layers).cpu().numpy()
-
-        heads = [sum(part[3] for part in parts) / len(self.queries) for parts in self.parts]
+        mass, density, without_sink = self.found.cpu().numpy()
         return Mass(
             segments=self.segments,
-            mass=joined(0),
-            density=joined(1),
-            without_sink=joined(2),
-            heads=torch.stack([torch.as_tensor(one) for one in heads]).cpu().numpy(),
+            mass=mass,
+            density=density,
+            without_sink=without_sink,
+            heads=(self.heads / len(self.queries)).cpu().numpy(),
         )
 
 

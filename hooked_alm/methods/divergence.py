@@ -124,16 +124,25 @@ def compare_depths(
             "under the final norm. Leave `norm` at 'final', or the lens out."
         )
     n_rows = rows_at_once(model, len(targets), max_bytes)
-    found: dict[str, list[Tensor]] = {field.name: [] for field in fields(Divergence)}
+    names = [field.name for field in fields(Divergence)]
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
     for depth, rows in enumerate(depths):
-        parts = []
+        n_runs, n_pos = targets.shape
+        # Before the logits: small tensors kept after large ones would split the heap.
+        kept = {
+            "nll": rows.new_empty(n_runs, n_pos, dtype=torch.float32),
+            "hit": rows.new_empty(n_runs, n_pos, dtype=torch.bool),
+            **{name: rows.new_empty(len(pairs), n_pos, dtype=torch.float32) for name in names[2:]},
+        }
         for at in torch.arange(rows.shape[1], device=rows.device).split(n_rows):
             some = rows[:, at] if lens is None else lens.translate(rows[:, at], depth)
             aims = targets[:, at].to(rows.device)
-            parts.append(_compare_block(model, some, aims, pairs, norm))
-        for name, kept in found.items():
-            kept.append(torch.cat([getattr(part, name) for part in parts], dim=-1))
-    return Divergence(**{name: torch.stack(kept) for name, kept in found.items()})
+            part = _compare_block(model, some, aims, pairs, norm)
+            for name, value in kept.items():
+                value[..., at] = getattr(part, name)
+        for name, value in kept.items():
+            found[name].append(value)
+    return Divergence(**{name: torch.stack(values) for name, values in found.items()})
 
 
 def row_bytes(model: HookedALM, n_runs: int) -> tuple[int, int]:
