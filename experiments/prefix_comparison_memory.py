@@ -5,7 +5,7 @@ the residual streams of all runs at one depth, losses and divergences of every d
 segment, and the logits or attention rows at work. Beside it are the weights, the prompts, and what
 one block makes of one run, as in any forward.
 
-What is counted are tensors. A process grows by more, since the C library keeps memory that was freed:
+What is counted are tensors. A process grows by more, since the C library keeps what was freed:
 28 layers, 2,000 tokens, a vocabulary of 151,936 and a budget of 256 MiB took 543 MiB, and 289 MiB
 under ``MALLOC_MMAP_THRESHOLD_=8388608`` (``scripts/bench_prefix_comparison.py``, Linux).
 """

@@ -5,9 +5,8 @@ the blocks to the final norm and the unembedding.
 """
 
 from collections.abc import Iterable, Sequence
-from copy import copy
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -25,6 +24,7 @@ from .config import HookedALMConfig, LayerType
 from .contract import HookedTransformerSurface
 from .errors import HookNameError, InputError
 from .frontend import FrontEnd
+from .heads import Head, Heads
 from .hooks import (
     POINT_AXES,
     RESID_AXES,
@@ -50,17 +50,7 @@ class Output(NamedTuple):
     loss: Float[Tensor, "..."]
 
 
-Head = Literal["text", "audio"]
-"""What a run ends in. Most models have the text head alone."""
-
-HEADS: dict[Head, tuple[str, str]] = {
-    "text": ("ln_final", "unembed"),
-    "audio": ("mimo_ln_final", "mimo_unembed"),
-}
-"""Norm and unembedding of each head."""
-
-
-class HookedALM(HookedTransformerSurface, HookedModule):
+class HookedALM(Heads, HookedTransformerSurface, HookedModule):
     """An audio language model with TransformerLens' hook points, equal to Hugging Face bit by bit.
 
     ::
@@ -104,7 +94,6 @@ class HookedALM(HookedTransformerSurface, HookedModule):
         self.cfg = cfg
         self.tokenizer, self.prompts, self.generation_config = tokenizer, prompts, generation_config
         self.audio = front_end
-        self.head: Head = "text"
         self.embed = Embed(cfg)
         self.blocks = Blocks(Block(cfg, layer) for layer in range(cfg.n_layers))
         self.ln_final = RMSNorm(cfg.d_model, cfg.eps)
@@ -126,24 +115,6 @@ class HookedALM(HookedTransformerSurface, HookedModule):
         self.pos_offset = 0
         """Positions already in the KV cache: axis 1 of a hooked tensor starts at this position."""
         self.setup()
-
-    def towards(self, head: Head) -> "HookedALM":
-        """The same model, weights and hooks shared, with another head in use.
-
-        ``model(x)`` then gives that head's logits, and sweeps, paths, lenses and attributions run
-        along its blocks: the layers they speak of count along ``path``.
-
-        Raises:
-            InputError: the model has no such head.
-        """
-        if head not in ("text", "audio") or (head == "audio" and not self.cfg.n_mimo_layers):
-            raise InputError(
-                f"reading head {head!r} of {self.cfg.model_name!r}: it has "
-                + ("'text' and 'audio'." if self.cfg.n_mimo_layers else "'text' alone.")
-            )
-        other = copy(self)
-        other.head = head
-        return other
 
     def switch_lora(self, on: bool, layers: Iterable[int] | None = None) -> None:
         """Let the adapter act, or not, until it is switched again.
@@ -167,33 +138,6 @@ class HookedALM(HookedTransformerSurface, HookedModule):
         for name, update in found:
             if name.startswith(tuple(names)):
                 update.is_on = on
-
-    @property
-    def path(self) -> tuple[str, ...]:
-        """Names of the blocks that lead to the head in use, in order."""
-        return self._path(self.head)
-
-    def _path(self, head: Head) -> tuple[str, ...]:
-        trunk = [f"blocks.{layer}" for layer in range(self.cfg.n_layers)]
-        if head == "text":
-            return tuple(trunk)
-        assert self.cfg.mimo_from_layer is not None
-        branch = [f"mimo_blocks.{layer}" for layer in range(self.cfg.n_mimo_layers)]
-        return (*trunk[: self.cfg.mimo_from_layer + 1], *branch)
-
-    def block(self, layer: int) -> Block:
-        """A block by its place on the path to the head in use."""
-        return cast(Block, self.get_submodule(self.path[layer]))
-
-    @property
-    def head_norm(self) -> Any:
-        """The ``RMSNorm`` before the head in use, or what was put in its place."""
-        return getattr(self, HEADS[self.head][0])
-
-    @property
-    def head_unembed(self) -> Any:
-        """The ``Unembed`` of the head in use."""
-        return getattr(self, HEADS[self.head][1])
 
     @classmethod
     def from_pretrained(cls, name_or_dir: str | Path, **kwargs: Any) -> "HookedALM":
@@ -392,32 +336,6 @@ class HookedALM(HookedTransformerSurface, HookedModule):
         loss = self.loss_fn(logits, x, loss_per_token)
         return loss if return_type == "loss" else Output(logits, loss)
 
-    def _run_other_branch(self, resid: Resid, context: AttentionContext) -> None:
-        """Run what does not lead to the head in use, if any of it is hooked."""
-        *blocks, norm, unembed = map(self.get_submodule, self._other_branch())
-        points = (point for part in (*blocks, norm, unembed) for point in part.modules())
-        if not any(isinstance(point, HookPoint) and is_hooked(point) for point in points):
-            return
-        for block in blocks:
-            resid = block(resid, context)
-        unembed(norm(resid))
-
-    def _other_branch(self) -> tuple[str, ...]:
-        """Names of what follows the fork on the way to the head that is not in use."""
-        assert self.cfg.mimo_from_layer is not None
-        other: Head = "audio" if self.head == "text" else "text"
-        return (*self._path(other)[self.cfg.mimo_from_layer + 1 :], *HEADS[other])
-
-    def _layers(self, start: int | None, stop: int | None) -> range:
-        n_layers = len(self.path)
-        for name, layer in (("start_at_layer", start), ("stop_at_layer", stop)):
-            if layer is not None and not -n_layers <= layer <= n_layers:
-                raise InputError(
-                    f"running some blocks: got {name}={layer}, expected a number from {-n_layers} "
-                    f"to {n_layers}. The model has {n_layers} blocks."
-                )
-        return range(n_layers)[start:stop]
-
     def _embed(self, x: ALMInput, n_past: int = 0) -> Resid:
         """Embed the tokens after the first ``n_past`` and merge the audio in."""
         tokens = x.tokens[:, n_past:]
@@ -524,19 +442,6 @@ class HookedALM(HookedTransformerSurface, HookedModule):
                 )
         hooks = {"fwd_hooks": list(fwd_hooks), "bwd_hooks": list(bwd_hooks)}
         return super().run_with_hooks(*args, **hooks, **kwargs)
-
-    def _left_out(self, start: int | None, stop: int | None) -> tuple[str, ...]:
-        """What the names of points begin with that a run of some layers does not reach."""
-        layers = self._layers(start, stop)
-        parts = {*self._path("text"), *HEADS["text"]}
-        runs = {self.path[layer] for layer in layers}
-        runs |= {*HEADS[self.head]} if stop is None else set()
-        if self.cfg.n_mimo_layers:
-            parts |= {*self._path("audio"), *HEADS["audio"]}
-            forks = self.cfg.mimo_from_layer in layers and stop is None
-            runs |= {*self._other_branch()} if forks else set()
-        before = () if start is None else ("hook_", "audio.")
-        return (*before, *(f"{name}." for name in parts - runs))
 
     def run_with_cache(
         self,

@@ -31,7 +31,7 @@ LEVELS = (
     {"audio", "config", "hooks", "spans", "inputs"},
     {
         *("masks", "components", "frontend", "prompts", "checkpoint"),
-        *("tokens", "weights", "weight_processing", "contract"),
+        *("tokens", "weights", "weight_processing", "contract", "heads"),
     },
     {"model", "generation", "cache"},
     {"engine"},
