@@ -1,7 +1,7 @@
 """Which head a model is asked about, and the blocks that lead to it."""
 
 from copy import copy
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from .axes import Resid
 from .components.attention import AttentionContext
@@ -12,6 +12,7 @@ from .hooks import HookPoint, is_hooked
 if TYPE_CHECKING:
     from .config import HookedALMConfig
 
+HeadsT = TypeVar("HeadsT", bound="Heads")
 Head = Literal["text", "audio"]
 """What a run ends in. Most models have the text head alone."""
 
@@ -31,7 +32,7 @@ class Heads:
         cfg: HookedALMConfig
         get_submodule: Any
 
-    def towards(self, head: Head) -> Self:
+    def towards(self: HeadsT, head: Head) -> HeadsT:
         """The same model, weights and hooks shared, with another head in use.
 
         ``model(x)`` then gives that head's logits, and sweeps, paths, lenses and attributions run
