@@ -1,5 +1,6 @@
 """Which donor position stands for which base position: the card's numbers, every policy, bounds."""
 
+import inspect
 import math
 from itertools import pairwise
 from typing import Any
@@ -176,6 +177,11 @@ def test_refusals() -> None:
         align(base, donor, ["text"], policy="dtw")
     with pytest.raises(InputError, match="looking up span 'speech': this input has text"):
         align(base, donor, ["speech"])
+    with pytest.raises(InputError, match=r"got 'texts' in the policy.*some of the spans text"):
+        align(base, base, ["text"], policy={"texts": "nearest"})
+    without_type_checks = inspect.unwrap(align)
+    with pytest.raises(InputError, match=r"got 'closest' in the policy, expected error, resample"):
+        without_type_checks(base, base, ["text"], policy="closest")
 
 
 def test_dtw_of_equal_features_is_the_identity() -> None:

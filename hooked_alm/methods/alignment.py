@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -82,8 +82,19 @@ def align(
         features: residual stream ``[pos, d_model]`` of base and donor at depth 0, for ``dtw``.
 
     Raises:
-        InputError: unequal lengths under ``error``, or a policy that cannot be applied.
+        InputError: unequal lengths under ``error``, or a policy that does not exist, is for a span
+            that does not, or cannot be applied.
     """
+    by_span = dict.fromkeys(base.spans, policy) if isinstance(policy, str) else policy
+    known = get_args(AlignPolicy)
+    wrong = [name for name in by_span if name not in {*SPAN_NAMES, *base.spans}]
+    wrong += [one for one in dict.fromkeys(by_span.values()) if one not in known]
+    if wrong:
+        raise InputError(
+            f"aligning {', '.join(spans)}: got {', '.join(map(repr, wrong))} in the policy, "
+            f"expected {', '.join(known)}, or one of them for some of the spans "
+            f"{', '.join(base.spans)}."
+        )
     if policy == "min_len":
         return _align_from_start(base, donor, spans, row)
     parts: list[tuple[list[int], list[int], list[int], list[float]]] = []
@@ -99,7 +110,7 @@ def align(
         pieces = _pieces(base, name, row), _pieces(donor, name, row)
         if len(pieces[0]) != len(pieces[1]):
             pieces = [ours], [theirs]
-        applied = policy if isinstance(policy, str) else policy.get(name, "error")
+        applied = by_span.get(name, "error")
         for ours, theirs in zip(*pieces, strict=True):
             if len(ours) == len(theirs):
                 parts.append((ours, theirs, theirs, [0.0] * len(ours)))
