@@ -24,8 +24,9 @@ from hooked_alm.experiments.workbench.registry import load_experiment
 needs_kill = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
 IMPORTED = (
     *(f"experiments.workbench.{name}" for name in ("cli", "figures", "runner")),
-    *(f"experiments.{name}" for name in ("emotion_conflict", "semantic_vs_prosody", "tuned_lens")),
-    *(f"converters.{name}" for name in ("llama", "qwen2_audio")),
+    *(f"experiments.{name}" for name in ("emotion_conflict", "semantic_vs_prosody")),
+    *(f"experiments.{name}" for name in ("prefix_comparison", "tuned_lens")),
+    *(f"converters.{name}" for name in ("qwen2", "qwen2_audio")),
 )
 
 

@@ -48,7 +48,16 @@ from prefix_comparison_toy import (
     text_checkpoint,
     write_items,
 )
-from stopped_runs import interrupted, results
+from stopped_runs import (
+    interrupted,
+    kill,
+    needs_kill,
+    results,
+    run_experiment,
+    start,
+    units,
+    wait_for,
+)
 from tiny import hf_inputs
 from tolerances import DIVERGENCE, MASS_OF_PATTERN
 
@@ -616,6 +625,22 @@ def test_stopped_twice_it_ends_with_the_same_bytes(
         with pytest.raises(KeyboardInterrupt):
             runner.run(interrupted(experiment(*code), {before}), out)
     assert len(list(out.glob("units/*"))) == 12
+    runner.run(experiment(*code), out)
+    assert results(out) == results(finished.path)
+
+
+@needs_kill
+def test_killed_twice_it_ends_with_the_same_bytes(
+    code: tuple[Path, Path], finished: RunFolder, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    settings = experiment(*code).config.model_dump()
+    n_units = len(units(finished.path))
+    for n_made in (2, n_units - 1):
+        process = start(run_experiment, "prefix_comparison", out, **settings)
+        wait_for(lambda n=n_made: len(units(out)) >= n)
+        kill(process)
+        assert not (out / "report.html").exists()
     runner.run(experiment(*code), out)
     assert results(out) == results(finished.path)
 
