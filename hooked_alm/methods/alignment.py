@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -85,16 +85,7 @@ def align(
         InputError: unequal lengths under ``error``, or a policy that does not exist, is for a span
             that does not, or cannot be applied.
     """
-    by_span = dict.fromkeys(base.spans, policy) if isinstance(policy, str) else policy
-    known = get_args(AlignPolicy)
-    wrong = [name for name in by_span if name not in {*SPAN_NAMES, *base.spans}]
-    wrong += [one for one in dict.fromkeys(by_span.values()) if one not in known]
-    if wrong:
-        raise InputError(
-            f"aligning {', '.join(spans)}: got {', '.join(map(repr, wrong))} in the policy, "
-            f"expected {', '.join(known)}, or one of them for some of the spans "
-            f"{', '.join(base.spans)}."
-        )
+    by_span = _policy_of_spans(policy, base)
     if policy == "min_len":
         return _align_from_start(base, donor, spans, row)
     parts: list[tuple[list[int], list[int], list[int], list[float]]] = []
@@ -123,6 +114,20 @@ def align(
         weight=[w for part in parts for w in part[3]],
         length_ratio=ratios,
     )
+
+
+def _policy_of_spans(policy: str | Mapping[str, str], base: ALMInput) -> Mapping[str, AlignPolicy]:
+    by_span = dict.fromkeys(base.spans, policy) if isinstance(policy, str) else policy
+    known = get_args(AlignPolicy)
+    wrong = [name for name in by_span if name not in {*SPAN_NAMES, *base.spans}]
+    wrong += [one for one in dict.fromkeys(by_span.values()) if one not in known]
+    if wrong:
+        raise InputError(
+            f"aligning spans: got {', '.join(map(repr, wrong))} in the policy, expected "
+            f"{', '.join(known)}, or one of them for some of the spans {', '.join(base.spans)}. "
+            "Check the spelling."
+        )
+    return cast(Mapping[str, AlignPolicy], by_span)
 
 
 def _pieces(x: ALMInput, name: str, row: int) -> list[list[int]]:

@@ -124,16 +124,13 @@ def compare_depths(
             "under the final norm. Leave `norm` at 'final', or the lens out."
         )
     n_rows = rows_at_once(model, len(targets), max_bytes)
-    names = [field.name for field in fields(Divergence)]
-    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    found: dict[str, list[Tensor]] = {field.name: [] for field in fields(Divergence)}
+    (n_runs, n_pos), n_pairs = targets.shape, len(pairs)
+    kinds = {"nll": (n_runs, torch.float32), "hit": (n_runs, torch.bool)}
+    kinds |= dict.fromkeys(("js", "kl", "kl_back"), (n_pairs, torch.float32))
     for depth, rows in enumerate(depths):
-        n_runs, n_pos = targets.shape
         # Before the logits: small tensors kept after large ones would split the heap.
-        kept = {
-            "nll": rows.new_empty(n_runs, n_pos, dtype=torch.float32),
-            "hit": rows.new_empty(n_runs, n_pos, dtype=torch.bool),
-            **{name: rows.new_empty(len(pairs), n_pos, dtype=torch.float32) for name in names[2:]},
-        }
+        kept = {name: rows.new_empty(n, n_pos, dtype=dtype) for name, (n, dtype) in kinds.items()}
         for at in torch.arange(rows.shape[1], device=rows.device).split(n_rows):
             some = rows[:, at] if lens is None else lens.translate(rows[:, at], depth)
             aims = targets[:, at].to(rows.device)
