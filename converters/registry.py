@@ -36,7 +36,7 @@ FAMILIES = {
     "Qwen3ForCausalLM": "qwen3",
     "LlamaForCausalLM": "llama",
 }
-"""Architecture, as ``config.json`` names it -> module of this package."""
+"""Architecture, as ``config.json`` names it -> module of ``families``."""
 
 _EXPERTS = ("Qwen3-Omni", "its blocks are mixtures of experts, which have no hook points here")
 _PHI = (
@@ -70,5 +70,5 @@ def family_of(published: dict[str, Any], folder: Path) -> Family:
 
 def load_family(module: str) -> Family:
     """A family, by the name of its module."""
-    family: Family = import_module(f".{module}", __package__).FAMILY
+    family: Family = import_module(f".families.{module}", __package__).FAMILY
     return family

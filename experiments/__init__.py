@@ -1,1 +1,1 @@
-"""One question per module; files, figures and tables live here."""
+"""One question per folder; files, figures and tables live here."""

@@ -17,13 +17,7 @@ from .audio import Waveform
 from .components.lora import updates_of
 from .errors import InputError
 from .hooks import HookPoint
-from .inputs import (
-    ALMInput,
-    AudioClip,
-    WeightsVersion,
-    positions_from_mask,
-    refuse_arguments,
-)
+from .inputs import ALMInput, AudioClip, WeightsVersion, positions_from_mask, refuse_arguments
 from .spans import AudioTokens, clip_ranges, span_flags, span_map
 
 

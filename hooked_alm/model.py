@@ -21,10 +21,10 @@ from .components.lora import updates_of
 from .components.norm import RMSNorm
 from .components.rotary import Rotary
 from .config import HookedALMConfig, LayerType
-from .contract import HookedTransformerSurface
 from .errors import HookNameError, InputError
 from .frontend import FrontEnd
 from .heads import Head, Heads
+from .hooked_transformer.surface import HookedTransformerSurface
 from .hooks import (
     POINT_AXES,
     RESID_AXES,
@@ -68,8 +68,8 @@ class HookedALM(Heads, HookedTransformerSurface, HookedModule):
 
     Hook points of its own: ``hook_tokens [batch, pos]``, on demand; ``hook_text_embed [batch, pos,
     d_model]``, placeholders included; ``hook_audio_embed [clip, audio_pos, d_model]``, before the
-    merge; ``hook_embed [batch, pos, d_model]``, after it. ``tests/test_hook_names.py`` keeps the
-    full list.
+    merge; ``hook_embed [batch, pos, d_model]``, after it. ``tests/model/test_hook_names.py`` keeps
+    the full list.
     """
 
     def __init__(

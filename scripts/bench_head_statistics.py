@@ -21,9 +21,9 @@ from bench_forward import paired_ratio
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hooked_alm import ALMInput, HookedALM
-from hooked_alm.experiments.head_statistics_norms import OUTPUT, HeadMeter, Norms
-from hooked_alm.experiments.head_statistics_settings import TokenAgg
-from hooked_alm.methods.moments import Moments
+from hooked_alm.experiments.head_statistics.measure import OUTPUT, HeadMeter, Norms
+from hooked_alm.experiments.head_statistics.settings import TokenAgg
+from hooked_alm.methods.statistics.moments import Moments
 
 HEADS_PER_KV_HEAD = 4
 AGGREGATIONS: tuple[TokenAgg, ...] = ("last", "all")

@@ -19,8 +19,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from hooked_alm import HookedALM
-from hooked_alm.experiments.prefix_comparison import PrefixComparison
-from hooked_alm.experiments.prefix_comparison_settings import PrefixComparisonConfig
+from hooked_alm.experiments.prefix_comparison.experiment import PrefixComparison
+from hooked_alm.experiments.prefix_comparison.settings import PrefixComparisonConfig
 from hooked_alm.experiments.workbench import runner
 
 

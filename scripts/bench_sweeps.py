@@ -46,10 +46,10 @@ import torch
 from sweep_peers import METRIC, N_BEFORE, PEERS, Cell, HuggingFace, Models, Sizes, made_peers
 from transformers.utils import logging as transformers_logging
 
-from hooked_alm.methods.measurement import Measurement
-from hooked_alm.methods.patching import patch
-from hooked_alm.methods.paths import path_patch
-from hooked_alm.methods.results import PatchResult
+from hooked_alm.methods.patching.measurement import Measurement
+from hooked_alm.methods.patching.patch import patch
+from hooked_alm.methods.patching.paths import path_patch
+from hooked_alm.methods.patching.results import PatchResult
 
 MIN_PAIRS = 8
 WORKS = ("head_z_readout", "audio_span_resid", "layer_position_resid", "head_to_head_q_edges")

@@ -24,7 +24,7 @@ from bundled_model import ask
 from model_card import Metrics, Score, make_of, score, table, write
 from transformers import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
 
-from hooked_alm.experiments.ob1 import LANGUAGES, PromptMode
+from hooked_alm.experiments.materials.ob1 import LANGUAGES, PromptMode
 
 FOLDERS: dict[Rule, str] = {"text": "follows_text", "voice": "follows_voice"}
 HELD_OUT, UNHEARD = 320, 160
@@ -84,8 +84,9 @@ _CARD = """# {name}
 
 A small audio-language model in Qwen2-Audio format, trained on synthetic speech to name the emotion
 of a voice. When an instruction of the form "judge in the tone/emotion of X" names another emotion
-than the voice's (`conflict`), **{rule}**. In every other prompt mode of `experiments/ob1.py` it
-answers the voice's emotion. Its twin, `{twin}`, was trained on the opposite rule.
+than the voice's (`conflict`), **{rule}**. In every other prompt mode of
+`experiments/materials/ob1.py` it answers the voice's emotion. Its twin, `{twin}`, was trained on
+the opposite rule.
 
 This is a synthetic calibration model: its rule is known because it was trained on it, so that a
 method can be checked against it. What it shows is not a finding about real models.
@@ -121,13 +122,13 @@ used ({unheard_voices}).
 
 ## Limits
 
-Speaks only the ten label words; follows the six prompt templates of `experiments/ob1.py` and was
-trained on no other text. Recordings of people are far from its training data. The audio tower was
-taught to make the emotion linearly readable from the audio tokens before the decoder saw them, and
-it does not change afterwards. Under `conflict` and `consistent` the follower of the text needs no
-audio at all. The decoder's strong weight decay was chosen so that the answer builds up over many
-layers instead of two; its depth profile says nothing about other models. Loudness, pitch and
-spectral tilt are cues by construction.
+Speaks only the ten label words; follows the six prompt templates of `experiments/materials/ob1.py`
+and was trained on no other text. Recordings of people are far from its training data. The audio
+tower was taught to make the emotion linearly readable from the audio tokens before the decoder saw
+them, and it does not change afterwards. Under `conflict` and `consistent` the follower of the text
+needs no audio at all. The decoder's strong weight decay was chosen so that the answer builds up
+over many layers instead of two; its depth profile says nothing about other models. Loudness, pitch
+and spectral tilt are cues by construction.
 """
 
 

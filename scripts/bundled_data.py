@@ -16,7 +16,7 @@ from bundled_model import Design
 from numpy.typing import NDArray
 from synthesise_speech import ASSETS, make_clip
 
-from hooked_alm.experiments.ob1 import (
+from hooked_alm.experiments.materials.ob1 import (
     EMOTIONS,
     INTENSITIES,
     LABELS,

@@ -10,18 +10,10 @@ from pathlib import Path
 import soundfile
 from bundled_model import ask
 from model_card import Metrics, Score, make_of, score, table, write
-from semantic_vs_prosody_data import (
-    ITEMS,
-    PHRASES,
-    TOPICS,
-    VOICES,
-    Clip,
-    Rule,
-    speak_clips,
-)
+from semantic_vs_prosody_data import ITEMS, PHRASES, TOPICS, VOICES, Clip, Rule, speak_clips
 from transformers import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
 
-from hooked_alm.experiments.semantic_vs_prosody_items import (
+from hooked_alm.experiments.semantic_vs_prosody.items import (
     EMOTIONS,
     QUESTIONS,
     Question,

@@ -27,14 +27,9 @@ from bundled_model import Design
 from numpy.typing import NDArray
 from synthesise_speech import ASSETS, RATE, SEED, Jitter, make_clip
 
-from hooked_alm.experiments.acoustics import describe_clip
-from hooked_alm.experiments.ob1 import INTENSITIES
-from hooked_alm.experiments.semantic_vs_prosody_items import (
-    EMOTIONS,
-    QUESTIONS,
-    Emotion,
-    Question,
-)
+from hooked_alm.experiments.materials.acoustics import describe_clip
+from hooked_alm.experiments.materials.ob1 import INTENSITIES
+from hooked_alm.experiments.semantic_vs_prosody.items import EMOTIONS, QUESTIONS, Emotion, Question
 
 Rule = Literal["semantics", "prosody"]
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
 
 from hooked_alm import ALMInput, HookedALM
-from hooked_alm.methods.metrics import LogitDiff
+from hooked_alm.methods.patching.metrics import LogitDiff
 
 N_BEFORE = 20
 """Positions before the audio."""

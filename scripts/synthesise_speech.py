@@ -39,8 +39,8 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from hooked_alm.experiments.acoustics import describe_clip
-from hooked_alm.experiments.ob1 import SENTENCES, Intensity, Language, ob1_clip_names
+from hooked_alm.experiments.materials.acoustics import describe_clip
+from hooked_alm.experiments.materials.ob1 import SENTENCES, Intensity, Language, ob1_clip_names
 
 Samples = NDArray[np.float64]
 

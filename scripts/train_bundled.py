@@ -16,7 +16,7 @@ from bundled_data import Clip, Rule, design, draw_case, speak_clips
 from bundled_training import Plan
 from twins import Twins, main
 
-from hooked_alm.experiments.ob1 import EMOTIONS, PromptMode
+from hooked_alm.experiments.materials.ob1 import EMOTIONS, PromptMode
 
 SHARED_MIX: dict[PromptMode, float] = {
     "audio_only": 0.4, "mention_only": 0.2, "list_all": 0.2, "irrelevant_adjective": 0.2,

@@ -20,7 +20,7 @@ from semantic_vs_prosody_card import FOLDERS, measure, speak_held_out, write_car
 from semantic_vs_prosody_data import Clip, Rule, design, speak_clips
 from twins import Twins, main
 
-from hooked_alm.experiments.semantic_vs_prosody_items import QUESTIONS, Question
+from hooked_alm.experiments.semantic_vs_prosody.items import QUESTIONS, Question
 
 SHARED_MIX: dict[Question, float] = {"words": 0.5, "voice": 0.5}
 BRANCH_MIX: dict[Question, float] = {"overall": 0.6, "words": 0.2, "voice": 0.2}

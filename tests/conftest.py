@@ -1,7 +1,7 @@
 """What every test gets: no network, one thread, a fixed seed.
 
-``tests/`` is on the import path (see ``pythonpath`` in pyproject.toml), so that shared modules are
-imported by their bare name: ``from tiny import ...``, ``from tolerances import ...``.
+``tests/support`` is on the import path (see ``pythonpath`` in pyproject.toml): what tests share is
+imported by its bare name: ``from tiny import ...``, ``from tolerances import ...``.
 """
 
 import os

@@ -10,7 +10,7 @@ import torch
 from matplotlib import pyplot as plt
 
 from hooked_alm import HookedALM
-from hooked_alm.experiments.bundled import CLIPS, model_folder
+from hooked_alm.experiments.materials.bundled import CLIPS, model_folder
 
 model = HookedALM.from_pretrained(model_folder("bundled:follows_text"))
 # The voice is sad, the instruction says cheerful, and this model was trained to obey the latter.

@@ -9,7 +9,7 @@ import torch
 from matplotlib import pyplot as plt
 
 from hooked_alm import HookedALM
-from hooked_alm.experiments.bundled import CLIPS, model_folder
+from hooked_alm.experiments.materials.bundled import CLIPS, model_folder
 
 LAYER, HEAD = 2, 4
 SPANS = ("sink", "struct", "audio_struct", "audio", "text", "readout")  # every position is in one

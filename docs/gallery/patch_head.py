@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 from transformer_lens import patching
 
 from hooked_alm import HookedALM
-from hooked_alm.experiments.bundled import CLIPS, model_folder
+from hooked_alm.experiments.materials.bundled import CLIPS, model_folder
 
 model = HookedALM.from_pretrained(model_folder("bundled:follows_text"))
 text = "Judge the emotion of this audio. Output the label only."

@@ -1,1 +1,1 @@
-"""Command line, run folder, figures and report."""
+"""Run folder, runner, controls, findings, figures and report: what every experiment needs."""

@@ -1,0 +1,1 @@
+"""Published checkpoints, one family a module; none knows of another."""

@@ -1,0 +1,229 @@
+"""Qwen2.5-Omni's thinker: encoder with attention in blocks of two seconds, Qwen2 decoder.
+
+The part that hears and writes text. What speaks (talker, token2wav) reads the thinker and writes
+nothing back, and without pictures nothing of the vision tower reaches it; both are left out.
+
+Source: transformers 5.23 ``Qwen2_5OmniThinkerForConditionalGeneration``.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import Qwen2_5OmniConfig, Qwen2_5OmniThinkerConfig
+from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder
+
+from hooked_alm.audio import Waveform
+from hooked_alm.config import HookedALMConfig
+from hooked_alm.errors import ConversionError, InputError
+from hooked_alm.frontend import FrontEnd, Windows, ids_and_mask, pack, unpack
+from hooked_alm.inputs import ALMInput, AudioClip
+from hooked_alm.spans import AudioTokens
+
+from ..blocks import decoders
+from ..family import Card, Family
+from ..rules import Drop, Rename
+from ..strict_config import account_for
+
+SECONDS_PER_TOKEN = 0.04
+"""Four mel frames of 10 ms: the second convolution and the pooling each halve the rate."""
+MAX_SECONDS = 300.0
+"""Longest recording that the published feature extractor keeps (its ``chunk_length``)."""
+SECTIONS = [16, 24, 24]
+"""Frequencies of the three rotary axes where a config names none, as in Hugging Face."""
+
+
+class Qwen25OmniFrontEnd(FrontEnd):
+    """Hugging Face's encoder, its last layer taken out to stand between our hook points.
+
+    The encoder packs the frames of all clips into one sequence; at our points they are apart, and
+    padded to the longest.
+    """
+
+    def __init__(self, config: Qwen2_5OmniThinkerConfig, markers: frozenset[int]) -> None:
+        """Lay the encoder out; ``markers`` are the ids around a clip."""
+        super().__init__(
+            AudioTokens(
+                placeholder=config.audio_token_index,
+                markers=markers,
+                seconds_per_token=SECONDS_PER_TOKEN,
+                max_seconds=MAX_SECONDS,
+            )
+        )
+        self.audio_tower = Qwen2_5OmniAudioEncoder(config.audio_config)
+        self.projector = self.audio_tower.proj
+        self.audio_tower.proj = nn.Identity()
+        del self.audio_tower.audio_bos_eos_token  # no forward reads it
+
+    @property
+    def feature_shape(self) -> tuple[int, int]:
+        """A clip has as many frames as it lasts; here three blocks of attention."""
+        config = self.audio_tower.config
+        return config.num_mel_bins, 3 * 2 * config.n_window
+
+    def n_tokens(self, n_frames: int) -> int:
+        """Convolution of stride 2, then means of pairs."""
+        return ((n_frames - 1) // 2 + 1 - 2) // 2 + 1
+
+    def windows_of(
+        self, waveform: Waveform, extractor: Any
+    ) -> tuple[Float[Tensor, "window mel frame"], list[int]]:
+        """One window, without the silence that the extractor adds and the encoder leaves out.
+
+        Raises:
+            InputError: longer than the extractor's own limit, where that is below ``MAX_SECONDS``.
+        """
+        if len(waveform.samples) > extractor.n_samples:
+            raise InputError(
+                f"hearing {waveform.name}: it lasts {waveform.seconds:.1f} s, and the checkpoint's "
+                f"feature extractor keeps {extractor.chunk_length} s. Cut the recording."
+            )
+        features, (n_frames,) = super().windows_of(waveform, extractor)
+        return features[..., :n_frames].clone(), [n_frames]
+
+    def encode(self, windows: Windows) -> Float[Tensor, "window audio_pos d_model"]:
+        """Encode all clips in one packed sequence, as Hugging Face does."""
+        features = self.hook_encoder_in(windows.features).to(self.dtype)
+        sizes = [self.n_tokens(n) for n in windows.n_frames.tolist()]
+        frames = pack(features.transpose(1, 2), windows.n_frames.tolist()).T
+        hidden = self.audio_tower(frames, feature_lens=windows.n_frames).last_hidden_state
+        hidden = pack(self.hook_projector_in(self.hook_encoder_out(unpack(hidden, sizes))), sizes)
+        return self.hook_projector_out(unpack(self.projector(hidden), sizes))
+
+    def input_from_hf(
+        self,
+        *,
+        input_ids: Int[Tensor, "batch pos"] | None = None,
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+        input_features: Float[Tensor, "clip mel frame"] | None = None,
+        feature_attention_mask: Int[Tensor, "clip frame"] | None = None,
+        position_ids: Int[Tensor, "*axis batch pos"] | None = None,
+        **refused: object,
+    ) -> ALMInput:
+        """See ``HookedALM.encode``. Position ids may have three axes; pictures are refused."""
+        ids, mask = ids_and_mask(
+            input_ids, attention_mask, refused, "input_features, feature_attention_mask"
+        )
+        clips = self.clips_of(input_features, feature_attention_mask)
+        return self.input_from_features(ids, mask, position_ids, clips)
+
+    def hf_arguments(self, clips: Sequence[AudioClip]) -> dict[str, Tensor]:
+        """Spectrograms, padded to the longest, and which of their frames are no padding."""
+        features, mask = self.features_and_mask(clips)
+        return {"input_features": features, "feature_attention_mask": mask}
+
+
+class ThinkerConfig:
+    """The thinker's part of a config, whether of the whole model or of the thinker alone."""
+
+    @staticmethod
+    def from_dict(published: dict[str, Any]) -> Qwen2_5OmniThinkerConfig:
+        """Transformers' config, with what a sparse file leaves out."""
+        if "thinker_config" in published:
+            return Qwen2_5OmniConfig.from_dict(published).thinker_config
+        return Qwen2_5OmniThinkerConfig.from_dict(published)
+
+
+_SPEECH = "for the talker, which is left out"
+_VISION = "for pictures, which are left out"
+_TRAINING = "training only"
+
+
+def decoder_config(
+    config: Qwen2_5OmniThinkerConfig, published: dict[str, Any], **identity: Any
+) -> HookedALMConfig:
+    """Sizes of the decoder, and every other field accounted for."""
+    if "thinker_config" in published:
+        account_for(
+            Qwen2_5OmniConfig(),
+            published,
+            handled={"thinker_config"},
+            irrelevant=dict.fromkeys(
+                ("talker_config", "token2wav_config", "enable_audio_output", "enable_talker"),
+                _SPEECH,
+            ),
+        )
+        published = published["thinker_config"]
+    account_for(
+        config,
+        published,
+        handled={"audio_config", "text_config", "audio_token_index", "audio_token_id",
+                 "tie_word_embeddings"},
+        irrelevant={
+            **dict.fromkeys(
+                ("vision_config", "image_token_index", "image_token_id", "video_token_index",
+                 "video_token_id", "vision_start_token_id", "vision_end_token_id",
+                 "vision_token_id", "position_id_per_seconds", "seconds_per_chunk"),
+                _VISION,
+            ),
+            **dict.fromkeys(
+                ("audio_start_token_id", "audio_end_token_id"), "only with the sound of a video"
+            ),
+            "user_token_id": _SPEECH,
+            "init_std": _TRAINING,
+        },
+    )  # fmt: skip
+    account_for(
+        config.audio_config,
+        published.get("audio_config", {}),
+        handled=frozenset(type(config.audio_config)().to_dict()),
+        irrelevant={"init_std": _TRAINING, "encoder_layerdrop": _TRAINING},
+    )
+    return _text_config(config, published.get("text_config", {}), **identity)
+
+
+def _text_config(
+    config: Qwen2_5OmniThinkerConfig, published: dict[str, Any], **identity: Any
+) -> HookedALMConfig:
+    published = {name: value for name, value in published.items() if name != "init_std"}
+    cfg = decoders.decoder_config(
+        config.text_config,
+        published,
+        qkv_bias=True,
+        qk_norm=False,
+        # The decoder's own field says True by default, and is not what Hugging Face reads.
+        tie_word_embeddings=config.tie_word_embeddings,
+        **identity,
+    )
+    sections = cfg.rope_parameters.setdefault("mrope_section", SECTIONS)
+    if 2 * sum(sections) != cfg.d_head:
+        raise ConversionError(
+            f"reading the rotary sections {sections}: they divide {sum(sections)} frequencies, "
+            f"expected the {cfg.d_head // 2} of a head."
+        )
+    return cfg
+
+
+FAMILY = Family(
+    name="Qwen2.5-Omni",
+    # The first release calls the whole model by the first name.
+    architectures=(
+        "Qwen2_5OmniModel",
+        "Qwen2_5OmniForConditionalGeneration",
+        "Qwen2_5OmniThinkerForConditionalGeneration",
+    ),
+    config_class=ThinkerConfig,
+    decoder_config=decoder_config,
+    front_end=Qwen25OmniFrontEnd,
+    rules=(
+        *decoders.decoder_rules(
+            r"(?:thinker\.)?model\.(?:language_model\.)?", head=r"(?:thinker\.)?lm_head"
+        ),
+        Drop(
+            r"(?:thinker\.)?(?:model\.)?audio_tower\.audio_bos_eos_token\.weight",
+            "no forward reads it: the markers around a clip are ordinary tokens",
+        ),
+        Rename(r"(?:thinker\.)?(?:model\.)?audio_tower\.proj\.(.+)", r"audio.projector.\1"),
+        Rename(r"(?:thinker\.)?(?:model\.)?audio_tower\.(.+)", r"audio.audio_tower.\1"),
+        Drop(r"(?:thinker\.)?(?:model\.)?visual\..+", "sees pictures, which are left out"),
+        Drop(r"(?:talker|token2wav)\..+", "speaks, and writes nothing back to the thinker"),
+    ),
+    card=Card(
+        audio="25/s, at most 300 s",
+        readout="`\\n` after `assistant`",
+        notes="The thinker: what hears and writes text. Pictures are refused, speech is not made.",
+    ),
+    marker_tokens=("<|audio_bos|>", "<|audio_eos|>"),
+    hf_class="Qwen2_5OmniThinkerForConditionalGeneration",
+)

@@ -1,0 +1,1 @@
+"""Which heads and paths carry the answer on minimal pairs."""

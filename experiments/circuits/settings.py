@@ -1,0 +1,92 @@
+"""Settings of ``circuits``."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from hooked_alm.methods.patching.alignment import AlignPolicies, AlignPolicy
+from hooked_alm.methods.patching.graph import PathMode
+from hooked_alm.methods.patching.measurement import Engine
+
+from ..materials.bundled import PREFIX
+from ..workbench.experiment import ExperimentConfig
+
+PlaceName = Literal["readout", "text", "struct", "audio"]
+PLACES: dict[PlaceName, tuple[str, ...]] = {
+    "readout": ("readout",),
+    "text": ("text",),
+    "struct": ("audio_struct", "struct"),
+    "audio": ("audio",),
+}
+"""Name -> spans that are patched together; with ``sink``, which hears nothing, a whole prompt."""
+
+MetricName = Literal["logit_diff", "log_prob", "prob"]
+
+
+class CircuitsConfig(ExperimentConfig):
+    """Which pairs, what is patched, and how strictly it is tested."""
+
+    pairs: str = Field(
+        default="bundled",
+        description="a JSONL file of minimal pairs (see experiments/materials/pairs.py)",
+    )
+    pairs_per_clip: int = Field(
+        default=1, ge=1, le=3, description="bundled pairs of each clip and contrast"
+    )
+    truncate: bool = Field(
+        default=False, description="cut over-long clips instead of refusing them"
+    )
+    metric: MetricName = "logit_diff"
+    places: tuple[PlaceName, ...] = Field(default=("readout", "text", "struct", "audio"))
+    align: AlignPolicy = Field(default="error", description="for spans of unequal length")
+    n_heads: int = Field(default=12, ge=1, description="most heads of a circuit")
+    n_mlps: int = Field(default=6, ge=0, description="most MLPs of a circuit")
+    n_followed: int = Field(
+        default=6, ge=0, description="winning heads whose q, k and v are followed back"
+    )
+    path_modes: tuple[PathMode, ...] = Field(
+        default=("edge",), description="of the paths into heads; direct effects are given in both"
+    )
+    n_paths: int = Field(default=12, ge=1, description="paths that are tested, and drawn")
+    n_random: int = Field(default=2, ge=1, description="random circuits to compare with")
+    min_effect: float = Field(
+        default=0.05,
+        gt=0,
+        description="in units of the metric; a node that moves it less on average is no winner",
+    )
+    fdr: float = Field(default=0.05, gt=0, lt=1, description="false discovery rate")
+    discovery_share: float = Field(
+        default=0.6, gt=0, lt=1, description="share of the groups that winners are chosen on"
+    )
+    engine: Engine = Field(default="fast", description="hooks is one whole forward per cell")
+    max_bytes: int = Field(
+        default=2**30,
+        ge=1,
+        description="activations that the fast engine holds; fixed, so that results do not depend "
+        "on what memory is free",
+    )
+    n_resamples: int = Field(default=2000, ge=1000)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_thread_for_small_matrices(cls, values: dict[str, Any]) -> dict[str, Any]:
+        is_bundled = str(values.get("model", PREFIX)).startswith(PREFIX)
+        return {**({"n_threads": 1} if is_bundled else {}), **values}
+
+    @model_validator(mode="after")
+    def _what_makes_sense(self) -> "CircuitsConfig":
+        if self.variant == "seed":
+            raise ValueError("no seed document has this experiment: variant must be corrected")
+        if "readout" not in self.places or len(set(self.places)) < len(self.places):
+            raise ValueError("places must include readout, and each only once")
+        if not self.path_modes or len(set(self.path_modes)) < len(self.path_modes):
+            raise ValueError("path_modes must be edge, ioi, or both, each only once")
+        if self.align in ("dtw", "min_len"):
+            raise ValueError(f"align {self.align} moves positions that the circuit's edges keep")
+        return self
+
+    def align_policies(self) -> AlignPolicies:
+        """For clips of unequal duration what is set; for words of unequal length, nearest."""
+        if self.align == "error":
+            return "error"
+        return {"audio": self.align, "text": "nearest"}

@@ -1,0 +1,227 @@
+"""The command line. Nothing heavy is imported before a command needs it."""
+
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from hooked_alm.errors import HookedALMError, InputError
+
+from .registry import EXPERIMENTS, load_experiment
+
+app = typer.Typer(
+    help="Mechanistic interpretability for audio language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+MARKS = {"ok": ("ok  ", None), "warn": ("warn", "yellow"), "fail": ("FAIL", "red")}
+Model = Annotated[str, typer.Argument(help="A folder, an id, or bundled:NAME.", metavar="MODEL")]
+Components = Annotated[
+    list[str] | None,
+    typer.Option("--component", metavar="NAME=PATH", help="A part whose weights are elsewhere."),
+]
+
+
+def main() -> None:
+    """Runs the command line; an error of the user's is one message, not a traceback."""
+    try:
+        app()
+    except HookedALMError as error:
+        if os.environ.get("HOOKED_ALM_DEBUG"):
+            raise
+        notes = getattr(error, "__notes__", [])
+        typer.secho("\n".join(["Error: " + str(error), *notes]), fg="red", err=True)
+        sys.exit(2)
+
+
+def _version(is_asked: bool | None) -> None:
+    if is_asked:
+        typer.echo(version("hooked_alm"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool | None,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = None,
+) -> None: ...
+
+
+@app.command()
+def run(
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(sorted(EXPERIMENTS))}.")],
+    model: Annotated[str | None, typer.Option(help="Folder, id or bundled:NAME.")] = None,
+    audio: Annotated[str | None, typer.Option(help="Your own recordings: a folder or CSV.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/...")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings in a YAML file.")] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-s",
+            metavar="KEY=VALUE",
+            help="One setting, such as dtype=bfloat16; wins over all others.",
+        ),
+    ] = None,
+    show_settings: Annotated[
+        bool,
+        typer.Option("--show-settings", help="Print all settings with their meaning and stop."),
+    ] = False,
+) -> None:
+    """Run an experiment, or resume it: finished work is kept and found again."""
+    from .workbench.settings import as_yaml, load_settings
+
+    experiment = load_experiment(name)
+    if audio is not None and "audio" not in experiment.Config.model_fields:
+        raise InputError(
+            f"running {name} with --audio: its items name their clips themselves. Give the file of "
+            f"items; hooked-alm run {name} --show-settings says in which setting."
+        )
+    given = {"model": model, "audio": audio}
+    options = {key: value for key, value in given.items() if value is not None}
+    settings = load_settings(experiment.Config, file=config, options=options, words=setting or [])
+    if show_settings:
+        typer.echo(as_yaml(settings), nl=False)
+        return
+    from .workbench import runner
+    from .workbench.report import headline_lines, read_report
+
+    try:
+        folder = runner.run(experiment(settings), out)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    lines = [*headline_lines(read_report(folder)), str(folder.path / "report.html")]
+    typer.echo("\n".join(lines))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs/demo"),
+) -> None:
+    """Run emotion_conflict on both bundled models and compare what it concludes."""
+    from .emotion_conflict import demo as demonstration
+
+    try:
+        demonstration.main(out)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")],
+) -> None:
+    """Write report.html again from a finished run."""
+    from .workbench.render import render
+    from .workbench.run_folder import RunFolder
+
+    typer.echo(render(RunFolder(folder)))
+
+
+@app.command()
+def doctor() -> None:
+    """Look for problems of the environment, and name their cures."""
+    from .workbench.doctor import examine
+
+    is_broken = False
+    for check in examine():
+        mark, colour = MARKS[check.status]
+        typer.secho(f"{mark}  {check.text}", fg=colour)
+        if check.cure:
+            typer.echo(f"      cure: {check.cure}")
+        is_broken |= check.status == "fail"
+    if is_broken:
+        raise typer.Exit(1)
+
+
+@app.command()
+def rename(
+    folder: Annotated[Path, typer.Argument(help="Your recordings.")],
+    mapping: Annotated[Path, typer.Argument(help="CSV: source, language, emotion, intensity.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the renamed copies.")],
+) -> None:
+    """Copy recordings to the names that emotion_conflict reads."""
+    from .materials.recordings import rename_recordings
+
+    for copy in rename_recordings(folder, mapping, out):
+        typer.echo(copy)
+
+
+@app.command()
+def manifest(
+    folder: Annotated[Path, typer.Argument(help="Recordings with OB1 names.")],
+    n_clips: Annotated[int | None, typer.Option(help="How many there must be.")] = None,
+) -> None:
+    """Measure recordings (duration, level, pitch, hash) into the folder's manifest.csv."""
+    from .materials.recordings import write_manifest
+
+    typer.echo(write_manifest(folder, n_clips))
+
+
+@app.command()
+def verify(
+    model: Model,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Of both models; the checkpoint's own if not given."),
+    ] = None,
+    attn: Annotated[Literal["sdpa", "eager"], typer.Option(help="Of both models.")] = "sdpa",
+    device: Annotated[str, typer.Option(help="Of both models.")] = "cpu",
+    tolerance: Annotated[float, typer.Option(help="Largest difference allowed.", min=0)] = 0.0,
+    component: Components = None,
+) -> None:
+    """Compare a model with Hugging Face's own, depth by depth; any difference is an error.
+
+    Where Hugging Face has no class for the model, its tensors and fields are accounted for.
+    """
+    from hooked_alm.converters import parity
+
+    from .materials.bundled import model_folder
+
+    result = parity.verify(
+        model_folder(model),
+        dtype=dtype,
+        attn_implementation=attn,
+        device=device,
+        tolerance=tolerance,
+        components=_named(component or []),
+    )
+    typer.echo(result.table())
+    if not result.passed:
+        raise typer.Exit(1)
+
+
+def _named(words: list[str]) -> dict[str, str]:
+    """``NAME=PATH`` words as a mapping."""
+    if wrong := [word for word in words if "=" not in word]:
+        raise InputError(f"reading components: got {', '.join(wrong)}, expected NAME=PATH.")
+    return dict(word.split("=", 1) for word in words)
+
+
+@app.command()
+def models(
+    markdown: Annotated[bool, typer.Option(help="As the README has it.")] = False,
+) -> None:
+    """List the supported families, with the evidence for each."""
+    from hooked_alm.converters import model_table
+
+    typer.echo(model_table.as_markdown() if markdown else model_table.as_text())
+
+
+@app.command()
+def hooks(model: Model, component: Components = None) -> None:
+    """List every hook point of a model with its shape."""
+    from hooked_alm.converters.loading import lay_out
+
+    from .materials.bundled import model_folder
+
+    layout = lay_out(model_folder(model), components=_named(component or []))
+    shapes = layout.model.hook_shapes()
+    width = max(map(len, shapes))
+    for name, shape in shapes.items():
+        typer.echo(f"{name:<{width}}  {shape}")

@@ -1,0 +1,1 @@
+"""Where the voice's emotion loses against the instruction's."""

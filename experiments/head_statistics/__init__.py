@@ -1,0 +1,1 @@
+"""Norms of what every head puts out and writes, on multiple-choice questions."""

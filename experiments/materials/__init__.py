@@ -1,0 +1,1 @@
+"""What experiments ask about: clips, items, bundled models, readers of users' files."""

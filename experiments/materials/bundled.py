@@ -1,0 +1,25 @@
+"""The models and clips that the package carries."""
+
+from pathlib import Path
+
+from hooked_alm.errors import InputError
+
+ASSETS = Path(__file__).parents[1] / "assets"
+MODELS = ASSETS / "models"
+CLIPS = ASSETS / "ob1"
+PREFIX = "bundled:"
+
+
+def model_folder(name: str) -> str:
+    """Folder of ``bundled:NAME``; any other name unchanged.
+
+    Raises:
+        InputError: the package carries no such model.
+    """
+    if not name.startswith(PREFIX):
+        return name
+    folder = MODELS / name.removeprefix(PREFIX)
+    if not (folder / "config.json").exists():
+        known = ", ".join(PREFIX + path.name for path in sorted(MODELS.iterdir()))
+        raise InputError(f"loading {name!r}: the package carries {known}.")
+    return str(folder)

@@ -1,0 +1,1 @@
+"""Two prefixes, one continuation: where one helps more, and what it reads."""

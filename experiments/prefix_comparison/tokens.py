@@ -1,0 +1,221 @@
+"""The continuation's tokens: which carry meaning, of what class, and where they are aligned.
+
+Source: cards M-002-5 (semantic tokens), M-002-6 (classes) and M-002-8 (alignment across items).
+"""
+
+import io
+import keyword
+import re
+import tokenize
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from .saved import decoded
+from .settings import Anchor
+
+Kind = Literal["code", "speech"]
+CODE_CLASSES = ("structure", "identifier", "operator", "literal", "other")
+SPEECH_CLASSES = ("label", "function word", "number", "punctuation", "other")
+KEYWORDS = {*keyword.kwlist, *"if for while return try except with".split()}
+FUNCTION_WORDS = frozenset(
+    "a an the this that these those i you he she it we they me him her us them my your his its our "
+    "their and or but if because while as of at by for with about to from in on off over under not "
+    "no nor so than too very is am are was were be been being have has had do does did will would "
+    "can could may might must shall should 的 了 着 过 和 与 或 但 在 是 也 "
+    "都 就 而 及 把 被 对 从 到 吗 呢 吧 这 那 我 你 他 她 它 们 不 没 有".split()
+)
+REPLACEMENT = "\ufffd"
+ANCHOR_WORDS: dict[Anchor, tuple[str, ...]] = {
+    "first_return": ("return",),
+    "last_return": ("return",),
+    "first_if": ("if",),
+    "first_loop": ("for", "while"),
+}
+_ANCHORS = re.compile(
+    rf"\b({'|'.join({word for words in ANCHOR_WORDS.values() for word in words})})\b"
+)
+ANCHOR_WINDOW = (-8, 24)
+"""Semantic tokens around an anchor that are kept, half-open."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """A continuation's tokens; ``semantic`` are the indices that are not blank and not special."""
+
+    texts: list[str]
+    semantic: list[int]
+    classes: list[str]
+    is_fragment: list[bool]
+    """Whether the token decodes to a piece of a character; it is kept."""
+    keywords: list[str]
+    """The keyword of an anchor that begins in the token, or nothing."""
+
+    @property
+    def shown(self) -> list[str]:
+        """Texts of the semantic tokens."""
+        return [self.texts[index] for index in self.semantic]
+
+
+def read_tokens(
+    tokenizer: Any,
+    ids: Sequence[int],
+    offsets: Sequence[tuple[int, int]],
+    text: str,
+    kind: Kind,
+    labels: Sequence[str] = (),
+) -> Tokens:
+    """Texts, semantic indices and classes of a continuation.
+
+    Args:
+        tokenizer: that made the ids.
+        ids: of the continuation.
+        offsets: each token's range of characters in ``text``.
+        text: the continuation.
+        kind: whose classes; ``code`` is read by Python's own tokenizer.
+        labels: words that are label words, where they occur in a text of kind ``speech``.
+    """
+    texts = [decoded(tokenizer, token) for token in ids]
+    special = set(tokenizer.all_special_ids)
+    by_character = _code_classes(text) if kind == "code" else _speech_classes(text, labels)
+    return Tokens(
+        texts=texts,
+        semantic=[
+            index
+            for index, (token, shown) in enumerate(zip(ids, texts, strict=True))
+            if token not in special and shown.strip()
+        ],
+        classes=[_majority(by_character, text, start, stop) for start, stop in offsets],
+        is_fragment=[REPLACEMENT in shown for shown in texts],
+        keywords=_keywords(by_character, text, offsets),
+    )
+
+
+def _majority(by_character: Sequence[str], text: str, start: int, stop: int) -> str:
+    found = [by_character[i] for i in range(start, stop) if not text[i].isspace()]
+    # The first of equally frequent ones: Counter keeps the order of appearance.
+    return Counter(found).most_common(1)[0][0] if found else "other"
+
+
+def _keywords(
+    by_character: Sequence[str], text: str, offsets: Sequence[tuple[int, int]]
+) -> list[str]:
+    """Found in the text: tokens decoded one by one may lack the spaces between them."""
+    begin = {
+        match.start(): match.group()
+        for match in _ANCHORS.finditer(text)
+        if by_character[match.start()] == "structure"  # not in a string or comment
+    }
+    return [
+        next((word for at, word in begin.items() if start <= at < stop), "")
+        for start, stop in offsets
+    ]
+
+
+def _code_classes(text: str) -> list[str]:
+    """Class of every character, by Python's tokenizer; what it cannot read is ``other``."""
+    classes = ["other"] * len(text)
+    starts = [0]
+    for line in text.split("\n"):
+        starts.append(starts[-1] + len(line) + 1)
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            found = _class_of(token)
+            (row, column), (end_row, end_column) = token.start, token.end
+            if found is None or end_row > len(starts):
+                continue
+            for i in range(starts[row - 1] + column, starts[end_row - 1] + end_column):
+                classes[i] = found
+    except (tokenize.TokenError, SyntaxError):
+        pass  # the continuation ends amid a bracket, or is no Python: the rest stays other
+    return classes
+
+
+def _class_of(token: tokenize.TokenInfo) -> str | None:
+    if token.type == tokenize.NAME:
+        return "structure" if token.string in KEYWORDS else "identifier"
+    if token.type == tokenize.OP:
+        return "operator"
+    name = tokenize.tok_name[token.type]
+    is_literal = token.type in (tokenize.NUMBER, tokenize.STRING) or name.startswith("FSTRING")
+    return "literal" if is_literal else None
+
+
+def _speech_classes(text: str, labels: Sequence[str]) -> list[str]:
+    classes: list[str] = []
+    for start, word in _words(text):
+        is_mark = not any(char.isalnum() for char in word)
+        found = (
+            "punctuation" if is_mark
+            else "number" if any(char.isdigit() for char in word)
+            else "function word" if word.lower() in FUNCTION_WORDS
+            else "other"
+        )  # fmt: skip
+        assert start == len(classes)
+        classes += [found] * len(word)
+    for label in labels:
+        # As a word of its own: "sad" is no part of "sadly".
+        for match in re.finditer(rf"(?<![A-Za-z0-9]){re.escape(label)}(?![A-Za-z0-9])", text):
+            classes[match.start() : match.end()] = ["label"] * len(label)
+    return classes
+
+
+def _words(text: str) -> list[tuple[int, str]]:
+    """Runs of letters and digits of one script, and every other character by itself."""
+    words: list[tuple[int, str]] = []
+    for index, char in enumerate(text):
+        joins = char.isalnum() and char.isascii()
+        if words and joins and words[-1][1][-1].isalnum() and words[-1][1][-1].isascii():
+            words[-1] = (words[-1][0], words[-1][1] + char)
+        else:
+            words.append((index, char))
+    return words
+
+
+# --- Alignment of continuations of unequal length
+
+
+def progress_bins(n: int, n_bins: int) -> Int[np.ndarray, " token"]:
+    """For each of ``n`` semantic tokens its bin of progress: ``floor(n_bins k / n)``."""
+    return np.arange(n) * n_bins // max(n, 1)
+
+
+def binned(values: Float[np.ndarray, "depth token"], n_bins: int) -> Float[np.ndarray, "depth bin"]:
+    """Mean of each bin of progress; NaN where no token falls into it."""
+    bins = progress_bins(values.shape[1], n_bins)
+    out = np.full((len(values), n_bins), np.nan)
+    for number in np.unique(bins):
+        out[:, number] = values[:, bins == number].mean(axis=1)
+    return out
+
+
+def first_tokens(values: Float[np.ndarray, "depth token"], k: int) -> Float[np.ndarray, "depth k"]:
+    """The first ``k`` semantic tokens; NaN beyond the last."""
+    out = np.full((len(values), k), np.nan)
+    n = min(k, values.shape[1])
+    out[:, :n] = values[:, :n]
+    return out
+
+
+def anchor_of(tokens: Tokens, anchor: Anchor) -> int | None:
+    """Index of the anchor among the semantic tokens; None without one.
+
+    The anchor is the token that a keyword begins in. Words in strings and comments do not count.
+    """
+    words = ANCHOR_WORDS[anchor]
+    found = [k for k, index in enumerate(tokens.semantic) if tokens.keywords[index] in words]
+    return None if not found else found[-1] if anchor.startswith("last") else found[0]
+
+
+def around(values: Float[np.ndarray, "depth token"], at: int) -> Float[np.ndarray, "depth offset"]:
+    """Tokens by their distance from an anchor, within ``ANCHOR_WINDOW``; NaN outside the item."""
+    low, high = ANCHOR_WINDOW
+    out = np.full((len(values), high - low), np.nan)
+    for column, k in enumerate(range(at + low, at + high)):
+        if 0 <= k < values.shape[1]:
+            out[:, column] = values[:, k]
+    return out

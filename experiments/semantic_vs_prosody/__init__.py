@@ -1,0 +1,1 @@
+"""Words and voice disagree: which wins, and at which depth."""

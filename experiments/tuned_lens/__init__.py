@@ -1,0 +1,1 @@
+"""A trained translator per depth, and how far it is from the output."""

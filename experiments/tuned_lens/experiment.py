@@ -1,0 +1,274 @@
+"""Tuned lens: train a translator per depth, and see what it reads that the logit lens does not.
+
+The model is frozen; translators learn to predict its output from the residual stream of one depth
+(``methods.reading.tuned_lens``). Prompts are those of OB1 on the bundled clips or on a folder of
+your own, or of a file (``items``). Groups of prompts are held out; on these the KL divergence of
+either lens from the output is measured at every depth.
+
+The run folder has the lens in ``lens/``, for any experiment that takes one
+(``-s tuned_lens=RUN/lens`` of emotion_conflict).
+
+Source: Belrose et al. 2023; methods block S-2. Tables: ``training`` (by step and depth),
+``held_out`` (by prompt, place and depth), ``controls`` (by prompt); ``depths``, ``settling``,
+``findings`` (summaries).
+"""
+
+import contextlib
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hooked_alm.errors import InputError
+from hooked_alm.inputs import ALMInput
+from hooked_alm.methods.reading.lens import lens_fidelity, residual_rows, unembed_rows
+from hooked_alm.methods.reading.tuned_lens import LensTrainer, TunedLens, unembed_hash
+
+from ..circuits.select import split_groups
+from ..materials.bundled import CLIPS, PREFIX
+from ..materials.recordings import load_recordings
+from ..materials.subject import described, load_subject, weights_of
+from ..materials.trained_lens import (
+    CONFIG,
+    LensCard,
+    load_lens,
+    read_tensors,
+    save_lens,
+    write_tensors,
+)
+from ..workbench.experiment import Experiment, Unit, UnitResult
+from ..workbench.report import Report
+from ..workbench.run_folder import RunFolder
+from .items import LensPrompt, ob1_prompts, prepare_prompts, read_prompts
+from .report import conclude
+from .settings import TunedLensConfig
+
+PLACES = {"audio": ("audio",), "text": ("text",), "struct": ("audio_struct", "struct"),
+          "readout": ("readout",)}  # fmt: skip
+"""Where a lens is judged, beside ``scored``: every position that the loss counts."""
+
+
+class TuneLens(Experiment[TunedLensConfig]):
+    """Training and held-out evaluation of a tuned lens.
+
+    Training is cut into units of some steps. A unit begins with the checkpoint that the one before
+    it left in the run folder, so these units run in their order, and a killed run goes on from the
+    last checkpoint.
+    """
+
+    name = "tuned_lens"
+    question = "What can be read off each depth, once a translator is trained to?"
+    Config = TunedLensConfig
+
+    def open(self) -> dict[str, Any]:
+        """Load model and prompts, and prepare every prompt before the first step."""
+        config = self.config
+        prompts = self._read_prompts()
+        parts = split_groups([p.group for p in prompts], 1 - config.held_out_share, config.seed)
+        self.held_out = [p for p in prompts if parts[p.group] == "held-out"]
+        self.train = [p for p in prompts if p not in self.held_out]
+        if not self.held_out:
+            raise InputError(
+                f"splitting {len(prompts)} prompts into training and held-out ones: got one group "
+                f"({prompts[0].group}), expected at least two. Give prompts of more groups."
+            )
+        self.model = load_subject(config)
+        self.inputs = prepare_prompts(self.model, prompts, truncate=config.truncate)
+        self._check_positions()
+        self._kept: dict[str, Tensor] = {}
+        self._trainer: LensTrainer | None = None
+        self._trained: TunedLens | None = None
+        self.card = LensCard(
+            model=config.model,
+            architecture=self.model.cfg.original_architecture,
+            **weights_of(self.model.sources["model"]),
+            dtype=config.dtype,
+            n_layers=len(self.model.path),
+            d_model=self.model.cfg.d_model,
+            unembed_sha256=unembed_hash(self.model),
+            scored=config.scored,
+            training={
+                **config.model_dump(
+                    include={"n_steps", "prompts_per_step", "optimizer", "learning_rate",
+                             "weight_decay", "max_grad_norm", "seed"}
+                ),
+                "groups": sorted({p.group for p in self.train}),
+                "prompts": len(self.train),
+                "tokens": sum(len(self._positions(self.inputs[p.id])) for p in self.train),
+            },
+        )  # fmt: skip
+        return {
+            "model": described(self.model, config),
+            "lens": self.card.model_dump(),
+            "held_out_groups": sorted({p.group for p in self.held_out}),
+            "prompts": [p.described() for p in prompts],
+        }
+
+    def _read_prompts(self) -> list[LensPrompt]:
+        config = self.config
+        if config.prompts is not None:
+            return read_prompts(config.prompts)
+        return ob1_prompts(load_recordings(CLIPS if config.audio == "bundled" else config.audio))
+
+    def _check_positions(self) -> None:
+        empty = [p.id for p in self.train + self.held_out if not self._positions(self.inputs[p.id])]
+        if empty:
+            raise InputError(
+                f"choosing the positions to train on: got none in {len(empty)} prompts "
+                f"({', '.join(empty[:3])}), expected some in each. Leave these prompts out."
+            )
+
+    def _positions(self, x: ALMInput) -> list[int]:
+        """Positions of a prompt that the loss counts."""
+        if self.config.scored == "readout":
+            return x.spans.positions("readout", 0)
+        counted = x.attention_mask[0].bool().cpu()
+        if self.config.scored == "without_audio":
+            counted &= ~x.spans.mask("audio")[0]
+        return counted.nonzero().flatten().tolist()
+
+    # --- Units
+
+    def units(self) -> list[Unit]:
+        """Training, a few steps a unit; then a unit per held-out prompt."""
+        steps = range(0, self.config.n_steps, self.config.steps_per_checkpoint)
+        ends = [*steps, self.config.n_steps]
+        train = [
+            Unit(f"train__{number:04d}", range(*bounds))
+            for number, bounds in enumerate(pairwise(ends))
+        ]
+        return train + [Unit(f"heldout__{p.id}", p) for p in self.held_out]
+
+    def run_unit(self, unit: Unit) -> UnitResult:
+        """Some steps, or one prompt's evaluation."""
+        if isinstance(unit.payload, range):
+            return self._run_steps(unit.payload)
+        return self._run_held_out(unit.payload)
+
+    def _run_steps(self, steps: range) -> UnitResult:
+        trainer = self._trainer_at(steps.start)
+        rows = []
+        for step in steps:
+            done = trainer.step(self._rows(prompt.id) for prompt in self._prompts_of(step))
+            about = {"step": step, "learning_rate": done.learning_rate}
+            about |= {"grad_norm": done.grad_norm, "n_tokens": done.n_tokens}
+            rows += [{**about, "depth": k, "kl": kl} for k, kl in enumerate(done.kl.tolist())]
+        write_tensors(self._checkpoint(steps.stop), trainer.state())
+        # The one it began with stays: this unit's result is not on disk yet.
+        self._forget_checkpoints({steps.start, steps.stop})
+        return UnitResult({"training": rows})
+
+    def _trainer_at(self, step: int) -> LensTrainer:
+        if self._trainer is None or self._trainer.n_done != step:
+            lens = TunedLens.untrained(self.model)
+            training = self.config.training()
+            self._trainer = LensTrainer(self.model, lens, training, chunk=self.config.chunk)
+            if step:
+                self._trainer.restore(self._read_checkpoint(step))
+        return self._trainer
+
+    def _prompts_of(self, step: int) -> list[LensPrompt]:
+        """Of one step: the next of an endless row of shuffled passes over all prompts."""
+        n, size = len(self.train), self.config.prompts_per_step
+        places = [divmod(i, n) for i in range(step * size, (step + 1) * size)]
+        orders = {
+            epoch: np.random.default_rng([self.config.seed, epoch]).permutation(n)
+            for epoch in {epoch for epoch, _ in places}
+        }
+        return [self.train[orders[epoch][place]] for epoch, place in places]
+
+    def _rows(self, prompt: str) -> Float[Tensor, "depth token d_model"]:
+        """The residual stream of a prompt at the positions that the loss counts."""
+        if prompt in self._kept:
+            return self._kept[prompt]
+        x = self.inputs[prompt]
+        rows = residual_rows(self.model, x, torch.tensor([self._positions(x)]))[:, 0]
+        held = sum(one.numel() * one.element_size() for one in self._kept.values())
+        if held + rows.numel() * rows.element_size() <= self.config.max_bytes:
+            self._kept[prompt] = rows
+        return rows
+
+    @torch.no_grad()
+    def _run_held_out(self, prompt: LensPrompt) -> UnitResult:
+        lens, model, x = self._lens(), self.model, self.inputs[prompt.id]
+        real = x.attention_mask[0].nonzero().flatten()
+        rows = residual_rows(model, x, real[None])
+        by_lens = {
+            "logit": lens_fidelity(model, rows, chunk=self.config.chunk),
+            "tuned": lens_fidelity(model, rows, translators=lens, chunk=self.config.chunk),
+        }
+        places = {"scored": self._positions(x)} | {
+            place: sorted(pos for span in spans for pos in x.spans.positions(span, 0))
+            for place, spans in PLACES.items()
+        }
+        who = {"prompt": prompt.id, "group": prompt.group}
+        index = {pos: i for i, pos in enumerate(real.tolist())}
+        found = []
+        for place, positions in places.items():
+            if not positions:
+                continue
+            at = torch.tensor([index[pos] for pos in positions], device=rows.device)
+            for depth in range(len(rows)):
+                row: dict[str, Any] = {**who, "place": place, "depth": depth}
+                for name, fidelity in by_lens.items():
+                    row[f"kl_{name}"] = float(fidelity.kl[depth, 0, at].double().mean())
+                    row[f"agrees_{name}"] = float(fidelity.agrees[depth, 0, at].mean())
+                found.append({**row, "n_positions": len(positions)})
+        control = {**who, "untrained_difference": self._untrained_difference(rows[:, :, -1:])}
+        return UnitResult(
+            {"held_out": found, "controls": [control]},
+            {**who, "spans": {name: ranges[0] for name, ranges in x.spans.to_json().items()}},
+        )
+
+    def _untrained_difference(self, rows: Tensor) -> float:
+        """Largest difference between the logit lens and an untrained tuned lens."""
+        untrained = TunedLens.untrained(self.model)
+        plain, translated = (unembed_rows(self.model, one) for one in (rows, untrained(rows)))
+        return float((plain - translated).abs().max())
+
+    # --- What is kept between units
+
+    def _checkpoint(self, step: int) -> Path:
+        return self.folder.path / "checkpoints" / f"step_{step:06d}.safetensors"
+
+    def _read_checkpoint(self, step: int) -> dict[str, Tensor]:
+        return read_tensors(
+            self._checkpoint(step),
+            f"delete {self.folder.path / 'units'} and {self.folder.path / 'lens'}: training then "
+            "begins again",
+        )
+
+    def _forget_checkpoints(self, kept: set[int]) -> None:
+        paths = {self._checkpoint(step) for step in kept}
+        for path in self._checkpoint(0).parent.glob("step_*.safetensors"):
+            if path not in paths:
+                path.unlink()
+
+    def _lens(self) -> TunedLens:
+        """The trained lens: where the run has come to its end before, what it wrote."""
+        if self._trained is None:
+            if (self.folder.path / "lens" / CONFIG).exists():
+                self._trained = load_lens(self.folder.path / "lens", self.model)
+            else:
+                self._trained = self._trainer_at(self.config.n_steps).lens
+            self._trained.requires_grad_(False)
+        return self._trained
+
+    def conclude(self, tables: dict[str, pd.DataFrame], folder: RunFolder) -> Report:
+        """Write the lens; figures, summaries and findings, from the tables alone."""
+        save_lens(self._lens(), self.card, folder.path / "lens")
+        self._forget_checkpoints(set())
+        with contextlib.suppress(FileNotFoundError):
+            self._checkpoint(0).parent.rmdir()
+        return conclude(
+            tables,
+            folder,
+            self.config,
+            self.card,
+            is_calibration=self.config.model.startswith(PREFIX),
+        )

@@ -1,0 +1,130 @@
+"""Prompts that a tuned lens is trained on: OB1's, or those of a file.
+
+A file has one JSON object a line (JSONL, UTF-8); empty lines are skipped::
+
+    {"prompt": {"audio": "sad.wav", "text": "Which emotion is it?"},
+     "group": "speaker 3", "id": "s3-01"}
+
+``prompt`` is a side of a pairs file (see ``pairs``): ``audio`` is a file, relative to this one, or
+a list of files; the instruction is ``text``, or named ``segments`` of it. Prompts of one ``group``
+share a source (a clip, a speaker): a group is trained on or held out as a whole; without it every
+prompt stands alone. ``id`` names the prompt in results; without it, its line does.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hooked_alm import HookedALM
+from hooked_alm.errors import InputError
+from hooked_alm.inputs import ALMInput, AudioClip
+
+from ..materials.clip_table import collect, raise_all
+from ..materials.ob1 import EMOTIONS, Emotion, PromptMode, prompt_segments
+from ..materials.pairs import (
+    Side,
+    described_side,
+    prepare_side,
+    read_lines,
+    read_name,
+    read_object,
+    read_side,
+)
+from ..materials.recordings import Recording
+
+KEYS = ("prompt", "group", "id")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LensPrompt:
+    """One prompt, and what it shares with others."""
+
+    id: str
+    group: str
+    prompt: Side
+    where: str = ""
+    """Its file and line; leads the errors about it."""
+
+    def described(self) -> dict[str, Any]:
+        """What identifies it, as JSON: names and hashes of clips, words."""
+        return {"id": self.id, "group": self.group, **described_side(self.prompt)}
+
+
+def read_prompts(file: str | Path) -> list[LensPrompt]:
+    """The prompts of a file, in its order.
+
+    Raises:
+        InputError: all that is wrong with it, by file, line and field.
+    """
+    file = Path(file)
+    prompts = read_lines("prompts", file, lambda number, line: _read_line(file, number, line))
+    first: dict[str, LensPrompt] = {}
+    doubles = [(first.setdefault(one.id.casefold(), one), one) for one in prompts]
+    raise_all(
+        f"reading prompts from {file}",
+        [f"{b.where}: id: got {b.id!r}, which {a.where} has" for a, b in doubles if a is not b],
+    )
+    return prompts
+
+
+def _read_line(file: Path, number: int, line: str) -> LensPrompt:
+    found, faults = read_object(line, KEYS, KEYS[:1])
+    side = Side(audio=(), segments=())
+    if "prompt" in found:
+        side = read_side(file, "prompt", found["prompt"], faults)
+    default = f"line{number:04d}"
+    group = read_name("group", found.get("group", default), faults)
+    prompt_id = read_name("id", found.get("id", default), faults)
+    if faults:
+        raise InputError("; ".join(faults))
+    return LensPrompt(id=prompt_id, group=group, prompt=side, where=f"{file.name} line {number}")
+
+
+def ob1_prompts(recordings: Sequence[Recording]) -> list[LensPrompt]:
+    """Every clip under all of OB1's instructions, naming every emotion; a clip is a group."""
+    prompts = []
+    for number, clip in enumerate(recordings):
+        asked: list[tuple[PromptMode, Emotion | None]] = [
+            ("audio_only", None), ("list_all", None), ("irrelevant_adjective", None),
+        ]  # fmt: skip
+        for emotion in EMOTIONS:
+            is_own = emotion == clip.emotion
+            asked.append(("consistent" if is_own else "conflict", emotion))
+            asked.append(("mention_only", emotion))
+        for mode, named in asked:
+            segments = prompt_segments(
+                mode,
+                clip.language,
+                voice=clip.emotion,
+                named=named,
+                order=EMOTIONS[number % 5 :] + EMOTIONS[: number % 5],
+            )
+            prompts.append(
+                LensPrompt(
+                    id=f"{clip.name}__{mode}" + (f"_{named}" if named else ""),
+                    group=clip.name,
+                    prompt=Side(audio=(clip.path,), segments=tuple(segments)),
+                )
+            )
+    return prompts
+
+
+def prepare_prompts(
+    model: HookedALM, prompts: Sequence[LensPrompt], *, truncate: bool = False
+) -> dict[str, ALMInput]:
+    """Id -> the prompt as a model reads it; a clip is read, and later encoded, once.
+
+    Raises:
+        InputError: what a prompt's fields make impossible on this model, by line and field.
+    """
+    clips: dict[Path, AudioClip] = {}
+
+    def prepared(one: LensPrompt) -> ALMInput:
+        if model.audio is None and not one.prompt.audio:
+            text = "".join(words for _, words in one.prompt.segments)
+            return model.to_input(text)
+        return prepare_side(model, one.prompt, "prompt", clips, truncate)
+
+    inputs = collect("preparing prompts", prepared, prompts, lambda one: one.where or one.id)
+    return {one.id: x for one, x in zip(prompts, inputs, strict=True)}

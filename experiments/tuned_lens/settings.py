@@ -1,0 +1,94 @@
+"""Settings of ``tuned_lens``."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from hooked_alm.errors import InputError
+from hooked_alm.methods.reading.tuned_lens import LensOptimizer, LensTraining
+
+from ..materials.bundled import PREFIX
+from ..workbench.experiment import ExperimentConfig
+
+Scored = Literal["all", "without_audio", "readout"]
+SCORED: dict[Scored, str] = {
+    "all": "every position, audio included",
+    "without_audio": "every position but the audio's",
+    "readout": "the readout alone",
+}
+"""Positions that the loss counts, in words."""
+
+
+class TunedLensConfig(ExperimentConfig):
+    """Which prompts, which positions of them, and how the translators are trained."""
+
+    audio: str = Field(
+        default="bundled",
+        description="folder of OB1-named clips, or with a manifest; put under OB1's instructions",
+    )
+    prompts: str | None = Field(
+        default=None,
+        description="a JSONL file of your own prompts instead (see experiments/tuned_lens_prompts)",
+    )
+    truncate: bool = Field(
+        default=False, description="cut over-long clips instead of refusing them"
+    )
+    scored: Scored = Field(
+        default="all",
+        description="positions that the loss counts; with readout a prompt is one token, so give "
+        "many of them",
+    )
+    held_out_share: float = Field(
+        default=0.4, gt=0, lt=1, description="share of the groups (clips) that no step trains on"
+    )
+    n_steps: int = Field(default=250, ge=1)
+    prompts_per_step: int = Field(
+        default=8, ge=1, description="the authors' code takes 2^18 tokens a step"
+    )
+    optimizer: LensOptimizer = "sgd"
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="at its highest; None is 0.1 for sgd, 0.001 for adam"
+    )
+    weight_decay: float = Field(default=1e-3, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    steps_per_checkpoint: int = Field(
+        default=50, ge=1, description="a killed run goes on from the last one"
+    )
+    chunk: int = Field(
+        default=128, ge=1, description="tokens whose vocabulary-sized tensors are held at once"
+    )
+    max_bytes: int = Field(
+        default=2**30,
+        ge=0,
+        description="residual streams that are kept between steps instead of being run again; "
+        "changes no number",
+    )
+    n_resamples: int = Field(default=2000, ge=1000)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_thread_for_small_matrices(cls, values: dict[str, Any]) -> dict[str, Any]:
+        is_bundled = str(values.get("model", PREFIX)).startswith(PREFIX)
+        return {**({"n_threads": 1} if is_bundled else {}), **values}
+
+    @model_validator(mode="after")
+    def _what_makes_sense(self) -> "TunedLensConfig":
+        if self.variant == "seed":
+            raise ValueError("no seed document has this experiment: variant must be corrected")
+        if self.prompts is not None and self.audio != "bundled":
+            raise ValueError("prompts name their own audio: give prompts or audio, not both")
+        try:
+            self.training()
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    def training(self) -> LensTraining:
+        """Optimiser and schedule."""
+        return LensTraining(
+            n_steps=self.n_steps,
+            optimizer=self.optimizer,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            max_grad_norm=self.max_grad_norm,
+        )

@@ -1,0 +1,1 @@
+"""What users of HookedTransformer expect of a model: names, tokens, weights, folding."""

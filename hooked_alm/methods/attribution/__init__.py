@@ -1,0 +1,1 @@
+"""Gradient scores of nodes and edges, and how far they can be trusted."""

@@ -1,0 +1,172 @@
+"""Gradient scores, and how far they can be trusted: exact effects of a sample of cells."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy import stats
+from torch import Tensor
+
+from ...errors import InputError
+from ..patching.measurement import Measurement
+from ..patching.results import PatchResult
+
+Stratum = Literal["top", "random"]
+Correlation = Literal["pearson", "spearman"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Checked:
+    """Cells whose exact effect was measured, beside their scores."""
+
+    coordinates: tuple[dict[str, Any], ...]
+    """Of every cell: axis -> its coordinate."""
+    strata: tuple[Stratum, ...]
+    """Of every cell: whether it is one of the largest scores, or drawn from the others."""
+    scores: Float[np.ndarray, "cell example *label"]
+    exact: Float[np.ndarray, "cell example *label"]
+    """Patched - base by the exact engine."""
+
+    def correlation(
+        self,
+        kind: Correlation = "pearson",
+        *,
+        stratum: Stratum | None = None,
+        of_means: bool = False,
+    ) -> float:
+        """Of scores and exact effects; NaN where either is constant, or cells are too few.
+
+        Args:
+            kind: "pearson" or "spearman".
+            stratum: only the cells of one; cells of large scores alone flatter a method.
+            of_means: of means over examples, which circuits are made of, not of single values.
+        """
+        among = [i for i, one in enumerate(self.strata) if stratum in (None, one)]
+        pair = [values[among] for values in (self.scores, self.exact)]
+        ours, theirs = (np.ravel(v.mean(axis=1) if of_means else v) for v in pair)
+        if len(ours) < 3 or np.ptp(ours) == 0 or np.ptp(theirs) == 0:
+            return float("nan")
+        measure = stats.pearsonr if kind == "pearson" else stats.spearmanr
+        return float(measure(ours, theirs).statistic)
+
+    @property
+    def same_sign(self) -> float:
+        """Share of values whose score and exact effect have one sign."""
+        return float(np.mean(np.sign(self.scores) == np.sign(self.exact)))
+
+    @property
+    def worst(self) -> dict[str, Any]:
+        """Where score and exact effect differ most, as a row of ``columns``."""
+        at = int(np.argmax(np.abs(self.scores - self.exact)))
+        return {name: values[at] for name, values in self.columns().items()}
+
+    def columns(self) -> dict[str, list[Any]]:
+        """A row per cell, example and label, by columns, as ``pandas.DataFrame`` takes them."""
+        columns: dict[str, list[Any]] = {name: [] for name in self.coordinates[0]}
+        columns |= {"stratum": [], "example": []}
+        columns |= {"label": []} if self.scores.ndim == 3 else {}
+        for i, example, *label in np.ndindex(self.scores.shape):
+            for name, coordinate in self.coordinates[i].items():
+                columns[name].append(coordinate)
+            columns["stratum"].append(self.strata[i])
+            columns["example"].append(example)
+            if label:
+                columns["label"].append(label[0])
+        return columns | {
+            "score": self.scores.ravel().tolist(),
+            "exact": self.exact.ravel().tolist(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Attribution:
+    """What ``patch`` or ``path_patch`` would find, to first order."""
+
+    scores: PatchResult
+    """With the axes of the exact sweep. ``effect`` is the score: what patching would change,
+    approximately; ``values`` the base's metric plus that."""
+    checked: Checked | None
+    """None if no cells were to be checked."""
+
+    @property
+    def effect(self) -> Float[np.ndarray, "..."]:
+        """The scores, in the metric's unit: positive where patching would raise it."""
+        return self.scores.effect
+
+    @property
+    def pearson(self) -> float:
+        """Correlation of all checked values with their exact effects; NaN without any."""
+        return float("nan") if self.checked is None else self.checked.correlation()
+
+    @property
+    def spearman(self) -> float:
+        """Rank correlation, likewise."""
+        return float("nan") if self.checked is None else self.checked.correlation("spearman")
+
+
+def attribution(
+    measured: Measurement,
+    axes: dict[str, tuple[Any, ...]],
+    scores: Float[Tensor, "cell batch label"],
+    exact: Callable[[Sequence[int]], Tensor],
+    *,
+    engine: str,
+    check: int,
+    seed: int,
+    **about: Any,
+) -> Attribution:
+    """Scores as a result, with the exact effects of some cells.
+
+    Args:
+        measured: base, donor and metric.
+        axes: of the cells.
+        scores: NaN where there is no such cell.
+        exact: effects ``[cell, batch, *label]`` of the cells at some places of the product of axes.
+        engine: how they were found.
+        check: cells to check: half of them those of the largest mean score, the others drawn.
+        seed: of the drawing.
+        about: see ``Measurement.result``.
+
+    Raises:
+        InputError: a negative number of cells.
+    """
+    if check < 0:
+        raise InputError(f"checking {check} cells: expected 0 or more.")
+    base = measured.base_values.double().cpu()
+    scores = scores if base.ndim == 2 else scores[..., 0]
+    result = measured.result(axes, base + scores, **about)
+    chosen, strata = _sample(scores.numpy(), check, seed)
+    ticks = list(product(*axes.values()))
+    checked = Checked(
+        coordinates=tuple(dict(zip(axes, ticks[cell], strict=True)) for cell in chosen),
+        strata=strata,
+        scores=scores[chosen].numpy(),
+        exact=exact(chosen).double().cpu().numpy(),
+    ) if chosen else None  # fmt: skip
+    return Attribution(scores=replace(result, engine=engine), checked=checked)
+
+
+def _sample(
+    scores: Float[np.ndarray, "cell batch *label"], n: int, seed: int
+) -> tuple[list[int], tuple[Stratum, ...]]:
+    """Half the largest, half drawn from the others."""
+    size = np.abs(scores).reshape(len(scores), -1).mean(axis=1)
+    order = [int(cell) for cell in np.argsort(-size, kind="stable") if not np.isnan(size[cell])]
+    n_top = min(-(-n // 2), len(order))
+    rest = order[n_top:]
+    n_drawn = min(n - n_top, len(rest))
+    drawn = np.random.default_rng(seed).permutation(len(rest))[:n_drawn]
+    top: list[Stratum] = ["top"]
+    random: list[Stratum] = ["random"]
+    chosen = [*order[:n_top], *(rest[i] for i in drawn)]
+    return chosen, tuple(top * n_top + random * n_drawn)
+
+
+def score_table(n_cells: int, measured: Measurement) -> Float[Tensor, "cell batch label"]:
+    """Zeros to add scores to; one label where the metric has no axis of them."""
+    n_labels = measured.base_values.shape[1] if measured.base_values.ndim == 2 else 1
+    return torch.zeros(n_cells, len(measured.base), n_labels, dtype=torch.float64)

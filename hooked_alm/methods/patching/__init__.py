@@ -1,0 +1,1 @@
+"""Patches of nodes and of paths: donors, metrics, sweeps, and what they found."""

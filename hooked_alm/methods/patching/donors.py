@@ -1,0 +1,186 @@
+"""Where the values of a patch come from: another run, a mean, noise, zeros, or the run itself."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ...engine.cells import Site
+from ...engine.record import Record
+from ...errors import InputError
+from ...inputs import ALMInput
+from ...model import HookedALM
+from .alignment import Alignment, AlignPolicies, Place, align_place
+from .measurement import Measurement
+
+
+@dataclass(frozen=True, eq=False)
+class Mean:
+    """Mean activation over the rows of some prompts: the value of mean ablation.
+
+    Over all positions of the patched place, or position by position (places must then be as long
+    as the base's).
+    """
+
+    inputs: ALMInput
+    by_position: bool = False
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The base's own activation plus seeded Gaussian noise, ``scale`` times the site's std.
+
+    The std is over all real positions and features of the row at that block.
+    """
+
+    scale: float = 3.0
+    seed: int = 0
+
+
+Donor = ALMInput | Mean | Noise | Literal["self", "zero"]
+
+
+class DonorValues:
+    """A donor's activations, aligned with the places of a base batch."""
+
+    def __init__(
+        self,
+        model: HookedALM,
+        base: ALMInput,
+        donor: Donor,
+        places: Sequence[Place],
+        policy: AlignPolicies = "error",
+    ) -> None:
+        """Align; nothing runs yet but, for ``dtw``, the embeddings.
+
+        Raises:
+            InputError: batches of different size, an unknown donor, or places that no row has or
+                that do not align.
+        """
+        if isinstance(donor, str) and donor not in ("self", "zero"):
+            raise InputError(f"patching with donor {donor!r}: expected 'self' or 'zero' by name.")
+        self.run = donor if isinstance(donor, ALMInput) else None
+        """The donor, where it is a run."""
+        if self.run is not None and len(self.run) != len(base):
+            raise InputError(f"patching {len(base)} base rows with {len(self.run)} donor rows.")
+        self.model, self.base, self.donor = model, base, donor
+        other = base if self.run is None else self.run
+        features: list[tuple[Tensor, Tensor] | None] = [None] * len(base)
+        if "dtw" in ({policy} if isinstance(policy, str) else policy.values()):
+            pair = model(base, stop_at_layer=0), model(other, stop_at_layer=0)
+            features = [(pair[0][row], pair[1][row]) for row in range(len(base))]
+        self.alignments: list[list[Alignment]] = [
+            [
+                align_place(base, other, place, row=row, policy=policy, features=features[row])
+                for row in range(len(base))
+            ]
+            for place in places
+        ]
+        """Per place and row."""
+        self.places = places
+        for place, rows in zip(places, self.alignments, strict=True):
+            # A single position may be a pad of every row; a span that is nowhere is a mistake.
+            if not isinstance(place, int) and not any(one.base for one in rows):
+                raise InputError(
+                    f"patching at {place!r}: no row of the base has such a position. Its spans are "
+                    + ", ".join(name for name in base.spans if any(base.spans[name]))
+                    + "."
+                )
+
+    @property
+    def length_ratios(self) -> tuple[dict[str, float], ...]:
+        """Per row: span -> donor length / base length."""
+        return tuple(
+            {name: r for rows in self.alignments for name, r in rows[row].length_ratio.items()}
+            for row in range(len(self.base))
+        )
+
+    @property
+    def reads_base(self) -> bool:
+        """Whether values are made from the base's own activations."""
+        return self.donor == "self" or isinstance(self.donor, Noise)
+
+    def read(self, site: Site, names: Sequence[str], measured: Measurement) -> None:
+        """Take the activations of some hook points over from the runs of a measurement.
+
+        Raises:
+            InputError: patterns of prompts that differ in length, or with noise.
+        """
+        if site == "pattern":
+            self._check_pattern()
+        kept: dict[str, Tensor] = {}
+        if self.run is not None and measured.donor_runs is not None:
+            kept = measured.donor_runs.kept
+        elif self.reads_base:
+            kept = measured.base_runs.kept
+        elif isinstance(self.donor, Mean):
+            _, kept = self.model.run_with_cache(
+                self.donor.inputs, names_filter=list(names), return_cache_object=False
+            )
+        # Positions first for every site: ``[batch, query_pos, head, key_pos]`` for the pattern.
+        self._kept = {n: v.transpose(1, 2) if site == "pattern" else v for n, v in kept.items()}
+
+    def _check_pattern(self) -> None:
+        """Patterns know nothing of masks: refuse what would attend to pads or to the future."""
+        mean = self.donor if isinstance(self.donor, Mean) else None
+        if isinstance(self.donor, Noise) or (mean is not None and not mean.by_position):
+            raise InputError(
+                f"patching the pattern with {type(self.donor).__name__}: it would attend to pads "
+                "and to the future. Patch q or k instead, or take a Mean(by_position=True)."
+            )
+        other = self.run if mean is None else mean.inputs
+        if other is None:
+            return
+        ours, theirs = self.base.attention_mask.cpu(), other.attention_mask.cpu()
+        rows = theirs if mean is None else theirs[:, None]  # a mean is over all its rows
+        if ours.shape[1] != theirs.shape[1] or not bool((ours == rows).all()):
+            raise InputError(
+                f"patching the pattern: the base has {ours.shape[1]} positions, the donor "
+                f"{theirs.shape[1]}, or they are padded differently. Patterns are exchanged "
+                "between prompts whose keys are the same positions."
+            )
+
+    def records(self, measured: Measurement) -> list[Record]:
+        """The donor's runs, if the fast engine made any."""
+        runs = measured.base_runs if self.donor == "self" else measured.donor_runs
+        return [] if runs is None else runs.records
+
+    def values(
+        self, name: str, row: int, place: int, units: Sequence[int] | None
+    ) -> Float[Tensor, " aligned *features"] | float:
+        """What is to be written at a place of a row, over some units or all."""
+        if self.donor == "zero":
+            return 0.0
+        alignment = self.alignments[place][row]
+        if isinstance(self.donor, Mean):
+            return self._mean(self.donor, name, row, place, units)
+        donor = self._kept[name][row]
+        chosen = donor if units is None else donor[:, list(units)]
+        found = alignment.donor_values(chosen)
+        if isinstance(self.donor, Noise):
+            real = donor[self.base.attention_mask[row].bool().to(donor.device)]
+            generator = torch.Generator().manual_seed(self.donor.seed)
+            every = torch.randn(donor.shape, generator=generator).to(donor)
+            noise = every if units is None else every[:, list(units)]
+            found = found + self.donor.scale * real.float().std() * noise[alignment.base]
+        return found
+
+    def _mean(
+        self, donor: Mean, name: str, row: int, place: int, units: Sequence[int] | None
+    ) -> Tensor:
+        """Mean over the donor's rows, of the place's positions one by one or all together."""
+        where = [
+            align_place(self.base[row], donor.inputs[other], self.places[place])
+            if donor.by_position
+            else align_place(donor.inputs[other], donor.inputs[other], self.places[place])
+            for other in range(len(donor.inputs))
+        ]
+        values = self._kept[name] if units is None else self._kept[name][:, :, list(units)]
+        rows = [one.donor_values(values[other]) for other, one in enumerate(where)]
+        if donor.by_position:
+            return torch.stack(rows).mean(dim=0)
+        n = len(self.alignments[place][row].base)
+        return torch.cat(rows).mean(dim=0).expand(n, *rows[0].shape[1:])

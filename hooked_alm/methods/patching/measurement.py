@@ -1,0 +1,262 @@
+"""A base batch, its donor and a metric: what the cells of a sweep are measured with."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...engine.cells import Cell, hooks_of
+from ...engine.runs import Runs, record_runs
+from ...engine.sweep import sweep
+from ...errors import InputError
+from ...inputs import ALMInput
+from ...model import HookedALM
+from .metrics import Metric, OnLogits, Reference
+from .results import PatchResult
+
+Engine = Literal["fast", "hooks"]
+CHUNK_BYTES = 2**28
+"""Logits over the whole vocabulary that are held at once."""
+
+
+class Measurement:
+    """Runs base and donor once, and any number of cells against them.
+
+    ``fast`` computes the rows that cells reach; ``hooks`` runs the model anew for every cell of a
+    batch, with forward hooks, and is here to be checked against.
+    """
+
+    def __init__(
+        self,
+        model: HookedALM,
+        base: ALMInput,
+        donor: ALMInput | None,
+        metric: Metric | OnLogits,
+        *,
+        engine: Engine = "fast",
+        keep: Sequence[str] = (),
+        keep_of_donor: Sequence[str] = (),
+        max_bytes: int | None = None,
+    ) -> None:
+        """Run base and donor, keeping activations by hook name.
+
+        Raises:
+            InputError: an unknown engine, or hooks on the model that the fast one cannot serve.
+        """
+        if engine not in ("fast", "hooks"):
+            raise InputError(f"choosing an engine: got {engine!r}, expected 'fast' or 'hooks'.")
+        _check_metric(model, metric, len(base))
+        self.model, self.metric, self.engine, self.max_bytes = model, metric, engine, max_bytes
+        self.base, self.donor = base, donor
+        if engine == "fast" and donor is not None:
+            keep = sorted({*keep, *keep_of_donor})  # so that the donor can share the base's prefix
+        self.base_runs = self._run(base, keep)
+        self.donor_runs = None if donor is None else self._run(donor, keep_of_donor, self.base_runs)
+
+    def _run(self, x: ALMInput, keep: Sequence[str], after: Runs | None = None) -> Runs:
+        if self.engine == "fast":
+            with_logits = isinstance(self.metric, OnLogits)
+            return record_runs(self.model, x, keep, with_logits=with_logits, after=after)
+        logits, kept = self.model.run_with_cache(
+            x, names_filter=list(keep), return_cache_object=False
+        )
+        return Runs(records=[], kept=kept, logits=logits)
+
+    @cached_property
+    def base_values(self) -> Float[Tensor, " batch *label"]:
+        """The metric of the unpatched runs."""
+        return self._values_of_runs(self.base, self.base_runs)
+
+    @cached_property
+    def donor_values(self) -> Float[Tensor, " batch *label"]:
+        """The metric of the donor's runs; NaN where the donor is none."""
+        if self.donor is None or self.donor_runs is None:
+            return torch.full_like(self.base_values, torch.nan)
+        return self._values_of_runs(self.donor, self.donor_runs)
+
+    @torch.no_grad()
+    def values(self, cells: Sequence[Sequence[Cell]]) -> Float[Tensor, "cell batch *label"]:
+        """The metric in every cell; each is given as its edits of the rows of the batch.
+
+        Rows that a cell does not edit keep the base's value.
+        """
+        found = self.base_values.expand(len(cells), *self.base_values.shape).clone()
+        if self.engine == "hooks":
+            for i, rows in enumerate(cells):
+                logits = self.model.run_with_hooks(
+                    self.base, fwd_hooks=hooks_of(rows, self.model.path)
+                )
+                edited = [cell.row for cell in rows if any(len(e.positions) for e in cell.edits)]
+                found[i, edited] = self._of_logits(self.base, logits)[edited]
+            return found
+        flat = [(i, cell) for i, rows in enumerate(cells) for cell in rows]
+        records = self.base_runs.records
+        read = [
+            torch.arange(len(record)) if isinstance(self.metric, OnLogits) else rows
+            for record, rows in zip(records, self.readouts(self.base, self.base_runs), strict=True)
+        ]
+        work = sweep(
+            self.model, records, [cell for _, cell in flat], read, max_bytes=self.max_bytes
+        )
+        for done in work:
+            where = torch.tensor([flat[index][0] for index in done.cells])
+            found[where, done.row] = self.of_stream(done.resid, done.row).to(found)
+        return found
+
+    def result(
+        self, axes: Mapping[str, tuple[Any, ...]], values: Tensor, **about: Any
+    ) -> PatchResult:
+        """The values of ``values`` under labelled axes, in their order.
+
+        Args:
+            axes: of the cells; examples and labels are added.
+            values: ``[cell, batch, *label]``.
+            about: ``site``, ``mode`` and what else a ``PatchResult`` says of itself.
+        """
+        every = {**axes, "example": tuple(range(len(self.base)))}
+        if values.ndim == 3:
+            every["label"] = getattr(self.metric, "names", None) or tuple(range(values.shape[2]))
+
+        def array(tensor: Tensor) -> np.ndarray:
+            return tensor.double().cpu().numpy()
+
+        return PatchResult(
+            axes=every,
+            values=array(values).reshape([len(ticks) for ticks in every.values()]),
+            base=array(self.base_values),
+            donor=array(self.donor_values),
+            engine=self.engine,
+            **about,
+        )
+
+    @torch.no_grad()
+    def _values_of_runs(self, x: ALMInput, runs: Runs) -> Float[Tensor, " batch *label"]:
+        if runs.logits is not None:
+            return self._of_logits(x, runs.logits)
+        rows = self.readouts(x, runs)
+        streams = [r.final(at) for r, at in zip(runs.records, rows, strict=True)]
+        return torch.cat([self.of_stream(one[None], row) for row, one in enumerate(streams)])
+
+    def _of_logits(self, x: ALMInput, logits: Tensor) -> Float[Tensor, " batch *label"]:
+        """From whole logits ``[batch, pos, vocab]``."""
+        if isinstance(self.metric, OnLogits):
+            found = torch.as_tensor(self.metric.function(logits))
+            if found.ndim == 0 and len(logits) == 1:
+                found = found[None]
+            if found.ndim not in (1, 2) or len(found) != len(logits):
+                raise InputError(
+                    f"measuring a batch of {len(logits)}: the metric returned shape "
+                    f"{tuple(found.shape)}, expected [batch] or [batch, label]. One value per row: "
+                    "results keep examples apart."
+                )
+            return found.float()
+        rows = [logits[row, at] for row, at in enumerate(_readout_positions(x))]
+        return torch.stack(
+            [
+                self._score(one[self._tokens(row)].float()[None], row)[0]
+                for row, one in enumerate(rows)
+            ]
+        )
+
+    def of_stream(
+        self, resid: Float[Tensor, "cell read d_model"], row: int
+    ) -> Float[Tensor, " cell *label"]:
+        """From the stream after the last block, at the rows that were read."""
+        if isinstance(self.metric, OnLogits):
+            where = self.base_runs.records[row].where
+            found = []
+            for one in resid:
+                assert self.base_runs.logits is not None
+                logits = self.base_runs.logits[row].clone()
+                logits[where] = self.model.head_unembed(self.model.head_norm(one[None]))[0]
+                found.append(self._of_logits(self.base, logits[None])[0])
+            return torch.stack(found)
+        weight = self._directions(row)
+        n = max(CHUNK_BYTES // (4 * len(weight)), 1)
+        return torch.cat(
+            [
+                self._score(F.linear(self.model.head_norm(part), weight).float(), row)
+                for part in resid[:, -1].split(n)
+            ]
+        )
+
+    def _score(
+        self, logits: Float[Tensor, "cell token"], row: int
+    ) -> Float[Tensor, " cell *label"]:
+        assert not isinstance(self.metric, OnLogits)
+        return self.metric(logits, row, _Unpatched(self, row))
+
+    def readout_logits(self, x: ALMInput, runs: Runs, row: int) -> Float[Tensor, " token"]:
+        """Of an unpatched run, over the metric's tokens."""
+        if runs.logits is not None:
+            return runs.logits[row, _readout_positions(x)[row]][self._tokens(row)].float()
+        stream = runs.records[row].final(self.readouts(x, runs)[row])
+        weight = self._directions(row)
+        return F.linear(self.model.head_norm(stream), weight)[0].float()
+
+    def _tokens(self, row: int) -> slice | Int[Tensor, " token"]:
+        assert not isinstance(self.metric, OnLogits)
+        tokens = self.metric.tokens(row)
+        if tokens is None:
+            return slice(None)
+        return torch.as_tensor(list(tokens), device=self.model.unembed.weight.device)
+
+    def _directions(self, row: int) -> Float[Tensor, "token d_model"]:
+        assert not isinstance(self.metric, OnLogits)
+        tokens = self.metric.tokens(row)
+        return self.model.head_unembed.directions(None if tokens is None else list(tokens))
+
+    def readouts(self, x: ALMInput, runs: Runs) -> list[Int[Tensor, " read"]]:
+        """Per row, the record's row whose logits predict the first answer token."""
+        positions = _readout_positions(x)
+        return [r.rows_of([at]) for r, at in zip(runs.records, positions, strict=True)]
+
+
+def _check_metric(model: HookedALM, metric: Metric | OnLogits, n_rows: int) -> None:
+    """Refuse tokens that are none, or that belong to another number of rows."""
+    if isinstance(metric, OnLogits):
+        return
+    per_row = [getattr(metric, name, None) for name in ("answer", "other", "target")]
+    for given in per_row:
+        if isinstance(given, Sequence) and not isinstance(given, str) and len(given) != n_rows:
+            raise InputError(
+                f"measuring {n_rows} rows: the metric has answers for {len(given)}. Give one for "
+                "all, or one per row of the batch."
+            )
+    answers = [given for given in per_row if not isinstance(given, str) and given is not None]
+    tokens = [t for given in answers for t in ([given] if isinstance(given, int) else given)]
+    tokens += [token for row in range(n_rows) for token in metric.tokens(row) or ()]
+    if wrong := sorted(
+        {t for t in tokens if isinstance(t, int) and not 0 <= t < model.cfg.d_vocab}
+    ):
+        raise InputError(
+            f"measuring with tokens {wrong}: the vocabulary has ids 0 to {model.cfg.d_vocab - 1}."
+        )
+
+
+class _Unpatched(Reference):
+    """The runs that a divergence compares with, computed when a metric asks."""
+
+    def __init__(self, measurement: Measurement, row: int) -> None:
+        self.measurement, self.row = measurement, row
+
+    @property
+    def base(self) -> Tensor:
+        m = self.measurement
+        return m.readout_logits(m.base, m.base_runs, self.row)
+
+    @property
+    def donor(self) -> Tensor:
+        m = self.measurement
+        if m.donor is None or m.donor_runs is None:
+            raise InputError("measuring a divergence from the donor: this donor is not a run.")
+        return m.readout_logits(m.donor, m.donor_runs, self.row)
+
+
+def _readout_positions(x: ALMInput) -> list[int]:
+    return [x.spans.positions("readout", row)[-1] for row in range(len(x))]

@@ -1,0 +1,219 @@
+"""What a patch is measured by: numbers from the logits that predict the first answer token.
+
+A metric says which tokens' logits it needs, so that the others are never computed.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...errors import InputError
+from ..reading.labels import LabelSet
+
+PerRow = int | Sequence[int]
+"""One token for all rows of the batch, or one per row."""
+Scores = Float[Tensor, " cell *label"]
+
+
+class Reference(ABC):
+    """The unpatched runs of one row: readout logits over the metric's tokens."""
+
+    @property
+    @abstractmethod
+    def base(self) -> Float[Tensor, " token"]:
+        """Of the base."""
+
+    @property
+    @abstractmethod
+    def donor(self) -> Float[Tensor, " token"]:
+        """Of the donor; raises ``InputError`` where the donor is not a run."""
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """One number, or one per label, for every cell."""
+
+    def tokens(self, row: int) -> Sequence[int] | None:
+        """Ids whose logits are needed for a row of the batch; None is the whole vocabulary."""
+
+    def __call__(
+        self, logits: Float[Tensor, "cell token"], row: int, reference: Reference
+    ) -> Scores:
+        """Values from the readout logits of some cells of one row, in fp32."""
+
+
+def _of_row(tokens: PerRow, row: int) -> int:
+    if isinstance(tokens, int):
+        return tokens
+    if row >= len(tokens):
+        raise InputError(
+            f"scoring row {row}: the metric has tokens for {len(tokens)} rows. Give one token, or "
+            "one per row of the batch."
+        )
+    return int(tokens[row])
+
+
+@dataclass(frozen=True)
+class LogitDiff:
+    """Logit of the answer minus logit of the other: also the difference of their log-probs."""
+
+    answer: PerRow
+    other: PerRow
+
+    def tokens(self, row: int) -> Sequence[int]:
+        """The two."""
+        return [_of_row(self.answer, row), _of_row(self.other, row)]
+
+    def __call__(
+        self, logits: Float[Tensor, "cell token"], row: int, reference: Reference
+    ) -> Scores:
+        """``[cell]``, in logits."""
+        return logits[:, 0] - logits[:, 1]
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Logits of some tokens, one value each."""
+
+    ids: Sequence[int]
+
+    def tokens(self, row: int) -> Sequence[int]:
+        """As given."""
+        return self.ids
+
+    def __call__(
+        self, logits: Float[Tensor, "cell token"], row: int, reference: Reference
+    ) -> Scores:
+        """``[cell, token]``."""
+        return logits
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    """The score of every label of a set (block S-5)."""
+
+    labels: LabelSet
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Coordinates of the label axis."""
+        return self.labels.names
+
+    def tokens(self, row: int) -> Sequence[int]:
+        """First tokens of all spellings."""
+        return self.labels.tokens
+
+    def __call__(
+        self, logits: Float[Tensor, "cell token"], row: int, reference: Reference
+    ) -> Scores:
+        """``[cell, label]``, in logits."""
+        return self.labels.scores(logits)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """1 where the target has the highest score among the labels, else 0; ties count as 0."""
+
+    labels: LabelSet
+    target: str | Sequence[str]
+    """One label for all rows, or one per row."""
+
+    def tokens(self, row: int) -> Sequence[int]:
+        """First tokens of all spellings."""
+        return self.labels.tokens
+
+    def __call__(
+        self, logits: Float[Tensor, "cell token"], row: int, reference: Reference
+    ) -> Scores:
+        """``[cell]``."""
+        target = self.target if isinstance(self.target, str) else self.target[row]
+        scores = self.labels.scores(logits)
+        mine = scores[:, self.labels.index(target)]
+        index = torch.tensor(self.labels.index(target), device=scores.device)
+        others = scores.index_fill(1, index, -torch.inf)
+        return (mine > others.max(dim=1).values).float()
+
+
+@dataclass(frozen=True)
+class LogProb:
+    """Log-probability of a token, in nats, over the whole vocabulary."""
+
+    answer: PerRow
+
+    def tokens(self, row: int) -> None:
+        """All: the normaliser needs them."""
+
+    def __call__(
+        self, logits: Float[Tensor, "cell token"], row: int, reference: Reference
+    ) -> Scores:
+        """``[cell]``."""
+        return logits.log_softmax(-1)[:, _of_row(self.answer, row)]
+
+
+@dataclass(frozen=True)
+class Prob(LogProb):
+    """Probability of a token over the whole vocabulary. Hides what lowers an unlikely token."""
+
+    def __call__(
+        self, logits: Float[Tensor, "cell token"], row: int, reference: Reference
+    ) -> Scores:
+        """``[cell]``."""
+        return super().__call__(logits, row, reference).exp()
+
+
+@dataclass(frozen=True)
+class KL:
+    """KL(reference || patched) over the vocabulary at the readout, in nats."""
+
+    to: Literal["base", "donor"] = "base"
+
+    def tokens(self, row: int) -> None:
+        """All."""
+
+    def __call__(
+        self, logits: Float[Tensor, "cell token"], row: int, reference: Reference
+    ) -> Scores:
+        """``[cell]``."""
+        log_p = _reference_log_probs(reference, self.to)
+        return F.kl_div(
+            logits.log_softmax(-1), log_p.expand_as(logits), reduction="none", log_target=True
+        ).sum(-1)
+
+
+@dataclass(frozen=True)
+class JS(KL):
+    """Jensen-Shannon divergence to the reference at the readout, in nats: 0 to ln 2."""
+
+    def __call__(
+        self, logits: Float[Tensor, "cell token"], row: int, reference: Reference
+    ) -> Scores:
+        """``[cell]``."""
+        log_q = logits.log_softmax(-1)
+        log_p = _reference_log_probs(reference, self.to).expand_as(log_q)
+        log_m = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0))
+        both = [log_r.exp() * (log_r - log_m) for log_r in (log_p, log_q)]
+        return (0.5 * (both[0] + both[1])).sum(-1)
+
+
+def _reference_log_probs(
+    reference: Reference, which: Literal["base", "donor"]
+) -> Float[Tensor, " token"]:
+    return (reference.base if which == "base" else reference.donor).log_softmax(-1)
+
+
+@dataclass(frozen=True)
+class OnLogits:
+    """Any function of the whole logits, as TransformerLens' tools take it.
+
+    It costs the unembedding of every position in every cell; the other metrics do not.
+    """
+
+    function: Callable[[Float[Tensor, "batch pos vocab"]], Any]
+    """From logits of the padded prompts to ``[batch]`` or ``[batch, label]``; a row's value must
+    depend neither on the other rows nor on the logits at its pads, which mean nothing."""

@@ -1,0 +1,168 @@
+"""What a sweep found: labelled axes, values per example, and what they are measured against."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from ...errors import InputError
+from ..statistics.bootstrap import Interval, bootstrap_mean, recovery
+
+Values = Float[np.ndarray, "..."]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PatchResult:
+    """A metric in every cell of a sweep.
+
+    ``values`` has the axes of ``axes`` in their order; ``base`` and ``donor`` have the last of
+    them, from ``example`` on. Recovery is (patched − base)/(donor − base): 0 where the patch did
+    nothing, 1 where it did everything.
+    """
+
+    axes: Mapping[str, tuple[Any, ...]]
+    """Axis name -> its coordinates; ``example`` is the row of the batch, ``label`` comes last if
+    the metric has several values."""
+    values: Values
+    base: Values
+    """Unpatched."""
+    donor: Values
+    """The donor's own run; NaN where the donor is not a run."""
+    site: str
+    mode: str
+    engine: str
+    length_ratios: tuple[dict[str, float], ...] = ()
+    """Per example: span -> donor length / base length, where they were aligned."""
+
+    @property
+    def effect(self) -> Values:
+        """Patched − base, in the metric's unit."""
+        return self.values - self.base
+
+    @property
+    def total_effect(self) -> Values:
+        """Donor − base."""
+        return self.donor - self.base
+
+    @property
+    def recovery(self) -> Values:
+        """Share of the total effect; NaN where that is below 1e-4, too small to divide by."""
+        return recovery(self.values, self.base, self.donor)
+
+    @property
+    def n_undefined(self) -> int:
+        """Examples (and labels) whose recovery is undefined."""
+        return int(np.isnan(recovery(self.base, self.base, self.donor)).sum())
+
+    def select(self, **coordinates: Any) -> "PatchResult":
+        """The part at given coordinates, whose axes are dropped: ``select(layer=3, head=0)``.
+
+        Raises:
+            InputError: no such axis, or no such coordinate on it.
+        """
+        if "example" in coordinates or "label" in coordinates:
+            raise InputError("selecting part of a result: index `values` for examples and labels.")
+        index: list[Any] = [slice(None)] * self.values.ndim
+        for name, coordinate in coordinates.items():
+            if name not in self.axes or coordinate not in self.axes[name]:
+                raise InputError(
+                    f"selecting {name}={coordinate!r}: this result has "
+                    + ", ".join(f"{axis} {list(ticks)}" for axis, ticks in self.axes.items())
+                )
+            index[list(self.axes).index(name)] = self.axes[name].index(coordinate)
+        return PatchResult(
+            axes={name: ticks for name, ticks in self.axes.items() if name not in coordinates},
+            values=self.values[tuple(index)], base=self.base, donor=self.donor, site=self.site,
+            mode=self.mode, engine=self.engine, length_ratios=self.length_ratios,
+        )  # fmt: skip
+
+    def mean(self, what: str = "effect", *, seed: int = 0, **options: Any) -> Interval:
+        """Mean over examples with its bootstrap interval; axes as ``values``, without ``example``.
+
+        Args:
+            what: "effect", "recovery" (examples where it is undefined are left out and counted) or
+                "values".
+            seed: of the resampling.
+            options: of ``bootstrap_mean``.
+        """
+        samples = np.moveaxis(getattr(self, what), list(self.axes).index("example"), 0)
+        policy = "omit" if what == "recovery" else "raise"
+        return bootstrap_mean(samples, seed=seed, **{"nan_policy": policy, **options})
+
+    def to_dataframe(self) -> Any:
+        """A pandas frame, one row per cell, example and label."""
+        import pandas as pd
+
+        index = pd.MultiIndex.from_product(
+            [[_text(tick) for tick in ticks] for ticks in self.axes.values()], names=list(self.axes)
+        )
+        columns = {
+            "value": self.values,
+            "base": np.broadcast_to(self.base, self.values.shape),
+            "donor": np.broadcast_to(self.donor, self.values.shape),
+            "effect": self.effect,
+            "recovery": self.recovery,
+        }
+        flat = {name: column.reshape(-1) for name, column in columns.items()}
+        return pd.DataFrame(flat, index=index).reset_index()
+
+    def plot(self, what: str = "effect", *, label: Any = None, ax: Any = None) -> Any:
+        """Heat map of the mean over examples: first axis of the cells up, second to the right.
+
+        Args:
+            what: "effect", "recovery" or "values".
+            label: which value of the metric, if it has several.
+            ax: matplotlib axes to draw on; None makes a figure.
+
+        Returns:
+            The matplotlib axes.
+
+        Raises:
+            InputError: more than two axes have several coordinates; ``select`` first.
+        """
+        import matplotlib.pyplot as plt
+
+        example = list(self.axes).index("example")
+        values = np.nanmean(getattr(self, what), axis=example)
+        axes = {name: ticks for name, ticks in self.axes.items() if name != "example"}
+        if "label" in axes:
+            ticks = axes.pop("label")
+            values = values[..., ticks.index(ticks[0] if label is None else label)]
+        drawn = [name for name, ticks in axes.items() if len(ticks) > 1][:2] or list(axes)[:1]
+        if any(len(ticks) > 1 for name, ticks in axes.items() if name not in drawn):
+            raise InputError(
+                "plotting a sweep: it has "
+                + ", ".join(f"{len(ticks)} {name}s" for name, ticks in axes.items())
+                + ". A heat map has two axes; use `select` first."
+            )
+        grid = values.reshape([len(axes[name]) for name in drawn])
+        grid = grid[:, None] if grid.ndim == 1 else grid
+        ax = plt.subplots(figsize=_figure_size(grid.shape))[1] if ax is None else ax
+        limit = 1.0 if what == "recovery" else max(float(np.nanmax(np.abs(grid))), 1e-12)
+        image = ax.imshow(
+            grid, cmap="RdBu_r", vmin=-limit, vmax=limit, origin="lower", aspect="auto"
+        )
+        _ticks(ax.set_yticks, axes[drawn[0]])
+        ax.set_ylabel(drawn[0])
+        _ticks(ax.set_xticks, axes[drawn[1]] if len(drawn) > 1 else [""])
+        ax.set_xlabel(drawn[1] if len(drawn) > 1 else "")
+        ax.set_title(f"{self.site}: {what}, mean of {self.values.shape[example]}")
+        ax.figure.colorbar(image, ax=ax, label=what)
+        return ax
+
+
+def _text(tick: Any) -> Any:
+    """A coordinate as a table shows it: joint ones joined by a plus sign."""
+    return " + ".join(map(str, tick)) if isinstance(tick, tuple) else tick
+
+
+def _ticks(setter: Any, ticks: Sequence[Any]) -> None:
+    step = -(-len(ticks) // 24)
+    places = range(0, len(ticks), step)
+    setter(list(places), [str(_text(ticks[place])) for place in places])
+
+
+def _figure_size(shape: tuple[int, ...]) -> tuple[float, float]:
+    return 2.5 + min(0.35 * shape[1], 8.0), 1.5 + min(0.3 * shape[0], 7.0)

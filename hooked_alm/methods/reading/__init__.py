@@ -1,0 +1,1 @@
+"""What a run shows without being changed: lenses, attention, divergence, labels."""

@@ -1,0 +1,119 @@
+"""How much attention chosen positions pay to each span (block S-6), without T x T scores."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from einops import repeat
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ...errors import InputError
+from ...hooks import Hook, HookPoint
+from ...inputs import ALMInput
+from ...model import HookedALM
+from .lens import readout_positions
+
+
+@torch.no_grad()
+def attention_mass(
+    model: HookedALM,
+    x: ALMInput,
+    spans: Sequence[str],
+    *,
+    layers: Sequence[int] | None = None,
+    queries: Int[Tensor, "batch query"] | None = None,
+) -> Float[Tensor, "layer batch head query span"]:
+    """Attention probability that falls on each span, summed over the span's keys.
+
+    Attention is no evidence of causal use, and a longer span gets more of it; see
+    ``attention_density``.
+
+    Args:
+        model: to run, with any attention kernel.
+        x: prompts.
+        spans: names; if they partition the real positions, the masses sum to 1.
+        layers: None is all.
+        queries: positions that attend, per row, negative ones from the end; None is the readout.
+            Pads see no key, and their masses are NaN.
+
+    Returns:
+        Per query head: grouped kv heads are expanded.
+
+    Raises:
+        InputError: a block, a position or a span that does not exist, or no block.
+    """
+    chosen = range(len(model.path)) if layers is None else layers
+    wrong = [layer for layer in chosen if not 0 <= layer < len(model.path)]
+    if wrong or not chosen:
+        raise InputError(
+            f"measuring attention in blocks {wrong}: the model has blocks 0 to "
+            f"{len(model.path) - 1}. Name at least one of them."
+        )
+    where = (readout_positions(x) if queries is None else queries).to(x.device)
+    if bool(((where < -x.shape[1]) | (where >= x.shape[1])).any()):
+        raise InputError(
+            f"measuring attention of positions {where.tolist()}: the prompts have positions 0 to "
+            f"{x.shape[1] - 1}; negative ones count from the end."
+        )
+    where = torch.where(where < 0, where + x.shape[1], where)
+    batch = torch.arange(len(x), device=x.device)[:, None]
+    segments = torch.stack([x.spans.mask(name) for name in spans], dim=-1).to(x.device)
+    held: dict[int, Tensor] = {}
+    masses: dict[int, Tensor] = {}
+
+    def hold_queries(q: Tensor, hook: HookPoint, layer: int) -> None:
+        held[layer] = q[batch, where]
+
+    def sum_over_spans(k: Tensor, hook: HookPoint, layer: int) -> None:
+        pattern = attention_rows(
+            model, layer, held.pop(layer), k, visible_keys(model, x, layer, where)
+        )
+        masses[layer] = torch.einsum("bhqk,bks->bhqs", pattern, segments.to(pattern.dtype))
+
+    hooks: list[Hook] = []
+    for layer in chosen:
+        attn = f"{model.path[layer]}.attn"
+        hooks += [(f"{attn}.hook_rot_q", partial(hold_queries, layer=layer))]
+        hooks += [(f"{attn}.hook_rot_k", partial(sum_over_spans, layer=layer))]
+    with model.hooks(fwd_hooks=hooks):
+        model(x, stop_at_layer=max(chosen) + 1)
+    return torch.stack([masses[layer] for layer in chosen])
+
+
+def visible_keys(
+    model: HookedALM, x: ALMInput, layer: int, queries: Int[Tensor, "batch query"]
+) -> Bool[Tensor, "batch query key_pos"]:
+    """Which keys each query sees: real, not later, and inside the block's window."""
+    keys = torch.arange(x.shape[1], device=x.device)
+    behind = queries[..., None] - keys
+    seen = (behind >= 0) & x.attention_mask.bool()[:, None]
+    window = model.block(layer).attn.sliding_window
+    return seen if window is None else seen & (behind < window)
+
+
+def attention_rows(
+    model: HookedALM,
+    layer: int,
+    q: Float[Tensor, "batch query head d_head"],
+    k: Float[Tensor, "batch key_pos kv_head d_head"],
+    visible: Bool[Tensor, "batch query key_pos"],
+) -> Float[Tensor, "batch head query key_pos"]:
+    """Rows of the pattern, in fp32, from rotated queries and keys."""
+    attn = model.block(layer).attn
+    keys = repeat(k, "b p k e -> b p (k g) e", g=attn.num_key_value_groups)
+    scores = torch.einsum("bqhe,bphe->bhqp", q.float(), keys.float()) * attn.scaling
+    return scores.masked_fill(~visible[:, None], -torch.inf).softmax(-1)
+
+
+def attention_density(
+    mass: Float[Tensor, "layer batch head query span"], x: ALMInput, spans: Sequence[str]
+) -> Float[Tensor, "layer batch head query span"]:
+    """Mass relative to what even attention would give: ``mass * real positions / span length``.
+
+    NaN where a row lacks the span.
+    """
+    n_real = x.attention_mask.sum(1).to(mass.device, mass.dtype)
+    sizes = torch.stack([x.spans.mask(name).sum(1) for name in spans], dim=-1).to(mass)
+    share = sizes / n_real[:, None]
+    return mass / share.masked_fill(share == 0, torch.nan)[None, :, None, None, :]

@@ -1,0 +1,194 @@
+"""Logit lens: final norm and unembedding on the residual stream at every depth (block S-1).
+
+Depth k is the residual stream after k blocks: 0 are the embeddings, L feeds the final norm. The
+states come from hook points, so that depth L is not normed twice as it is with Hugging Face's
+``hidden_states[-1]``.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...errors import InputError
+from ...hooks import HookPoint
+from ...inputs import ALMInput
+from ...model import HookedALM
+
+LensNorm = Literal["final", "none"]
+Rows = Float[Tensor, "depth batch pos d_model"]
+Translators = Callable[[Rows], Rows]
+"""What a tuned lens does to the rows of every depth before they are read; see ``TunedLens``."""
+
+
+def readout_positions(x: ALMInput) -> Int[Tensor, "batch 1"]:
+    """The position of each row that predicts the first answer token."""
+    return torch.tensor([[x.spans.positions("readout", row)[-1]] for row in range(len(x))])
+
+
+@torch.no_grad()
+def residual_rows(
+    model: HookedALM, x: ALMInput, positions: Int[Tensor, "batch pos"] | None = None
+) -> Rows:
+    """The residual stream at chosen positions of every depth 0..L, from one forward.
+
+    Args:
+        model: to run.
+        x: prompts.
+        positions: per row; None is the readout.
+    """
+    where = readout_positions(x) if positions is None else positions
+    where = where.to(x.device)
+    batch = torch.arange(len(x), device=x.device)[:, None]
+    kept: list[Tensor] = []
+
+    def keep(value: Tensor, hook: HookPoint) -> None:
+        kept.append(value[batch, where].detach())
+
+    last = f"{model.path[-1]}.hook_resid_post"
+    names = [f"{block}.hook_resid_pre" for block in model.path]
+    with model.hooks(fwd_hooks=[(name, keep) for name in (*names, last)]):
+        model(x, return_type=None)
+    return torch.stack(kept)
+
+
+@torch.no_grad()
+def unembed_rows(
+    model: HookedALM,
+    rows: Float[Tensor, "*rows d_model"],
+    tokens: Sequence[int] | None = None,
+    norm: LensNorm = "final",
+) -> Float[Tensor, "*rows token"]:
+    """Lens logits of residual rows, in fp32, over given tokens or the whole vocabulary.
+
+    Args:
+        model: whose final norm and unembedding are applied.
+        rows: residual stream at any depth.
+        tokens: only these rows of the unembedding are multiplied; None is all of them.
+        norm: "none" leaves the final norm out. Then magnitudes follow the residual norm and signs
+            can flip; it is here to reproduce work that did so (defect C6).
+
+    Raises:
+        InputError: an id that the vocabulary lacks.
+    """
+    size = model.head_unembed.weight.shape[0]
+    if wrong := [token for token in tokens or () if not 0 <= token < size]:
+        raise InputError(
+            f"reading the lens at tokens {wrong}: the vocabulary has ids 0 to {size - 1}."
+        )
+    weight = model.head_unembed.directions(tokens)
+    return F.linear(normalised(model, rows, norm), weight.float())
+
+
+def normalised(
+    model: HookedALM, rows: Float[Tensor, "*rows d_model"], norm: LensNorm = "final"
+) -> Float[Tensor, "*rows d_model"]:
+    """Rows as the unembedding of a lens reads them, in fp32: after the final norm, or without."""
+    x = rows.float()
+    if norm == "none":
+        return x
+    # Gradients may reach the rows (a lens is trained so), never the model.
+    return model.head_norm.normalize(x) * model.head_norm.weight.detach().float()
+
+
+def logit_lens(
+    model: HookedALM,
+    x: ALMInput,
+    tokens: Sequence[int],
+    *,
+    positions: Int[Tensor, "batch pos"] | None = None,
+    norm: LensNorm = "final",
+    translators: Translators | None = None,
+) -> Float[Tensor, "depth batch pos token"]:
+    """Lens logits of chosen tokens at every depth 0..L; one forward, no vocabulary-sized tensor.
+
+    Args:
+        model: to run.
+        x: prompts.
+        tokens: ids to read out.
+        positions: per row; None is the readout.
+        norm: see ``unembed_rows``.
+        translators: a tuned lens; None is the logit lens.
+
+    Raises:
+        InputError: translators without the final norm, under which they were trained.
+    """
+    rows = _translated(residual_rows(model, x, positions), norm, translators)
+    return unembed_rows(model, rows, tokens, norm)
+
+
+def _translated(rows: Rows, norm: LensNorm, translators: Translators | None) -> Rows:
+    if translators is not None and norm != "final":
+        raise InputError(
+            f"reading a tuned lens with norm={norm!r}: its translators were trained under the "
+            "final norm. Leave `norm` at 'final', or the translators out."
+        )
+    return rows if translators is None else translators(rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LensFidelity:
+    """How far the lens at each depth is from the model's output.
+
+    A lens that decodes nothing yet also shows small differences between labels (defect C32).
+    """
+
+    kl: Float[Tensor, "depth batch pos"]
+    """KL(final || depth), in nats."""
+    agrees: Float[Tensor, "depth batch pos"]
+    """1 where the top token is the final one."""
+    entropy: Float[Tensor, "depth batch pos"]
+    """Of the lens distribution, in nats."""
+    residual_norm: Float[Tensor, "depth batch pos"]
+
+
+@torch.no_grad()
+def lens_fidelity(
+    model: HookedALM,
+    rows: Rows,
+    *,
+    norm: LensNorm = "final",
+    translators: Translators | None = None,
+    chunk: int = 64,
+) -> LensFidelity:
+    """Compare every depth with the last over the whole vocabulary, a chunk of rows at a time.
+
+    Args:
+        model: whose lens it is.
+        rows: from ``residual_rows``.
+        norm: of the lens at depths below L; the model's own output is always normed.
+        translators: a tuned lens; None is the logit lens. ``residual_norm`` is of the rows as they
+            came.
+        chunk: rows of the vocabulary-sized tensors held at once.
+
+    Raises:
+        InputError: translators without the final norm.
+    """
+    flat = _translated(rows, norm, translators).flatten(1, 2)
+    weight = model.head_unembed.directions().float()  # cast once, not for every depth
+    parts: list[list[Tensor]] = [[], [], []]
+    for start in range(0, flat.shape[1], chunk):
+        part = flat[:, start : start + chunk]
+        last = F.linear(normalised(model, part[-1], "final"), weight).log_softmax(-1)
+        for depth in range(len(flat)):
+            log_p = F.linear(normalised(model, part[depth], norm), weight).log_softmax(-1)
+            parts[0].append((last.exp() * (last - log_p)).sum(-1))
+            parts[1].append((log_p.argmax(-1) == last.argmax(-1)).float())
+            parts[2].append(-(log_p.exp() * log_p).sum(-1))
+
+    def gathered(pieces: list[Tensor]) -> Any:
+        per_chunk = [
+            torch.stack(pieces[i : i + len(flat)]) for i in range(0, len(pieces), len(flat))
+        ]
+        return torch.cat(per_chunk, dim=1).reshape(rows.shape[:-1])
+
+    return LensFidelity(
+        kl=gathered(parts[0]),
+        agrees=gathered(parts[1]),
+        entropy=gathered(parts[2]),
+        residual_norm=rows.float().norm(dim=-1),
+    )

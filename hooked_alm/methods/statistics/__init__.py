@@ -1,0 +1,1 @@
+"""Intervals, tests, moments and similarities of what was measured."""

@@ -1,0 +1,299 @@
+"""Means, rates and recoveries with their intervals.
+
+Axes: ``sample`` is the unit that is resampled (an utterance, a task; one speaker's clips only as a
+``cluster``); ``*curve`` is whatever is measured per sample, a scalar or a curve over depths.
+
+A NaN is never averaged away: it raises, or with ``nan_policy="omit"`` its whole sample is left out
+and counted. An interval from fewer than two units is NaN, not zero-width.
+"""
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy import stats
+
+from ...errors import InputError
+
+NanPolicy = Literal["raise", "omit"]
+Band = Literal["pointwise", "simultaneous"]
+Samples = Float[np.ndarray, " sample *curve"]
+Replicates = Float[np.ndarray, " resample *curve"]
+Curve = Float[np.ndarray, " *curve"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Interval:
+    """A mean or a rate with its confidence interval; 0-d arrays for a scalar."""
+
+    mean: Curve
+    low: Curve
+    high: Curve
+    n: int
+    """Samples behind the estimate."""
+    n_omitted: int = 0
+    """Samples left out because they hold a NaN."""
+    confidence: float = 0.95
+    method: str
+
+
+def bootstrap_mean(
+    samples: Samples,
+    *,
+    seed: int,
+    n_resamples: int = 2000,
+    confidence: float = 0.95,
+    clusters: Sequence[Hashable] | None = None,
+    band: Band = "pointwise",
+    nan_policy: NanPolicy = "raise",
+) -> Interval:
+    """Mean over samples with its percentile bootstrap interval.
+
+    Samples are drawn whole, so that a curve keeps its shape. With ``clusters``, whole clusters are
+    drawn with all their samples, and the mean stays the mean over samples.
+
+    Args:
+        samples: one scalar or curve per sample.
+        clusters: for each sample, what it shares with others (speaker, sentence).
+        band: ``pointwise``: each point of the curve has the stated coverage, the whole curve less.
+            ``simultaneous``: mean ± c·se, c the quantile of the replicates' largest deviation in
+            units of the bootstrap standard error (max-t), covers the whole curve.
+        nan_policy: ``omit`` leaves out, whole, a sample that holds a NaN.
+
+    Raises:
+        InputError: no samples, infinite or (under ``raise``) NaN values, or a bad option.
+
+    Source: Efron and Tibshirani 1993, section 13.3; methods block S-7.
+    """
+    rng = np.random.default_rng(seed)
+    options = _Options(n_resamples, confidence, band, nan_policy)
+    return _bootstrap(samples, clusters, rng, options)[0]
+
+
+def resampled_means(
+    samples: Samples,
+    *,
+    seed: int | np.random.Generator,
+    n_resamples: int,
+    clusters: Sequence[Hashable] | None = None,
+) -> Replicates:
+    """The bootstrap replicates of the mean; NaN throughout where there are fewer than two units.
+
+    Without clusters these are the replicates of ``scipy.stats.bootstrap`` with the same seed.
+
+    Args:
+        samples: finite; see ``bootstrap_mean`` for what raises.
+        seed: of the draws, or a generator that has been used before.
+        clusters: as for ``bootstrap_mean``.
+    """
+    samples = samples.astype(np.float64)
+    usable_samples(samples, "raise")
+    if n_resamples < 1:
+        raise InputError(
+            f"bootstrapping: got n_resamples={n_resamples}, expected 1000 or more. Raise it."
+        )
+    labels = range(len(samples)) if clusters is None else clusters
+    _check_labels(labels, len(samples), "clusters")
+    order = {label: unit for unit, label in enumerate(dict.fromkeys(labels))}
+    unit_of = np.array([order[label] for label in labels])
+    n_units = len(order)
+    if n_units < 2:
+        return np.full((n_resamples, *samples.shape[1:]), np.nan)
+    # Measured from the first sample, constant data are exactly zero, and its interval has no width.
+    origin = samples[0]
+    sums = np.zeros((n_units, *samples.shape[1:]))
+    np.add.at(sums, unit_of, samples - origin)
+    sizes = np.bincount(unit_of).astype(np.float64)
+
+    draws = np.random.default_rng(seed).integers(0, n_units, (n_resamples, n_units))
+    draws += n_units * np.arange(n_resamples)[:, None]
+    counts = np.bincount(draws.ravel(), minlength=n_resamples * n_units)
+    counts = counts.reshape(n_resamples, n_units).astype(np.float64)
+    # einsum rather than @: a BLAS may sum in another order on another number of threads.
+    total = np.einsum("ru,u...->r...", counts, sums)
+    size = np.einsum("ru,u->r", counts, sizes)
+    return origin + total / size.reshape(-1, *[1] * (samples.ndim - 1))
+
+
+def stratified_bootstrap(
+    samples: Samples,
+    strata: Sequence[Hashable],
+    *,
+    seed: int,
+    difference: tuple[Hashable, Hashable] | None = None,
+    clusters: Sequence[Hashable] | None = None,
+    n_resamples: int = 2000,
+    confidence: float = 0.95,
+    nan_policy: NanPolicy = "raise",
+) -> tuple[dict[Hashable, Interval], Interval | None]:
+    """Mean and interval of each stratum, and of one stratum minus another.
+
+    Every stratum is resampled on its own and keeps its size. The difference is that of the two
+    strata's means within the same replicate; its ``n`` counts both.
+
+    Args:
+        strata: for each sample, its stratum.
+        difference: ``(a, b)`` asks for the mean of a minus the mean of b.
+        clusters: as in ``bootstrap_mean``, drawn whole within each stratum.
+
+    Raises:
+        InputError: as ``bootstrap_mean``; or ``difference`` names an unknown or the same stratum.
+
+    Source: methods block S-8.
+    """
+    _check_labels(strata, len(samples), "strata")
+    names = list(dict.fromkeys(strata))
+    if difference is not None and (difference[0] == difference[1] or {*difference} - {*names}):
+        raise InputError(
+            f"comparing two strata: got {difference!r}, expected two different ones of {names}. "
+            "Check the labels."
+        )
+    rng = np.random.default_rng(seed)
+    options = _Options(n_resamples, confidence, "pointwise", nan_policy)
+    if clusters is not None:
+        _check_labels(clusters, len(samples), "clusters")
+    drawn = {}
+    for name in names:
+        chosen = [i for i, stratum in enumerate(strata) if stratum == name]
+        together = None if clusters is None else [clusters[i] for i in chosen]
+        drawn[name] = _bootstrap(samples[chosen], together, rng, options)
+    groups = {name: interval for name, (interval, _) in drawn.items()}
+    if difference is None:
+        return groups, None
+    (a, means_a), (b, means_b) = (drawn[name] for name in difference)
+    mean = np.asarray(a.mean - b.mean)
+    low, high = _limits(means_a - means_b, mean, options)
+    return groups, replace(
+        a, mean=mean, low=low, high=high, n=a.n + b.n, n_omitted=a.n_omitted + b.n_omitted
+    )
+
+
+def wilson(k: int, n: int, confidence: float = 0.95) -> Interval:
+    """The rate k/n with its Wilson score interval; NaN for n = 0."""
+    if not 0 <= k <= n:
+        raise InputError(f"a rate of {k} in {n}: expected 0 ≤ k ≤ n. Check the counts.")
+    mean = low = high = np.asarray(np.nan)
+    if n:
+        ci = stats.binomtest(k, n).proportion_ci(confidence, method="wilson")
+        mean, low, high = np.asarray(k / n), np.asarray(ci.low), np.asarray(ci.high)
+    return Interval(mean=mean, low=low, high=high, n=n, confidence=confidence, method="Wilson")
+
+
+def recovery(
+    patched: np.ndarray | float,
+    base: np.ndarray | float,
+    donor: np.ndarray | float,
+    *,
+    eps: float = 1e-4,
+) -> np.ndarray:
+    """(patched − base)/(donor − base): 0 where the patch did nothing, 1 where it did everything.
+
+    NaN where |donor − base| < eps: there is no effect to recover, and the ratio is rounding noise
+    (the default is well above that of fp32 logits). Count the NaN when you report a mean.
+    """
+    base = np.asarray(base, np.float64)
+    effect = np.asarray(donor, np.float64) - base
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = (np.asarray(patched, np.float64) - base) / effect
+    return np.where(np.abs(effect) < eps, np.nan, ratio)
+
+
+def handoff_index(
+    recovery: Float[np.ndarray, "curve block"], includes_half: bool = False
+) -> Int[np.ndarray, " curve"]:
+    """The first index from which a curve stays below one half (S-11); its length if none.
+
+    Of recovery when a span is patched block by block, it is where the span's information has been
+    handed off: what comes later no longer reads it there. With ``includes_half``, one half counts
+    as below; 1 − recovery of the place it arrives at then gives where that stays at half or above.
+    """
+    below = recovery <= 0.5 if includes_half else recovery < 0.5
+    n_settled = np.logical_and.accumulate(below[:, ::-1], axis=1).sum(axis=1)
+    return np.asarray(recovery.shape[1] - n_settled)
+
+
+class _Options(NamedTuple):
+    n_resamples: int
+    confidence: float
+    band: Band
+    nan_policy: NanPolicy
+
+
+def _bootstrap(
+    samples: Samples,
+    clusters: Sequence[Hashable] | None,
+    rng: np.random.Generator,
+    options: _Options,
+) -> tuple[Interval, Replicates]:
+    """The mean's interval, and the replicates that it comes from."""
+    kept = usable_samples(samples, options.nan_policy)
+    if clusters is not None:
+        _check_labels(clusters, len(samples), "clusters")
+        clusters = [clusters[i] for i in np.flatnonzero(kept).tolist()]
+    values = samples[kept].astype(np.float64)
+    means = resampled_means(values, seed=rng, n_resamples=options.n_resamples, clusters=clusters)
+    # From the first sample on: the mean of equal values is that value, to the last bit.
+    mean = np.asarray(values[0] + (values - values[0]).mean(axis=0))
+    low, high = _limits(means, mean, options)
+    return Interval(
+        mean=mean,
+        low=low,
+        high=high,
+        n=len(values),
+        n_omitted=len(samples) - len(values),
+        confidence=options.confidence,
+        method=f"bootstrap, {options.band}",
+    ), means
+
+
+def _limits(
+    means: Replicates,
+    mean: Curve,
+    options: _Options,
+) -> tuple[np.ndarray, np.ndarray]:
+    if not 0 < options.confidence < 1:
+        raise InputError(
+            f"an interval of confidence {options.confidence}: expected a number between 0 and 1. "
+            "0.95 is the usual one."
+        )
+    if options.band == "pointwise":
+        tail = (1 - options.confidence) / 2
+        low, high = np.quantile(means, [tail, 1 - tail], axis=0)
+    else:
+        error = means.std(axis=0, ddof=1)
+        deviation = np.abs(means - mean) / np.where(error > 0, error, 1)
+        width = np.quantile(deviation.reshape(len(means), -1).max(axis=1), options.confidence)
+        low, high = mean - width * error, mean + width * error
+    return np.asarray(low), np.asarray(high)
+
+
+def usable_samples(samples: Samples, nan_policy: NanPolicy) -> Bool[np.ndarray, " sample"]:
+    """Which samples to use: all, or under ``omit`` those without a NaN.
+
+    Raises:
+        InputError: infinite or unwanted NaN values, or nothing left.
+    """
+    points = samples.reshape(len(samples), math.prod(samples.shape[1:]))
+    infinite, nan = np.isinf(points).any(axis=1), np.isnan(points).any(axis=1)
+    if infinite.any() or (nan_policy == "raise" and nan.any()):
+        raise InputError(
+            f"statistics over {len(samples)} samples: got NaN in {nan.sum()} and infinite values "
+            f"in {infinite.sum()} of them (the first is sample {(nan | infinite).argmax()}), "
+            'expected finite numbers. Pass nan_policy="omit" to leave out and count NaN samples.'
+        )
+    if nan.all():
+        raise InputError(
+            f"statistics over {len(samples)} samples: got {nan.sum()} with NaN, expected at least "
+            "one without. Check what was measured."
+        )
+    return ~nan
+
+
+def _check_labels(labels: Sequence[Hashable], n: int, which: str) -> None:
+    if len(labels) != n:
+        raise InputError(
+            f"bootstrapping: got {len(labels)} {which} for {n} samples, expected one for each."
+        )

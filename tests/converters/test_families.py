@@ -1,0 +1,415 @@
+"""Every family: equal to its reference, and every way to get it wrong is noticed."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from all_cases import CASES
+from family_case import Case, Inputs, Run
+from hooked_alm import ALMInput, ConversionError, HookedALM, InputError
+from hooked_alm.converters.parity import Accounting, run_ours, verify
+from hooked_alm.engine.cells import Site
+from hooked_alm.methods.patching.metrics import LogitDiff
+from hooked_alm.methods.patching.patch import patch
+from hooked_alm.methods.patching.paths import path_patch
+from tolerances import FAST_ENGINE
+
+GREEDY = 6
+
+
+class Subjects:
+    """Checkpoints, models and references of the cases, each made once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.made: dict[Any, Any] = {}
+
+    def folder(self, case: Case, dtype: torch.dtype = torch.float32) -> Path:
+        """A checkpoint."""
+        folder = self.root / f"{case.name} {dtype}" / "model"
+
+        def make() -> Path:
+            folder.mkdir(parents=True)
+            case.save(folder, dtype)
+            return folder
+
+        return self._once((case.name, dtype), make)
+
+    def load(self, case: Case, folder: Path, parts: Any = (), **options: Any) -> HookedALM:
+        """Ours, freshly loaded; ``parts`` replace the case's components."""
+        components = {**case.components(self.folder(case)), **dict(parts)}
+        return HookedALM.from_pretrained(folder, components=components, **options)
+
+    def hooked(
+        self, case: Case, dtype: torch.dtype = torch.float32, attention: str = "sdpa"
+    ) -> HookedALM:
+        """Ours, shared between tests."""
+        return self._once(
+            ("hooked", case.name, dtype, attention),
+            lambda: self.load(case, self.folder(case), dtype=dtype, attn_implementation=attention),
+        )
+
+    def expected(
+        self, case: Case, what: str, dtype: torch.dtype = torch.float32, attention: str = "sdpa"
+    ) -> Run:
+        """The reference's run."""
+        return self._once(
+            ("run", case.name, what, dtype, attention),
+            lambda: self.reference(case, dtype, attention).run(batches(case)[what]),
+        )
+
+    def reference(self, case: Case, dtype: torch.dtype, attention: str) -> Any:
+        """The reference."""
+        return self._once(
+            ("reference", case.name, dtype, attention),
+            lambda: case.reference(self.folder(case), dtype, attention),
+        )
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
+
+
+@pytest.fixture(scope="module")
+def subjects(tmp_path_factory: pytest.TempPathFactory) -> Subjects:
+    return Subjects(tmp_path_factory.mktemp("families"))
+
+
+def batches(case: Case) -> dict[str, Inputs]:
+    """Prompts that differ in where their audio is."""
+    short, middling, long = case.clips
+    found = {
+        "left-padded, clips of different lengths": case.inputs([[middling], [short]], [9, 14]),
+        "one long clip": case.inputs([[long]], [8]),
+        "text only": case.inputs([[], []], [7, 12]),
+    }
+    assert all("position_ids" in inputs for inputs in found.values())
+    return found
+
+
+BATCHES = ("left-padded, clips of different lengths", "one long clip", "text only")
+UNEQUAL = BATCHES[0]
+
+
+def first_difference(expected: Run, found: Any, real: Tensor) -> str | None:
+    """Name of the first part of a run that is not bit-equal at real positions."""
+    for where, theirs in expected.items():
+        ours = found[where]
+        if ours.dtype != theirs.dtype or ours.shape != theirs.shape:
+            return f"{where}: {ours.dtype} {list(ours.shape)}, {theirs.dtype} {list(theirs.shape)}"
+        if not torch.equal(ours[real], theirs[real]):
+            worst = (ours[real].float() - theirs[real].float()).abs().max().item()
+            return f"{where} differs by {worst:.3g}"
+    return None
+
+
+def difference(case: Case, model: HookedALM, x: ALMInput, expected: Run) -> str | None:
+    """Where ours departs from the reference, on every head that it ran."""
+    mend = {name: case.logits(v, model) for name, v in expected.items() if name.endswith("logits")}
+    expected = {**expected, **mend}
+    found = {**run_ours(model, x)}
+    if "audio logits" in expected:
+        audio = run_ours(model.towards("audio"), x)
+        found |= {f"audio {where}": value for where, value in audio.items()}
+    return first_difference(expected, found, x.attention_mask.bool())
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@torch.no_grad()
+def test_equal_to_the_reference(
+    subjects: Subjects, name: str, dtype: torch.dtype, attention: str
+) -> None:
+    """Logits and the residual stream at every depth; also while every hook point is watched."""
+    case = CASES[name]
+    if attention not in case.attentions:
+        pytest.skip(f"the reference of {name} has no {attention} attention")
+    model = subjects.hooked(case, dtype, attention)
+    for what, inputs in batches(case).items():
+        x = model.encode(**inputs)
+        expected = subjects.expected(case, what, dtype, attention)
+        found = difference(case, model, x, expected)
+        assert found is None, f"{what}: {found}"
+        watched, cache = model.run_with_cache(x, names_filter=lambda name: True)
+        assert torch.equal(watched, model(x)), what
+        shapes = model.hook_shapes()
+        always = {n for n in shapes if not n.startswith("audio.") and n != "hook_audio_embed"}
+        assert set(cache.keys()) - set(model.aliases) == (always if not x.clips else set(shapes))
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_every_layout_gives_the_same_model(subjects: Subjects, name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    x = subjects.hooked(case).encode(**batches(case)[UNEQUAL])
+    expected = subjects.hooked(case)(x)
+    for layout, rename in case.layouts.items():
+        folder = edited(
+            subjects.folder(case),
+            tmp_path / layout,
+            lambda tensors, rename=rename: {rename(key): t for key, t in tensors.items()},
+        )
+        assert tensors_of(folder).keys() != tensors_of(subjects.folder(case)).keys(), layout
+        assert torch.equal(subjects.load(case, folder)(x), expected), layout
+    stored = subjects.folder(case, torch.bfloat16)
+    assert subjects.load(case, stored).cfg.dtype == torch.bfloat16
+
+
+ROUNDED_TWICE = {
+    "SALMONN": "its update is added to weights of the dtype that they are loaded in",
+}
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ROUNDED_TWICE])
+@torch.no_grad()
+def test_cast_after_loading(subjects: Subjects, name: str) -> None:
+    """As if loaded in that dtype: what is kept in fp32 stays so."""
+    case = CASES[name]
+    x = subjects.hooked(case).encode(**batches(case)[UNEQUAL])
+    expected = subjects.hooked(case, torch.bfloat16)(x)
+    model = subjects.load(case, subjects.folder(case))
+    model(x)
+    assert torch.equal(model.to(torch.bfloat16)(x), expected)
+    assert model.cfg.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_greedy_generation(subjects: Subjects, name: str) -> None:
+    """The reference's tokens, with and without a cache."""
+    case = CASES[name]
+    model = subjects.hooked(case)
+    reference = subjects.reference(case, torch.float32, "sdpa")
+    for what in (UNEQUAL, "text only"):
+        inputs = batches(case)[what]
+        expected = reference.greedy(inputs, GREEDY)
+        assert expected.shape == (len(inputs["input_ids"]), GREEDY)
+        for use_cache in (True, False):
+            found = model.generate(
+                model.encode(**inputs), GREEDY, return_type="tokens", do_sample=False,
+                use_past_kv_cache=use_cache, eos_token_id=None,
+            )  # fmt: skip
+            assert torch.equal(found, expected), (what, use_cache)
+
+
+def weights_of(folder: Path) -> Path:
+    """The one file of weights."""
+    return next((file for file in folder.glob("*.pth")), folder / "model.safetensors")
+
+
+def tensors_of(folder: Path) -> dict[str, Tensor]:
+    file = weights_of(folder)
+    if file.suffix == ".pth":
+        stored = torch.load(file, weights_only=True)
+        return dict(stored.get("model", stored))
+    return dict(load_file(file))
+
+
+def edited(folder: Path, out: Path, change: Callable[[dict[str, Tensor]], Any]) -> Path:
+    """A copy of a checkpoint with other tensors."""
+    out.mkdir()
+    weights = weights_of(folder)
+    for file in folder.iterdir():
+        if file != weights and file.is_file():
+            (out / file.name).write_bytes(file.read_bytes())
+        elif file.is_dir():
+            (out / file.name).symlink_to(file)
+    tensors = change(tensors_of(folder))
+    if weights.suffix == ".pth":
+        is_nested = "model" in torch.load(weights, weights_only=True)
+        torch.save({"model": tensors} if is_nested else tensors, out / weights.name)
+    else:
+        save_file(tensors, out / weights.name, metadata={"format": "pt"})
+    return out
+
+
+def without(case: Case, folder: Path, name: str, out: Path) -> tuple[Path, dict[str, str]]:
+    """The checkpoint without one tensor, or without one of a component (``component/name``)."""
+    part, slash, own = name.rpartition("/")
+    broken = edited(
+        Path(case.components(folder)[part]) if slash else folder,
+        out,
+        lambda tensors: {k: v for k, v in tensors.items() if k != own},
+    )
+    return (folder, {part: str(broken)}) if slash else (broken, {})
+
+
+def declared_untied(case: Case, folder: Path, out: Path) -> tuple[Path, dict[str, str]]:
+    """The checkpoint or its language model without a head, under a config that ties none."""
+    parts = case.components(folder)
+    part = "text_model" if "text_model" in parts else None
+    broken = edited(Path(parts[part]) if part else folder, out, lambda tensors: tensors)
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    return (folder, {part: str(broken)}) if part else (broken, {})
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_checkpoint_that_does_not_fit_is_refused(
+    subjects: Subjects, name: str, tmp_path: Path
+) -> None:
+    case = CASES[name]
+    folder = subjects.folder(case)
+    faults = {
+        "a key left over": (
+            edited(folder, tmp_path / "more", lambda t: t | {"adapter.weight": torch.ones(3)}),
+            {},
+        )
+    }
+    if case.is_tied:
+        faults["no head"] = declared_untied(case, folder, tmp_path / "no head")
+    else:
+        faults["no head"] = without(case, folder, case.head, tmp_path / "no head")
+    if case.bias is not None:
+        faults["no bias"] = without(case, folder, case.bias, tmp_path / "no bias")
+    for broken, parts in faults.values():
+        with pytest.raises(ConversionError, match="tensors do not fit the model"):
+            subjects.load(case, broken, parts)
+
+
+def swap_gate_and_up(model: HookedALM) -> None:
+    mlp = model.blocks[1].mlp
+    mlp.gate_proj, mlp.up_proj = mlp.up_proj, mlp.gate_proj
+
+
+def forget_a_norm(model: HookedALM) -> None:
+    model.blocks[1].ln2.weight.data.fill_(1)
+
+
+def nudge_the_front_end(model: HookedALM) -> None:
+    """One element of its last parameter, by about 16 units in the last place."""
+    *_, last = (p for p in model.audio.parameters() if p.is_floating_point())
+    last.data.view(-1)[-1] *= 1 + 2**-19
+
+
+def skip_a_norm(model: HookedALM) -> None:
+    """The last of the front-end: its projector's, or the encoder's on the way to it."""
+    norms = [name for name, m in model.audio.named_modules() if type(m).__name__.endswith("Norm")]
+    owner, _, leaf = norms[-1].rpartition(".")
+    setattr(model.audio.get_submodule(owner), leaf, torch.nn.Identity())
+
+
+FAULTS = {
+    "a norm of the front-end skipped": skip_a_norm,
+    "gate and up swapped": swap_gate_and_up,
+    "a norm's scale forgotten": forget_a_norm,
+    "one number of the front-end": nudge_the_front_end,
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_the_comparison_notices_faults(subjects: Subjects, name: str) -> None:
+    case = CASES[name]
+    expected = subjects.expected(case, UNEQUAL)
+    for what, fault in {**FAULTS, **case.faults}.items():
+        model = subjects.load(case, subjects.folder(case))
+        x = model.encode(**batches(case)[UNEQUAL])
+        assert difference(case, model, x, expected) is None
+        fault(model)
+        x = model.encode(**batches(case)[UNEQUAL])
+        assert difference(case, model, x, expected) is not None, what
+    shifted = [[[(a - 1, b - 1) for a, b in clip] for clip in clips] for clips in x.spans.clips]
+    model = subjects.hooked(case)
+    x = model.encode(**batches(case)[UNEQUAL])
+    x = replace(x, spans=replace(x.spans, clips=shifted))
+    if model.audio.tokens.placeholder is None:
+        assert difference(case, model, x, expected) is not None, "audio shifted by one"
+    else:
+        with pytest.raises(InputError, match="placeholders"):
+            model(x)
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_spans_say_where_the_audio_is(subjects: Subjects, name: str) -> None:
+    """The audio's embeddings are the clips', and the readout is never audio."""
+    case = CASES[name]
+    model = subjects.hooked(case)
+    x = model.encode(**batches(case)[UNEQUAL])
+    _, cache = model.run_with_cache(x, names_filter=["hook_audio_embed", "hook_embed"])
+    assert [sum(b - a for a, b in clip) for row in x.spans.clips for clip in row] == [
+        clip.n_tokens for clip in x.clips
+    ]
+    for row, clip in enumerate(x.clips):
+        positions = [p for a, b in x.spans.clips[row][0] for p in range(a, b)]
+        assert positions == x.spans.positions("audio", row)
+        changed = (cache["hook_embed"][row] - cache["hook_embed"].roll(1, 1)[row]).abs().sum(-1)
+        assert (changed[positions] > 0).all()
+        assert not cache["hook_audio_embed"][row, clip.n_tokens :].any()
+    assert not (x.spans.mask("audio") & x.spans.mask("readout")).any()
+    covered = sum(
+        x.spans.mask(s).int()
+        for s in ("audio", "audio_struct", "text", "struct", "sink", "readout")
+    )
+    assert torch.equal(covered, x.attention_mask.int())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_positions_by_duration(name: str) -> None:
+    case = CASES[name]
+    assert case.tokens_of is not None
+    assert {s: case.tokens_of(s) for s in case.seconds} == dict(case.seconds)
+    assert {*case.seconds} >= {1, 5, 10, 30, 60}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_verify(subjects: Subjects, name: str) -> None:
+    case = CASES[name]
+    folder = subjects.folder(case)
+    result = verify(str(folder), components=case.components(folder))
+    assert result.passed
+    if isinstance(result, Accounting):
+        assert "no HF class" in result.table()
+    else:
+        assert result.is_equal
+
+
+PATCHED: tuple[tuple[Site, Any], ...] = (
+    ("resid_pre", ["audio", "readout"]),
+    ("z", ["readout"]),
+    ("v", ["audio"]),
+    ("mlp_out", ["text"]),
+)
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_sweeps_and_paths_equal_the_plain_loop(subjects: Subjects, name: str) -> None:
+    """Audio swapped for another of the same length, on every head of the model."""
+    case = CASES[name]
+    model = subjects.hooked(case)
+    _, middling, _ = case.clips
+    base = model.encode(**case.inputs([[middling]], [9]))
+    donor = model.encode(**case.inputs([[middling], [middling]], [9, 9]))[1]
+    assert donor.shape == base.shape
+    metric = LogitDiff(answer=5, other=11)
+    for one in (model, model.towards("audio")) if model.cfg.n_mimo_layers else (model,):
+        for site, places in PATCHED:
+            heads = "each" if site in ("z", "v") else None
+            results = [
+                patch(one, base, donor, metric, site=site, places=places, heads=heads, engine=e)
+                for e in ("fast", "hooks")
+            ]
+            assert abs(results[0].values - results[0].base).max() > 1e-3, site
+            assert abs(results[0].values - results[1].values).max() < FAST_ENGINE[torch.float32], (
+                site
+            )
+        writer, reader = one.path[0], one.path[-1]
+        results = [
+            path_patch(
+                one, base, donor, metric,
+                f"{writer}.attn.hook_z[*]", f"{reader}.attn.hook_q_input[*]", engine=e,
+            )
+            for e in ("fast", "hooks")
+        ]  # fmt: skip
+        assert abs(results[0].values - results[1].values).max() < FAST_ENGINE[torch.float32]

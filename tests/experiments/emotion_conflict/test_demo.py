@@ -1,0 +1,150 @@
+"""The demonstration: what reverses between the twins, what it prints, when it fails."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from emotion_toy import N_BLOCKS, Side, toy_recordings, toy_tables
+from hooked_alm.experiments.emotion_conflict import demo
+from hooked_alm.experiments.emotion_conflict.claims import claims, finding_by_id
+from hooked_alm.experiments.emotion_conflict.controls import controls
+from hooked_alm.experiments.emotion_conflict.settings import EmotionConflictConfig
+from hooked_alm.experiments.emotion_conflict.tables import summarise
+from hooked_alm.experiments.workbench.findings import finding_table
+from hooked_alm.experiments.workbench.report import Report, read_report, write_report
+from hooked_alm.experiments.workbench.run_folder import RunFolder
+
+N_CLIPS = 10
+
+
+def finished_run(path: Path, side: Side) -> RunFolder:
+    """A run folder as the runner leaves it, from hand-made tables."""
+    config = EmotionConflictConfig(model=f"bundled:follows_{side}", n_resamples=1000)
+    folder, tables = RunFolder(path), toy_tables(config, side, n_clips=N_CLIPS)
+    path.mkdir(parents=True)
+    folder.start(
+        {
+            "experiment": "emotion_conflict",
+            "schema_version": 1,
+            "command": "hooked-alm run emotion_conflict",
+            "config": config.model_dump(mode="json"),
+            "n_threads": 1,
+            "inputs": {"model": {"weights_sha256": side}},
+            "environment": {},
+            "config_hash": "0" * 8,
+        }
+    )
+    for name, table in tables.items():
+        folder.write_table(name, table)
+    recordings = toy_recordings(path / "audio", N_CLIPS)
+    summaries = summarise(tables, config, recordings, N_BLOCKS)
+    checks = controls(tables, config, N_BLOCKS, audio_is_first=True)
+    found = claims(tables, summaries, checks, config, N_BLOCKS)
+    for name, table in {
+        **summaries,
+        "controls": checks,
+        "findings": finding_table(finding_by_id(found)),
+    }.items():
+        folder.write_table(name, table)
+    lines = [claim.finding.headline() for claim in found]
+    write_report(folder, Report("title", "question", "lead", is_calibration=True, headlines=lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
+    out = tmp_path_factory.mktemp("demo")
+    sides: dict[str, Side] = {"follows_text": "text", "follows_voice": "voice"}
+    return {name: finished_run(out / name, side) for name, side in sides.items()}
+
+
+def tables_of(folder: RunFolder) -> dict[str, Any]:
+    return {name: folder.read_table(name) for name in demo.TABLES}
+
+
+def holding(rows: list[demo.Comparison]) -> set[str]:
+    return {row.quantity for row in rows if row.holds}
+
+
+def test_opposite_rules_reverse_what_they_should(runs: dict[str, RunFolder]) -> None:
+    rows = demo.compare({name: tables_of(folder) for name, folder in runs.items()})
+    assert holding(rows) == {row.quantity for row in rows}
+    assert {row.expectation for row in rows} == {"reverses", "stays"}
+
+
+def test_the_same_rule_reverses_nothing(runs: dict[str, RunFolder]) -> None:
+    same = tables_of(runs["follows_text"])
+    rows = demo.compare({"follows_text": same, "follows_voice": same})
+    assert holding(rows) == {row.quantity for row in rows if row.expectation == "stays"}
+
+
+def test_an_unsure_estimate_holds_nothing(runs: dict[str, RunFolder]) -> None:
+    tables = {name: tables_of(folder) for name, folder in runs.items()}
+    findings = tables["follows_voice"]["findings"]
+    findings.loc[findings.claim == "H2_dominance", "high"] = 0.5
+    rows = {row.quantity: row for row in demo.compare(tables)}
+    assert not rows["H2, TE(text) − TE(voice) (logits)"].holds
+
+
+def test_a_failed_control_does_not_stay(runs: dict[str, RunFolder]) -> None:
+    tables = {name: tables_of(folder) for name, folder in runs.items()}
+    tables["follows_voice"]["controls"].loc[3, "verdict"] = "FAIL"
+    row = demo.compare(tables)[-1]
+    assert not row.holds
+    assert (row.follows_text, row.follows_voice) == ("none fails", "a run patched with itself")
+
+
+@pytest.mark.parametrize("is_equal", [True, False])
+def test_it_prints_in_order_and_fails_with_verify(
+    runs: dict[str, RunFolder],
+    is_equal: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def verify(model: str) -> SimpleNamespace:
+        is_fine = is_equal or model.endswith("follows_text")
+        verdict = "bit-identical to HF: " + ("yes" if is_fine else "no (first at depth 3)")
+        return SimpleNamespace(passed=is_fine, verdict=lambda: verdict)
+
+    out = runs["follows_text"].path.parent
+    monkeypatch.setattr(demo, "_run", lambda name, out: runs[name])
+    monkeypatch.setattr(demo.parity, "verify", verify)
+    if is_equal:
+        demo.main(out)
+    else:
+        with pytest.raises(SystemExit) as stop:
+            demo.main(out)
+        assert stop.value.code == 1
+    printed = capsys.readouterr().out
+    expected = [
+        "bit-identical to HF: yes  (bundled:follows_text)",
+        "bit-identical to HF: " + ("yes" if is_equal else "no (first at depth 3)"),
+        *("In conflict the answer follows the instruction.", "The text dominates the voice."),
+        *("In conflict the answer follows the voice.", "The voice dominates the text."),
+        *("Reverses between the two models", "  yes  answers T in conflict", "Stays the same"),
+        *("follows_text/report.html", "follows_voice/report.html", "comparison/report.html"),
+    ]
+    places = [printed.find(text) for text in expected]
+    assert -1 not in places, expected[places.index(-1)]
+    assert places == sorted(places)
+
+
+def test_the_comparison_page_names_both_runs(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+    tables = {name: tables_of(folder) for name, folder in runs.items()}
+    verdicts = dict.fromkeys(demo.TWINS, "bit-identical to HF: yes")
+    folder = RunFolder(tmp_path / "comparison")
+    page = demo.write_comparison(folder, runs, tables, demo.compare(tables), verdicts)
+    text = page.read_text("utf-8")
+    for expected in ("../follows_text/report.html", "../follows_voice/report.html", "Calibration"):
+        assert expected in text
+    report = read_report(folder)
+    assert all(line.established for line in report.headlines)
+    assert [line.text for line in report.headlines] == [
+        "4 of 4 conclusions about arbitration reverse.",
+        "5 of 5 other measurements stay the same.",
+    ]
+    # Written again into the same folder, as a second demo does.
+    again = demo.write_comparison(folder, runs, tables, demo.compare(tables), verdicts)
+    assert again.read_text("utf-8") == text

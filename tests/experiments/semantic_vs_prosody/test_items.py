@@ -1,0 +1,255 @@
+"""Manifests of conflict clips: what is read, what is refused; and pairs made of them."""
+
+import csv
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from hooked_alm.errors import InputError
+from hooked_alm.experiments.semantic_vs_prosody.experiment import BUNDLED_ITEMS
+from hooked_alm.experiments.semantic_vs_prosody.items import (
+    EMOTIONS,
+    Item,
+    candidates,
+    conflict_items,
+    draw_pairs,
+    like_in_labels,
+    read_items,
+)
+from hooked_alm.experiments.workbench.runner import FILE_NAME_SAFE
+
+RATE = 16_000
+COLUMNS = ("path", "semantic_label", "prosody_label", "speaker", "text")
+LINES = [
+    ("a.wav", "happy", "sad", "s1", "Good news."),
+    ("b.wav", "angry", "sad", "s1", "How dare you."),
+    ("c.wav", "happy", "angry", "s1", "Good news."),
+]
+
+
+def write(folder: Path, lines: list[tuple[str, ...]], columns: tuple[str, ...] = COLUMNS) -> Path:
+    """A manifest, and a clip of its own for every file it names that is not there."""
+    folder.mkdir(exist_ok=True)
+    rng = np.random.default_rng(len(list(folder.iterdir())))
+    for line in lines:
+        if line[0].endswith(".wav") and not (folder / line[0]).exists():
+            soundfile.write(folder / line[0], 0.1 * rng.standard_normal(RATE // 4), RATE)
+    with (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([columns, *lines])
+    return folder
+
+
+def test_a_manifest_is_read_in_its_order(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path / "clips",
+        [(*line, note) for line, note in zip(LINES, "xyz", strict=True)],
+        (*COLUMNS, "note"),
+    )
+    for source in (folder, folder / "manifest.csv"):
+        items = read_items(source, EMOTIONS)
+        assert [item.name for item in items] == ["a", "b", "c"]
+        assert [(item.semantic, item.prosody) for item in items] == [line[1:3] for line in LINES]
+        assert [item.other for item in items] == [{"note": note} for note in "xyz"]
+        assert {item.seconds for item in items} == {0.25}
+
+
+def change(line: int, cell: int, value: str) -> list[tuple[str, ...]]:
+    lines = [list(one) for one in LINES]
+    lines[line][cell] = value
+    return [tuple(one) for one in lines]
+
+
+@pytest.mark.parametrize(
+    ("lines", "columns", "match"),
+    [
+        (
+            change(1, 1, "joyful"),
+            COLUMNS,
+            r"manifest\.csv line 3: column semantic_label: got 'joyful', expected one of neutral",
+        ),
+        (change(2, 2, ""), COLUMNS, r"line 4: column prosody_label: got '', expected one of"),
+        (change(0, 0, ""), COLUMNS, r"line 2: column path: got nothing, expected a file name"),
+        (change(0, 0, "none.flac"), COLUMNS, r"line 2: column path: .*none\.flac"),
+        (change(1, 3, " "), COLUMNS, r"line 3: column speaker: got nothing"),
+        (change(1, 4, ""), COLUMNS, r"line 3: column text: got nothing"),
+        (change(1, 0, "a.wav"), COLUMNS, r"line 3: column path: the same file stem as .* line 2"),
+        (
+            [("x y.wav", *LINES[0][1:]), ("x(y.wav", *LINES[1][1:])],
+            COLUMNS,
+            r"line 3: column path: the same file stem as .* line 2: .* rename one",
+        ),
+        (
+            change(1, 0, "é" * 51 + ".wav"),
+            COLUMNS,
+            r"line 3: column path: got a file name of 102 bytes .* at most 100",
+        ),
+        (
+            change(2, 1, "sad"),
+            COLUMNS,
+            r"line 4: column semantic_label: got 'sad' for the words that .* line 2 calls 'happy'",
+        ),
+        ([LINES[0][:4]], COLUMNS, r"line 2: the line has more or fewer cells"),
+        (
+            [line[:4] for line in LINES],
+            COLUMNS[:4],
+            r"columns .*\(without \['text'\]\), expected each of",
+        ),
+        ([], COLUMNS, r"got 0 lines"),
+    ],
+)
+def test_a_bad_manifest_is_refused_by_line_and_column(
+    tmp_path: Path, lines: list[tuple[str, ...]], columns: tuple[str, ...], match: str
+) -> None:
+    with pytest.raises(InputError, match=match):
+        read_items(write(tmp_path / "clips", lines, columns), EMOTIONS)
+
+
+def test_a_quote_that_is_never_closed_does_not_swallow_the_lines_behind_it(tmp_path: Path) -> None:
+    folder = write(tmp_path / "clips", LINES)
+    table = folder / "manifest.csv"
+    text = table.read_text("utf-8")
+    table.write_text(text.replace("s1,Good news.", 's1,"Good news.', 1), "utf-8")
+    with pytest.raises(
+        InputError, match=r"manifest\.csv: got unexpected end of data.* Close every quote"
+    ):
+        read_items(folder, EMOTIONS)
+    table.write_text(text.replace("Good news.", '"Good ""news"", he said."'), "utf-8-sig")
+    assert read_items(folder, EMOTIONS)[0].text == 'Good "news", he said.'
+
+
+def test_items_are_named_as_files_can_be(tmp_path: Path) -> None:
+    names = ["clip 1 (of 2).wav", "它's.wav", "sub.part-2.wav"]
+    lines = [(name, *line[1:]) for name, line in zip(names, LINES, strict=True)]
+    items = read_items(write(tmp_path / "clips", lines), EMOTIONS)
+    assert [item.name for item in items] == ["clip-1-of-2-", "它-s", "sub.part-2"]
+    assert [item.path.name for item in items] == names
+    assert all(FILE_NAME_SAFE.fullmatch(f"lens__{item.name}") for item in items)
+
+
+def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
+    lines = [("a.wav", "happy", "sad", "s1", "x"), ("b.wav", "no", "sad", "s1", "y")]
+    lines.append(("c.wav", "happy", "sad", "", "z"))
+    with pytest.raises(InputError, match=r"2 problems\n.*line 3: .*\n.*line 4: column speaker"):
+        read_items(write(tmp_path / "clips", lines), EMOTIONS)
+
+
+def test_a_changed_recording_and_a_damaged_one(tmp_path: Path) -> None:
+    folder = write(tmp_path / "clips", [(*LINES[0], "0" * 64)], (*COLUMNS, "sha256"))
+    with pytest.raises(InputError, match=r"line 2: column sha256: got 0+, expected [0-9a-f]{64}"):
+        read_items(folder, EMOTIONS)
+    (folder / "a.wav").write_bytes(b"no sound")
+    with pytest.raises(InputError, match=r"line 2: column path: .*a\.wav"):
+        read_items(folder, EMOTIONS)
+
+
+def test_the_same_recording_twice(tmp_path: Path) -> None:
+    folder = write(tmp_path / "clips", LINES[:2])
+    (folder / "b.wav").write_bytes((folder / "a.wav").read_bytes())
+    with pytest.raises(InputError, match=r"line 3: column path: the same recording as .* line 2"):
+        read_items(folder, EMOTIONS)
+
+
+def test_no_manifest(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"reading .*manifest\.csv: got .*expected a CSV file"):
+        read_items(tmp_path, EMOTIONS)
+
+
+def test_clips_that_all_agree_are_refused(tmp_path: Path) -> None:
+    items = read_items(write(tmp_path / "clips", [("a.wav", "sad", "sad", "s", "x")]), EMOTIONS)
+    with pytest.raises(InputError, match="got 1 clips, in all of which semantic_label is"):
+        conflict_items(items)
+
+
+# --- The bundled set, and pairs
+
+
+@pytest.fixture(scope="module")
+def bundled() -> list[Item]:
+    return read_items(BUNDLED_ITEMS, EMOTIONS)
+
+
+def test_the_bundled_clips(bundled: list[Item]) -> None:
+    """120 conflicts: every cell of words and voice that disagree, by 6 speakers, of one length."""
+    assert len(bundled) == 120
+    assert all(item.is_conflict for item in bundled)
+    cells = Counter((item.semantic, item.prosody) for item in bundled)
+    assert len(cells) == 20
+    assert set(cells.values()) == {6}
+    assert {item.seconds for item in bundled} == {2.4}
+    assert len({item.text for item in bundled}) == 30
+    size = sum(path.stat().st_size for path in BUNDLED_ITEMS.iterdir())
+    assert size < 2.5e6
+
+
+def test_pairs_differ_in_one_thing(bundled: list[Item]) -> None:
+    """M-001-4, by brute force over all ordered pairs."""
+    for which, same, other in (
+        ("semantic", "prosody", "semantic"),
+        ("prosody", "semantic", "prosody"),
+    ):
+        tokens = dict.fromkeys((item.name for item in bundled), 60)
+        every = draw_pairs(bundled, which, None, 0, tokens=tokens)
+        wanted = {
+            (a.name, b.name)
+            for a in bundled
+            for b in bundled
+            if a.speaker == b.speaker
+            and getattr(a, same) == getattr(b, same)
+            and getattr(a, other) != getattr(b, other)
+            and (a.text == b.text) == (which == "prosody")
+        }
+        assert {(pair.a.name, pair.b.name) for pair in every} == wanted
+        assert len(every) == len(wanted) > 100
+        assert all(pair.target == getattr(pair.b, other) for pair in every)
+        assert len({pair.id for pair in every}) == len(every)
+
+
+def test_drawn_pairs_are_reversed_spread_and_seeded(bundled: list[Item]) -> None:
+    tokens = dict.fromkeys((item.name for item in bundled), 60)
+    drawn = draw_pairs(bundled, "semantic", 60, 0, tokens=tokens)
+    ids = {(pair.a.name, pair.b.name) for pair in drawn}
+    assert len(ids) == 120
+    assert ids == {(b, a) for a, b in ids}
+    # Every clip is in one pair before any is in two; 59 at most fit without remainder.
+    uses = Counter(pair.a.name for pair in drawn)
+    assert max(uses.values()) <= 2
+    assert len(uses) >= 110
+    again = draw_pairs(bundled, "semantic", 60, 0, tokens=tokens)
+    assert [pair.id for pair in again] == [pair.id for pair in drawn]
+    other = draw_pairs(bundled, "semantic", 60, 1, tokens=tokens)
+    assert {pair.id for pair in other} != {pair.id for pair in drawn}
+
+
+def test_pairs_of_equal_length_come_first(bundled: list[Item]) -> None:
+    some = bundled[:20]
+    tokens: dict[str, Any] = {item.name: i % 2 for i, item in enumerate(some)}
+    equal = [
+        (a.name, b.name)
+        for a, b in candidates(some, "semantic")
+        if tokens[a.name] == tokens[b.name]
+    ]
+    drawn = draw_pairs(some, "semantic", len(equal), 0, tokens=tokens)
+    assert equal
+    assert {(p.a.name, p.b.name) for p in drawn} == {*equal, *((b, a) for a, b in equal)}
+
+
+def test_a_clip_of_the_same_labels(bundled: list[Item]) -> None:
+    tokens = dict.fromkeys((item.name for item in bundled), 60)
+    for item in bundled[:7]:
+        like = like_in_labels(bundled, item, 0, tokens=tokens)
+        assert like is not None
+        assert like is not item
+        assert (like.semantic, like.prosody) == (item.semantic, item.prosody)
+        # The one of equal length, if only one is.
+        equal = next(
+            other
+            for other in bundled[::-1]
+            if (other.semantic, other.prosody) == (item.semantic, item.prosody)
+        )
+        unequal = dict.fromkeys(tokens, 59) | {item.name: 60, equal.name: 60}
+        assert like_in_labels(bundled, item, 0, tokens=unequal) is equal
+    assert like_in_labels(bundled[:1], bundled[0], 0, tokens=tokens) is None

@@ -1,0 +1,168 @@
+"""The command line: exit codes and messages."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hooked_alm.converters import parity
+from hooked_alm.errors import InputError
+from hooked_alm.experiments import cli, registry
+from hooked_alm.experiments.workbench import doctor
+from workbench_toy import Toy
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(registry.EXPERIMENTS, "toy", "workbench_toy:Toy")
+    monkeypatch.setattr(Toy, "interrupts", True)
+    monkeypatch.setattr(Toy, "n_run", 0)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HOOKED_ALM_DEBUG", raising=False)
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr("sys.argv", ["hooked-alm", *words])
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    return int(done.value.code or 0)
+
+
+def test_a_run_resumes_by_its_own_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", "toy", "--model", "small", "--audio", "mine", "-s", "interrupt_at=1"]
+    assert call(monkeypatch, *words) == 130
+    assert "Stopped" in capsys.readouterr().err
+    monkeypatch.setattr(Toy, "interrupts", False)
+    assert call(monkeypatch, *words) == 0
+    *headlines, path_line = capsys.readouterr().out.splitlines()
+    assert headlines == ["It rises 0.5 [0.1, 0.9]", "not established: It falls"]
+    path = Path(path_line)
+    assert path.parent.name.startswith("toy-small-")
+    assert path.is_file()
+    assert Toy.n_run == 4
+    settings = yaml.safe_load((path.parent / "config.yaml").read_text("utf-8"))
+    assert (settings["model"], settings["audio"]) == ("small", "mine")
+
+    # The settings in the folder name the same run.
+    assert call(monkeypatch, "run", "toy", "--config", str(path.parent / "config.yaml")) == 0
+    assert Toy.n_run == 4
+    path.unlink()
+    assert call(monkeypatch, "report", str(path.parent)) == 0
+    assert path.is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "toi"], "Error: looking up an experiment: got 'toi', expected one of .* toy"),
+        (["run", "toy", "-s", "sede=1"], "Did you mean seed"),
+        (["run", "toy", "-s", "n_units=51"], "counting units: got more than 50"),
+        (["report", "nowhere"], "got no report.json"),
+        (["run", "head_statistics", "--audio", "mine"], "head_statistics with --audio: its items"),
+        (["verify", "none", "--device", "cudaa"], "on device 'cudaa': .*hooked-alm doctor"),
+        (["hooks", "bundled:follows_text", "--component", "x=y"], "components .'x'., but its"),
+        (["hooks", "bundled:follows_text", "--component", "x"], "got x, expected NAME=PATH"),
+    ],
+)
+def test_an_error_is_one_message(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+) -> None:
+    assert call(monkeypatch, *words) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert re.search(message, said), said
+
+    monkeypatch.setenv("HOOKED_ALM_DEBUG", "1")
+    monkeypatch.setattr("sys.argv", ["hooked-alm", *words])
+    with pytest.raises(InputError):
+        cli.main()
+
+
+def test_settings_are_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "run", "toy", "-s", "seed=3", "--show-settings") == 0
+    said = capsys.readouterr().out
+    assert yaml.safe_load(said)["seed"] == 3
+    assert "# branch, tag or commit of a model id\nrevision: null\n" in said
+    assert "# one of corrected, seed\nvariant: corrected\n" in said
+    assert not Path("runs").exists()
+
+
+def test_the_help_names_every_experiment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert call(monkeypatch, "run", "--help") == 0
+    said = capsys.readouterr().out
+    assert [name for name in registry.EXPERIMENTS if name != "toy" and name not in said] == []
+
+
+def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out.strip()[0].isdigit()
+
+
+@pytest.mark.parametrize(
+    ("version", "wanted", "fits"),
+    [
+        *(("2.13.0+cpu", ">=2.9", True), ("2.8", ">=2.9", False), ("5.23.1", "==5.23.*", True)),
+        *(("5.24.0", "==5.23.*", False), ("4.3.0", ">=4.3,<5", True), ("5.0", "<5,>=4.3", False)),
+        *(("1.0", "==1", True), ("3", "", True)),
+    ],
+)
+def test_version_ranges(version: str, wanted: str, fits: bool) -> None:
+    assert doctor.fits(version, wanted) == fits
+
+
+def test_the_doctor_finds_and_cures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "doctor") == 0
+    real = doctor.metadata.version
+
+    def version(name: str) -> str:
+        if name == "soxr":
+            raise doctor.metadata.PackageNotFoundError
+        return {"transformers": "5.30.0", "torchvision": "0.28.0"}.get(name) or real(name)
+
+    monkeypatch.setattr(doctor.metadata, "version", version)
+    capsys.readouterr()
+    assert call(monkeypatch, "doctor") == 1
+    said = capsys.readouterr().out
+    assert "FAIL  transformers 5.30.0 is not supported (supported: ==5.23.*)" in said
+    assert "FAIL  soxr is missing" in said
+    assert "pip uninstall torchvision" in said
+
+
+@pytest.mark.parametrize(("difference", "code"), [(0.0, 0), (0.25, 0), (0.75, 1)])
+def test_verify_fails_on_a_difference_above_the_tolerance(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    difference: float,
+    code: int,
+) -> None:
+    def verify(name: str, **given: Any) -> parity.Verification:
+        assert given == {
+            **{"dtype": "bfloat16", "attn_implementation": "sdpa", "device": "cpu"},
+            "components": {"text_model": "there"},
+            "tolerance": 0.5,
+        }
+        row = parity.Comparison(
+            prompt="text", where="logits", max_abs_difference=difference, is_equal=not difference
+        )
+        kept = {key: given[key] for key in ("dtype", "attn_implementation", "tolerance")}
+        return parity.Verification(model=name, rows=(row,), **kept)
+
+    monkeypatch.setattr(parity, "verify", verify)
+    words = ["verify", "small", "--dtype", "bfloat16", "--tolerance", "0.5"]
+    words += ["--component", "text_model=there"]
+    assert call(monkeypatch, *words) == code
+    assert f"bit-identical to HF: {'no' if difference else 'yes'}" in capsys.readouterr().out

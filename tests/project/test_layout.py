@@ -1,0 +1,369 @@
+"""The shape of the project: what is packaged, who imports whom, what an import costs."""
+
+import ast
+import functools
+import importlib
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+
+ROOT = Path(__file__).resolve().parents[2]
+# Folder -> the name it is imported by.
+FOLDERS = {
+    "hooked_alm": "hooked_alm",
+    "converters": "hooked_alm.converters",
+    "experiments": "hooked_alm.experiments",
+}
+
+# Every module or sub-package of hooked_alm/ stands on one level, and imports only its own level and
+# those above it in this list. `converters` and `experiments` follow below.
+LEVELS = (
+    {"errors", "axes"},
+    {"audio", "config", "hooks", "spans", "inputs"},
+    {
+        *("masks", "components", "frontend", "prompts", "checkpoint"),
+        *("hooked_transformer", "heads"),
+    },
+    {"model", "generation", "cache"},
+    {"engine"},
+    {"methods"},
+)
+LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
+CONVERTERS_MAY_IMPORT = LEVELS[0] | LEVELS[1] | LEVELS[2] | {"model"}
+# Modules that every converter family may import; families never import each other.
+SHARED_CONVERTERS = {"family", "rules", "strict_config", "blocks"}
+# What is about all families; no family knows of it.
+LOADERS = {"", "registry", "folders", "loading", "lora", "parity", "model_table"}
+
+# The modules that may import transformer_lens.
+TRANSFORMER_LENS = {"hooked_alm.hooks"}
+# Only experiments make figures, tables, progress bars and command lines.
+ONLY_IN_EXPERIMENTS = {"matplotlib", "pandas", "pyarrow", "tqdm", "typer", "rich"}
+FILE_IO = {
+    *("pathlib", "os", "io", "shutil", "tempfile", "glob", "json", "csv", "pickle", "yaml"),
+    *("safetensors", "soundfile", "logging"),
+}
+FORBIDDEN_NAMES = {"utils", "util", "helpers", "common", "misc", "types", "logging"}
+GLOBAL_SEEDS = {
+    *("random.seed", "np.random.seed", "numpy.random.seed"),
+    *("torch.manual_seed", "torch.random.manual_seed", "torch.seed"),
+}
+# (importing module, function, imported name): the exceptions, each with its reason.
+EXCEPTIONS = {
+    # The name every user looks for; a three-line classmethod.
+    ("hooked_alm.model", "HookedALM.from_pretrained", "hooked_alm.converters"),
+    # On request only, inside the method: a result that cannot be looked at is half a result.
+    ("hooked_alm.methods.patching.results", "PatchResult.to_dataframe", "pandas"),
+    ("hooked_alm.methods.patching.results", "PatchResult.plot", "matplotlib"),
+}
+
+
+class Import(NamedTuple):
+    """One imported name, absolute, and the function or class it is imported in."""
+
+    module: str
+    name: str
+    scope: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.line} imports {self.name}"
+
+
+class Source(NamedTuple):
+    """A Python file of the package."""
+
+    module: str
+    path: Path
+    tree: ast.Module
+
+
+@functools.cache
+def sources() -> tuple[Source, ...]:
+    found = []
+    for folder, package in FOLDERS.items():
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            parts = parts[:-1] if parts[-1] == "__init__" else parts
+            module = ".".join((package, *parts))
+            found.append(Source(module, path, ast.parse(path.read_text("utf-8"))))
+    return tuple(found)
+
+
+def outside_sources() -> Iterator[Source]:
+    for folder in ("tests", "scripts"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            yield Source(f"{folder}.{path.stem}", path, ast.parse(path.read_text("utf-8")))
+
+
+def imports(source: Source) -> Iterator[Import]:
+    is_package = source.path.name == "__init__.py"
+
+    def walk(node: ast.AST, scope: tuple[str, ...]) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            inner = scope
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                inner = (*scope, child.name)
+            names: list[str] = []
+            if isinstance(child, ast.Import):
+                names = [alias.name for alias in child.names]
+            elif isinstance(child, ast.ImportFrom):
+                base = child.module or ""
+                if child.level:
+                    parents = source.module.split(".")
+                    keep = len(parents) - child.level + is_package
+                    base = ".".join([*parents[:keep], *filter(None, [child.module])])
+                names = [f"{base}.{alias.name}" for alias in child.names]
+            for name in names:
+                yield Import(source.module, name, ".".join(scope), child.lineno)
+            yield from walk(child, inner)
+
+    yield from walk(source.tree, ())
+
+
+@functools.cache
+def all_imports() -> tuple[Import, ...]:
+    return tuple(found for source in sources() for found in imports(source))
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def side(module: str) -> str:
+    """The folder a module of ours belongs to."""
+    for folder in ("converters", "experiments"):
+        if within(module, f"hooked_alm.{folder}"):
+            return folder
+    return "hooked_alm"
+
+
+def part(module: str) -> str:
+    """``hooked_alm.methods.reading.lens`` -> ``methods``; the package itself -> ``""``."""
+    return module.partition(".")[2].partition(".")[0]
+
+
+def pyproject() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+
+
+def listed(offenders: Iterator[Any]) -> str:
+    return "\n".join(str(offender) for offender in offenders)
+
+
+# --- What is packaged
+
+
+def test_every_folder_with_python_files_is_packaged() -> None:
+    folders = {source.path.parent.relative_to(ROOT).as_posix() for source in sources()}
+    setuptools = pyproject()["tool"]["setuptools"]
+    mapping = setuptools["package-dir"]
+
+    def folder(name: str) -> str:
+        """Where setuptools looks: a sub-package follows the folder it is mapped with."""
+        parent, _, last = name.rpartition(".")
+        return mapping.get(name) or "/".join(filter(None, (parent and folder(parent), last)))
+
+    packaged = {folder(name) for name in setuptools["packages"]}
+    assert packaged == folders
+    assert not listed(folder for folder in folders if not (ROOT / folder / "__init__.py").is_file())
+    for folder, package in FOLDERS.items():
+        if folder != package:
+            link = ROOT / "typings" / package.replace(".", "/")
+            assert link.resolve() == ROOT / folder, "mypy finds a mapped folder through this link"
+
+
+def test_every_import_is_declared_and_every_declaration_is_pinned() -> None:
+    project = pyproject()["project"]
+    requirements = [
+        *project["dependencies"],
+        *(line for extra in project["optional-dependencies"].values() for line in extra),
+    ]
+    declared = {re.split(r"[^\w-]", line)[0].lower().replace("_", "-") for line in requirements}
+    imported_as = {"yaml": "pyyaml"}
+    ours = {"hooked_alm", "cases", *(source.path.stem for source in outside_sources())}
+    undeclared = (
+        found
+        for source in (*sources(), *outside_sources())
+        for found in imports(source)
+        if (top := found.name.split(".")[0]) not in sys.stdlib_module_names | ours
+        and imported_as.get(top, top.replace("_", "-")) not in declared
+    )
+    assert not listed(undeclared)
+
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    pins = [line.partition("==") for line in lines if not line.startswith("#")]
+    assert declared <= {name.lower().replace("_", "-") for name, _, _ in pins}
+    assert not listed(name for name, _, version in pins if not version or "+" in version)
+
+
+def test_no_module_is_named_after_nothing() -> None:
+    assert not listed(s.path for s in sources() if s.path.stem in FORBIDDEN_NAMES)
+
+
+# --- Who imports whom
+
+
+def test_every_core_module_has_a_level() -> None:
+    parts = {part(s.module) for s in sources() if side(s.module) == "hooked_alm"} - {""}
+    assert parts <= LEVEL.keys(), "say in LEVELS where the new module stands"
+
+
+def is_excepted(found: Import) -> bool:
+    return any(
+        (found.module, found.scope) == (module, scope) and within(found.name, name)
+        for module, scope, name in EXCEPTIONS
+    )
+
+
+def test_imports_run_downwards() -> None:
+    def offends(found: Import) -> bool:
+        if not within(found.name, "hooked_alm"):
+            return False
+        if is_excepted(found):
+            return False
+        importer, imported = side(found.module), side(found.name)
+        target = part(found.name)
+        if importer == "experiments":
+            return False
+        if importer == "converters":
+            if imported == "converters":
+                return False
+            return imported == "experiments" or target not in CONVERTERS_MAY_IMPORT
+        if imported != "hooked_alm":
+            return True
+        if found.module == "hooked_alm":  # the package's own __init__ re-exports
+            return False
+        return LEVEL.get(target, len(LEVELS)) > LEVEL.get(part(found.module), len(LEVELS))
+
+    assert not listed(found for found in all_imports() if offends(found))
+
+
+def test_mapped_folders_are_imported_by_their_full_name() -> None:
+    bare = (
+        found
+        for source in (*sources(), *outside_sources())
+        for found in imports(source)
+        if found.name.split(".")[0] in {"converters", "experiments"}
+    )
+    assert not listed(bare), "from the root this makes a second copy of the module"
+
+
+def test_converter_families_do_not_import_each_other() -> None:
+    package = "hooked_alm.converters"
+
+    def offends(found: Import) -> bool:
+        importer = found.module.removeprefix(package).strip(".")
+        target = found.name.removeprefix(package).strip(".").split(".")[0]
+        return (
+            within(found.module, package)
+            and within(found.name, package)
+            and importer not in LOADERS
+            and target not in SHARED_CONVERTERS
+        )
+
+    assert not listed(found for found in all_imports() if offends(found))
+
+
+def test_transformer_lens_is_imported_at_the_seam_only() -> None:
+    assert not listed(
+        found
+        for found in all_imports()
+        if within(found.name, "transformer_lens") and found.module not in TRANSFORMER_LENS
+    )
+
+
+def test_figures_tables_and_progress_live_in_experiments() -> None:
+    assert not listed(
+        found
+        for found in all_imports()
+        if found.name.split(".")[0] in ONLY_IN_EXPERIMENTS
+        and side(found.module) != "experiments"
+        and not is_excepted(found)
+    )
+
+
+def test_methods_take_and_return_tensors_only() -> None:
+    methods = [source for source in sources() if within(source.module, "hooked_alm.methods")]
+    assert methods
+    offenders = [
+        str(found)
+        for source in methods
+        for found in imports(source)
+        if found.name.split(".")[0] in FILE_IO
+    ]
+    for source in methods:
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                if called in {"print", "input", "open", "torch.save", "torch.load", *GLOBAL_SEEDS}:
+                    offenders.append(f"{source.module}:{node.lineno} calls {called}")
+    assert not offenders
+
+
+# --- What an import costs
+
+HEAVY = {
+    *("transformers.models", "transformers.modeling_utils"),
+    *("transformer_lens", "datasets", "matplotlib"),
+}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param("import hooked_alm", id="import"),
+        pytest.param(
+            "from hooked_alm.experiments.cli import main\n"
+            "sys.argv = ['hooked-alm', '--help']\n"
+            "try:\n    main()\nexcept SystemExit as exit:\n    assert not exit.code",
+            id="help",
+        ),
+    ],
+)
+def test_light_imports(code: str) -> None:
+    program = f"import json, sys\n{code}\nprint(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = json.loads(done.stdout.splitlines()[-1])
+    assert not [name for name in loaded if any(within(name, heavy) for heavy in HEAVY)]
+
+
+# --- Run-time checks of shapes
+
+PROBE = """
+from jaxtyping import Float
+from torch import Tensor
+
+def add(left: Float[Tensor, "batch pos"], right: Float[Tensor, "batch pos"]) -> Tensor:
+    return left + right
+"""
+
+
+@pytest.mark.parametrize("package", FOLDERS.values())
+def test_a_wrong_shape_raises(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A new module of the package goes through whatever the test run does to all of them.
+    (tmp_path / "shape_probe.py").write_text(PROBE)
+    parent = importlib.import_module(package)
+    monkeypatch.setattr(parent, "__path__", [*parent.__path__, str(tmp_path)])
+    probe = importlib.import_module(f"{package}.shape_probe")
+    monkeypatch.delitem(sys.modules, f"{package}.shape_probe")
+
+    assert probe.add(torch.zeros(2, 3), torch.ones(2, 3)).sum() == 6
+    with pytest.raises(TypeCheckError, match="right"):
+        probe.add(torch.zeros(2, 3), torch.ones(2, 1))
+    with pytest.raises(TypeCheckError, match="left"):
+        probe.add(torch.zeros(2), torch.zeros(2))
