@@ -6,7 +6,7 @@ from typing import NamedTuple
 from .registry import FAMILIES, REFUSED, load_family
 
 
-class Row(NamedTuple):
+class FamilyRow(NamedTuple):
     """One family."""
 
     family: str
@@ -19,14 +19,14 @@ class Row(NamedTuple):
     """What a user has to know besides."""
 
 
-def rows() -> Iterator[Row]:
+def rows() -> Iterator[FamilyRow]:
     """Supported families, then those that are refused."""
     for module in dict.fromkeys(FAMILIES.values()):
         family = load_family(module)
         card = family.card
-        yield Row(family.name, card.audio, card.readout, card.evidence, card.notes)
+        yield FamilyRow(family.name, card.audio, card.readout, card.evidence, card.notes)
     for name, reason in dict.fromkeys(REFUSED.values()):
-        yield Row(name, "", "", f"refused, because {reason}")
+        yield FamilyRow(name, "", "", f"refused, because {reason}")
 
 
 def as_text() -> str:

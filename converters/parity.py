@@ -22,7 +22,7 @@ from .folders import read_config
 from .loading import DTYPES, lay_out, load_model, open_checkpoint
 from .rules import plan_of
 
-Run = Mapping[str, Tensor]
+DepthValues = Mapping[str, Tensor]
 """``depth 0`` .. ``depth L`` and ``logits`` of one run."""
 
 
@@ -233,7 +233,7 @@ def _run_hugging_face(
     prompts: Mapping[str, dict[str, Tensor]],
     device: str,
     options: dict[str, Any],
-) -> dict[str, Run]:
+) -> dict[str, DepthValues]:
     architecture = read_config(folder)["architectures"][0]
     model_class = getattr(transformers, family.hf_class or architecture)
     transformers.utils.logging.disable_progress_bar()
@@ -249,7 +249,7 @@ def _run_hugging_face(
         )
     model.to(device).eval()
     decoder = model.get_decoder()
-    runs: dict[str, Run] = {}
+    runs: dict[str, DepthValues] = {}
     for name, inputs in prompts.items():
         states: list[Tensor] = []
 
@@ -271,16 +271,17 @@ def _run_hugging_face(
 
 
 @torch.no_grad()
-def run_ours(model: HookedALM, x: ALMInput) -> Run:
+def run_ours(model: HookedALM, x: ALMInput) -> DepthValues:
     """Residual stream at every depth, and logits."""
-    names = [f"{block}.hook_resid_pre" for block in model.path]
-    names.append(f"{model.path[-1]}.hook_resid_post")
+    names = model.depth_names()
     logits, cache = model.run_with_cache(x, names_filter=names, return_cache_object=False)
     depths = {f"depth {k}": cache[name].cpu() for k, name in enumerate(names)}
     return {**depths, "logits": logits.cpu()}
 
 
-def compare(prompt: str, expected: Run, got: Run, inputs: Mapping[str, Tensor]) -> list[Comparison]:
+def compare(
+    prompt: str, expected: DepthValues, got: DepthValues, inputs: Mapping[str, Tensor]
+) -> list[Comparison]:
     """Compare two runs at real positions, the only ones that mean anything."""
     real = inputs["attention_mask"].bool()
     rows = []

@@ -66,7 +66,7 @@ class Update:
 
 
 @dataclass(frozen=True)
-class Plan:
+class WeightPlan:
     """Which tensor of the checkpoint fills which parameter."""
 
     sources: Mapping[str, str]
@@ -86,7 +86,7 @@ def plan(
     rules: Sequence[Rule],
     shapes: Mapping[str, tuple[int, ...]],
     tied: Iterable[str] = (),
-) -> Plan:
+) -> WeightPlan:
     """Match checkpoint names with parameters; the first rule that fits a name decides.
 
     Args:
@@ -150,7 +150,7 @@ def plan(
             f"its config.json describes:\n  {shown}{more}\nIs it the right folder, and complete?"
         )
     updates = {target: Update(f["A"], f["B"], scaling[target]) for target, f in factors.items()}
-    return Plan(sources=sources, dropped=dropped, rows=rows, updates=updates, dtypes=dtypes)
+    return WeightPlan(sources=sources, dropped=dropped, rows=rows, updates=updates, dtypes=dtypes)
 
 
 def _misfits(
@@ -168,7 +168,7 @@ def _misfits(
     ]
 
 
-def plan_of(model: HookedALM, checkpoint: Checkpoint, rules: Sequence[Rule]) -> Plan:
+def plan_of(model: HookedALM, checkpoint: Checkpoint, rules: Sequence[Rule]) -> WeightPlan:
     """The plan for a model that is laid out; see ``plan``."""
     stored = [*model.named_parameters(), *_stored_buffers(model)]
     shapes = {name: tuple(value.shape) for name, value in stored}
@@ -196,7 +196,7 @@ def target_of(rules: Sequence[Rule], name: str) -> str | None:
 
 
 @torch.inference_mode(mode=False)  # inference tensors do not count the edits made to them
-def fill(model: nn.Module, cfg: HookedALMConfig, checkpoint: Checkpoint, found: Plan) -> None:
+def fill(model: nn.Module, cfg: HookedALMConfig, checkpoint: Checkpoint, found: WeightPlan) -> None:
     """Put tensors in place of the model's empty parameters and buffers, one at a time."""
     for target, source in found.sources.items():
         owner_name, _, leaf = target.rpartition(".")

@@ -215,8 +215,9 @@ def models(
 
 @app.command()
 def hooks(model: Model, component: Components = None) -> None:
-    """List every hook point of a model with its shape."""
+    """List every hook point of a model with its shape, and which cost nothing until hooked."""
     from hooked_alm.converters.loading import lay_out
+    from hooked_alm.points import point_of
 
     from .materials.bundled import model_folder
 
@@ -224,4 +225,5 @@ def hooks(model: Model, component: Components = None) -> None:
     shapes = layout.model.hook_shapes()
     width = max(map(len, shapes))
     for name, shape in shapes.items():
-        typer.echo(f"{name:<{width}}  {shape}")
+        note = "  (on demand)" if point_of(name).on_demand else ""
+        typer.echo(f"{name:<{width}}  {shape}{note}")

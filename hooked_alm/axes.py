@@ -1,4 +1,4 @@
-"""Axis names of the tensors that cross module borders, and aliases for the five most common.
+"""Axis names of the tensors that cross module borders, and aliases for the four most common.
 
 Axes: ``batch`` prompts; ``pos`` positions of the padded prompt; ``d_model`` residual width;
 ``head`` query heads; ``kv_head`` key/value heads (query head ``h`` reads kv head
@@ -13,6 +13,5 @@ from torch import Tensor
 
 Resid = Float[Tensor, "batch pos d_model"]
 Heads = Float[Tensor, "batch pos head d_head"]
-Pattern = Float[Tensor, "batch head query_pos key_pos"]
-Logits = Float[Tensor, "batch pos vocab"]
+FullLogits = Float[Tensor, "batch pos vocab"]
 TokenIds = Int[Tensor, "batch pos"]

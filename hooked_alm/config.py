@@ -16,6 +16,19 @@ STATIC_ROPES = ("default", "linear", "llama3", "yarn")
 _SIZES = "n_layers d_model n_heads n_key_value_heads d_head d_mlp d_vocab n_ctx".split()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """Blocks like the trunk's, which start from the output of one of them and lead to a head."""
+
+    head: str
+    """What the head is called by ``towards``; the trunk's is "text"."""
+    prefix: str
+    """Of the names of its blocks, norm and unembedding."""
+    n_layers: int
+    from_layer: int
+    """Block of the trunk whose output the first one reads."""
+
+
 @dataclass(kw_only=True)
 class HookedALMConfig:
     """What the decoder is. Field names are TransformerLens' where it has one.
@@ -72,10 +85,10 @@ class HookedALMConfig:
     """Scale of the attention scores; None is ``d_head ** -0.5``."""
     logits_scaling: float = 1.0
     """Divides the logits (Granite)."""
-    n_mimo_layers: int = 0
-    """Blocks of a second branch, which leads to an audio head (Kimi-Audio); 0 without one."""
-    mimo_from_layer: int | None = None
-    """Block whose output the second branch starts from."""
+    branches: tuple[Branch, ...] = ()
+    """Stacks besides the trunk, each with a head of its own (Kimi-Audio)."""
+    two_token_streams: bool = False
+    """Whether a position has two token ids, whose embeddings are added (Kimi-Audio)."""
     attn_implementation: AttentionImplementation = "sdpa"
     """Attention kernel where nothing inside the attention is intervened on."""
     dtype: torch.dtype = torch.float32
@@ -120,11 +133,11 @@ class HookedALMConfig:
             problems.append(f"layer_types {sorted(unknown)}, expected {get_args(LayerType)}")
         if "sliding_attention" in self.layer_types and self.sliding_window is None:
             problems.append("sliding_attention layers without a sliding_window")
-        has_branch = self.mimo_from_layer in range(self.n_layers)
-        if has_branch != (self.n_mimo_layers > 0):
-            problems.append(
-                f"{self.n_mimo_layers} layers of a second branch from layer {self.mimo_from_layer}"
-            )
+        problems += [
+            f"{one.n_layers} layers of branch {one.head!r} from layer {one.from_layer}"
+            for one in self.branches
+            if one.n_layers < 1 or one.from_layer not in range(self.n_layers)
+        ]
         if (rope := self.rope_parameters.get("rope_type")) not in STATIC_ROPES:
             problems.append(f"rope_type = {rope!r}, expected one of {STATIC_ROPES}")
         if problems:
@@ -150,7 +163,7 @@ class HookedALMConfig:
     def beyond_hooked_transformer(self) -> list[str]:
         """Fields by which this decoder does what no HookedTransformer's weights can say."""
         plain = {"embedding_multiplier": 1.0, "residual_multiplier": 1.0, "logits_scaling": 1.0,
-                 "attention_multiplier": None, "n_mimo_layers": 0}  # fmt: skip
+                 "attention_multiplier": None, "branches": ()}  # fmt: skip
         return [name for name, value in plain.items() if getattr(self, name) != value]
 
     @property

@@ -1,103 +1,125 @@
 """Generation by transformers' own loop, so that every processor and option means the same.
 
-``GenerationMixin`` runs the loop and owns the KV cache; each step is one call of the hooked model
-on the whole sequence so far, of which the cache holds all but the last position.
+What is asked, checked and kept is here; ``generation_loop`` has the loop.
 """
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
-from transformers.generation import GenerationMode
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .errors import InputError
-from .hooks import QUERY_ROW_POINTS, ActivationCache, NamesFilter
-from .inputs import ALMInput
-from .model import HookedALM, ModelInput
+from .hooks import ActivationCache, Hook, NamesFilter
+from .inputs import ALMInput, ModelInput
+from .points import point_of
+
+if TYPE_CHECKING:
+    from .config import HookedALMConfig
+    from .stacks import Stack
 
 Generated = list[str] | Tensor
 
 
-def generate(
-    model: HookedALM,
-    input: ModelInput,
-    *,
-    max_new_tokens: int | None = None,
-    return_type: str = "text",
-    use_past_kv_cache: bool = True,
-    names_filter: NamesFilter = None,
-    **options: Any,
-) -> Generated | tuple[Generated, ActivationCache]:
-    """Continue each prompt of a left-padded batch, and keep what passed the hook points.
+class Generation:
+    """Mixed into ``HookedALM``; owns nothing."""
 
-    The cache joins all steps over positions: ``[batch, prompt + new - 1, ...]``, the prompt's rows
-    from the first step and one row from each later one. The last new token is returned but never
-    run, so it has no row. Scores and patterns are ``[batch, head, query_pos, key_pos]`` over the
-    same positions, later keys filled as a causal mask leaves them: 0 in a pattern, the dtype's
-    minimum in scores. Points of the audio (``[clip, ...]``) are those of the first step. The layout
-    is the same without the KV cache, where the values of a position are those of the first step
-    that ran it. Rows of tokens after a row's end, like pads, mean nothing.
+    if TYPE_CHECKING:
+        cfg: HookedALMConfig
+        tokenizer: Any
+        generation_config: Any
+        head: str
+        stacks: Mapping[str, Stack]
+        aliases: dict[str, str]
+        get_caching_hooks: Any
+        hooks: Any
+        to_input: Any
 
-    Args:
-        model: whose hooks fire at every step; ``model.pos_offset`` is then the position of the
-            first row a hook sees (0 in the first step; without the KV cache, in every step).
-        input: the prompts.
-        max_new_tokens: tokens to add; None follows the checkpoint's generation config.
-        return_type: "text" for the new text, one string per row, or "tokens" for the new tokens
-            ``[batch, new]``.
-        use_past_kv_cache: keep keys and values between steps, or run the whole sequence again.
-        names_filter: points to cache, as in ``run_with_cache``, except that None caches nothing.
-            ``model.matching(None)`` is what ``run_with_cache`` keeps without a filter,
-            ``lambda name: True`` every point there is.
-        options: transformers ``generate`` arguments (``do_sample``, ``temperature``, ``top_k``,
-            ``num_beams``, ``logits_processor``, ...), over the checkpoint's generation config; and
-            HookedTransformer's, where they mean the same: ``stop_at_eos``, ``temperature=0`` for
-            greedy, ``padding_side``, ``prepend_bos``, ``verbose`` (nothing is shown either way).
+    def generate(
+        self,
+        input: ModelInput,
+        max_new_tokens: int | None = None,
+        *,
+        return_type: str = "text",
+        use_past_kv_cache: bool = True,
+        fwd_hooks: Sequence[Hook] = (),
+        names_filter: NamesFilter = None,
+        **options: Any,
+    ) -> Generated | tuple[Generated, ActivationCache]:
+        """Continue each prompt of a left-padded batch, and keep what passed the hook points.
 
-    Returns:
-        Text or tokens; with a ``names_filter``, a pair of them and the cache. With
-        ``num_return_sequences`` the rows of both are copies of the prompts, in the same order.
+        The cache joins all steps over positions: ``[batch, prompt + new - 1, ...]``, the prompt's
+        rows from the first step and one row from each later one. The last new token is returned but
+        never run, so it has no row. Scores and patterns are ``[batch, head, query_pos, key_pos]``
+        over the same positions, later keys filled as a causal mask leaves them: 0 in a pattern, the
+        dtype's minimum in scores. Points of the audio (``[clip, ...]``) are those of the first
+        step. The layout is the same without the KV cache, where the values of a position are those
+        of the first step that ran it. Rows of tokens after a row's end, like pads, mean nothing.
 
-    Raises:
-        InputError: text was asked for without a tokenizer, scores were asked for, the batch is
-            padded on the right, an argument has no equal in transformers, or a cache was asked for
-            where rows are reordered between steps (beams) or not run one by one (assistants).
-        HookNameError: a name that matches nothing or cannot fire.
-    """
-    x = model.to_input(input)
-    _check_request(model, x, return_type)
-    if not isinstance(input, str | list):
-        options.pop("prepend_bos", None)  # about strings only
-    options = _transformers_options(model, options)
-    steps = None if names_filter is None else _Steps(model, names_filter)
-    if steps is not None and options.get("past_key_values") is not None:
-        raise InputError(
-            "caching while generating: positions that past_key_values holds already do not run, "
-            "and have no activations. Leave it out."
-        )
-    loop = _Loop(model, x, steps)
-    with model.hooks(fwd_hooks=[] if steps is None else steps.hooks):
-        sequences = loop.generate(
-            inputs=x.tokens,
-            attention_mask=x.attention_mask,
-            use_cache=use_past_kv_cache,
-            return_dict_in_generate=False,
-            **({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}),
-            **options,
-        )
-    new: Generated = sequences[:, x.shape[1] :]
-    if return_type == "text":
-        new = model.tokenizer.batch_decode(new, skip_special_tokens=True)
-    return new if steps is None else (new, steps.joined())
+        Args:
+            input: the prompts.
+            max_new_tokens: tokens to add; None follows the checkpoint's generation config.
+            return_type: "text" for the new text, one string per row, or "tokens" for the new
+                tokens ``[batch, new]``.
+            use_past_kv_cache: keep keys and values between steps, or run the whole sequence again.
+            fwd_hooks: fire at every step, before the cache sees their edits; ``pos_offset`` is then
+                the position of the first row a hook sees (0 in the first step; without the KV
+                cache, in every step).
+            names_filter: points to cache, as in ``run_with_cache``, except that None caches
+                nothing. ``matching(None)`` is what ``run_with_cache`` keeps without a filter,
+                ``lambda name: True`` every point there is.
+            options: transformers ``generate`` arguments (``do_sample``, ``temperature``, ``top_k``,
+                ``num_beams``, ``logits_processor``, ...), over the checkpoint's generation config;
+                and HookedTransformer's, where they mean the same: ``stop_at_eos``,
+                ``temperature=0`` for greedy, ``padding_side``, ``prepend_bos``, ``verbose``
+                (nothing is shown either way).
+
+        Returns:
+            Text or tokens; with a ``names_filter``, a pair of them and the cache. With
+            ``num_return_sequences`` the rows of both are copies of the prompts, in the same order.
+
+        Raises:
+            InputError: text was asked for without a tokenizer, scores were asked for, the batch is
+                padded on the right, an argument has no equal in transformers, or a cache was asked
+                for where rows are reordered between steps (beams) or not run one by one
+                (assistants).
+            HookNameError: a name that matches nothing or cannot fire.
+        """
+        x: ALMInput = self.to_input(input)
+        _check_request(self, x, return_type)
+        if not isinstance(input, str | list):
+            options.pop("prepend_bos", None)  # about strings only
+        options = _transformers_options(self, options)
+        steps = None if names_filter is None else _Steps(self, names_filter)
+        if steps is not None and options.get("past_key_values") is not None:
+            raise InputError(
+                "caching while generating: positions that past_key_values holds already do not "
+                "run, and have no activations. Leave it out."
+            )
+        from .generation_loop import GenerationLoop  # half of transformers comes with it
+
+        loop = GenerationLoop(self, x, None if steps is None else steps.take)
+        with self.hooks(fwd_hooks=[*fwd_hooks, *([] if steps is None else steps.hooks)]):
+            sequences = loop.generate(
+                inputs=x.tokens,
+                attention_mask=x.attention_mask,
+                use_cache=use_past_kv_cache,
+                return_dict_in_generate=False,
+                **({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}),
+                **options,
+            )
+        new: Generated = sequences[:, x.shape[1] :]
+        if return_type == "text":
+            new = self.tokenizer.batch_decode(new, skip_special_tokens=True)
+        return new if steps is None else (new, steps.joined())
 
 
-def _check_request(model: HookedALM, x: ALMInput, return_type: str) -> None:
+def _check_request(model: Generation, x: ALMInput, return_type: str) -> None:
     if model.head != "text":
         raise InputError(
             f"generating with the {model.head} head: only text is generated. Use "
-            "`towards('text')`, and names_filter='mimo_unembed.hook_out' for the other head's "
+            "`towards('text')`, and "
+            f"names_filter='{model.stacks[model.head].unembed}.hook_out' for the other head's "
             "logits at every step."
         )
     if return_type not in ("text", "tokens"):
@@ -117,7 +139,7 @@ def _check_request(model: HookedALM, x: ALMInput, return_type: str) -> None:
         )
 
 
-def _transformers_options(model: HookedALM, options: dict[str, Any]) -> dict[str, Any]:
+def _transformers_options(model: Generation, options: dict[str, Any]) -> dict[str, Any]:
     """HookedTransformer's own arguments as transformers'; all others as they came."""
     options = dict(options)
     if options.pop("return_dict_in_generate", False):
@@ -146,7 +168,7 @@ def _transformers_options(model: HookedALM, options: dict[str, Any]) -> dict[str
     return options
 
 
-def _check_bos(model: HookedALM, prepend_bos: bool | None) -> None:
+def _check_bos(model: Generation, prepend_bos: bool | None) -> None:
     """Strings are tokenised as the checkpoint's tokenizer does it; only that can be asked for."""
     if prepend_bos is None or model.tokenizer is None:
         return
@@ -159,7 +181,7 @@ def _check_bos(model: HookedALM, prepend_bos: bool | None) -> None:
         )
 
 
-def _end_of_text(model: HookedALM, config: GenerationConfig | None) -> dict[str, int]:
+def _end_of_text(model: Generation, config: Any) -> dict[str, int]:
     """What to add so that generation stops: the tokenizer's end where no config names one."""
     if any(c is not None and c.eos_token_id is not None for c in (config, model.generation_config)):
         return {}
@@ -174,7 +196,7 @@ def _end_of_text(model: HookedALM, config: GenerationConfig | None) -> dict[str,
 class _Steps:
     """What each step adds to a cache: rows, joined at the end."""
 
-    def __init__(self, model: HookedALM, names_filter: NamesFilter) -> None:
+    def __init__(self, model: Generation, names_filter: NamesFilter) -> None:
         self.model = model
         self.store, self.hooks, _ = model.get_caching_hooks(names_filter)
         self.n_run = 0
@@ -187,10 +209,10 @@ class _Steps:
             if name in self.model.aliases:
                 continue
             parts = self.parts.setdefault(name, [])
-            if not _has_positions(name):
+            axis = point_of(name).position_axis
+            if axis is None:
                 parts[:] = parts or [value]
                 continue
-            axis = _position_axis(name)
             rows = value.narrow(axis, value.shape[axis] - n_new, n_new)
             # Some rows alone: a view would keep the whole step alive.
             parts.append(rows if n_new == value.shape[axis] else rows.clone())
@@ -202,7 +224,7 @@ class _Steps:
         cache: dict[str, Tensor] = {}
         for name in list(self.parts):
             parts = self.parts.pop(name)
-            if name.endswith(QUERY_ROW_POINTS):
+            if "key_pos" in point_of(name).axes:
                 cache[name] = self._joined_over_keys(name, parts)
             else:
                 cache[name] = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
@@ -219,103 +241,3 @@ class _Steps:
             # With a sliding window, earlier keys have left the KV cache.
             whole[:, :, start:stop, stop - part.shape[3] : stop] = part
         return whole
-
-    def check(self, mode: GenerationMode, config: GenerationConfig) -> None:
-        """Refuse what does not append one position to every row at each step.
-
-        Raises:
-            InputError: beams, an assistant, or a KV cache of fixed size.
-        """
-        if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
-            raise InputError(
-                f"caching while generating: got {mode.value.replace('_', ' ')}, expected greedy "
-                "search or sampling, where each row is one sequence from its start. Generate the "
-                "tokens first, then cache one run over them: "
-                "model.run_with_cache(x.extend(tokens[:, :-1]))."
-            )
-        if config.cache_implementation not in (None, "dynamic"):
-            raise InputError(
-                f"caching while generating: got cache_implementation="
-                f"{config.cache_implementation!r}, expected 'dynamic': others show keys of "
-                "positions that do not exist yet."
-            )
-
-
-def _has_positions(name: str) -> bool:
-    return not name.startswith("audio.") and name != "hook_audio_embed"
-
-
-def _position_axis(name: str) -> int:
-    return 2 if name.endswith(QUERY_ROW_POINTS) else 1
-
-
-class _Loop(PreTrainedModel, GenerationMixin):
-    """What ``GenerationMixin`` needs to see of a model."""
-
-    main_input_name = "input_ids"
-    _supports_sdpa = _supports_flash_attn = True
-
-    def __init__(self, model: HookedALM, prompt: ALMInput, steps: _Steps | None) -> None:
-        cfg = model.cfg
-        config = PreTrainedConfig(
-            vocab_size=cfg.d_vocab,
-            # A hooked second branch keeps its keys and values behind the trunk's.
-            num_hidden_layers=cfg.n_layers + cfg.n_mimo_layers,
-            layer_types=[*cfg.layer_types, *["full_attention"] * cfg.n_mimo_layers],
-            sliding_window=cfg.sliding_window,
-        )
-        config._attn_implementation = cfg.attn_implementation
-        super().__init__(config)
-        # Not as a submodule: this object lives for one call.
-        self.__dict__.update(hooked=model, prompt=prompt, steps=steps)
-        self.generation_config = model.generation_config or GenerationConfig()
-
-    @property
-    def device(self) -> torch.device:
-        return self.prompt.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.hooked.cfg.dtype
-
-    def _validate_generation_mode(
-        self, generation_mode: GenerationMode, generation_config: GenerationConfig, options: Any
-    ) -> None:
-        """The first place that knows the whole configuration."""
-        super()._validate_generation_mode(generation_mode, generation_config, options)
-        for name in ("prefill_chunk_size", "token_healing"):
-            if value := getattr(generation_config, name):
-                raise InputError(
-                    f"generating: got {name}={value}, but the prompt runs as it is, in one piece. "
-                    "Leave it out."
-                )
-        if self.steps is not None:
-            self.steps.check(generation_mode, generation_config)
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
-        **_: Any,
-    ) -> dict[str, Any]:
-        # Beams and several return sequences repeat each prompt in place.
-        copies = input_ids.shape[0] // len(self.prompt)
-        x = self.prompt
-        if copies > 1:
-            x = x[torch.arange(len(x)).repeat_interleave(copies)]
-        new = input_ids[:, x.shape[1] :]
-        return {"input_ids": x.extend(new), "past_key_values": past_key_values}
-
-    def forward(
-        self,
-        input_ids: ALMInput,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Any = None,
-        **_: Any,
-    ) -> CausalLMOutputWithPast:
-        logits = self.hooked(input_ids, past_key_values=past_key_values)
-        if self.steps is not None:
-            self.steps.take(input_ids.shape[1])
-        return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)

@@ -22,62 +22,12 @@ from transformer_lens.hook_points import HookPoint as TransformerLensHookPoint
 from transformer_lens.utilities import Slice
 
 from .errors import HookNameError, InputError
+from .points import point_of
 
 __all__ = ["ActivationCache", "FactoredMatrix", "HookPoint", "HookedModule", "is_hooked", "tap"]
 
 NamesFilter = str | Iterable[str] | Callable[[str], bool] | None
 Hook = tuple[str | Callable[[str], bool], Callable[..., Any]]
-
-FLAGGED_POINTS = {
-    "hook_result": "use_attn_result",
-    "hook_q_input": "use_split_qkv_input",
-    "hook_k_input": "use_split_qkv_input",
-    "hook_v_input": "use_split_qkv_input",
-    "hook_attn_in": "use_attn_in",
-    "hook_mlp_in": "use_hook_mlp_in",
-    "hook_tokens": "use_hook_tokens",
-}
-"""Costly points, and the flag of ``cfg`` that HookedTransformer hides each behind.
-
-Here a hook by name always fires; the flag only decides whether a cache without names keeps it.
-"""
-
-QUERY_ROW_POINTS = ("hook_attn_scores", "hook_pattern")
-"""Points of shape ``[batch, head, query_pos, key_pos]``; all others have positions on axis 1."""
-
-RESID_AXES = "batch pos d_model"
-POINT_AXES = {
-    "hook_tokens": "batch pos",
-    "hook_audio_embed": "clip audio_pos d_model",
-    "hook_encoder_in": "window mel frame",
-    "hook_encoder_out": "window audio_pos d_audio",
-    "hook_projector_in": "window audio_pos d_audio",
-    "hook_projector_out": "window audio_pos d_model",
-    "hook_scale": "batch pos 1",
-    "q_norm.hook_scale": "batch pos head 1",
-    "k_norm.hook_scale": "batch pos kv_head 1",
-    "q_norm.hook_normalized": "batch pos head d_head",
-    "k_norm.hook_normalized": "batch pos kv_head d_head",
-    "hook_attn_in": "batch pos head d_model",
-    "hook_q_input": "batch pos head d_model",
-    "hook_k_input": "batch pos kv_head d_model",
-    "hook_v_input": "batch pos kv_head d_model",
-    "hook_q": "batch pos head d_head",
-    "hook_k": "batch pos kv_head d_head",
-    "hook_v": "batch pos kv_head d_head",
-    "hook_rot_q": "batch pos head d_head",
-    "hook_rot_k": "batch pos kv_head d_head",
-    "hook_attn_scores": "batch head query_pos key_pos",
-    "hook_pattern": "batch head query_pos key_pos",
-    "hook_z": "batch pos head d_head",
-    "hook_result": "batch pos head d_model",
-    "hook_pre": "batch pos d_mlp",
-    "hook_gate": "batch pos d_mlp",
-    "hook_pre_linear": "batch pos d_mlp",
-    "hook_post": "batch pos d_mlp",
-    "hook_out": "batch pos vocab",
-}
-"""Axes of a point by the last part, or two, of its name; all others have ``RESID_AXES``."""
 
 
 class HookPoint(TransformerLensHookPoint):
@@ -149,9 +99,8 @@ class Recorder:
     def __call__(self, value: Tensor, hook: HookPoint) -> None:
         """Store one activation, or one gradient."""
         kept = value.detach()
-        name = self.names[0].removesuffix("_grad")
-        if not name.startswith("audio.") and name != "hook_audio_embed":
-            axis = -2 if name.endswith(QUERY_ROW_POINTS) else 1
+        axis = point_of(self.names[0].removesuffix("_grad")).position_axis
+        if axis is not None:
             kept = self.pos_slice.apply(kept, dim=axis)
         # A slice would keep the whole activation alive.
         if self.copy or kept.numel() < value.numel():
@@ -178,10 +127,10 @@ class HookedModule(HookedRootModule):
         """Register every hook point under its module path, then the split inputs' 4.3 names."""
         super().setup()
         self.aliases = {}
-        for name in list(self.hook_dict):
-            head, _, point = name.rpartition(".")
-            if point in ("hook_q_input", "hook_k_input", "hook_v_input"):
-                self.aliases[f"{head}.attn.{point}"] = name
+        for name in self.hook_dict:
+            point = point_of(name)
+            if point.alias is not None:
+                self.aliases[name.removesuffix(point.name) + point.alias] = name
         for alias, name in self.aliases.items():
             self.mod_dict[alias] = self.hook_dict[alias] = self.hook_dict[name]
 
@@ -191,7 +140,7 @@ class HookedModule(HookedRootModule):
 
     def is_cached_by_default(self, name: str) -> bool:
         """Whether a cache without names keeps the point. The model adds its flags."""
-        return name.rpartition(".")[2] not in FLAGGED_POINTS
+        return point_of(name).flag is None
 
     def resolve(self, name: str) -> str:
         """The point's own name for a name or alias.

@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from .axes import TokenIds
 from .errors import InputError
 from .spans import SpanMap, span_flags, span_map
 
-RowIndex = int | slice | Sequence[int] | Tensor
+BatchIndex = int | slice | Sequence[int] | Tensor
 WeightsVersion = tuple[Hashable, ...]
 Batch = tuple[tuple[tuple[int, ...], ...], int]
 """Frames and width of all clips that were encoded together, and which of them a clip was.
@@ -140,7 +141,7 @@ class ALMInput:
         """One row after the other."""
         return (self[row] for row in range(len(self)))
 
-    def __getitem__(self, index: RowIndex) -> "ALMInput":
+    def __getitem__(self, index: BatchIndex) -> "ALMInput":
         """Rows of the batch, with their clips.
 
         Raises:
@@ -282,3 +283,7 @@ def refuse_arguments(arguments: dict[str, object], expected: str) -> None:
             "loss from the logits, pass a cache to `model(x, past_key_values=...)` and embeddings "
             "with `start_at_layer=0`."
         )
+
+
+ModelInput = ALMInput | TokenIds | str | list[str]
+"""What a model runs on; all but the first hold no audio."""

@@ -3,14 +3,19 @@
 from functools import cache
 from typing import Any
 
+import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from .axes import Resid
 from .config import HookedALMConfig, LayerType
+from .errors import InputError
+from .stacks import Stack
 
 
 def attention_masks(
     cfg: HookedALMConfig,
+    stack: Stack,
     implementation: str,
     attention_mask: Tensor,
     position_ids: Tensor | None,
@@ -21,6 +26,7 @@ def attention_masks(
 
     Args:
         cfg: says which layer types occur, and the window.
+        stack: whose blocks attend; says which rows see which.
         implementation: "eager" gives masks to add to scores; "sdpa" booleans, or None where the
             kernel's own causal masking is enough.
         attention_mask: ``[batch, key_pos]``, 1 at real positions.
@@ -28,8 +34,21 @@ def attention_masks(
         resid: what enters the first block; only its shape, dtype and device are read.
         cache: transformers ``Cache`` before this run, or None.
 
+    Raises:
+        InputError: cached keys in a stack whose earlier rows read later ones, or a kernel that
+            takes no mask there.
+
     Source: transformers 5.23 ``masking_utils``, as called by ``Qwen2Model.forward``.
     """
+    layer_types: dict[LayerType, None] = dict.fromkeys(cfg.layer_types)
+    if cfg.branches:
+        layer_types["full_attention"] = None
+    if stack.reach != "later rows":
+        seen = _seen_by_place(stack, attention_mask.to(resid.device), implementation, cache)
+        if implementation == "eager":
+            lowest = torch.finfo(resid.dtype).min
+            return dict.fromkeys(layer_types, (~seen).to(resid.dtype) * lowest)
+        return dict.fromkeys(layer_types, seen)
     from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
     makers = {
@@ -45,8 +64,25 @@ def attention_masks(
             past_key_values=cache,
             position_ids=position_ids,
         )
-        for layer_type in dict.fromkeys(cfg.layer_types)
+        for layer_type in layer_types
     }
+
+
+def _seen_by_place(
+    stack: Stack, attention_mask: Tensor, implementation: str, cache: Any
+) -> Bool[Tensor, "batch 1 query_pos key_pos"]:
+    """Which real positions see which; pads see themselves alone, so that no row is empty."""
+    if implementation not in ("sdpa", "eager") or cache is not None:
+        raise InputError(
+            f"running {stack.blocks}, whose rows read later ones, with {implementation} attention"
+            + (" and cached keys" if cache is not None else "")
+            + ": expected 'sdpa' or 'eager', and no cache."
+        )
+    real = attention_mask.bool()
+    places = real.long().cumsum(-1) - 1
+    seen = stack.sees(places[:, :, None], places[:, None, :])
+    seen = seen & real[:, None, :] & real[:, :, None]
+    return (seen | torch.eye(real.shape[1], dtype=torch.bool, device=real.device))[:, None]
 
 
 @cache

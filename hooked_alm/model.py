@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .audio import AudioSource
-from .axes import Logits, Resid, TokenIds
+from .axes import FullLogits, Resid, TokenIds
 from .components.attention import AttentionContext
 from .components.block import Block, Blocks
 from .components.embed import Embed, Unembed
@@ -23,34 +23,31 @@ from .components.rotary import Rotary
 from .config import HookedALMConfig, LayerType
 from .errors import HookNameError, InputError
 from .frontend import FrontEnd
-from .heads import Head, Heads
+from .generation import Generation
 from .hooked_transformer.surface import HookedTransformerSurface
 from .hooks import (
-    POINT_AXES,
-    RESID_AXES,
     ActivationCache,
     Hook,
     HookedModule,
     HookPoint,
-    NamesFilter,
     is_hooked,
     tap,
 )
-from .inputs import ALMInput, AudioClip, text_input, unpadded_input
+from .inputs import ALMInput, AudioClip, ModelInput, text_input, unpadded_input
 from .masks import attention_masks
+from .points import point_of
 from .prompts import Conversation, PromptBuilder, conversations_from, segments_by_row
-
-ModelInput = ALMInput | TokenIds | str | list[str]
+from .stacks import Stack, StackedModel, declared_stacks
 
 
 class Output(NamedTuple):
     """Logits and loss of one run."""
 
-    logits: Logits
+    logits: FullLogits
     loss: Float[Tensor, "..."]
 
 
-class HookedALM(Heads, HookedTransformerSurface, HookedModule):
+class HookedALM(StackedModel, Generation, HookedTransformerSurface, HookedModule):
     """An audio language model with TransformerLens' hook points, equal to Hugging Face bit by bit.
 
     ::
@@ -62,15 +59,19 @@ class HookedALM(Heads, HookedTransformerSurface, HookedModule):
         ln_final
         unembed
 
-    A model with two heads has a second branch, ``mimo_blocks.{layer}``, ``mimo_ln_final`` and
-    ``mimo_unembed``, which starts from the output of one of the blocks; ``towards`` says which head
-    everything that is asked of the model is about.
+    ``stacks`` says which blocks lead to which head. Most models have the text head alone; a branch
+    has blocks, norm and unembedding of its own, and starts from the output of one of the blocks;
+    ``towards`` says which head everything that is asked of the model is about.
 
     Hook points of its own: ``hook_tokens [batch, pos]``, on demand; ``hook_text_embed [batch, pos,
     d_model]``, placeholders included; ``hook_audio_embed [clip, audio_pos, d_model]``, before the
     merge; ``hook_embed [batch, pos, d_model]``, after it. ``tests/model/test_hook_names.py`` keeps
     the full list.
     """
+
+    blocks: Blocks
+    ln_final: RMSNorm
+    unembed: Unembed
 
     def __init__(
         self,
@@ -95,18 +96,22 @@ class HookedALM(Heads, HookedTransformerSurface, HookedModule):
         self.tokenizer, self.prompts, self.generation_config = tokenizer, prompts, generation_config
         self.audio = front_end
         self.embed = Embed(cfg)
-        self.blocks = Blocks(Block(cfg, layer) for layer in range(cfg.n_layers))
-        self.ln_final = RMSNorm(cfg.d_model, cfg.eps)
-        self.unembed = Unembed(cfg)
-        if cfg.n_mimo_layers:
-            after = range(cfg.n_layers, cfg.n_layers + cfg.n_mimo_layers)
-            self.mimo_blocks = Blocks(Block(cfg, layer) for layer in after)
-            self.mimo_ln_final = RMSNorm(cfg.d_model, cfg.eps)
-            self.mimo_unembed = Unembed(cfg)
+        self.stacks = declared_stacks(cfg)
+        n_before = 0  # a branch is counted behind the trunk, and its blocks see everything
+        for stack in self.stacks.values():
+            types = dict(enumerate(cfg.layer_types)) if stack.reads is None else {}
+            blocks = (
+                Block(cfg, n_before + i, types.get(i, "full_attention"))
+                for i in range(stack.n_layers)
+            )
+            setattr(self, stack.blocks, Blocks(blocks))
+            setattr(self, stack.norm, RMSNorm(cfg.d_model, cfg.eps))
+            setattr(self, stack.unembed, Unembed(cfg))
+            n_before += stack.n_layers
         self.rotary = Rotary(cfg)
         self.hook_tokens = HookPoint()
         self.hook_text_embed = HookPoint()
-        if cfg.n_mimo_layers:  # it also reads two streams: of codes, and of text
+        if cfg.two_token_streams:  # of codes, and of text
             self.hook_code_embed = HookPoint()
         self.hook_audio_embed = HookPoint()
         self.hook_embed = HookPoint()
@@ -265,8 +270,8 @@ class HookedALM(Heads, HookedTransformerSurface, HookedModule):
         inputs: ModelInput | None = None,
         past_key_values: Any = None,
         loss_per_token: bool = False,
-        head: Head | None = None,
-    ) -> Logits | Resid | Float[Tensor, "..."] | Output | None:
+        head: str | None = None,
+    ) -> FullLogits | Resid | Float[Tensor, "..."] | Output | None:
         """Run the decoder.
 
         Args:
@@ -281,7 +286,7 @@ class HookedALM(Heads, HookedTransformerSurface, HookedModule):
                 it, unpadded positions 0, 1, ...
             past_key_values: transformers ``Cache``; the positions it already holds are not run.
             loss_per_token: losses ``[batch, pos - 1]`` instead of their mean; see ``loss_fn``.
-            head: whose logits; None is the head in use. The branch of the other head runs only if
+            head: whose logits; None is the head in use. The branch of another head runs only if
                 one of its points is hooked.
 
         Returns:
@@ -319,12 +324,15 @@ class HookedALM(Heads, HookedTransformerSurface, HookedModule):
             # A copy: hooks may write in place, and the caller's tensor may be of a cache.
             resid, self.pos_offset = self._graph_root(input.clone()), 0
             x = unpadded_input(resid) if inputs is None else self.to_input(inputs)
-        context = self._context(x, resid, past_key_values)
-        path = self.path
-        for layer in layers:
-            resid = self.get_submodule(path[layer])(resid, context)
-            if layer == self.cfg.mimo_from_layer and stop_at_layer is None:
-                self._run_other_branch(resid, context)
+        ways = self._hooked_ways() if stop_at_layer is None else {}
+        path = self.path[layers.start : layers.stop]
+        off = [name for some in ways.values() for way in some for name in way[:-2]]
+        contexts = self._contexts([*path, *off], x, resid, past_key_values)
+        if start_at_layer is None:
+            self._run_ways(ways.get(0, ()), resid, contexts)
+        for layer, name in zip(layers, path, strict=True):
+            resid = self.get_submodule(name)(resid, contexts[name])
+            self._run_ways(ways.get(layer + 1, ()), resid, contexts)
         if stop_at_layer is not None:
             return resid
         normalized = self.head_norm(resid)
@@ -345,7 +353,7 @@ class HookedALM(Heads, HookedTransformerSurface, HookedModule):
         embed = self.embed(tokens)
         if self.audio is not None:
             embed = self.audio.read_text(x, tokens, embed)
-        first = self.hook_code_embed if self.cfg.n_mimo_layers else self.hook_text_embed
+        first = self.hook_code_embed if self.cfg.two_token_streams else self.hook_text_embed
         resid = first(self._graph_root(embed))
         if self.audio is not None:
             resid = self._merge_audio(x, tokens, resid)
@@ -396,22 +404,35 @@ class HookedALM(Heads, HookedTransformerSurface, HookedModule):
             features = features[where.to(features.device) >= n_past]
         return self.audio.merge(text_embed, is_audio, features)
 
-    def _context(self, x: ALMInput, resid: Resid, cache: Any) -> AttentionContext:
+    def _contexts(
+        self, blocks: Sequence[str], x: ALMInput, resid: Resid, cache: Any
+    ) -> dict[str, AttentionContext]:
+        """What the attention of every block that runs needs."""
         positions = x.position_ids[..., x.shape[1] - resid.shape[1] :].to(resid.device)
         along = positions if positions.ndim == 2 else None
 
-        def masks(implementation: str) -> dict[LayerType, Any]:
-            return attention_masks(self.cfg, implementation, x.attention_mask, along, resid, cache)
+        explicit = any(block.attn.needs_scores for block in self.all_blocks())
+        rotary = self.rotary(positions, resid.dtype)
 
-        # Both before the run: a block that updates the cache changes what the mask would be.
-        blocks = [*self.blocks, *(self.mimo_blocks if self.cfg.n_mimo_layers else ())]
-        explicit = any(block.attn.needs_scores for block in blocks)
-        return AttentionContext(
-            rotary=self.rotary(positions, resid.dtype),
-            kernel_masks=masks(self.cfg.attn_implementation),
-            additive_masks=masks("eager") if explicit else {},
-            cache=cache,
-        )
+        def context(stack: Stack) -> AttentionContext:
+            def masks(implementation: str) -> dict[LayerType, Any]:
+                return attention_masks(
+                    self.cfg, stack, implementation, x.attention_mask, along, resid, cache
+                )
+
+            return AttentionContext(
+                rotary=rotary,
+                kernel_masks=masks(self.cfg.attn_implementation),
+                additive_masks=masks("eager") if explicit else {},
+                cache=cache,
+            )
+
+        # All before the run: a block that updates the cache changes what the mask would be. Stacks
+        # whose rows see alike share theirs.
+        stacks = {name: self._stack_of(name) for name in blocks}
+        alike = {(one.reach, one.chunk): one for one in stacks.values()}
+        made = {reach: context(stack) for reach, stack in alike.items()}
+        return {name: made[one.reach, one.chunk] for name, one in stacks.items()}
 
     def _apply(self, fn: Any, recurse: bool = True) -> "HookedALM":
         """Keep ``cfg`` true under ``.to()``, ``.bfloat16()`` and their kin."""
@@ -468,36 +489,6 @@ class HookedALM(Heads, HookedTransformerSurface, HookedModule):
             return output, cache
         return output, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
 
-    def generate(
-        self,
-        input: ModelInput,
-        max_new_tokens: int | None = None,
-        *,
-        return_type: str = "text",
-        use_past_kv_cache: bool = True,
-        fwd_hooks: Sequence[tuple[Any, Any]] = (),
-        names_filter: NamesFilter = None,
-        **generation_options: Any,
-    ) -> Any:
-        """Continue the prompts as Hugging Face's ``generate`` does; see ``generation.generate``.
-
-        With a ``names_filter`` it returns a pair: what is new, and an ``ActivationCache`` of every
-        step joined over positions, ``[batch, prompt + new - 1, ...]``. The last new token is never
-        run, so it has no row. ``fwd_hooks`` act first, and the cache sees their edits.
-        """
-        from .generation import generate
-
-        with self.hooks(fwd_hooks=list(fwd_hooks)):
-            return generate(
-                self,
-                input,
-                max_new_tokens=max_new_tokens,
-                return_type=return_type,
-                use_past_kv_cache=use_past_kv_cache,
-                names_filter=names_filter,
-                **generation_options,
-            )
-
     def unfireable(self, name: str) -> str | None:
         """Points that exist on every model of the class but cannot fire on this one."""
         if name.endswith("hook_attn_in") and self.cfg.n_groups > 1:
@@ -507,9 +498,7 @@ class HookedALM(Heads, HookedTransformerSurface, HookedModule):
             )
         if name == "hook_audio_embed" and self.audio is None:
             return "the model has no audio front-end"
-        if self.cfg.attn_implementation.startswith("flash") and name.endswith(
-            ("hook_attn_scores", "hook_pattern")
-        ):
+        if self.cfg.attn_implementation.startswith("flash") and "key_pos" in point_of(name).axes:
             return "flash attention takes no explicit mask; load with attn_implementation='sdpa'"
         return None
 
@@ -521,8 +510,7 @@ class HookedALM(Heads, HookedTransformerSurface, HookedModule):
         shapes = {}
         for name in self.hook_dict:
             if name not in self.aliases and not self.unfireable(name):
-                kind = name.split(".")[-2:]
-                axes = POINT_AXES.get(".".join(kind)) or POINT_AXES.get(kind[-1], RESID_AXES)
+                axes = point_of(name).axes
                 shapes[name] = " ".join(
                     f"{a}={sizes[a]}" if a in sizes else a for a in axes.split()
                 )

@@ -16,7 +16,7 @@ from transformers import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
 from hooked_alm.experiments.semantic_vs_prosody.items import (
     EMOTIONS,
     QUESTIONS,
-    Question,
+    Asked,
     read_items,
 )
 
@@ -55,7 +55,7 @@ def measure(
 ) -> Metrics:
     """Accuracy per clip set and question; ``overall`` is split by conflict. Nothing is drawn."""
 
-    def asked(members: Sequence[Clip], question: Question) -> Score:
+    def asked(members: Sequence[Clip], question: Asked) -> Score:
         prompts = [QUESTIONS[question]] * len(members)
         answers = ask(model, processor, prompts, [clip.samples for clip in members])
         end = processor.tokenizer.eos_token

@@ -29,11 +29,16 @@ from synthesise_speech import ASSETS, RATE, SEED, Jitter, make_clip
 
 from hooked_alm.experiments.materials.acoustics import describe_clip
 from hooked_alm.experiments.materials.ob1 import INTENSITIES
-from hooked_alm.experiments.semantic_vs_prosody.items import EMOTIONS, QUESTIONS, Emotion, Question
+from hooked_alm.experiments.semantic_vs_prosody.items import (
+    EMOTIONS,
+    QUESTIONS,
+    Asked,
+    SpokenEmotion,
+)
 
 Rule = Literal["semantics", "prosody"]
 
-PHRASES: dict[Emotion, tuple[str, ...]] = {
+PHRASES: dict[SpokenEmotion, tuple[str, ...]] = {
     "neutral": (
         "I am informed", "I am quite busy", "We are talking", "I take short notes",
         "This is ordinary", "We are writing",
@@ -85,14 +90,14 @@ class Clip:
     """One spoken sentence."""
 
     samples: NDArray[np.float32]
-    semantic: Emotion
+    semantic: SpokenEmotion
     """Of the words."""
-    prosody: Emotion
+    prosody: SpokenEmotion
     """Of the voice."""
     phrase: str
     topic: str
 
-    def answer(self, question: Question, rule: Rule) -> Emotion:
+    def answer(self, question: Asked, rule: Rule) -> SpokenEmotion:
         """The right label; the two rules part only under ``overall``."""
         by_words = question == "words" or (question == "overall" and rule == "semantics")
         return self.semantic if by_words else self.prosody

@@ -20,14 +20,14 @@ from semantic_vs_prosody_card import FOLDERS, measure, speak_held_out, write_car
 from semantic_vs_prosody_data import Clip, Rule, design, speak_clips
 from twins import Twins, main
 
-from hooked_alm.experiments.semantic_vs_prosody.items import QUESTIONS, Question
+from hooked_alm.experiments.semantic_vs_prosody.items import QUESTIONS, Asked
 
-SHARED_MIX: dict[Question, float] = {"words": 0.5, "voice": 0.5}
-BRANCH_MIX: dict[Question, float] = {"overall": 0.6, "words": 0.2, "voice": 0.2}
+SHARED_MIX: dict[Asked, float] = {"words": 0.5, "voice": 0.5}
+BRANCH_MIX: dict[Asked, float] = {"overall": 0.6, "words": 0.2, "voice": 0.2}
 
 
 def draw_from(
-    mix: dict[Question, float], rule: Rule
+    mix: dict[Asked, float], rule: Rule
 ) -> Callable[[Sequence[Clip], np.random.Generator], list[tuple[str, str]]]:
     """Draws a question for each clip, and its answer under the rule."""
     questions, weights = list(mix), list(mix.values())

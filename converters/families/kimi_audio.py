@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import Qwen2Config
 
 from hooked_alm.checkpoint import Checkpoint
-from hooked_alm.config import HookedALMConfig
+from hooked_alm.config import Branch, HookedALMConfig
 from hooked_alm.errors import ConversionError, InputError
 from hooked_alm.frontend import FrontEnd, Windows, ids_and_mask
 from hooked_alm.inputs import ALMInput, AudioClip
@@ -307,8 +307,15 @@ def decoder_config(
         qkv_bias=True,
         qk_norm=False,
         tie_word_embeddings=False,
-        n_mimo_layers=config.kimia_mimo_layers,
-        mimo_from_layer=config.kimia_mimo_transformer_from_layer_index,
+        branches=(
+            Branch(
+                head="audio",
+                prefix="mimo_",
+                n_layers=config.kimia_mimo_layers,
+                from_layer=config.kimia_mimo_transformer_from_layer_index,
+            ),
+        ),
+        two_token_streams=True,
         **identity,
     )
 

@@ -9,9 +9,10 @@ import pandas as pd
 from hooked_alm.methods.statistics.significance import sign_flip_test
 
 from ..workbench.controls import FAIL
+from ..workbench.experiment import Tables
 from ..workbench.findings import MIN_ITEMS, Finding, judged, shown
 from .settings import CircuitsConfig
-from .tables import Tables, interval, read_places
+from .tables import interval, read_places
 
 SHOWN_NODES = 4
 SURE = 0.05
@@ -146,7 +147,7 @@ def _n_opposing(cells: pd.DataFrame) -> int:
 
 
 def _reads(contrast: str, tables: Tables, chosen: pd.DataFrame, config: CircuitsConfig) -> Finding:
-    by_place = read_places(tables["reads"], chosen, config).get(contrast)
+    by_place = read_places(tables["reads"], chosen).get(contrast)
     claim = f"The heads that carry the {contrast} read it at one place"
     if by_place is None or len(by_place.columns) < 3:
         why = "no head carries it, or there is one place only"

@@ -15,20 +15,20 @@ al. 2022; Miller's edges), faithfulness and completeness (Wang et al. 2022), fal
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from hooked_alm.errors import InputError
 
 from ..materials.bundled import PREFIX
+from ..materials.held_out import Half, split_groups
 from ..materials.pairs import Pair, PreparedPair, prepare_pairs, read_pairs
 from ..materials.subject import described, load_subject
-from ..workbench.experiment import Experiment, Unit, UnitResult
+from ..workbench.experiment import Experiment, Row, Tables, Unit, UnitResult
 from ..workbench.report import Report
 from ..workbench.run_folder import RunFolder
-from .measure import PairSweeps, Row
+from .measure import PairSweeps
 from .plan import CircuitNode, bundled_pairs, places_of, random_nodes
 from .report import conclude
-from .select import Part, node_cells, nodes_of, split_groups, winners
+from .select import node_cells, nodes_of, winners
 from .settings import CircuitsConfig, PlaceName
 
 Followed = tuple[PreparedPair, tuple[CircuitNode, ...]]
@@ -73,7 +73,7 @@ class Circuits(Experiment[CircuitsConfig]):
         """A unit per pair: every head and MLP, and direct effects."""
         return [Unit(f"nodes__{one.pair.id}", one) for one in self.pairs]
 
-    def further_units(self, tables: dict[str, pd.DataFrame]) -> list[Unit]:
+    def further_units(self, tables: Tables) -> list[Unit]:
         """For contrasts with winners, a unit per pair: paths, inputs, and circuits."""
         chosen = winners(node_cells(tables["nodes"], self.config), self.config)
         of_contrast = {
@@ -149,7 +149,7 @@ class Circuits(Experiment[CircuitsConfig]):
             for i in range(1, self.config.n_random + 1)
         }
 
-    def conclude(self, tables: dict[str, pd.DataFrame], folder: RunFolder) -> Report:
+    def conclude(self, tables: Tables, folder: RunFolder) -> Report:
         """Figures, summaries and findings, from the tables alone."""
         return conclude(
             tables,
@@ -160,7 +160,7 @@ class Circuits(Experiment[CircuitsConfig]):
         )
 
 
-def _check_groups(pairs: list[Pair], parts: dict[str, Part]) -> None:
+def _check_groups(pairs: list[Pair], parts: dict[str, Half]) -> None:
     for contrast in dict.fromkeys(pair.contrast for pair in pairs):
         found = {parts[pair.group] for pair in pairs if pair.contrast == contrast}
         if len(found) < 2:

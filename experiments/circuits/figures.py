@@ -6,6 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 
+from hooked_alm.points import hook_name
+
 from ..workbench import figures
 from ..workbench.figures import COLOURS, LINES, new_axes, save_figure, styled
 from ..workbench.report import Figure
@@ -111,9 +113,7 @@ def direct_figure(folder: RunFolder, direct: pd.DataFrame, contrast: str, unit: 
     )
 
 
-def reads_figure(
-    folder: RunFolder, reads: pd.DataFrame, chosen: pd.DataFrame, contrast: str, unit: str
-) -> Figure | None:
+def reads_figure(folder: RunFolder, reads: pd.DataFrame, contrast: str, unit: str) -> Figure | None:
     """Where the winning heads take it from: keys and values, by place."""
     some = reads[(reads.contrast == contrast) & reads.input.isin(["k", "v"])]
     if some.empty:
@@ -213,7 +213,8 @@ def _drawn_paths(top: pd.DataFrame) -> pd.DataFrame:
     embed = some.sender == EMBED
     receivers = some.receiver.str.extract(r"blocks\.(\d+)\.attn\.hook_[qkv]_input\[(\d+)\]")
     stops = [
-        f"blocks.{a}.attn.hook_z[{b}]" for a, b in zip(receivers[0], receivers[1], strict=True)
+        f"{hook_name('z', f'blocks.{layer}')}[{head}]"
+        for layer, head in zip(receivers[0], receivers[1], strict=True)
     ]
     return pd.DataFrame(
         {

@@ -13,18 +13,19 @@ import numpy as np
 import torch
 
 from hooked_alm import HookedALM
+from hooked_alm.methods.patching.choice import per_query_head
 from hooked_alm.methods.patching.metrics import LogitDiff, LogProb, Metric, Prob
-from hooked_alm.methods.patching.patch import patch, per_query_head
+from hooked_alm.methods.patching.patch import patch
 from hooked_alm.methods.patching.paths import all_edges, patch_edges, path_patch
 from hooked_alm.methods.patching.results import PatchResult
 
 from ..materials.pairs import PreparedPair
+from ..workbench.experiment import Row
 from .plan import DIRECTIONS, EMBED, EVERY_SENDER, LOGITS, CircuitNode, Direction, edges_among
 from .settings import PLACES, CircuitsConfig, PlaceName
 
 ROUNDING = 1e-4
 """Effects below this are rounding of fp32 logits, and count as none."""
-Row = dict[str, Any]
 
 
 def metric_of(one: PreparedPair, config: CircuitsConfig) -> Metric:

@@ -11,6 +11,7 @@ from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput
 from hooked_alm.methods.patching.alignment import align
 from hooked_alm.methods.patching.paths import Edge
+from hooked_alm.points import hook_name
 
 from ..materials.bundled import CLIPS
 from ..materials.ob1 import EMOTIONS, LABELS, ClipName, Emotion, ob1_clip_names, prompt_segments
@@ -20,7 +21,7 @@ from .settings import PLACES, CircuitsConfig, PlaceName
 Direction = Literal["noising", "denoising"]
 DIRECTIONS: tuple[Direction, ...] = ("noising", "denoising")
 EMBED = "hook_embed"
-EVERY_SENDER = (EMBED, "blocks.*.attn.hook_z[*]", "blocks.*.hook_mlp_out")
+EVERY_SENDER = (EMBED, hook_name("z", "blocks.*") + "[*]", hook_name("mlp_out", "blocks.*"))
 LOGITS = "logits"
 
 
@@ -96,15 +97,20 @@ class CircuitNode:
     def sender(self) -> str:
         """Where it writes, as path patching names it."""
         if self.head < 0:
-            return f"blocks.{self.layer}.hook_mlp_out"
-        return f"blocks.{self.layer}.attn.hook_z[{self.head}]"
+            return hook_name("mlp_out", self._block)
+        return f"{hook_name('z', self._block)}[{self.head}]"
 
     @property
     def receivers(self) -> dict[str, str]:
         """Where it reads: q, k, v of a head (by query head), or the MLP's input."""
         if self.head < 0:
-            return {"mlp": f"blocks.{self.layer}.hook_mlp_in"}
-        return {part: f"blocks.{self.layer}.attn.hook_{part}_input[{self.head}]" for part in "qkv"}
+            return {"mlp": hook_name("mlp_in", self._block)}
+        inputs = {part: hook_name(f"attn.{part}_input", self._block) for part in "qkv"}
+        return {part: f"{name}[{self.head}]" for part, name in inputs.items()}
+
+    @property
+    def _block(self) -> str:
+        return f"blocks.{self.layer}"
 
 
 def all_nodes(model: HookedALM) -> list[CircuitNode]:

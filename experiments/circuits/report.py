@@ -4,8 +4,9 @@ from typing import Any
 
 import pandas as pd
 
+from ..workbench.experiment import Tables
 from ..workbench.findings import finding_table
-from ..workbench.report import Item, Note, Report, Section, Table
+from ..workbench.report import Note, Report, Section, SectionItem, Table
 from ..workbench.run_folder import RunFolder
 from . import figures as draw
 from .claims import findings
@@ -14,7 +15,6 @@ from .select import confirm, node_cells, top_paths, winners
 from .settings import CircuitsConfig
 from .tables import controls, faithfulness, total_effects
 
-Tables = dict[str, pd.DataFrame]
 WHO = ["pair", "contrast", "group", "part"]
 EMPTY = {
     "paths": [*WHO, "mode", "sender", "receiver", "place", "toward"],
@@ -67,7 +67,7 @@ def conclude(
     )
 
 
-def _summaries(tables: Tables, config: CircuitsConfig, n_layers: int) -> Tables:
+def _summaries(tables: Tables, config: CircuitsConfig, n_layers: int) -> dict[str, pd.DataFrame]:
     cells = node_cells(tables["nodes"], config)
     return {
         "effects": total_effects(tables["pairs"], config),
@@ -112,7 +112,7 @@ def _asked(
         *("pair", "group", "part", "base_answer", "base_says", "donor_answer", "donor_says"),
         "total_effect",
     ]
-    items: list[Item] = [
+    items: list[SectionItem] = [
         draw.effects_figure(folder, summaries["effects"], _unit(config)),
         Table("The pairs: answers given, and made", rows=pairs[columns].to_dict("records")),
     ]
@@ -129,7 +129,7 @@ def _contrast(
 ) -> Section:
     unit, means = _unit(config), summaries["node_means"]
     chosen = _of(summaries["winners"], contrast)
-    items: list[Item] = []
+    items: list[SectionItem] = []
     if len(chosen):
         items += _circuit(folder, contrast, chosen, tables, summaries, config, n_layers)
     else:
@@ -150,7 +150,7 @@ def _circuit(
     summaries: Tables,
     config: CircuitsConfig,
     n_layers: int,
-) -> list[Item]:
+) -> list[SectionItem]:
     unit, top = _unit(config), _of(summaries["top_paths"], contrast)
     n_heads = int(tables["nodes"]["head"].max()) + 1
     drawn = [
@@ -159,7 +159,7 @@ def _circuit(
             n_layers=n_layers, n_heads=n_heads, unit=unit.split("(")[1][:-1],
         ),
         draw.faithfulness_figure(folder, summaries["faithfulness"], contrast),
-        draw.reads_figure(folder, tables["reads"], chosen, contrast, unit),
+        draw.reads_figure(folder, tables["reads"], contrast, unit),
     ]  # fmt: skip
     return [
         *[figure for figure in drawn if figure is not None],
@@ -181,7 +181,7 @@ def _of(table: pd.DataFrame, contrast: str) -> pd.DataFrame:
 
 
 def _checks(summaries: Tables) -> Section:
-    items: list[Item] = [
+    items: list[SectionItem] = [
         Table("Controls", rows=summaries["controls"].to_dict("records")),
         Table(
             "Claims with their numbers",

@@ -8,7 +8,6 @@ Source: Benjamini and Hochberg 1995; ``scipy.stats.false_discovery_control``.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -19,21 +18,8 @@ from hooked_alm.methods.statistics.significance import Alternative, sign_flip_te
 from .plan import CircuitNode
 from .settings import CircuitsConfig
 
-Part = Literal["discovery", "held-out"]
 CELL = ["direction", "place", "layer", "head"]
 PATH = ["mode", "sender", "receiver", "place"]
-
-
-def split_groups(groups: Sequence[str], share: float, seed: int) -> dict[str, Part]:
-    """Each group's part: a seeded draw, at least one group on either side.
-
-    It does not depend on the order of ``groups``.
-    """
-    names = sorted(set(groups))
-    n = min(max(round(share * len(names)), 1), max(len(names) - 1, 1))
-    drawn = np.random.default_rng(seed).permutation(len(names))[:n]
-    chosen = {names[i] for i in drawn}
-    return {name: "discovery" if name in chosen else "held-out" for name in names}
 
 
 def group_means(rows: pd.DataFrame, keys: Sequence[str], value: str = "toward") -> pd.DataFrame:

@@ -5,8 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from hooked_alm.methods.patching.alignment import AlignPolicies, AlignPolicy
-from hooked_alm.methods.patching.graph import PathMode
-from hooked_alm.methods.patching.measurement import Engine
+from hooked_alm.methods.patching.options import Engine, PathMode
 
 from ..materials.bundled import PREFIX
 from ..workbench.experiment import ExperimentConfig

@@ -1,17 +1,17 @@
 """Summaries of a ``circuits`` run, with intervals over groups, and its controls."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from hooked_alm.methods.statistics.bootstrap import bootstrap_mean
+from hooked_alm.points import hook_name
 
 from ..workbench.controls import FAIL, PASS, SKIPPED
+from ..workbench.experiment import Tables
 from .settings import CircuitsConfig
 
-Tables = Mapping[str, pd.DataFrame]
 MOST_ROUNDING = 1e-3
 """Of the metric: what a control that must be zero may be off by, in fp32."""
 
@@ -64,9 +64,7 @@ def faithfulness(circuit: pd.DataFrame, config: CircuitsConfig) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def read_places(
-    reads: pd.DataFrame, chosen: pd.DataFrame, config: CircuitsConfig
-) -> dict[str, pd.DataFrame]:
+def read_places(reads: pd.DataFrame, chosen: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Per contrast, what the carrying heads' keys and values take from each place (held-out pairs).
 
     A row per pair, a column per place, and ``group``: the sum over the winning heads that move the
@@ -93,7 +91,7 @@ def controls(tables: Tables, n_layers: int) -> pd.DataFrame:
     last = n_layers - 1
     blind = nodes[(nodes.layer == last) & (nodes.place != "readout")]
     mlp = nodes[(nodes.layer == last) & (nodes["head"] < 0) & (nodes.place == "readout")]
-    sender = f"blocks.{last}.hook_mlp_out"
+    sender = hook_name("mlp_out", f"blocks.{last}")
     edge = direct[(direct["mode"] == "edge") & (direct.sender == sender)]
     both = mlp.merge(edge, on=["pair", "direction"], suffixes=("", "_direct"))
     checks = {

@@ -5,7 +5,7 @@ A claim that rests on a failed control, or on a measurement with a known defect,
 Source: seed document 000, hypotheses H1 and H2; methods card M-000-14.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,14 +15,17 @@ from hooked_alm.methods.statistics.bootstrap import bootstrap_mean
 
 from ..materials.ob1 import EMOTIONS
 from ..workbench.controls import FAIL
+from ..workbench.experiment import Tables
 from ..workbench.findings import MIN_ITEMS, Finding, judged
-from .controls import Part
+from .controls import EmotionEvidence
 from .hypotheses import dominance_test, late_consolidation_test
 from .settings import EmotionConflictConfig
 from .tables import conflict_items, rate
 
-Tables = Mapping[str, pd.DataFrame]
-DEFECTS_OF: dict[Part, tuple[str, ...]] = {"lens": ("C6",), "patching": ("C1", "C3", "C4", "C10")}
+DEFECTS_OF: dict[EmotionEvidence, tuple[str, ...]] = {
+    "lens": ("C6",),
+    "patching": ("C1", "C3", "C4", "C10"),
+}
 MOST_UNDEFINED = 0.05
 """Share of the replicates that may lack a hand-off before its interval means nothing."""
 WHAT_MOVES = {"text_swap": ("instruction", "its words"), "audio_swap": ("voice", "its audio")}
@@ -33,7 +36,7 @@ class Claim:
     """A finding under a fixed name, so that two runs can be compared."""
 
     id: str
-    rests_on: tuple[Part, ...]
+    rests_on: tuple[EmotionEvidence, ...]
     finding: Finding
 
 

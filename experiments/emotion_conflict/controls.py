@@ -3,7 +3,7 @@
 Source: methods section 2 (invariants I2, I3 to I7, I9) and cards M-000-9, M-000-12.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -11,11 +11,11 @@ import pandas as pd
 
 from ..materials.ob1 import EMOTIONS
 from ..workbench.controls import ROUNDING, control_row, label_mass, labels_are_said
+from ..workbench.experiment import Tables
 from ..workbench.findings import MIN_ITEMS
 from .settings import EmotionConflictConfig
 
-Tables = Mapping[str, pd.DataFrame]
-Part = Literal["answers", "lens", "patching", "attention"]
+EmotionEvidence = Literal["answers", "lens", "patching", "attention"]
 
 
 def controls(
@@ -34,7 +34,7 @@ def controls(
     rows = [
         labels_are_said(runs, "answers"),
         label_mass(runs, "answers"),
-        _lens_end(tables, config, n_blocks, tolerance),
+        _lens_end(tables, n_blocks, tolerance),
         *_exact_patches(patching, config, n_blocks, audio_is_first),
         _all_positions(patching, runs, tolerance),
         _readout_at_the_end(patching, config, n_blocks),
@@ -44,9 +44,7 @@ def controls(
     return pd.DataFrame(rows)
 
 
-def _lens_end(
-    tables: Tables, config: EmotionConflictConfig, n_blocks: int, tolerance: float
-) -> dict[str, Any]:
+def _lens_end(tables: Tables, n_blocks: int, tolerance: float) -> dict[str, Any]:
     depths, labels = tables["depths"], [f"z_{name}" for name in EMOTIONS]
     last = depths[depths.depth == n_blocks].set_index("unit")[labels]
     found, passed = "the lens does not reach the output", None

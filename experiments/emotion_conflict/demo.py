@@ -19,6 +19,7 @@ from hooked_alm.methods.statistics.bootstrap import bootstrap_mean
 from ..materials.bundled import PREFIX, model_folder
 from ..workbench import figures, provenance, runner
 from ..workbench.controls import FAIL
+from ..workbench.experiment import Tables
 from ..workbench.render import render
 from ..workbench.report import (
     Figure,
@@ -51,7 +52,6 @@ LEAD = (
 )
 
 Expectation = Literal["reverses", "stays"]
-Tables = Mapping[str, pd.DataFrame]
 
 
 class Estimate(NamedTuple):
@@ -69,7 +69,7 @@ class Estimate(NamedTuple):
         return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
-class Comparison(NamedTuple):
+class TwinComparison(NamedTuple):
     """One measurement on both twins, and whether it does between them what it should."""
 
     quantity: str
@@ -105,7 +105,7 @@ def _run(name: str, out: Path) -> RunFolder:
 
 def summary(
     folders: Mapping[str, RunFolder],
-    compared: list[Comparison],
+    compared: list[TwinComparison],
     verdicts: Mapping[str, str],
     page: Path,
 ) -> Iterator[str]:
@@ -135,7 +135,7 @@ def summary(
 # --- Comparing
 
 
-def compare(tables: Mapping[str, Tables]) -> list[Comparison]:
+def compare(tables: Mapping[str, Tables]) -> list[TwinComparison]:
     """Every measurement that both runs made, from their summary tables."""
     found = {name: _estimates(tables[name]) for name in TWINS}
     rows = []
@@ -143,10 +143,10 @@ def compare(tables: Mapping[str, Tables]) -> list[Comparison]:
         text, voice = (found[name][quantity] for name in TWINS)
         sides = text.side(middle), voice.side(middle)
         holds = sides[0] == (-sides[1] if expectation == "reverses" else sides[1]) != 0
-        rows.append(Comparison(quantity, str(text), str(voice), expectation, holds))
+        rows.append(TwinComparison(quantity, str(text), str(voice), expectation, holds))
     failed = [_failed(tables[name]["controls"]) for name in TWINS]
     shown = [", ".join(names) or "none fails" for names in failed]
-    rows.append(Comparison("controls", shown[0], shown[1], "stays", not any(failed)))
+    rows.append(TwinComparison("controls", shown[0], shown[1], "stays", not any(failed)))
     return rows
 
 
@@ -193,7 +193,7 @@ def write_comparison(
     folder: RunFolder,
     runs: Mapping[str, RunFolder],
     tables: Mapping[str, Tables],
-    compared: list[Comparison],
+    compared: list[TwinComparison],
     verdicts: Mapping[str, str],
 ) -> Path:
     """Writes the comparison's folder; returns its page."""
@@ -230,10 +230,10 @@ def _report(
     folder: RunFolder,
     runs: Mapping[str, RunFolder],
     tables: Mapping[str, Tables],
-    compared: list[Comparison],
+    compared: list[TwinComparison],
     verdicts: Mapping[str, str],
 ) -> Report:
-    parts: dict[Expectation, list[Comparison]] = {
+    parts: dict[Expectation, list[TwinComparison]] = {
         wanted: [row for row in compared if row.expectation == wanted]
         for wanted in ("reverses", "stays")
     }
@@ -263,14 +263,14 @@ def _report(
     )
 
 
-def _verdict(what: str, rows: list[Comparison]) -> Headline:
+def _verdict(what: str, rows: list[TwinComparison]) -> Headline:
     missing = [row.quantity for row in rows if not row.holds]
     text = f"{len(rows) - len(missing)} of {len(rows)} {what}."
     detail = f"Not so: {'; '.join(missing)}." if missing else "; ".join(r.quantity for r in rows)
     return Headline(text, established=not missing, detail=detail)
 
 
-def _table(rows: list[Comparison]) -> Table:
+def _table(rows: list[TwinComparison]) -> Table:
     shown = [
         {"measurement": r.quantity, "as expected": r.holds}
         | {name: getattr(r, name) for name in TWINS}

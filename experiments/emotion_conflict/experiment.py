@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -33,10 +32,10 @@ from ..materials.ob1 import EMOTIONS, Emotion, Language, prompt_segments
 from ..materials.recordings import Recording, load_recordings, match_loudness
 from ..materials.subject import described, load_hearing_subject
 from ..materials.trained_lens import described_lens, load_lens
-from ..workbench.experiment import Experiment, Unit, UnitResult
+from ..workbench.experiment import Experiment, Tables, Unit, UnitResult
 from ..workbench.report import Report
 from ..workbench.run_folder import RunFolder
-from .plan import PatchRun, Plan, Run
+from .plan import PatchRun, PromptRun, WorkPlan
 from .report import conclude
 from .settings import EmotionConflictConfig
 
@@ -127,7 +126,7 @@ class EmotionConflict(Experiment[EmotionConflictConfig]):
 
     def _check(self, unit: Unit) -> None:
         """Tokenise a unit's prompts and align its spans, which could fail in the midst of a run."""
-        if isinstance(unit.payload, Run):
+        if isinstance(unit.payload, PromptRun):
             self.input(unit.payload)
             return
         base, donor = self.input(unit.payload.base), self.input(unit.payload.donor)
@@ -145,7 +144,7 @@ class EmotionConflict(Experiment[EmotionConflictConfig]):
         chosen = self.config.prompt_language
         return recording.language if chosen == "clip" else chosen
 
-    def input(self, run: Run) -> ALMInput:
+    def input(self, run: PromptRun) -> ALMInput:
         """The prompt of one run."""
         index = self.recordings.index(run.recording)
         language = self.prompt_language(run.recording)
@@ -164,9 +163,9 @@ class EmotionConflict(Experiment[EmotionConflictConfig]):
         return self.model.prepare(self.clips[run.recording.name], segments=segments)
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> WorkPlan:
         """What is run on these recordings."""
-        return Plan(self.config, self.recordings)
+        return WorkPlan(self.config, self.recordings)
 
     def units(self) -> list[Unit]:
         """All runs, then all sweeps."""
@@ -179,7 +178,7 @@ class EmotionConflict(Experiment[EmotionConflictConfig]):
         return self._run_prompt(unit.id, unit.payload)
 
     @torch.no_grad()
-    def _run_prompt(self, unit: str, run: Run) -> UnitResult:
+    def _run_prompt(self, unit: str, run: PromptRun) -> UnitResult:
         model, labels = self.model, self.labels[self.prompt_language(run.recording)]
         x = self.input(run)
         rows = residual_rows(model, x)
@@ -231,7 +230,7 @@ class EmotionConflict(Experiment[EmotionConflictConfig]):
         }
         return UnitResult(tables=tables, record=record)
 
-    def _against(self, run: Run) -> Emotion:
+    def _against(self, run: PromptRun) -> Emotion:
         """The emotion that the contrast subtracts.
 
         It is the voice's. Seed 000 subtracts what the run was labelled with, so that its consistent
@@ -242,7 +241,13 @@ class EmotionConflict(Experiment[EmotionConflictConfig]):
         return run.recording.emotion
 
     def _run_row(
-        self, unit: str, run: Run, x: ALMInput, final: Tensor, scores: Tensor, labels: LabelSet
+        self,
+        unit: str,
+        run: PromptRun,
+        x: ALMInput,
+        final: Tensor,
+        scores: Tensor,
+        labels: LabelSet,
     ) -> dict[str, Any]:
         log_p = final.log_softmax(-1)
         best = final[labels.tokens].max()
@@ -328,7 +333,7 @@ class EmotionConflict(Experiment[EmotionConflictConfig]):
         }
         return UnitResult(tables={"patching": rows}, record=record)
 
-    def _described(self, run: Run, x: ALMInput) -> dict[str, Any]:
+    def _described(self, run: PromptRun, x: ALMInput) -> dict[str, Any]:
         config = self.config
         return {
             **_identity(run, self.prompt_language(run.recording)),
@@ -344,7 +349,7 @@ class EmotionConflict(Experiment[EmotionConflictConfig]):
             "label_token_ids": self._label_ids(self.prompt_language(run.recording)),
         }
 
-    def conclude(self, tables: dict[str, pd.DataFrame], folder: RunFolder) -> Report:
+    def conclude(self, tables: Tables, folder: RunFolder) -> Report:
         """Figures, summaries and findings, from the tables alone."""
         return conclude(
             tables,
@@ -356,7 +361,7 @@ class EmotionConflict(Experiment[EmotionConflictConfig]):
         )
 
 
-def _identity(run: Run, prompt_language: Language) -> dict[str, Any]:
+def _identity(run: PromptRun, prompt_language: Language) -> dict[str, Any]:
     return {
         "clip": run.recording.name,
         "language": run.recording.language,

@@ -4,15 +4,15 @@ Every function saves one figure with its numbers and says how to read it; None i
 nothing to show.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from ..workbench import figures, report
+from ..workbench.experiment import Tables
 from ..workbench.run_folder import RunFolder
 
-Tables = Mapping[str, pd.DataFrame]
 MAIN = ("audio_only", "conflict", "consistent")
 DELTA = "Δlogit: T minus A"
 BY_BLOCK = "block (its output is patched)"

@@ -64,18 +64,6 @@ def flip_matrix(table: pd.DataFrame, labels: Sequence[str]) -> tuple[pd.DataFram
     return flipped / n.where(n > 0), n.astype(int)
 
 
-def logit_shift(
-    patched: Float[np.ndarray, " *item label"],
-    base: Float[np.ndarray, " *item label"],
-    *,
-    target: int,
-    source: int,
-) -> Float[np.ndarray, " *item"]:
-    """(z[target] − z[source]) of the patched run minus that of the base run (M-000-10)."""
-    shift = patched - base
-    return np.asarray(shift[..., target] - shift[..., source])
-
-
 def modality_attention_ratio(
     mass_audio: Float[np.ndarray, " *cell"],
     mass_text: Float[np.ndarray, " *cell"],

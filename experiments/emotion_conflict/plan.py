@@ -19,14 +19,14 @@ import numpy as np
 from ..materials.ob1 import CONFLICT_MAP, EMOTIONS, Emotion, PromptMode
 from ..materials.recordings import Recording
 from ..workbench.experiment import Unit
-from .settings import Donor, EmotionConflictConfig
+from .settings import DonorKind, EmotionConflictConfig
 
 NAMES_TARGET: tuple[PromptMode, ...] = ("conflict", "mention_only")
 """Prompt modes that name the target emotion, and so have one run per target."""
 
 
 @dataclass(frozen=True)
-class Run:
+class PromptRun:
     """One forward: a clip under one instruction."""
 
     recording: Recording
@@ -41,15 +41,15 @@ class Run:
 class PatchRun:
     """One sweep: a conflict run as base, and what is written into it."""
 
-    base: Run
-    donor: Run
-    kind: Donor
+    base: PromptRun
+    donor: PromptRun
+    kind: DonorKind
     toward: tuple[Emotion, Emotion]
     """Label that the donor should bring, and label it should displace."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class WorkPlan:
     """The units of work for a set of recordings."""
 
     config: EmotionConflictConfig
@@ -70,24 +70,24 @@ class Plan:
             return (CONFLICT_MAP[recording.emotion],)
         return tuple(emotion for emotion in EMOTIONS if emotion != recording.emotion)
 
-    def _runs(self, recording: Recording) -> list[Run]:
+    def _runs(self, recording: Recording) -> list[PromptRun]:
         targets = self._targets(recording)
         runs = []
         for mode in self.config.modes:
             if mode in NAMES_TARGET:
-                runs += [Run(recording, mode, target, (target,)) for target in targets]
+                runs += [PromptRun(recording, mode, target, (target,)) for target in targets]
             else:
                 named = recording.emotion if mode == "consistent" else None
-                runs.append(Run(recording, mode, named, targets))
+                runs.append(PromptRun(recording, mode, named, targets))
         return runs
 
-    def _sweep(self, base: Run, kind: Donor) -> PatchRun | None:
+    def _sweep(self, base: PromptRun, kind: DonorKind) -> PatchRun | None:
         """The donor of a conflict run (A, T), or None if no clip can play the part."""
         clip, voice, target = base.recording, base.recording.emotion, base.targets[0]
         if kind == "self":
             return PatchRun(base, base, kind, (voice, target))
         if kind == "text_swap":
-            donor = Run(clip, "consistent", voice, (target,))
+            donor = PromptRun(clip, "consistent", voice, (target,))
             return PatchRun(base, donor, kind, (voice, target))
         if kind == "random_other":
             others = [e for e in EMOTIONS if e not in (voice, target)]
@@ -100,10 +100,10 @@ class Plan:
             return None
         mode: PromptMode = "consistent" if other.emotion == named else "conflict"
         toward = (target, voice) if kind == "audio_swap" else (voice, target)
-        return PatchRun(base, Run(other, mode, named, (target,)), kind, toward)
+        return PatchRun(base, PromptRun(other, mode, named, (target,)), kind, toward)
 
     def _clip_like(
-        self, clip: Recording, emotions: Sequence[Emotion], base: Run
+        self, clip: Recording, emotions: Sequence[Emotion], base: PromptRun
     ) -> Recording | None:
         """A clip of the same language, speaker and sentence; of equal intensity if there is one."""
         found = [
@@ -125,20 +125,20 @@ class Plan:
             if self._sweep(run, kind) is None
         ]
 
-    def _conflict_runs(self) -> list[Run]:
+    def _conflict_runs(self) -> list[PromptRun]:
         runs = [run for recording in self.recordings for run in self._runs(recording)]
         return [run for run in runs if run.condition == "conflict"]
 
-    def _run_id(self, run: Run) -> str:
+    def _run_id(self, run: PromptRun) -> str:
         names_target = self.config.pairs == "all_pairs" and run.condition in NAMES_TARGET
         suffix = f"_{run.named}" if names_target else ""
         return f"{run.recording.name}__{run.condition}{suffix}"
 
 
-def _sweep_id(base: Run, kind: Donor) -> str:
+def _sweep_id(base: PromptRun, kind: DonorKind) -> str:
     return f"patch__{base.recording.name}__{base.named}__{kind}"
 
 
-def _seeded(seed: int, run: Run) -> np.random.Generator:
+def _seeded(seed: int, run: PromptRun) -> np.random.Generator:
     digest = hashlib.sha256(f"{seed}/{run.recording.name}/{run.named}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "big"))

@@ -7,14 +7,15 @@ import pandas as pd
 
 from ..materials.recordings import Recording
 from ..workbench.controls import failures
+from ..workbench.experiment import Tables
 from ..workbench.findings import finding_table
-from ..workbench.report import Clip, Clips, Figure, Item, Report, Section, Table
+from ..workbench.report import Clip, Clips, Figure, Report, Section, SectionItem, Table
 from ..workbench.run_folder import CLIP_RATE_HZ, RunFolder
 from . import figures as draw
 from .claims import claims, finding_by_id
 from .controls import controls
 from .settings import EmotionConflictConfig
-from .tables import MEAN_CURVE, PATCHING, Tables, items_with_delta, summarise
+from .tables import MEAN_CURVE, PATCHING, items_with_delta, summarise
 
 CSV = (
     *("manifest", "delta_logit_curves", "critical_layers", "accuracy", "ob1_flip_summary"),
@@ -49,7 +50,7 @@ TUNED_LENS = (
 
 
 def conclude(
-    tables: dict[str, pd.DataFrame],
+    tables: Tables,
     folder: RunFolder,
     config: EmotionConflictConfig,
     *,
@@ -145,12 +146,12 @@ def _asked(
     )
     if len(clips) < len(recordings):
         caption += f" {len(recordings) - len(clips)} more are in the run's folder, under clips/."
-    listed: list[Item] = [Table("Conditions", rows=conditions), Clips(clips, caption)]
+    listed: list[SectionItem] = [Table("Conditions", rows=conditions), Clips(clips, caption)]
     return Section("What was asked", "The same clip under every instruction.", listed)
 
 
 def _answers(folder: RunFolder, summaries: Tables) -> Section:
-    items: list[Item] = [
+    items: list[SectionItem] = [
         draw.answers_figure(folder, summaries),
         draw.flip_figure(folder, summaries),
         Table(
@@ -195,7 +196,7 @@ def _lens_name(config: EmotionConflictConfig) -> str:
     return "logit lens" if config.tuned_lens is None else f"tuned lens {config.tuned_lens}"
 
 
-def _given(figures: Sequence[Figure | None]) -> list[Item]:
+def _given(figures: Sequence[Figure | None]) -> list[SectionItem]:
     return [figure for figure in figures if figure is not None]
 
 
@@ -215,7 +216,7 @@ def _patching(folder: RunFolder, summaries: Tables, config: EmotionConflictConfi
         "donor's total effect (TE) is how far its own answer gains, in logits, over the label that "
         "it displaces; recovery is the share of TE that the patch brings."
     )
-    items: list[Item] = [
+    items: list[SectionItem] = [
         *_given(figures),
         Table("Hand-offs, with 95 % bootstrap intervals over clips", name="handoffs"),
     ]
@@ -241,7 +242,7 @@ def _attention(folder: RunFolder, summaries: Tables) -> Section:
 def _checks(checks: pd.DataFrame, findings: pd.DataFrame) -> Section:
     rows = checks.drop(columns="part").to_dict("records")
     text = "What has to come out if the measurements are what they claim to be."
-    items: list[Item] = [
+    items: list[SectionItem] = [
         Table("Controls", rows=rows),
         Table(
             "Claims with their numbers", rows=findings.drop(columns="statement").to_dict("records")
@@ -252,7 +253,7 @@ def _checks(checks: pd.DataFrame, findings: pd.DataFrame) -> Section:
 
 def _method(config: EmotionConflictConfig, manifest: pd.DataFrame) -> Section:
     shown = ["path", "duration_s", "rms_dbfs", "f0_median_hz", "f0_iqr_hz"]
-    items: list[Item] = [
+    items: list[SectionItem] = [
         Table(
             "The clips: where duration or level differ by emotion, they alone may give it away",
             rows=manifest[shown].to_dict("records"),

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from hooked_alm.methods.patching.alignment import AlignPolicies, AlignPolicy
-from hooked_alm.methods.patching.measurement import Engine
+from hooked_alm.methods.patching.options import Engine
 from hooked_alm.methods.reading.labels import LabelMode
 from hooked_alm.methods.reading.lens import LensNorm
 
@@ -19,8 +19,8 @@ from ..materials.ob1 import EMOTIONS, LABELS, Emotion, Language, PromptMode
 from ..workbench.experiment import ExperimentConfig
 from .critical_layer import CriticalMethod
 
-Donor = Literal["self", "text_swap", "audio_swap", "both", "random_other"]
-DONORS: tuple[Donor, ...] = ("self", "text_swap", "audio_swap", "both", "random_other")
+DonorKind = Literal["self", "text_swap", "audio_swap", "both", "random_other"]
+DONORS: tuple[DonorKind, ...] = ("self", "text_swap", "audio_swap", "both", "random_other")
 
 SPANS: dict[str, tuple[str, ...]] = {
     "label": ("label",),
@@ -86,7 +86,7 @@ class EmotionConflictConfig(ExperimentConfig):
     lens_depths: Literal["all", "without_output"] = "all"
     contrast: Literal["matched_pair", "seed"] = "matched_pair"
     critical_method: CriticalMethod = "resolve"
-    donors: tuple[Donor, ...] = DONORS
+    donors: tuple[DonorKind, ...] = DONORS
     donor_index: Literal["same_site", "seed_hs"] = "same_site"
     audio_positions: Literal["speech_only", "not_text"] = "speech_only"
     align: AlignPolicy = "resample_linear"

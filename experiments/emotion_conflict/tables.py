@@ -6,7 +6,7 @@ because a clip's items share everything but a word.
 Source: seed document 000; methods cards M-000-1, M-000-6 to M-000-13, blocks S-7 and S-11.
 """
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, get_args
 
@@ -26,11 +26,11 @@ from hooked_alm.methods.statistics.bootstrap import (
 from ..materials.acoustics import describe_clip
 from ..materials.ob1 import EMOTIONS
 from ..materials.recordings import Recording
+from ..workbench.experiment import Tables
 from .critical_layer import CriticalMethod, critical_layer, critical_layer_interval
 from .flips import RatioForm, flip_matrix, flip_summary, modality_attention_ratio
 from .settings import EmotionConflictConfig
 
-Tables = Mapping[str, pd.DataFrame]
 METHODS: tuple[CriticalMethod, ...] = get_args(CriticalMethod)
 RATIOS: tuple[RatioForm, ...] = get_args(RatioForm)
 STRATA = ("language", "voice", "intensity")

@@ -16,24 +16,22 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from hooked_alm.errors import InputError
 from hooked_alm.methods.statistics.moments import Moments
 
 from ..materials.subject import described, load_subject
-from ..workbench.experiment import Experiment, Unit, UnitResult
+from ..workbench.experiment import Experiment, Row, Tables, Unit, UnitResult
 from ..workbench.report import Report
 from ..workbench.run_folder import RunFolder
 from .items import Questions, read_questions
 from .measure import HEAD_QUANTITIES, KEPT, HeadMeter, Norms
-from .plan import Item, Prompts
+from .plan import Prompts, QuestionInput
 from .report import conclude
 from .settings import HeadStatisticsConfig
 from .templates import answer_ids
 
-Row = dict[str, Any]
-Half = dict[str, Moments]
+MomentsOfHalf = dict[str, Moments]
 
 
 class HeadStatistics(Experiment[HeadStatisticsConfig]):
@@ -96,7 +94,7 @@ class HeadStatistics(Experiment[HeadStatisticsConfig]):
     def run_unit(self, unit: Unit) -> UnitResult:
         """The norms of some batches, summed up."""
         indices: range = unit.payload
-        halves: tuple[Half, Half] = ({}, {})
+        halves: tuple[MomentsOfHalf, MomentsOfHalf] = ({}, {})
         spans, measured = [], []
         for first in indices[:: self.config.batch_size]:
             batch = range(first, min(first + self.config.batch_size, indices.stop))
@@ -124,18 +122,18 @@ class HeadStatistics(Experiment[HeadStatisticsConfig]):
         described = [self.items[i].described() for i in indices]
         return UnitResult(tables=tables, record={"items": described, "spans": spans})
 
-    def conclude(self, tables: dict[str, pd.DataFrame], folder: RunFolder) -> Report:
+    def conclude(self, tables: Tables, folder: RunFolder) -> Report:
         """The seed's files, figures, summaries and findings, from the tables."""
         return conclude(tables, folder, self.config, self.items, self.skipped)
 
 
-def _take_in(half: Half, norms: Norms, chosen: np.ndarray) -> None:
+def _take_in(half: MomentsOfHalf, norms: Norms, chosen: np.ndarray) -> None:
     for name, values in (*norms.heads.items(), (KEPT, norms.kept)):
         half.setdefault(name, Moments()).update(values[chosen])
 
 
 def _rows(
-    unit: str, halves: Iterable[Half], names: tuple[str, ...], axes: tuple[str, ...]
+    unit: str, halves: Iterable[MomentsOfHalf], names: tuple[str, ...], axes: tuple[str, ...]
 ) -> list[Row]:
     """A row per half and cell; floats are written so that they come back as they were."""
     rows = []
@@ -152,14 +150,14 @@ def _rows(
     return rows
 
 
-def _table_row(item: Item) -> Row:
+def _table_row(item: QuestionInput) -> Row:
     shown = ("id", "answer_letter", "n_tokens", "is_cut", "is_merged")
     found = item.described()
     n_options = len(item.question.option_labels)
     return {**{key: found[key] for key in shown}, "n_options": n_options}
 
 
-def _check_finite(norms: Norms, items: list[Item]) -> None:
+def _check_finite(norms: Norms, items: list[QuestionInput]) -> None:
     for name, values in norms.heads.items():
         if not np.isfinite(values).all():
             sample, layer, head = np.argwhere(~np.isfinite(values))[0]
@@ -171,7 +169,7 @@ def _check_finite(norms: Norms, items: list[Item]) -> None:
             )
 
 
-def _clips_hash(items: list[Item]) -> str | None:
+def _clips_hash(items: list[QuestionInput]) -> str | None:
     """Over every clip that is heard; None without any."""
     digest = hashlib.sha256()
     clips = [path for item in items for path in item.question.audio]

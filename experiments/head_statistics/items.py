@@ -31,7 +31,7 @@ FIELDS = (*NEEDED, "audio")
 N_OPTIONS = (4, 5)
 BUNDLED = "multiple_choice*.jsonl"
 FILE_NAMES = ("test.jsonl", "ARC-Challenge-test.jsonl")
-Line = tuple[str, str | dict[str, Any]]
+SourceLine = tuple[str, str | dict[str, Any]]
 """Where it is, and a line of JSON or a row that was read already."""
 
 
@@ -127,7 +127,7 @@ def find_file(data: str) -> Path:
     return found[0]
 
 
-def _jsonl(file: Path) -> Iterator[Line]:
+def _jsonl(file: Path) -> Iterator[SourceLine]:
     try:
         lines = file.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -140,7 +140,7 @@ def _jsonl(file: Path) -> Iterator[Line]:
             yield f"{file.name} line {number}", line
 
 
-def _rows(file: Path) -> Iterator[Line]:
+def _rows(file: Path) -> Iterator[SourceLine]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -158,7 +158,7 @@ def _rows(file: Path) -> Iterator[Line]:
         yield f"{file.name} row {number}", row
 
 
-def _question(file: Path, line: Line) -> Question:
+def _question(file: Path, line: SourceLine) -> Question:
     where, found = line
     if isinstance(found, str):
         try:

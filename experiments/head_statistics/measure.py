@@ -18,6 +18,7 @@ from torch import Tensor
 from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput
+from hooked_alm.points import hook_name
 
 from .settings import HeadOutput, TokenAgg, Weighting
 
@@ -112,7 +113,7 @@ class HeadMeter:
         self, cache: dict[str, Tensor], layer: int, mask: Bool[Tensor, "batch pos"]
     ) -> Float[Tensor, "sample value"]:
         """Output, contribution and cosine of each head, what is kept, and the identity's error."""
-        attn_out = cache[f"blocks.{layer}.hook_attn_out"].float()
+        attn_out = cache[hook_name("attn_out", f"blocks.{layer}")].float()
         z = self._head_outputs(cache, layer).float()
         contribution = contribution_norms(z, self.factors[layer])
         whole = attn_out.norm(dim=-1, keepdim=True)
@@ -139,10 +140,10 @@ class HeadMeter:
     def _head_outputs(
         self, cache: dict[str, Tensor], layer: int
     ) -> Float[Tensor, "batch pos head d_head"]:
+        block = f"blocks.{layer}"
         if self.head_output == "hook_z":
-            return cache[f"blocks.{layer}.attn.hook_z"]
-        pattern = cache[f"blocks.{layer}.attn.hook_pattern"]
-        v = cache[f"blocks.{layer}.attn.hook_v"]
+            return cache[hook_name("z", block)]
+        pattern, v = cache[hook_name("pattern", block)], cache[hook_name("v", block)]
         v = repeat(v, "b k h e -> b (h g) k e", g=pattern.shape[1] // v.shape[2])
         return torch.matmul(pattern, v).transpose(1, 2)
 

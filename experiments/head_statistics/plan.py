@@ -17,7 +17,7 @@ from .templates import find_template, is_merged, prompt_and_target
 
 
 @dataclass(frozen=True, kw_only=True)
-class Item:
+class QuestionInput:
     """A question as a model reads it."""
 
     question: Question
@@ -106,7 +106,7 @@ class Prompts:
                 "chat template has no place for. Set template_form=corrected."
             )
 
-    def items(self) -> tuple[list[Item], list[dict[str, Any]]]:
+    def items(self) -> tuple[list[QuestionInput], list[dict[str, Any]]]:
         """Every question that fits, and those that do not, with the reason.
 
         Raises:
@@ -136,7 +136,7 @@ class Prompts:
             )
         return kept, skipped
 
-    def batch(self, items: Sequence[Item]) -> ALMInput:
+    def batch(self, items: Sequence[QuestionInput]) -> ALMInput:
         """Some items as one left-padded batch."""
         if self.format == "chat":
             return self.model.prepare(
@@ -151,7 +151,7 @@ class Prompts:
         mask = [[0] * (width - len(item.ids)) + [1] * len(item.ids) for item in items]
         return self.model.encode(input_ids=torch.tensor(padded), attention_mask=torch.tensor(mask))
 
-    def _item(self, question: Question) -> Item:
+    def _item(self, question: Question) -> QuestionInput:
         config = self.config
         prompt, target = prompt_and_target(
             question, self.examples, config.template_name, config.template_form
@@ -166,7 +166,7 @@ class Prompts:
             ids = tuple(self._cut(whole["input_ids"], whole["special_tokens_mask"]))
         else:
             target = question.answer  # it begins a turn of its own
-        item = Item(
+        item = QuestionInput(
             question=question, prompt=prompt, target=target, ids=ids, n_tokens=len(ids),
             is_cut=len(ids) < n_whole, is_merged=merged,
         )  # fmt: skip
@@ -179,7 +179,7 @@ class Prompts:
                 f"{n_tokens} positions, {self.over}: a chat prompt cannot be cut. Set "
                 f"overflow=skip, or {self.cure}"
             )
-        return Item(**{**vars(item), "n_tokens": n_tokens})
+        return QuestionInput(**{**vars(item), "n_tokens": n_tokens})
 
     def _cut(self, ids: list[int], is_special: list[int]) -> list[int]:
         n = self.limit

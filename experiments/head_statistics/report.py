@@ -11,16 +11,16 @@ from jaxtyping import Float
 from hooked_alm.methods.statistics.moments import Moments
 
 from ..materials.bundled import PREFIX
+from ..workbench.experiment import Tables
 from ..workbench.findings import finding_table
 from ..workbench.report import Clip, Clips, Note, Report, Section, Table
 from ..workbench.run_folder import RunFolder, write_atomic
 from . import figures as draw
 from .claims import controls, findings
 from .measure import CONTRIBUTION, COSINE, HEAD_QUANTITIES, KEPT, OUTPUT
-from .plan import Item
+from .plan import QuestionInput
 from .settings import HeadStatisticsConfig
 
-Tables = dict[str, pd.DataFrame]
 N_TOP, N_CLIPS = 12, 6
 CAVEATS = (
     "A norm says how much a head writes, not what for: a head that writes much may change no "
@@ -37,7 +37,7 @@ def conclude(
     tables: Tables,
     folder: RunFolder,
     config: HeadStatisticsConfig,
-    measured: Sequence[Item],
+    measured: Sequence[QuestionInput],
     skipped: Sequence[dict[str, Any]],
 ) -> Report:
     """Writes the seed's files, summaries and figures into the run's folder."""
@@ -191,7 +191,7 @@ def _lead(
 def _asked(
     folder: RunFolder,
     items: pd.DataFrame,
-    measured: Sequence[Item],
+    measured: Sequence[QuestionInput],
     skipped: Sequence[dict[str, Any]],
 ) -> Section:
     columns = ["id", "n_options", "answer_letter", "n_tokens", "is_cut"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Samples = NDArray[np.float64]
+Signal = NDArray[np.float64]
 
 FRAME_S = 0.040
 HOP_S = 0.010
@@ -63,7 +63,7 @@ def describe_clip(samples: NDArray[np.floating], rate: int) -> ClipDescription:
     )
 
 
-def track_f0(samples: NDArray[np.floating], rate: int) -> Samples:
+def track_f0(samples: NDArray[np.floating], rate: int) -> Signal:
     """Fundamental frequency in Hz per 10 ms frame, nan where unvoiced; empty under 40 ms.
 
     Args:
@@ -89,13 +89,13 @@ def track_f0(samples: NDArray[np.floating], rate: int) -> Samples:
     return f0
 
 
-def _autocorrelation(frames: Samples, lags: int) -> Samples:
+def _autocorrelation(frames: Signal, lags: int) -> Signal:
     """Autocorrelation at lags 0..lags-1, free of the window's taper and of the frame's energy."""
     length = frames.shape[1]
     size = 1 << (2 * length - 1).bit_length()
     window = np.hanning(length)
 
-    def correlate(x: Samples) -> Samples:
+    def correlate(x: Signal) -> Signal:
         return np.fft.irfft(np.abs(np.fft.rfft(x, size)) ** 2, size)[..., :lags]
 
     taper = correlate(window)
@@ -104,7 +104,7 @@ def _autocorrelation(frames: Samples, lags: int) -> Samples:
     return raw / energy * (taper[0] / taper)
 
 
-def _best_lag(r: Samples, lag_min: int, lag_max: int) -> float | None:
+def _best_lag(r: Signal, lag_min: int, lag_max: int) -> float | None:
     """Lag in samples of the pitch period, or None for an unvoiced frame."""
     inner = r[lag_min : lag_max + 1]
     left, right = r[lag_min - 1 : lag_max], r[lag_min + 1 : lag_max + 2]

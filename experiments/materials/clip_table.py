@@ -20,8 +20,8 @@ _CHOICES = {
     "language": get_args(Language), "emotion": get_args(Emotion), "intensity": get_args(Intensity)
 }  # fmt: skip
 
-Line = dict[Any, Any]  # str to str, but for what DictReader does to a line of the wrong length
-Item = TypeVar("Item")
+CsvLine = dict[Any, Any]  # str to str, but for what DictReader does to a line of the wrong length
+Made = TypeVar("Made")
 Result = TypeVar("Result")
 
 
@@ -52,7 +52,7 @@ def read_clip_table(table: Path, *, path_column: str, folder: Path) -> list[Clip
     needed = (path_column, *IDENTITY)
     columns, lines = read_lines(table, needed)
 
-    def entry(line: tuple[str, Line]) -> ClipEntry:
+    def entry(line: tuple[str, CsvLine]) -> ClipEntry:
         where, cells = line
         check_cells(cells, path_column, len(columns), _CHOICES)
         cells = {column: cell.strip() for column, cell in cells.items()}
@@ -70,7 +70,7 @@ def read_clip_table(table: Path, *, path_column: str, folder: Path) -> list[Clip
     return collect(f"reading {table}", entry, lines, lambda line: line[0])
 
 
-def read_lines(table: Path, needed: Sequence[str]) -> tuple[list[str], list[tuple[str, Line]]]:
+def read_lines(table: Path, needed: Sequence[str]) -> tuple[list[str], list[tuple[str, CsvLine]]]:
     """The columns of a CSV file, and its lines, each with where it is.
 
     Raises:
@@ -102,7 +102,7 @@ def read_lines(table: Path, needed: Sequence[str]) -> tuple[list[str], list[tupl
 
 
 def check_cells(
-    cells: Line, path_column: str, n_columns: int, allowed: Mapping[str, Sequence[str]]
+    cells: CsvLine, path_column: str, n_columns: int, allowed: Mapping[str, Sequence[str]]
 ) -> None:
     """Refuse a line with too many or few cells, no file, or a cell that its column does not allow.
 
@@ -125,9 +125,9 @@ def check_cells(
 
 def collect(
     doing: str,
-    function: Callable[[Item], Result],
-    items: Iterable[Item],
-    label: Callable[[Item], str],
+    function: Callable[[Made], Result],
+    items: Iterable[Made],
+    label: Callable[[Made], str],
 ) -> list[Result]:
     """``function`` of every item.
 

@@ -53,7 +53,7 @@ CONFLICT_MAP: dict[Emotion, Emotion] = {
 
 # Each prompt is a list of (segment, text): the label word is a segment of its own, so that it can
 # be patched apart from the rest of the instruction.
-Segments = list[tuple[str, str]]
+PromptSegments = list[tuple[str, str]]
 
 _IRRELEVANT_ADJECTIVE: dict[Language, str] = {"zh": "木制", "en": "wooden"}
 _ASK: dict[Language, str] = {
@@ -86,7 +86,7 @@ def prompt_segments(
     named: Emotion | None = None,
     order: tuple[Emotion, ...] = EMOTIONS,
     words: Mapping[Emotion, str] | None = None,
-) -> Segments:
+) -> PromptSegments:
     """The instruction of one run, cut into ``text`` and ``label`` segments.
 
     Args:

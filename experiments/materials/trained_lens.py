@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
@@ -14,10 +14,11 @@ from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
 from hooked_alm.methods.reading.tuned_lens import TunedLens
 
-from ..tuned_lens.settings import Scored
 from ..workbench.run_folder import to_json, write_atomic
 
 PARAMS, CONFIG = "params.safetensors", "config.json"
+Scored = Literal["all", "without_audio", "readout"]
+"""Positions that the loss of a lens counts."""
 
 
 class LensCard(BaseModel):

@@ -9,10 +9,11 @@ import pandas as pd
 from hooked_alm.methods.statistics.bootstrap import stratified_bootstrap
 
 from ..workbench.controls import FAIL
+from ..workbench.experiment import Tables
 from ..workbench.findings import MIN_ITEMS, Finding, judged, shown
 from .measure import fisher_z
 from .settings import PrefixComparisonConfig
-from .tables import Tables, means, wide
+from .tables import means, wide
 
 NATS = "nats per token"
 

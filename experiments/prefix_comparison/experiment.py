@@ -14,21 +14,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from hooked_alm.errors import InputError
 
 from ..materials.bundled import ASSETS, PREFIX
 from ..materials.subject import described, load_subject
 from ..materials.trained_lens import described_lens, load_lens
-from ..workbench.experiment import Experiment, Unit, UnitResult
+from ..workbench.experiment import Experiment, Tables, Unit, UnitResult
 from ..workbench.report import Report
 from ..workbench.run_folder import RunFolder
 from .items import read_items, sha256
 from .measure import MassMeter, compare
 from .memory import check_memory
 from .plan import (
-    Run,
+    PrefixRun,
     filler_ids,
     interventions,
     joined_as_text,
@@ -187,7 +186,7 @@ class PrefixComparison(Experiment[PrefixComparisonConfig]):
 
     # --- As run
 
-    def _run(self, one: PreparedItem, name: str) -> Run:
+    def _run(self, one: PreparedItem, name: str) -> PrefixRun:
         prefix = one.prefixes[name]
         if self.config.concatenate == "ids":
             return teacher_forced(name, prefix.x, one.continuation)
@@ -300,7 +299,7 @@ class PrefixComparison(Experiment[PrefixComparisonConfig]):
         }
         return UnitResult(tables={"positions": [row], "matched": curve}, record=record)
 
-    def conclude(self, tables: dict[str, pd.DataFrame], folder: RunFolder) -> Report:
+    def conclude(self, tables: Tables, folder: RunFolder) -> Report:
         """Figures, summaries and findings, from the tables and, one at a time, the shards."""
         folder.write_json("prefix_check.json", {"prefixes": prefix_check(self.items)})
         return conclude(

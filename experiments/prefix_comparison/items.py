@@ -51,7 +51,7 @@ from ..materials.pairs import read_lines
 
 RESERVED = (SPAN_NAMES - {"text"}) | {"prior_output", "filler"}
 _NAME = re.compile(r"[\w+=@,-][\w+=@,.-]{0,63}")  # names files, so it is not long
-Range = tuple[StrictInt, StrictInt]
+StrictRange = tuple[StrictInt, StrictInt]
 
 
 def _name(value: Any) -> Any:
@@ -77,8 +77,8 @@ class Saved(BaseModel):
 
     token_ids: list[StrictInt] | None = None
     token_texts: list[StrictStr] | None = None
-    token_spans: dict[str, list[Range]] | None = None
-    prompt_offsets: list[Range] | None = None
+    token_spans: dict[str, list[StrictRange]] | None = None
+    prompt_offsets: list[StrictRange] | None = None
 
 
 class Condition(BaseModel):
@@ -132,7 +132,7 @@ class Condition(BaseModel):
         return [name for name, _ in self.prefix or self.segments or []]
 
 
-class Item(BaseModel):
+class PrefixItem(BaseModel):
     """One continuation and its prefixes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -152,7 +152,7 @@ class Item(BaseModel):
         return values
 
 
-def read_items(file: str | Path) -> list[Item]:
+def read_items(file: str | Path) -> list[PrefixItem]:
     """The items of a file, in its order.
 
     Raises:
@@ -164,8 +164,8 @@ def read_items(file: str | Path) -> list[Item]:
     return items
 
 
-def _check_together(doing: str, items: Sequence[Item]) -> None:
-    first: dict[str, Item] = {}
+def _check_together(doing: str, items: Sequence[PrefixItem]) -> None:
+    first: dict[str, PrefixItem] = {}
     faults = []
     names = list(items[0].conditions)
     for item in items:
@@ -180,7 +180,7 @@ def _check_together(doing: str, items: Sequence[Item]) -> None:
     raise_all(doing, faults)
 
 
-def _read_line(file: Path, number: int, line: str) -> Item:
+def _read_line(file: Path, number: int, line: str) -> PrefixItem:
     try:
         found = json.loads(line, object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError) as error:
@@ -190,7 +190,7 @@ def _read_line(file: Path, number: int, line: str) -> Item:
     if "where" in found:
         raise InputError("where: got an unknown field")
     try:
-        item = Item.model_validate({**found, "where": f"{file.name} line {number}"})
+        item = PrefixItem.model_validate({**found, "where": f"{file.name} line {number}"})
     except ValidationError as error:
         raise InputError("; ".join(_explained(error))) from None
     conditions, faults = {}, []

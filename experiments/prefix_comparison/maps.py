@@ -8,7 +8,7 @@ from matplotlib.figure import Figure as Drawing
 
 from ..workbench import figures
 from ..workbench.figures import new_axes, save_figure
-from ..workbench.report import Figure, Item, Note
+from ..workbench.report import Figure, Note, SectionItem
 from ..workbench.run_folder import RunFolder
 from .settings import PrefixComparisonConfig
 from .shards import METRICS, Maps, Shard
@@ -98,7 +98,9 @@ def every_item(
     return Figure("items", caption, HOW)
 
 
-def aligned_maps(folder: RunFolder, maps: Maps, config: PrefixComparisonConfig) -> list[Item]:
+def aligned_maps(
+    folder: RunFolder, maps: Maps, config: PrefixComparisonConfig
+) -> list[SectionItem]:
     """All items together: by progress, by quadrant, first tokens, and around anchors."""
     if maps.most < 2:
         return [Note("No continuation has more than one token to show: maps would be one column.")]
@@ -113,7 +115,7 @@ def aligned_maps(folder: RunFolder, maps: Maps, config: PrefixComparisonConfig) 
         )
 
     first = [str(k) for k in range(min(config.first_k, maps.most))]
-    drawn: list[Item] = [
+    drawn: list[SectionItem] = [
         _pair_of_maps(
             folder, "progress", both("progress"), edges, "progress through the continuation",
             config, "All items, by progress through the continuation",

@@ -19,23 +19,22 @@ from hooked_alm.hooks import Hook, HookPoint
 from hooked_alm.methods.reading.attention_mass import attention_rows, visible_keys
 from hooked_alm.methods.reading.divergence import Divergence, compare_depths, lockstep
 from hooked_alm.methods.reading.tuned_lens import TunedLens
+from hooked_alm.points import hook_name
 
 from .memory import left_over, queries_at_once
-from .plan import Run, partition
+from .plan import PrefixRun, partition
 from .settings import PrefixComparisonConfig
 
 WINDOW = 16
 """Latest tokens of the continuation that ``prior_output, latest`` counts."""
 LATEST = f"prior_output, latest {WINDOW}"
-MIN_TOKENS = 5
-"""Semantic tokens that a correlation needs."""
 MOST_CORRELATED = 0.999
 """Where Fisher's z is cut off: a perfect rank correlation of few tokens is infinite."""
 
 
 def compare(
     model: HookedALM,
-    runs: Sequence[Run],
+    runs: Sequence[PrefixRun],
     pairs: Sequence[tuple[int, int]],
     config: PrefixComparisonConfig,
     meters: Sequence["MassMeter"] = (),
@@ -94,7 +93,7 @@ class MassMeter:
     at_once = 64
     """Queries whose rows are held together."""
 
-    def __init__(self, model: HookedALM, run: Run, queries: Int[Tensor, " query"]) -> None:
+    def __init__(self, model: HookedALM, run: PrefixRun, queries: Int[Tensor, " query"]) -> None:
         self.model, self.x = model, run.x
         self.queries = queries.to(run.x.device)
         self.segments = [*partition(run), LATEST]
@@ -110,8 +109,8 @@ class MassMeter:
         """For every layer: hold the queries, then sum once the keys are there."""
         hooks: list[Hook] = []
         for layer, block in enumerate(self.model.path):
-            hooks += [(f"{block}.attn.hook_rot_q", self._hold)]
-            hooks += [(f"{block}.attn.hook_rot_k", partial(self._sum, layer=layer))]
+            hooks += [(hook_name("rot_q", block), self._hold)]
+            hooks += [(hook_name("rot_k", block), partial(self._sum, layer=layer))]
         return hooks
 
     def _hold(self, q: Tensor, hook: HookPoint) -> None:

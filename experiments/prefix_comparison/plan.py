@@ -21,11 +21,11 @@ from hooked_alm.spans import SPAN_NAMES, Range, as_ranges
 
 from .items import Condition
 from .prompts import Prefix, PreparedItem, silence_like
-from .settings import Control, PosMode, PrefixComparisonConfig
+from .settings import PosMode, PrefixComparisonConfig, PrefixControl
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Run:
+class PrefixRun:
     """A prefix with its continuation, one row."""
 
     name: str
@@ -45,17 +45,17 @@ class Run:
         return torch.arange(self.start, self.x.shape[1]) - 1
 
 
-def teacher_forced(name: str, prefix: ALMInput, continuation: Sequence[int]) -> Run:
+def teacher_forced(name: str, prefix: ALMInput, continuation: Sequence[int]) -> PrefixRun:
     """A prefix followed by the continuation's ids; these are the segment ``prior_output``."""
     ids = torch.tensor([list(continuation)], device=prefix.device)
     x, start = prefix.extend(ids), prefix.shape[1]
     spans = {**prefix.spans.ranges, "prior_output": [[(start, x.shape[1])]]}
-    return Run(name=name, x=replace(x, spans=replace(x.spans, ranges=spans)), start=start)
+    return PrefixRun(name=name, x=replace(x, spans=replace(x.spans, ranges=spans)), start=start)
 
 
 def joined_as_text(
     model: HookedALM, name: str, condition: Condition, prefix: Prefix, continuation: str
-) -> Run:
+) -> PrefixRun:
     """As the seed document may be read: the tokens of the joined text (defect C39).
 
     The continuation begins where the prefix alone would end.
@@ -78,7 +78,7 @@ def joined_as_text(
             f"prefix of {start}; all of the continuation merges into it. Use concatenate=ids"
         )
     spans = {**prefix.x.spans.ranges, "prior_output": [[(start, whole.shape[1])]]}
-    return Run(
+    return PrefixRun(
         name=name,
         x=replace(whole, spans=replace(whole.spans, ranges=spans)),
         start=start,
@@ -88,7 +88,7 @@ def joined_as_text(
 # --- Position modes
 
 
-def matched(run: Run, n: int, mode: PosMode, model: HookedALM, filler: str) -> Run:
+def matched(run: PrefixRun, n: int, mode: PosMode, model: HookedALM, filler: str) -> PrefixRun:
     """A run whose continuation stands ``n`` positions later.
 
     ``left_pad``: behind masked pads, all position ids moved; under rotary embeddings nothing
@@ -107,7 +107,9 @@ def matched(run: Run, n: int, mode: PosMode, model: HookedALM, filler: str) -> R
         if mode == "filler"
         else [0 if padding is None else padding] * n
     )
-    return Run(name=mode, x=_inserted(x, at, ids, is_seen=mode == "filler"), start=run.start + n)
+    return PrefixRun(
+        name=mode, x=_inserted(x, at, ids, is_seen=mode == "filler"), start=run.start + n
+    )
 
 
 def _inserted(x: ALMInput, at: int, ids: Sequence[int], *, is_seen: bool) -> ALMInput:
@@ -156,10 +158,10 @@ def interventions(
     model: HookedALM,
     items: Sequence[PreparedItem],
     index: int,
-    run: Run,
+    run: PrefixRun,
     segment: str,
     config: PrefixComparisonConfig,
-) -> tuple[list[Run], dict[str, str]]:
+) -> tuple[list[PrefixRun], dict[str, str]]:
     """The run of one item with other content in a segment, and why some cannot be made.
 
     Args:
@@ -170,12 +172,14 @@ def interventions(
         segment: of the prefix; ``audio`` has its clips exchanged, any other its tokens.
         config: which interventions, the filler, and the segment that ``repeat_spec`` repeats.
     """
-    change = _with_clips if segment == "audio" else _with_tokens
-    made: list[Run] = []
+    made: list[PrefixRun] = []
     left_out: dict[str, str] = {}
     for kind in config.interventions:
         try:
-            changed = change(model, items, index, run, kind, segment, config)
+            if segment == "audio":
+                changed = _with_clips(model, items, index, run, kind, config)
+            else:
+                changed = _with_tokens(model, items, index, run, kind, segment, config)
         except _NotPossibleError as error:
             left_out[kind] = str(error)
         else:
@@ -191,8 +195,8 @@ def _with_tokens(
     model: HookedALM,
     items: Sequence[PreparedItem],
     index: int,
-    run: Run,
-    kind: Control,
+    run: PrefixRun,
+    kind: PrefixControl,
     segment: str,
     config: PrefixComparisonConfig,
 ) -> ALMInput:
@@ -244,9 +248,8 @@ def _with_clips(
     model: HookedALM,
     items: Sequence[PreparedItem],
     index: int,
-    run: Run,
-    kind: Control,
-    segment: str,
+    run: PrefixRun,
+    kind: PrefixControl,
     config: PrefixComparisonConfig,
 ) -> ALMInput:
     x = run.x
@@ -279,7 +282,7 @@ def position_runs(x: ALMInput) -> list[list[int]]:
     return runs
 
 
-def partition(run: Run) -> list[str]:
+def partition(run: PrefixRun) -> list[str]:
     """Segments of a run in the order in which they first occur; they cover every real position."""
     first = {
         name: min(start for start, _ in run.x.spans[name][0])

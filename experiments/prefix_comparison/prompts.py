@@ -22,10 +22,10 @@ from hooked_alm.inputs import ALMInput, AudioClip
 from hooked_alm.spans import SPAN_NAMES, as_ranges
 
 from ..materials.clip_table import collect
-from .items import Condition, Item, sha256
+from .items import Condition, PrefixItem, sha256
 from .saved import check_saved
 
-Clips = dict[tuple[Path, bool], AudioClip]
+ClipsRead = dict[tuple[Path, bool], AudioClip]
 """Clips by file and whether they are silenced."""
 
 
@@ -49,7 +49,7 @@ class Prefix:
 class PreparedItem:
     """An item with its prompts and the tokens of its continuation."""
 
-    item: Item
+    item: PrefixItem
     prefixes: dict[str, Prefix]
     continuation: list[int]
     offsets: list[tuple[int, int]]
@@ -57,7 +57,7 @@ class PreparedItem:
 
 
 def prepare_items(
-    model: HookedALM, items: Sequence[Item], *, truncate: bool = False
+    model: HookedALM, items: Sequence[PrefixItem], *, truncate: bool = False
 ) -> list[PreparedItem]:
     """Every prompt, checked against what was saved of it; a clip is read once.
 
@@ -68,9 +68,9 @@ def prepare_items(
         raise InputError(
             f"preparing items for {model.cfg.model_name!r}: its folder has no tokenizer. Add it."
         )
-    clips: Clips = {}
+    clips: ClipsRead = {}
 
-    def prepared(item: Item) -> PreparedItem:
+    def prepared(item: PrefixItem) -> PreparedItem:
         encoded = model.tokenizer(
             item.continuation, add_special_tokens=False, return_offsets_mapping=True
         )
@@ -102,7 +102,7 @@ def _check_length(model: HookedALM, one: PreparedItem) -> None:
 
 
 def _prefix(
-    model: HookedALM, name: str, condition: Condition, clips: Clips, truncate: bool
+    model: HookedALM, name: str, condition: Condition, clips: ClipsRead, truncate: bool
 ) -> Prefix:
     field = f"conditions.{name}"
     try:
@@ -197,7 +197,9 @@ def _render(model: HookedALM, messages: Sequence[Mapping[str, Any]], tools: Any)
     )
 
 
-def _audio_prompt(model: HookedALM, condition: Condition, clips: Clips, truncate: bool) -> Prefix:
+def _audio_prompt(
+    model: HookedALM, condition: Condition, clips: ClipsRead, truncate: bool
+) -> Prefix:
     heard = [_clip(model, path, condition.silent, clips, truncate) for path in condition.paths]
     segments = condition.segments or ([("text", condition.text)] if condition.text else None)
     x = model.prepare([heard] if heard else None, segments=segments)
@@ -209,7 +211,9 @@ def _audio_prompt(model: HookedALM, condition: Condition, clips: Clips, truncate
     return Prefix(x=_partitioned(x, names), offsets=None, text=None)
 
 
-def _clip(model: HookedALM, path: Path, is_silent: bool, clips: Clips, truncate: bool) -> AudioClip:
+def _clip(
+    model: HookedALM, path: Path, is_silent: bool, clips: ClipsRead, truncate: bool
+) -> AudioClip:
     if (path, is_silent) not in clips:
         clips[path, is_silent] = (
             silence_like(model, path, truncate)

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from ..workbench.experiment import Tables
 from ..workbench.findings import finding_table
-from ..workbench.report import Figure, Item, Note, Report, Section, Table
+from ..workbench.report import Figure, Note, Report, Section, SectionItem, Table
 from ..workbench.run_folder import RunFolder
 from . import figures as draw
 from . import maps as maps_of
@@ -14,7 +15,6 @@ from .claims import findings
 from .settings import PrefixComparisonConfig
 from .shards import Maps, shards
 from .tables import (
-    Tables,
     class_summary,
     controls,
     coupling_summary,
@@ -47,7 +47,7 @@ CITED = (
 
 
 def conclude(
-    tables: dict[str, pd.DataFrame],
+    tables: Tables,
     folder: RunFolder,
     config: PrefixComparisonConfig,
     *,
@@ -71,7 +71,7 @@ def conclude(
     return Report(
         title=f"Prefix comparison: {config.model}",
         question=f"At which depth and token does {a} help more than {b}?",
-        lead=_lead(tables["items"], compared, outcomes, config, is_calibration=is_calibration),
+        lead=_lead(tables["items"], compared, outcomes, is_calibration=is_calibration),
         is_calibration=is_calibration,
         headlines=[one.headline() for one in found.values()],
         sections=[
@@ -104,12 +104,12 @@ def conclude(
 
 
 def _summaries(
-    tables: dict[str, pd.DataFrame], compared: tuple[str, str, str], config: PrefixComparisonConfig
+    tables: Tables, compared: tuple[str, str, str], config: PrefixComparisonConfig
 ) -> dict[str, pd.DataFrame]:
     a, b, _ = compared
     items = tables["items"]
     groups: Mapping[str, str] = dict(zip(items.item, items.group, strict=True))
-    positions = position_summary(tables, a, groups, config)
+    positions = position_summary(tables, groups, config)
     runs = run_summary(tables["runs"], groups, config)
     n_segment = tables["runs"].groupby("run", sort=False).n_segment.max()
     return {
@@ -152,7 +152,7 @@ def _by_depth(
     summaries: Tables,
     compared: tuple[str, str, str],
     config: PrefixComparisonConfig,
-) -> list[Item]:
+) -> list[SectionItem]:
     a, b, _ = compared
     return [
         *draw.curve_figure(folder, summaries["curves"], a, b),
@@ -211,7 +211,6 @@ def _lead(
     items: pd.DataFrame,
     compared: tuple[str, str, str],
     outcomes: str,
-    config: PrefixComparisonConfig,
     *,
     is_calibration: bool,
 ) -> str:

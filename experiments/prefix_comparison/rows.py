@@ -1,24 +1,22 @@
 """Rows of a unit's tables, from what was measured on the runs of one item."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
 from hooked_alm.methods.reading.divergence import Divergence
 
+from ..workbench.experiment import Row
 from .measure import Mass, partial_spearman, spearman
-from .plan import Run
+from .plan import PrefixRun
 from .prompts import PreparedItem
 from .tokens import Tokens
-
-Row = dict[str, Any]
 
 
 def run_rows(
     one: PreparedItem,
-    runs: Sequence[Run],
+    runs: Sequence[PrefixRun],
     roles: Sequence[str],
     found: Divergence,
     tokens: Tokens,
@@ -54,7 +52,9 @@ def run_rows(
         }
 
 
-def item_row(runs: Sequence[Run], found: Divergence, tokens: Tokens, by_run: Sequence[Row]) -> Row:
+def item_row(
+    runs: Sequence[PrefixRun], found: Divergence, tokens: Tokens, by_run: Sequence[Row]
+) -> Row:
     """Sizes, ΔNLL and outcome of one item."""
     a, b = by_run[0], by_run[1]
     n = found.nll.shape[-1]
@@ -82,7 +82,7 @@ def of_segment(mass: Mass, values: np.ndarray, segment: str) -> np.ndarray:
     return values[..., mass.segments.index(segment)]
 
 
-def mass_rows(runs: Sequence[Run], masses: Sequence[Mass], own: str) -> Iterator[Row]:
+def mass_rows(runs: Sequence[PrefixRun], masses: Sequence[Mass], own: str) -> Iterator[Row]:
     """By layer: all segments of a and b, of other runs the one in question."""
     for i, (run, mass) in enumerate(zip(runs, masses, strict=True)):
         for j, segment in enumerate(mass.segments):
@@ -113,7 +113,7 @@ def coupling_rows(found: Divergence, tokens: Tokens, mass: Mass, segment: str) -
         }
 
 
-def _positions(run: Run, segment: str) -> list[int]:
+def _positions(run: PrefixRun, segment: str) -> list[int]:
     return run.x.spans.positions(segment, 0) if segment in run.x.spans.ranges else []
 
 
@@ -125,7 +125,7 @@ def _nanmean(values: np.ndarray) -> np.ndarray:
     return np.divide(total, n, out=np.full(len(n), np.nan, total.dtype), where=n > 0)
 
 
-def curve_rows(runs: Sequence[Run], found: Divergence, tokens: Tokens) -> Iterator[Row]:
+def curve_rows(runs: Sequence[PrefixRun], found: Divergence, tokens: Tokens) -> Iterator[Row]:
     """Means over the semantic tokens, by depth, of every run but b."""
 
     def mean(values: torch.Tensor) -> list[float]:

@@ -7,7 +7,7 @@ from typing import Any
 from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput
 
-from .items import Range, Saved
+from .items import Saved, StrictRange
 
 
 def check_saved(
@@ -48,7 +48,7 @@ def check_saved(
             )
 
 
-def segment_ranges(x: ALMInput, name: str) -> list[Range]:
+def segment_ranges(x: ALMInput, name: str) -> list[StrictRange]:
     """Token ranges of a segment; at the ends, sink and readout count as the segment beside them."""
     if name not in x.spans.ranges:
         return []

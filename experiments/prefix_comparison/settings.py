@@ -12,7 +12,7 @@ from ..materials.bundled import PREFIX
 from ..workbench.experiment import ExperimentConfig
 
 PosMode = Literal["as_run", "left_pad", "gap", "filler"]
-Control = Literal["original", "neutral", "repeat_spec", "wrong_task"]
+PrefixControl = Literal["original", "neutral", "repeat_spec", "wrong_task"]
 Anchor = Literal["first_return", "last_return", "first_if", "first_loop"]
 SEED_DEFAULTS: dict[str, Any] = {
     "lens_source": "hf_tuple",
@@ -47,7 +47,7 @@ class PrefixComparisonConfig(ExperimentConfig):
     concatenate: Literal["ids", "text"] = "ids"
     pos_modes: tuple[PosMode, ...] = ("as_run", "left_pad", "gap", "filler")
     filler: str = Field(default="\n", min_length=1, description="attended neutral text, repeated")
-    interventions: tuple[Control, ...] = ("original", "neutral", "repeat_spec", "wrong_task")
+    interventions: tuple[PrefixControl, ...] = ("original", "neutral", "repeat_spec", "wrong_task")
     n_bins: int = Field(default=20, ge=2, description="bins of progress through the continuation")
     first_k: int = Field(default=64, ge=1, description="tokens of the map of first tokens")
     anchors: tuple[Anchor, ...] = ("first_return", "last_return", "first_if", "first_loop")

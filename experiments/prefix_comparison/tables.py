@@ -13,10 +13,10 @@ import pandas as pd
 from hooked_alm.methods.statistics.bootstrap import Band, bootstrap_mean, stratified_bootstrap
 
 from ..workbench.controls import FAIL, PASS, SKIPPED
+from ..workbench.experiment import Tables
 from .measure import LATEST, fisher_z
 from .settings import PrefixComparisonConfig
 
-Tables = Mapping[str, pd.DataFrame]
 QUADRANTS = ("G11", "G10", "G01", "G00")
 ROUNDING = 1e-4
 """Of sums that must be 1, in fp32 over thousands of keys."""
@@ -179,7 +179,7 @@ def _interval(
 
 
 def position_summary(
-    tables: Tables, a: str, groups: Mapping[str, str], config: PrefixComparisonConfig
+    tables: Tables, groups: Mapping[str, str], config: PrefixComparisonConfig
 ) -> pd.DataFrame:
     """Each way to match lengths: what it moved, and what is left of ΔNLL at the output.
 

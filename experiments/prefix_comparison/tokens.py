@@ -19,8 +19,6 @@ from .saved import decoded
 from .settings import Anchor
 
 Kind = Literal["code", "speech"]
-CODE_CLASSES = ("structure", "identifier", "operator", "literal", "other")
-SPEECH_CLASSES = ("label", "function word", "number", "punctuation", "other")
 KEYWORDS = {*keyword.kwlist, *"if for while return try except with".split()}
 FUNCTION_WORDS = frozenset(
     "a an the this that these those i you he she it we they me him her us them my your his its our "

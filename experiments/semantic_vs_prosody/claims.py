@@ -14,13 +14,14 @@ import pandas as pd
 from hooked_alm.methods.statistics.bootstrap import bootstrap_mean, resampled_means
 
 from ..workbench.controls import FAIL
+from ..workbench.experiment import Tables
 from ..workbench.findings import MIN_ITEMS, Finding, judged, shown
-from .controls import Part
+from .controls import ProsodyEvidence
 from .flips import margin, readable_depth
 from .settings import SemanticVsProsodyConfig
-from .tables import Tables, cluster_labels, label_index, lens_scores
+from .tables import cluster_labels, label_index, lens_scores
 
-DEFECTS_OF: dict[Part, tuple[str, ...]] = {
+DEFECTS_OF: dict[ProsodyEvidence, tuple[str, ...]] = {
     "lens": ("C6", "C32", "M-001-2"),
     "patching": ("C7", "C31", "M-001-5", "M-001-8"),
 }
@@ -40,7 +41,7 @@ def findings(
 ) -> dict[str, Finding]:
     """Every claim of the report, by name."""
     types = list(dict.fromkeys(tables["pairs"].type))
-    found: dict[str, tuple[Finding, tuple[Part, ...]]] = {
+    found: dict[str, tuple[Finding, tuple[ProsodyEvidence, ...]]] = {
         "decides": (_decides(tables["runs"], config), ()),
         "readable_from": (_readable(tables, config, n_blocks), ("lens",)),
     }
@@ -52,7 +53,10 @@ def findings(
 
 
 def _checked(
-    one: Finding, parts: Sequence[Part], controls: pd.DataFrame, config: SemanticVsProsodyConfig
+    one: Finding,
+    parts: Sequence[ProsodyEvidence],
+    controls: pd.DataFrame,
+    config: SemanticVsProsodyConfig,
 ) -> Finding:
     """The claim, taken back if one of its controls failed or a defect touches it."""
     failed = controls[controls.part.isin(parts) & (controls.verdict == FAIL)].control

@@ -3,17 +3,17 @@
 Source: methods section 2 (invariants I2 to I8, I17) and cards M-001-1, M-001-5.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from ..workbench.controls import ROUNDING, control_row, label_mass, labels_are_said
+from ..workbench.experiment import Tables
 from .settings import SemanticVsProsodyConfig
 
-Tables = Mapping[str, pd.DataFrame]
-Part = Literal["lens", "patching"]
+ProsodyEvidence = Literal["lens", "patching"]
 
 
 def controls(

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
-
 from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput, AudioClip
 from hooked_alm.methods.patching.alignment import align
@@ -25,24 +23,31 @@ from hooked_alm.methods.reading.labels import LabelSet
 from ..materials.bundled import ASSETS, PREFIX
 from ..materials.clip_table import collect
 from ..materials.subject import described, load_hearing_subject
-from ..workbench.experiment import Experiment, Unit, UnitResult
+from ..workbench.experiment import Experiment, Row, Tables, Unit, UnitResult
 from ..workbench.report import Report
 from ..workbench.run_folder import RunFolder
-from .items import PAIR_TYPES, Item, Pair, conflict_items, draw_pairs, like_in_labels, read_items
+from .items import (
+    PAIR_TYPES,
+    SpokenItem,
+    SpokenPair,
+    conflict_items,
+    draw_pairs,
+    like_in_labels,
+    read_items,
+)
 from .measure import Measures, noise_like, silence_like
 from .report import conclude
-from .settings import SPANS, Control, SemanticVsProsodyConfig
+from .settings import SPANS, SemanticVsProsodyConfig, SweepControl
 
 BUNDLED_ITEMS = ASSETS / "semantic_vs_prosody"
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class ControlSweep:
     """An item, and what replaces its audio."""
 
-    item: Item
-    kind: Control
+    item: SpokenItem
+    kind: SweepControl
 
 
 class SemanticVsProsody(Experiment[SemanticVsProsodyConfig]):
@@ -84,7 +89,7 @@ class SemanticVsProsody(Experiment[SemanticVsProsodyConfig]):
     def _heard(self, source: str | Path) -> dict[str, AudioClip]:
         """The items' clips by name; all that the model cannot hear are refused at once."""
 
-        def hear(item: Item) -> AudioClip:
+        def hear(item: SpokenItem) -> AudioClip:
             try:
                 return self.model.read_clip(item.path, truncate=self.config.truncate)
             except InputError as error:
@@ -98,7 +103,7 @@ class SemanticVsProsody(Experiment[SemanticVsProsodyConfig]):
         """Number of audio positions by item name."""
         return {name: clip.n_tokens for name, clip in self.clips.items()}
 
-    def _described(self, item: Item) -> Row:
+    def _described(self, item: SpokenItem) -> Row:
         clip = self.clips[item.name]
         return {
             **_identity(item),
@@ -108,9 +113,9 @@ class SemanticVsProsody(Experiment[SemanticVsProsodyConfig]):
             "notes": [*item.notes, *clip.notes],
         }
 
-    def _draw_pairs(self) -> list[Pair]:
+    def _draw_pairs(self) -> list[SpokenPair]:
         config = self.config
-        found: list[Pair] = []
+        found: list[SpokenPair] = []
         for which in config.pair_types:
             drawn = draw_pairs(self.items, which, config.n_pairs, config.seed, tokens=self._lengths)
             if not drawn:
@@ -130,7 +135,7 @@ class SemanticVsProsody(Experiment[SemanticVsProsodyConfig]):
             return
         for unit in self.units():
             match unit.payload:
-                case Pair(a=a, b=b):
+                case SpokenPair(a=a, b=b):
                     base, donor, spans = self._input(a), self._input(b), self.spans
                 case ControlSweep(item=item, kind="same_labels"):
                     base, donor = self._input(item), self._prompt(self._control_clip(unit.payload))
@@ -144,7 +149,7 @@ class SemanticVsProsody(Experiment[SemanticVsProsodyConfig]):
                 error.add_note(f"This would happen in unit {unit.id}; nothing was run.")
                 raise
 
-    def _input(self, item: Item) -> ALMInput:
+    def _input(self, item: SpokenItem) -> ALMInput:
         return self._prompt(self.clips[item.name])
 
     def _prompt(self, clip: AudioClip) -> ALMInput:
@@ -166,13 +171,13 @@ class SemanticVsProsody(Experiment[SemanticVsProsodyConfig]):
 
     def run_unit(self, unit: Unit) -> UnitResult:
         """One clip with its read-outs, or one sweep."""
-        if isinstance(unit.payload, Item):
+        if isinstance(unit.payload, SpokenItem):
             return self._run_item(unit.payload)
-        if isinstance(unit.payload, Pair):
+        if isinstance(unit.payload, SpokenPair):
             return self._run_pair(unit.payload)
         return self._run_control(unit.payload)
 
-    def _run_item(self, item: Item) -> UnitResult:
+    def _run_item(self, item: SpokenItem) -> UnitResult:
         found, x = self._measures(), self._input(item)
         lens, final = found.lens(x)
         about = {
@@ -189,7 +194,7 @@ class SemanticVsProsody(Experiment[SemanticVsProsodyConfig]):
         rows = [{**_identity(item), **row} for row in lens]
         return UnitResult(tables={"lens": rows, "runs": [about]}, record=record)
 
-    def _run_pair(self, pair: Pair) -> UnitResult:
+    def _run_pair(self, pair: SpokenPair) -> UnitResult:
         base, donor = self._input(pair.a), self._input(pair.b)
         cells, ends = self._measures().sweep(base, donor, self.spans)
         who = {
@@ -225,10 +230,10 @@ class SemanticVsProsody(Experiment[SemanticVsProsodyConfig]):
     def _measures(self) -> Measures:
         return Measures(self.model, self.labels, self.config)
 
-    def _donor_exists(self, item: Item, kind: Control) -> bool:
+    def _donor_exists(self, item: SpokenItem, kind: SweepControl) -> bool:
         return kind != "same_labels" or self._like(item) is not None
 
-    def _like(self, item: Item) -> Item | None:
+    def _like(self, item: SpokenItem) -> SpokenItem | None:
         return like_in_labels(self.items, item, self.config.seed, tokens=self._lengths)
 
     def _control_clip(self, sweep: ControlSweep) -> AudioClip:
@@ -243,7 +248,7 @@ class SemanticVsProsody(Experiment[SemanticVsProsodyConfig]):
             return silence_like(self.model, item, seconds)
         return noise_like(self.model, item, seconds, seed)
 
-    def conclude(self, tables: dict[str, pd.DataFrame], folder: RunFolder) -> Report:
+    def conclude(self, tables: Tables, folder: RunFolder) -> Report:
         """Figures, summaries and findings, from the tables alone."""
         return conclude(
             tables,
@@ -255,7 +260,7 @@ class SemanticVsProsody(Experiment[SemanticVsProsodyConfig]):
         )
 
 
-def _identity(item: Item) -> Row:
+def _identity(item: SpokenItem) -> Row:
     return {
         "item": item.name,
         "semantic": item.semantic,

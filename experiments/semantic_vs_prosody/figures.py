@@ -4,16 +4,14 @@ Every function saves one figure with its numbers and says how to read it; None i
 nothing to show.
 """
 
-from collections.abc import Mapping
-
 import numpy as np
 import pandas as pd
 
 from ..workbench import figures, report
+from ..workbench.experiment import Tables
 from ..workbench.run_folder import RunFolder
 from .settings import SemanticVsProsodyConfig
 
-Tables = Mapping[str, pd.DataFrame]
 BAND = "Bands are 95 % bootstrap intervals, each depth by itself."
 LENS_DEPTH = "depth (blocks passed)"
 PATCH_DEPTH = "depth of the patch (blocks passed)"

@@ -17,7 +17,7 @@ from hooked_alm.methods.statistics.bootstrap import handoff_index, recovery
 Ties = Literal["split", "first"]
 Delta = Literal["logit_diff", "logprob", "logit"]
 Labels = Int[np.ndarray, " item"]
-Scores = Float[np.ndarray, " item *place label"]
+MarginScores = Float[np.ndarray, " item *place label"]
 WINNERS = ("semantic", "prosody", "other")
 
 
@@ -150,7 +150,7 @@ def target_recovery(
 
 
 def _target_score(
-    scores: Scores, base: Float[np.ndarray, " item label"], target: Labels, form: Delta
+    scores: MarginScores, base: Float[np.ndarray, " item label"], target: Labels, form: Delta
 ) -> Float[np.ndarray, " item *place"]:
     own = of_label(scores, target)
     if form == "logit":

@@ -23,12 +23,12 @@ from hooked_alm.errors import InputError
 
 from ..materials.clip_table import MEASURED, check_cells, collect, raise_all, read_lines
 
-Emotion = Literal["neutral", "happy", "sad", "angry", "surprised"]
-Question = Literal["overall", "words", "voice"]
+SpokenEmotion = Literal["neutral", "happy", "sad", "angry", "surprised"]
+Asked = Literal["overall", "words", "voice"]
 PairType = Literal["semantic", "prosody"]
 
-EMOTIONS: tuple[Emotion, ...] = get_args(Emotion)
-QUESTIONS: dict[Question, str] = {
+EMOTIONS: tuple[SpokenEmotion, ...] = get_args(SpokenEmotion)
+QUESTIONS: dict[Asked, str] = {
     "overall": "What emotion does the speaker convey? Answer with one word.",
     "words": "What emotion do the words express? Answer with one word.",
     "voice": "What emotion does the tone of voice express? Answer with one word.",
@@ -43,7 +43,7 @@ LONGEST_NAME = 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Item:
+class SpokenItem:
     """One clip."""
 
     path: Path
@@ -78,14 +78,14 @@ class Item:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pair:
+class SpokenPair:
     """A base A, whose audio is replaced by that of B."""
 
     type: PairType
     """What differs: ``semantic``, the words (same voice, same speaker); ``prosody``, the voice
     (same words, same speaker)."""
-    a: Item
-    b: Item
+    a: SpokenItem
+    b: SpokenItem
 
     @property
     def id(self) -> str:
@@ -98,7 +98,7 @@ class Pair:
         return self.b.label(self.type)
 
 
-def read_items(source: str | Path, labels: Sequence[str]) -> list[Item]:
+def read_items(source: str | Path, labels: Sequence[str]) -> list[SpokenItem]:
     """The clips of a manifest, in its order.
 
     Args:
@@ -113,7 +113,7 @@ def read_items(source: str | Path, labels: Sequence[str]) -> list[Item]:
     columns, lines = read_lines(table, NEEDED)
     allowed = {"semantic_label": labels, "prosody_label": labels}
 
-    def item(line: tuple[str, dict[str, str]]) -> Item:
+    def item(line: tuple[str, dict[str, str]]) -> SpokenItem:
         where, cells = line
         check_cells(cells, "path", len(columns), allowed)
         cells = {column: cell.strip() for column, cell in cells.items()}
@@ -129,7 +129,7 @@ def read_items(source: str | Path, labels: Sequence[str]) -> list[Item]:
     return items
 
 
-def _open(path: Path, cells: dict[str, str], where: str) -> Item:
+def _open(path: Path, cells: dict[str, str], where: str) -> SpokenItem:
     if (n := len(path.stem.encode())) > LONGEST_NAME:
         raise InputError(
             f"column path: got a file name of {n} bytes without its suffix, expected at most "
@@ -146,7 +146,7 @@ def _open(path: Path, cells: dict[str, str], where: str) -> Item:
             "was changed since; put the original back, or empty the cell"
         )
     known = {*NEEDED, *MEASURED}
-    return Item(
+    return SpokenItem(
         path=path,
         semantic=cells["semantic_label"],
         prosody=cells["prosody_label"],
@@ -160,9 +160,9 @@ def _open(path: Path, cells: dict[str, str], where: str) -> Item:
     )
 
 
-def _repeats(items: Sequence[Item]) -> Iterator[str]:
+def _repeats(items: Sequence[SpokenItem]) -> Iterator[str]:
     """Names a result could not tell apart, recordings given twice, and words with two meanings."""
-    first: dict[tuple[str, str], Item] = {}
+    first: dict[tuple[str, str], SpokenItem] = {}
     for item in items:
         for what, key, cure in (
             ("file stem", item.name.casefold(), "results are named by it; rename one file"),
@@ -179,7 +179,7 @@ def _repeats(items: Sequence[Item]) -> Iterator[str]:
             )
 
 
-def conflict_items(items: Sequence[Item]) -> list[Item]:
+def conflict_items(items: Sequence[SpokenItem]) -> list[SpokenItem]:
     """Those whose words and voice disagree.
 
     Raises:
@@ -194,10 +194,10 @@ def conflict_items(items: Sequence[Item]) -> list[Item]:
     return found
 
 
-def candidates(items: Sequence[Item], which: PairType) -> list[tuple[Item, Item]]:
+def candidates(items: Sequence[SpokenItem], which: PairType) -> list[tuple[SpokenItem, SpokenItem]]:
     """Unordered pairs that differ in this and share the rest."""
 
-    def shares(a: Item, b: Item) -> bool:
+    def shares(a: SpokenItem, b: SpokenItem) -> bool:
         same_rest = a.prosody == b.prosody if which == "semantic" else a.text == b.text
         return same_rest and a.speaker == b.speaker and a.label(which) != b.label(which)
 
@@ -205,8 +205,13 @@ def candidates(items: Sequence[Item], which: PairType) -> list[tuple[Item, Item]
 
 
 def draw_pairs(
-    items: Sequence[Item], which: PairType, n: int | None, seed: int, *, tokens: dict[str, int]
-) -> list[Pair]:
+    items: Sequence[SpokenItem],
+    which: PairType,
+    n: int | None,
+    seed: int,
+    *,
+    tokens: dict[str, int],
+) -> list[SpokenPair]:
     """Pairs of conflict items in both directions, (A, B) and (B, A).
 
     Pairs of equal length come first: their spans need no resampling. Among them the draw is random,
@@ -236,15 +241,15 @@ def draw_pairs(
         used.update(item.name for item in left.pop(best))
         chosen.append(best)
     return [
-        Pair(type=which, a=a, b=b)
+        SpokenPair(type=which, a=a, b=b)
         for index in sorted(chosen)
         for a, b in (found[index], found[index][::-1])
     ]
 
 
 def like_in_labels(
-    items: Sequence[Item], item: Item, seed: int, *, tokens: dict[str, int]
-) -> Item | None:
+    items: Sequence[SpokenItem], item: SpokenItem, seed: int, *, tokens: dict[str, int]
+) -> SpokenItem | None:
     """Another clip with the same two labels, of equal length if there is one; None without any.
 
     Args:

@@ -4,7 +4,7 @@ import hashlib
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,17 +13,16 @@ from torch import Tensor
 
 from hooked_alm import HookedALM
 from hooked_alm.audio import read_audio
-from hooked_alm.engine.cells import Site
 from hooked_alm.inputs import ALMInput, AudioClip
 from hooked_alm.methods.patching.metrics import LabelScores
 from hooked_alm.methods.patching.patch import patch
 from hooked_alm.methods.reading.labels import LabelSet
 from hooked_alm.methods.reading.lens import lens_fidelity, residual_rows, unembed_rows
+from hooked_alm.points import Site
 
-from .items import Item
+from ..workbench.experiment import Row
+from .items import SpokenItem
 from .settings import SemanticVsProsodyConfig
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,14 +134,14 @@ class Measures:
 # --- Donors that say nothing
 
 
-def silence_like(model: HookedALM, item: Item, seconds: float | None) -> AudioClip:
+def silence_like(model: HookedALM, item: SpokenItem, seconds: float | None) -> AudioClip:
     """Digital silence of the item's length."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*silent")  # it is meant to be
         return model.read_clip(np.zeros_like(_heard(model, item, seconds)))
 
 
-def noise_like(model: HookedALM, item: Item, seconds: float | None, seed: int) -> AudioClip:
+def noise_like(model: HookedALM, item: SpokenItem, seconds: float | None, seed: int) -> AudioClip:
     """White noise of the item's length and level, the same whenever it is made."""
     heard = _heard(model, item, seconds)
     digest = hashlib.sha256(f"{seed}/{item.name}".encode()).digest()
@@ -152,7 +151,7 @@ def noise_like(model: HookedALM, item: Item, seconds: float | None, seed: int) -
     return model.read_clip(noise.astype(np.float32))
 
 
-def _heard(model: HookedALM, item: Item, seconds: float | None) -> np.ndarray:
+def _heard(model: HookedALM, item: SpokenItem, seconds: float | None) -> np.ndarray:
     """The item's samples at the model's rate, as far as it hears them."""
     assert model.prompts is not None
     rate = model.prompts.feature_extractor.sampling_rate

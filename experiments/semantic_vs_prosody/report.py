@@ -5,17 +5,17 @@ from collections.abc import Sequence
 import pandas as pd
 
 from ..workbench.controls import failures
+from ..workbench.experiment import Tables
 from ..workbench.findings import finding_table
-from ..workbench.report import Clip, Clips, Note, Report, Section, Table
-from ..workbench.report import Item as ReportItem
+from ..workbench.report import Clip, Clips, Note, Report, Section, SectionItem, Table
 from ..workbench.run_folder import CLIP_RATE_HZ, RunFolder
 from . import figures as draw
 from .claims import findings
 from .controls import controls
 from .flips import margin
-from .items import QUESTIONS, Item
+from .items import QUESTIONS, SpokenItem
 from .settings import SemanticVsProsodyConfig
-from .tables import Tables, label_index, lens_scores, summarise
+from .tables import label_index, lens_scores, summarise
 
 MAX_CLIP_BYTES = 1_600_000
 """Sound that the page carries; a folder of long recordings would make it too large to send."""
@@ -34,11 +34,11 @@ CAVEATS = (
 
 
 def conclude(
-    tables: dict[str, pd.DataFrame],
+    tables: Tables,
     folder: RunFolder,
     config: SemanticVsProsodyConfig,
     *,
-    items: Sequence[Item],
+    items: Sequence[SpokenItem],
     n_blocks: int,
     is_calibration: bool,
 ) -> Report:
@@ -69,7 +69,9 @@ def conclude(
     )
 
 
-def _lead(items: Sequence[Item], config: SemanticVsProsodyConfig, *, is_calibration: bool) -> str:
+def _lead(
+    items: Sequence[SpokenItem], config: SemanticVsProsodyConfig, *, is_calibration: bool
+) -> str:
     n_texts, n_speakers = len({item.text for item in items}), len({item.speaker for item in items})
     lead = (
         f"{len(items)} clips ({n_texts} sentences, {n_speakers} speakers) whose words carry one "
@@ -95,7 +97,7 @@ def _lead(items: Sequence[Item], config: SemanticVsProsodyConfig, *, is_calibrat
 def _asked(
     folder: RunFolder,
     tables: Tables,
-    items: Sequence[Item],
+    items: Sequence[SpokenItem],
     config: SemanticVsProsodyConfig,
 ) -> Section:
     who, depths, scores = lens_scores(tables["lens"], config)
@@ -131,9 +133,9 @@ def _asked(
     return Section("What was asked", f"“{config.prompt}”", [Clips(clips, caption)])
 
 
-def _across_labels(items: Sequence[Item]) -> list[Item]:
+def _across_labels(items: Sequence[SpokenItem]) -> list[SpokenItem]:
     """One clip of every pair of labels first, each of another speaker where there are several."""
-    by_labels: dict[tuple[str, str], list[Item]] = {}
+    by_labels: dict[tuple[str, str], list[SpokenItem]] = {}
     for item in items:
         by_labels.setdefault((item.semantic, item.prosody), []).append(item)
     first = [of[index % len(of)] for index, of in enumerate(by_labels.values())]
@@ -143,7 +145,7 @@ def _across_labels(items: Sequence[Item]) -> list[Item]:
 def _answers(folder: RunFolder, summaries: Tables) -> Section:
     table = summaries["answers"]
     overall = table[table.stratum == "all"].drop(columns="stratum").to_dict("records")
-    items: list[ReportItem] = [
+    items: list[SectionItem] = [
         Table("What the answer follows, over all clips", rows=overall),
         draw.answers_figure(folder, summaries),
     ]
@@ -155,7 +157,7 @@ def _lens(folder: RunFolder, summaries: Tables, config: SemanticVsProsodyConfig)
         f"The logit lens reads the {len(config.labels)} labels' scores at the position that "
         "predicts the answer, at every depth."
     )
-    items: list[ReportItem] = [
+    items: list[SectionItem] = [
         draw.win_figure(folder, summaries, config),
         draw.margin_figure(folder, summaries, config),
     ]
@@ -173,7 +175,7 @@ def _patching(
         f"Every pair is run in both directions. In {unequal} of {len(tables['pairs'])} pairs the "
         f"clips differ in length and are aligned by {config.align}."
     )
-    items: list[ReportItem] = []
+    items: list[SectionItem] = []
     for which in types:
         items.append(draw.flip_figure(folder, summaries, str(which), config))
         items += [f for f in [draw.delta_figure(folder, summaries, str(which), config)] if f]
@@ -198,7 +200,7 @@ def _pair_text(counts: pd.Series) -> str:
 
 def _checks(folder: RunFolder, checks: pd.DataFrame, summaries: Tables) -> Section:
     figure = draw.control_figure(folder, summaries)
-    items: list[ReportItem] = [
+    items: list[SectionItem] = [
         *([figure] if figure else []),
         Table("Controls", rows=checks.drop(columns="part").to_dict("records")),
         Table(
@@ -213,7 +215,7 @@ def _checks(folder: RunFolder, checks: pd.DataFrame, summaries: Tables) -> Secti
 def _method(config: SemanticVsProsodyConfig, manifest: pd.DataFrame) -> Section:
     shown = ["duration_s", "rms_dbfs", "f0_median_hz", "f0_iqr_hz"]
     means = manifest.groupby("prosody_label", sort=False)[shown].mean().reset_index()
-    items: list[ReportItem] = [
+    items: list[SectionItem] = [
         Table(
             "The voices: where duration or level differ by emotion, they alone may give it away",
             rows=means.to_dict("records"),

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from hooked_alm.methods.patching.alignment import AlignPolicies
-from hooked_alm.methods.patching.measurement import Engine
+from hooked_alm.methods.patching.options import Engine
 from hooked_alm.methods.reading.labels import LabelMode
 
 from ..materials.bundled import PREFIX
@@ -18,8 +18,8 @@ from ..workbench.experiment import ExperimentConfig
 from .flips import Delta, Ties
 from .items import EMOTIONS, PAIR_TYPES, QUESTIONS, PairType
 
-Control = Literal["self", "same_labels", "silence", "noise"]
-CONTROLS: tuple[Control, ...] = ("self", "same_labels", "silence", "noise")
+SweepControl = Literal["self", "same_labels", "silence", "noise"]
+CONTROLS: tuple[SweepControl, ...] = ("self", "same_labels", "silence", "noise")
 Align = Literal["error", "resample_linear", "nearest", "truncate", "pad_last", "dtw"]
 LensSource = Literal["hooks", "hf_tuple"]
 FlipCondition = Literal["movable", "all"]
@@ -72,7 +72,7 @@ class SemanticVsProsodyConfig(ExperimentConfig):
     )
     align: Align = Field(default="resample_linear", description="clips of unequal duration")
     spans: tuple[str, ...] = tuple(SPANS)
-    controls: tuple[Control, ...] = CONTROLS
+    controls: tuple[SweepControl, ...] = CONTROLS
     lens_source: LensSource = Field(
         default="hooks",
         description="hf_tuple: hidden_states[1:], whose last entry has passed the final norm",

@@ -7,7 +7,7 @@ patch bring the target (correction C7).
 Source: seed document 001; methods cards M-001-1 to M-001-8, blocks S-7 and S-11.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple, get_args
 
@@ -19,6 +19,7 @@ from hooked_alm.audio import decode_file
 from hooked_alm.methods.statistics.bootstrap import Interval, bootstrap_mean, resampled_means
 
 from ..materials.acoustics import describe_clip
+from ..workbench.experiment import Tables
 from .flips import (
     WINNERS,
     Delta,
@@ -30,10 +31,9 @@ from .flips import (
     target_shift,
     wins,
 )
-from .items import Item
+from .items import SpokenItem
 from .settings import SemanticVsProsodyConfig
 
-Tables = Mapping[str, pd.DataFrame]
 FORMS: tuple[Delta, ...] = get_args(Delta)
 FIDELITY = ("kl", "agrees", "entropy", "residual_norm", "label_mass", "best_label_rank")
 
@@ -57,7 +57,7 @@ class Sweeps(NamedTuple):
 
 
 def summarise(
-    tables: Tables, config: SemanticVsProsodyConfig, items: Sequence[Item]
+    tables: Tables, config: SemanticVsProsodyConfig, items: Sequence[SpokenItem]
 ) -> dict[str, pd.DataFrame]:
     """Every summary of a run, by the name of its file."""
     sweeps = {
@@ -78,7 +78,7 @@ def summarise(
     }
 
 
-def manifest(items: Sequence[Item]) -> pd.DataFrame:
+def manifest(items: Sequence[SpokenItem]) -> pd.DataFrame:
     """Who says what how in which file, with length, level and pitch, which may give it away."""
     rows = []
     for item in items:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -29,8 +28,8 @@ from hooked_alm.inputs import ALMInput
 from hooked_alm.methods.reading.lens import lens_fidelity, residual_rows, unembed_rows
 from hooked_alm.methods.reading.tuned_lens import LensTrainer, TunedLens, unembed_hash
 
-from ..circuits.select import split_groups
 from ..materials.bundled import CLIPS, PREFIX
+from ..materials.held_out import split_groups
 from ..materials.recordings import load_recordings
 from ..materials.subject import described, load_subject, weights_of
 from ..materials.trained_lens import (
@@ -41,7 +40,7 @@ from ..materials.trained_lens import (
     save_lens,
     write_tensors,
 )
-from ..workbench.experiment import Experiment, Unit, UnitResult
+from ..workbench.experiment import Experiment, Tables, Unit, UnitResult
 from ..workbench.report import Report
 from ..workbench.run_folder import RunFolder
 from .items import LensPrompt, ob1_prompts, prepare_prompts, read_prompts
@@ -259,7 +258,7 @@ class TuneLens(Experiment[TunedLensConfig]):
             self._trained.requires_grad_(False)
         return self._trained
 
-    def conclude(self, tables: dict[str, pd.DataFrame], folder: RunFolder) -> Report:
+    def conclude(self, tables: Tables, folder: RunFolder) -> Report:
         """Write the lens; figures, summaries and findings, from the tables alone."""
         save_lens(self._lens(), self.card, folder.path / "lens")
         self._forget_checkpoints(set())

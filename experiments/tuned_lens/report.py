@@ -8,13 +8,13 @@ import pandas as pd
 from ..materials.trained_lens import LensCard
 from ..workbench import figures
 from ..workbench.controls import FAIL, PASS
+from ..workbench.experiment import Tables
 from ..workbench.findings import finding_table
-from ..workbench.report import Figure, Item, Note, Report, Section, Table
+from ..workbench.report import Figure, Note, Report, Section, SectionItem, Table
 from ..workbench.run_folder import RunFolder
 from .settings import SCORED, TunedLensConfig
 from .tables import LENSES, depth_table, findings, settling_table, training_table
 
-Tables = dict[str, pd.DataFrame]
 PLACE_NAMES = {"scored": "all scored positions", "readout": "the readout"}
 MAX_TRAINING_CURVES = 5
 CAVEATS = (
@@ -79,7 +79,7 @@ def _lead(card: LensCard) -> str:
 
 
 def _held_out(folder: RunFolder, depths: pd.DataFrame, settling: pd.DataFrame) -> Section:
-    items: list[Item] = [
+    items: list[SectionItem] = [
         _curves(
             folder, depths, "kl", "Distance from the output", "KL (nats)",
             "Mean KL(output || lens) on held-out prompts, with 95 % intervals over groups. Lower "
@@ -153,7 +153,7 @@ def _training(folder: RunFolder, training: pd.DataFrame) -> Section:
         y_label="KL (nats)",
     )  # fmt: skip
     figures.save_figure(folder, "training", drawing, numbers)
-    items: list[Item] = [
+    items: list[SectionItem] = [
         Figure(
             "training",
             "Training",
@@ -184,7 +184,7 @@ def _checks(controls: pd.DataFrame, depths: pd.DataFrame, found: pd.DataFrame) -
             "verdict": PASS if left == 0 else FAIL,
         },
     ]
-    items: list[Item] = [
+    items: list[SectionItem] = [
         Table("Controls", rows=rows),
         Table("Claims with their numbers", rows=found.drop(columns="statement").to_dict("records")),
     ]

@@ -1,6 +1,6 @@
 """Settings of ``tuned_lens``."""
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -8,9 +8,9 @@ from hooked_alm.errors import InputError
 from hooked_alm.methods.reading.tuned_lens import LensOptimizer, LensTraining
 
 from ..materials.bundled import PREFIX
+from ..materials.trained_lens import Scored
 from ..workbench.experiment import ExperimentConfig
 
-Scored = Literal["all", "without_audio", "readout"]
 SCORED: dict[Scored, str] = {
     "all": "every position, audio included",
     "without_audio": "every position but the audio's",

@@ -1,7 +1,5 @@
 """Summaries and findings of a ``tuned_lens`` run. What is sampled are held-out groups."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
@@ -11,7 +9,6 @@ from hooked_alm.methods.statistics.bootstrap import Band, Interval, bootstrap_me
 from ..workbench.findings import Finding, judged
 from .settings import TunedLensConfig
 
-Tables = Mapping[str, pd.DataFrame]
 LENSES = ("logit", "tuned")
 MIN_GROUPS = 6
 """With fewer, not even a sign test in which all groups agree gives p < 0.05."""

@@ -1,6 +1,7 @@
 """What an experiment is: settings, units of work, and the report that its tables lead to."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -9,6 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from .report import Report
 from .run_folder import RunFolder
+
+Row = dict[str, Any]
+"""Of a tidy table: column -> value."""
+Tables = Mapping[str, pd.DataFrame]
+"""Tidy tables by name."""
 
 
 class ExperimentConfig(BaseModel):
@@ -45,7 +51,7 @@ class UnitResult:
     Both must be JSON: strings, numbers (NaN and infinities too), booleans, None, lists, dicts.
     """
 
-    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    tables: dict[str, list[Row]] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
 
 
@@ -87,7 +93,7 @@ class Experiment(ABC, Generic[C]):
     def units(self) -> list[Unit]:
         """The work, in the order in which its results are merged."""
 
-    def further_units(self, tables: dict[str, pd.DataFrame]) -> list[Unit]:
+    def further_units(self, tables: Tables) -> list[Unit]:
         """Work that the results of `units` decide, such as what to look at more closely.
 
         A function of what `open` loaded and of the merged tables alone, so that a resumed run goes
@@ -100,5 +106,5 @@ class Experiment(ABC, Generic[C]):
         """Does one unit; depends on nothing but `open`, the unit and the unit's own seed."""
 
     @abstractmethod
-    def conclude(self, tables: dict[str, pd.DataFrame], folder: RunFolder) -> Report:
+    def conclude(self, tables: Tables, folder: RunFolder) -> Report:
         """Writes summaries and figures into `folder` and returns the report."""

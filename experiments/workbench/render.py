@@ -10,7 +10,7 @@ from typing import Any
 
 from hooked_alm.errors import InputError
 
-from .report import Clip, Clips, Figure, Headline, Item, Note, Section, Table, read_report
+from .report import Clip, Clips, Figure, Headline, Note, Section, SectionItem, Table, read_report
 from .run_folder import RunFolder, flatten, write_atomic
 
 CALIBRATION = (
@@ -94,7 +94,7 @@ def section_html(folder: RunFolder, index: int, section: Section) -> str:
     )
 
 
-def item_html(folder: RunFolder, item: Item) -> str:
+def item_html(folder: RunFolder, item: SectionItem) -> str:
     """One figure, table, set of clips or note."""
     match item:
         case Figure():

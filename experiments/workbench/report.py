@@ -62,7 +62,7 @@ class Note:
     type: Literal["note"] = "note"
 
 
-Item = Annotated[Figure | Table | Clips | Note, Discriminator("type")]
+SectionItem = Annotated[Figure | Table | Clips | Note, Discriminator("type")]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Section:
 
     title: str
     text: str = ""
-    items: list[Item] = field(default_factory=list)
+    items: list[SectionItem] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

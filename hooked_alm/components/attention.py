@@ -58,14 +58,11 @@ class Attention(nn.Module):
 
     is_causal = True  # read by transformers' attention functions, like num_key_value_groups
 
-    def __init__(self, cfg: HookedALMConfig, layer: int) -> None:
+    def __init__(self, cfg: HookedALMConfig, layer: int, layer_type: LayerType) -> None:
         """Allocate the four projections."""
         super().__init__()
-        self.cfg, self.layer_idx = cfg, layer
-        # Blocks of a second branch are counted behind those of the trunk, and see everything.
-        is_trunk = layer < cfg.n_layers
-        self.layer_type: LayerType = cfg.layer_types[layer] if is_trunk else "full_attention"
-        self.sliding_window = cfg.sliding_window if self.layer_type == "sliding_attention" else None
+        self.cfg, self.layer_idx, self.layer_type = cfg, layer, layer_type
+        self.sliding_window = cfg.sliding_window if layer_type == "sliding_attention" else None
         self.n_stored_kv_heads = cfg.n_key_value_heads
         self.scaling = cfg.d_head**-0.5
         if cfg.attention_multiplier is not None:

@@ -8,7 +8,7 @@ from einops import repeat
 from torch import nn
 
 from ..axes import Resid
-from ..config import HookedALMConfig
+from ..config import HookedALMConfig, LayerType
 from ..hooks import HookPoint, is_hooked, tap
 from .attention import Attention, AttentionContext, SplitInputs
 from .mlp import GatedMLP
@@ -33,12 +33,12 @@ class Block(nn.Module):
 
     hook_out_is_single_residual_stream = True  # asked for by TransformerLens' analysis tools
 
-    def __init__(self, cfg: HookedALMConfig, layer: int) -> None:
-        """Allocate attention, MLP and their norms."""
+    def __init__(self, cfg: HookedALMConfig, layer: int, layer_type: LayerType) -> None:
+        """Allocate attention, MLP and their norms; ``layer`` is its place in a KV cache."""
         super().__init__()
         self.cfg = cfg
         self.ln1 = RMSNorm(cfg.d_model, cfg.eps)
-        self.attn = Attention(cfg, layer)
+        self.attn = Attention(cfg, layer, layer_type)
         self.ln2 = RMSNorm(cfg.d_model, cfg.eps)
         self.mlp = GatedMLP(cfg)
         self.hook_resid_pre = HookPoint()

@@ -7,7 +7,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..axes import Logits, Resid
+from ..axes import FullLogits, Resid
 from ..config import HookedALMConfig
 from ..hooks import HookPoint
 
@@ -39,7 +39,7 @@ class Unembed(nn.Linear):
         self.hook_in = HookPoint()
         self.hook_out = HookPoint()
 
-    def forward(self, x: Resid) -> Logits:
+    def forward(self, x: Resid) -> FullLogits:
         """``W_U x``."""
         logits = super().forward(self.hook_in(x))
         return self.hook_out(logits if self.scaling == 1 else logits / self.scaling)

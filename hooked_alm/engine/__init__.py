@@ -3,7 +3,7 @@
 A sweep asks one question at many cells. A cell can change nothing before its first position and
 nothing below its block, so the engine keeps what a base run made (``record``), and recomputes only
 the rows that a cell reaches (``rows``), all cells together in one pass over the blocks
-(``sweep``). Five rules, by number in the code:
+(``sweep``, ``groups``). Five rules, by number in the code:
 
 1. *Rows*: only rows from the first patched position on, only from the patched block up.
 2. *Donor splice*: a span replaced whole by a run that agrees before it *is* that run's span.

@@ -1,54 +1,19 @@
-"""What a sweep asks: edits of one run, and the cells made of them."""
+"""What a sweep asks: edits of one run, looks at it, and the cells made of them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from jaxtyping import Float
 from torch import Tensor
 
 from ..hooks import HookPoint
+from ..points import SITES, Site, hook_name
 from .record import Record
 
-Site = Literal[
-    "resid_pre", "q", "k", "v", "pattern", "z", "attn_out", "resid_mid",
-    "pre", "gate", "post", "mlp_out", "resid_post",
-]  # fmt: skip
-Unit = Literal["head", "kv_head", "neuron"]
 Write = Callable[[Tensor], Tensor]
 """New values from the run's own, both ``[pos, *features]``; features are as the hook shows them,
 and ``[head, key_pos]`` for the pattern."""
-
-
-class SiteFacts(NamedTuple):
-    """Where a site is, what it is divided into, and how far an edit there reaches at once."""
-
-    hook: str
-    unit: Unit | None
-    changes_later_rows: bool
-    """Within its own block: what other positions read (keys, values and all before them)."""
-
-
-SITES: dict[Site, SiteFacts] = {
-    "resid_pre": SiteFacts("hook_resid_pre", None, True),
-    "q": SiteFacts("attn.hook_q", "head", False),
-    "k": SiteFacts("attn.hook_k", "kv_head", True),
-    "v": SiteFacts("attn.hook_v", "kv_head", True),
-    "pattern": SiteFacts("attn.hook_pattern", "head", False),
-    "z": SiteFacts("attn.hook_z", "head", False),
-    "attn_out": SiteFacts("hook_attn_out", None, False),
-    "resid_mid": SiteFacts("hook_resid_mid", None, False),
-    "pre": SiteFacts("mlp.hook_pre", "neuron", False),
-    "gate": SiteFacts("mlp.hook_gate", "neuron", False),
-    "post": SiteFacts("mlp.hook_post", "neuron", False),
-    "mlp_out": SiteFacts("hook_mlp_out", None, False),
-    "resid_post": SiteFacts("hook_resid_post", None, False),
-}
-"""In the order in which they fire."""
-
-
-def site_name(site: Site, block: str) -> str:
-    """Hook point of a site of a block, which ``model.path`` names."""
-    return f"{block}.{SITES[site].hook}"
 
 
 class DonorRows(NamedTuple):
@@ -74,11 +39,18 @@ class Edit:
     donor: DonorRows | None = None
     """Where the written values come from, if they are whole rows of another run's same site."""
 
-    def apply(self, value: Tensor, row: int) -> None:
-        """Write into an activation ``[batch, pos, ...]`` of the whole batch."""
-        rows = value[row].transpose(0, 1) if self.site == "pattern" else value[row]
-        where = list(self.positions)
-        rows[where] = self.write(rows[where]).to(rows.dtype)
+
+@dataclass(eq=False)
+class Look:
+    """An activation that a cell's own run shows to its later edits, which read ``value``.
+
+    It is taken after the edits of the same site.
+    """
+
+    site: Site
+    layer: int
+    positions: Sequence[int]
+    value: Float[Tensor, " pos *features"] = field(init=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,23 +59,38 @@ class Cell:
 
     row: int
     edits: tuple[Edit, ...]
+    looks: tuple[Look, ...] = ()
+
+    @property
+    def marks(self) -> list[Edit | Look]:
+        """Edits and looks in the order in which they act; those of one site as they were given."""
+        marks: list[Edit | Look] = [*self.edits, *self.looks]
+        return sorted(marks, key=lambda mark: (mark.layer, _ORDER[mark.site]))
+
+
+_ORDER = {site: place for place, site in enumerate(SITES)}
 
 
 def hooks_of(cells: Sequence[Cell], path: Sequence[str]) -> list[tuple[str, Callable[..., Tensor]]]:
     """Forward hooks that apply cells of different rows in one run of the whole batch."""
-    by_name: dict[str, list[tuple[int, Edit]]] = {}
+    by_name: dict[str, list[tuple[int, Edit | Look]]] = {}
     for cell in cells:
-        for edit in cell.edits:
-            name = site_name(edit.site, path[edit.layer])
-            by_name.setdefault(name, []).append((cell.row, edit))
+        for mark in cell.marks:
+            name = hook_name(mark.site, path[mark.layer])
+            by_name.setdefault(name, []).append((cell.row, mark))
 
-    def hook_for(edits: list[tuple[int, Edit]]) -> Callable[..., Tensor]:
-        def write(value: Tensor, hook: HookPoint) -> Tensor:
+    def hook_for(marks: list[tuple[int, Edit | Look]]) -> Callable[..., Tensor]:
+        def act(value: Tensor, hook: HookPoint) -> Tensor:
             value = value.clone()
-            for row, edit in edits:
-                edit.apply(value, row)
+            for row, mark in marks:
+                rows = value[row].transpose(0, 1) if mark.site == "pattern" else value[row]
+                where = list(mark.positions)
+                if isinstance(mark, Look):
+                    mark.value = rows[where]
+                else:
+                    rows[where] = mark.write(rows[where]).to(rows.dtype)
             return value
 
-        return write
+        return act
 
-    return [(name, hook_for(edits)) for name, edits in by_name.items()]
+    return [(name, hook_for(marks)) for name, marks in by_name.items()]

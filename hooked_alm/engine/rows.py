@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,7 +14,9 @@ from torch.nn import functional as F
 from ..components.attention import Attention, AttentionContext
 from ..components.block import Block
 from ..hooks import HookPoint
-from .cells import SITES, Edit, Site
+from ..points import SITES, Site
+from ..stacks import Stack
+from .cells import Edit, Look
 from .record import KeyValue, Record
 
 CellRows = Float[Tensor, "cell row d_model"]
@@ -28,6 +31,28 @@ keys and 8 heads of 64 on a CPU: 12.6 against 14.7 ms at 32 rows, 24.7 against 2
 against 48 at 128."""
 
 
+class Placed(NamedTuple):
+    """An edit of a cell, or a look at it, with its places among the rows that run."""
+
+    cell: int
+    places: list[int]
+    mark: Edit | Look
+    kept: Bool[Tensor, " pos"] | None = None
+    """Which of its positions these are, if not all."""
+
+    def act(self, value: Tensor) -> Tensor | None:
+        """New values at the places, or None where it only looks."""
+        every = value
+        if self.kept is not None:
+            every = value.new_zeros(len(self.kept), *value.shape[1:])
+            every[self.kept.to(value.device)] = value
+        if isinstance(self.mark, Look):
+            self.mark.value = every
+            return None
+        new = self.mark.write(every).to(value.dtype)
+        return new if self.kept is None else new[self.kept.to(value.device)]
+
+
 @dataclass(eq=False)
 class Bundle:
     """Cells that compute the same rows of one record, reading the same earlier keys and values."""
@@ -37,26 +62,26 @@ class Bundle:
     """Which rows of the record run."""
     resid: CellRows
     shared: KeyValue
-    """Of the record's first rows; read by all cells, held once (rule 3)."""
+    """Of rows that no cell changes; read by all cells, held once (rule 3)."""
+    shared_rows: Int[Tensor, " key_row"]
     own_rows: Int[Tensor, " own_row"] | None = None
     """The rows whose keys each cell has for itself; None if the shared ones are all there is."""
     own: OwnKeyValue | None = None
     """Those keys and values; None if they are of the very rows that run."""
-    edits: list[tuple[int, list[int], Edit]] = field(default_factory=list)
-    """Cell, places of the edit's positions among ``rows``, and the edit."""
+    marks: list[Placed] = field(default_factory=list)
 
-    def edits_at(self, *sites: Site) -> list[tuple[int, list[int], Edit]]:
-        """Those of some sites."""
-        return [edit for edit in self.edits if edit[2].site in sites]
+    def at(self, *sites: Site) -> list[Placed]:
+        """Edits and looks of some sites."""
+        return [placed for placed in self.marks if placed.mark.site in sites]
 
 
-def run_block(block: Block, bundles: Sequence[Bundle]) -> list[CellRows]:
-    """The residual stream of every bundle one block deeper, edits applied."""
+def run_block(block: Block, stack: Stack, bundles: Sequence[Bundle]) -> list[CellRows]:
+    """The residual stream of every bundle one block of a stack deeper, edits applied."""
     context = AttentionContext(
         rotary=_rotary(bundles),
         kernel_masks={},
         additive_masks={},
-        attend=partial(_attend_all, bundles),
+        attend=partial(_attend_all, bundles, stack),
     )
     # A group writes resid_pre itself, on entering the block.
     inside = tuple(site for site in SITES if site != "resid_pre")
@@ -97,19 +122,20 @@ def _edits_attached(
     block: Block, bundles: Sequence[Bundle], sites: tuple[Site, ...]
 ) -> Iterator[None]:
     """Hooks that write the edits into the flat activations. ``pattern`` has a place of its own."""
-    by_site: dict[Site, list[tuple[int, list[int], Edit]]] = {}
+    by_site: dict[Site, list[tuple[int, Placed]]] = {}
     start = 0
     for bundle in bundles:
         n_cells, n_rows = bundle.resid.shape[:2]
-        for cell, places, edit in bundle.edits_at(*sites):
-            if edit.site != "pattern":
-                by_site.setdefault(edit.site, []).append((start + cell * n_rows, places, edit))
+        for placed in bundle.at(*sites):
+            if placed.mark.site != "pattern":
+                first = start + placed.cell * n_rows
+                by_site.setdefault(placed.mark.site, []).append((first, placed))
         start += n_cells * n_rows
     handles = []
-    for site, edits in by_site.items():
-        point = block.get_submodule(SITES[site].hook)
+    for site, marks in by_site.items():
+        point = block.get_submodule(SITES[site].name)
         assert isinstance(point, HookPoint)
-        handles.append(point.register_forward_hook(_writer(edits)))
+        handles.append(point.register_forward_hook(_hook(marks)))
     try:
         yield
     finally:
@@ -117,19 +143,22 @@ def _edits_attached(
             handle.remove()
 
 
-def _writer(edits: list[tuple[int, list[int], Edit]]) -> Callable[..., Tensor]:
-    def write(point: HookPoint, inputs: object, value: Tensor) -> Tensor:
+def _hook(marks: list[tuple[int, Placed]]) -> Callable[..., Tensor]:
+    def act(point: HookPoint, inputs: object, value: Tensor) -> Tensor:
         value = value.clone()
-        for start, places, edit in edits:
-            where = torch.tensor(places, device=value.device) + start
-            value[0, where] = edit.write(value[0, where]).to(value.dtype)
+        for first, placed in marks:
+            where = torch.tensor(placed.places, device=value.device) + first
+            new = placed.act(value[0, where])
+            if new is not None:
+                value[0, where] = new
         return value
 
-    return write
+    return act
 
 
 def _attend_all(
     bundles: Sequence[Bundle],
+    stack: Stack,
     attn: Attention,
     q: Float[Tensor, "1 head flat d_head"],
     k: Float[Tensor, "1 kv_head flat d_head"],
@@ -138,23 +167,27 @@ def _attend_all(
     """Mix values for every bundle, each over the keys that its cells see."""
     parts = (pieces(heads[0], bundles, dim=1) for heads in (q, k, v))
     mixed = [
-        _attend(bundle, attn, queries, (keys, values)).flatten(1, 2)
+        _attend(bundle, stack, attn, queries, (keys, values)).flatten(1, 2)
         for bundle, queries, keys, values in zip(bundles, *parts, strict=True)
     ]
     return torch.cat(mixed, dim=1).transpose(0, 1)[None]
 
 
 def _attend(
-    bundle: Bundle, attn: Attention, q: Float[Tensor, "head cell row d_head"], fresh: OwnKeyValue
+    bundle: Bundle,
+    stack: Stack,
+    attn: Attention,
+    q: Float[Tensor, "head cell row d_head"],
+    fresh: OwnKeyValue,
 ) -> Float[Tensor, "head cell row d_head"]:
     """Attention over the shared keys and the cell's own, the shared ones once for all cells."""
     own = None if bundle.own_rows is None else bundle.own or fresh
-    visible = _visible(bundle, torch.arange(bundle.shared[0].shape[1]), attn.sliding_window)
+    visible = _visible(bundle, stack, bundle.shared_rows, attn.sliding_window)
     if bundle.own_rows is not None:
-        mine = _visible(bundle, bundle.own_rows, attn.sliding_window)
+        mine = _visible(bundle, stack, bundle.own_rows, attn.sliding_window)
         visible = torch.cat([visible, mine], dim=-1)
     visible = visible.to(q.device)
-    if len(bundle.rows) >= KERNEL_ROWS and not bundle.edits_at("pattern"):
+    if len(bundle.rows) >= KERNEL_ROWS and not bundle.at("pattern"):
         return _by_kernel(q, bundle.shared, own, visible, attn.scaling)
     keys, values = bundle.shared
     n_kv, n_shared = keys.shape[:2]
@@ -165,8 +198,8 @@ def _attend(
         scores = torch.cat([scores, torch.einsum("kgcre,kcse->kgcrs", by_kv, own[0])], dim=-1)
     scores.mul_(attn.scaling).masked_fill_(~visible, torch.finfo(scores.dtype).min)
     pattern = F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
-    for cell, places, edit in bundle.edits_at("pattern"):
-        _write_pattern(pattern[:, :, cell], bundle.record, places, edit)
+    for placed in bundle.at("pattern"):
+        _edit_pattern(pattern[:, :, placed.cell], bundle.record, placed)
     z = (pattern[..., :n_shared].flatten(1, 3) @ values).unflatten(1, by_kv.shape[1:4])
     if own is not None:
         z = z + torch.einsum("kgcrs,kcse->kgcre", pattern[..., n_shared:], own[1])
@@ -202,21 +235,25 @@ def _by_kernel(
 
 
 def _visible(
-    bundle: Bundle, keys: Int[Tensor, " key"], window: int | None
+    bundle: Bundle, stack: Stack, keys: Int[Tensor, " key"], window: int | None
 ) -> Bool[Tensor, "row key"]:
     """Which of some rows' keys the running rows may attend to."""
+    seen = stack.sees(bundle.rows[:, None], keys)
+    if window is None:
+        return seen
     at, key_at = bundle.record.where[bundle.rows, None], bundle.record.where[keys]
-    causal = key_at <= at
-    return causal if window is None else causal & (key_at > at - window)
+    return seen & (key_at > at - window)
 
 
-def _write_pattern(
-    pattern: Float[Tensor, "kv_head group row key"], record: Record, places: list[int], edit: Edit
+def _edit_pattern(
+    pattern: Float[Tensor, "kv_head group row key"], record: Record, placed: Placed
 ) -> None:
     """Edit one cell's pattern; edits know the keys of the padded prompt."""
     n_kv, n_groups, n_rows = pattern.shape[:3]
     padded = pattern.new_zeros(n_rows, n_kv * n_groups, record.n_pos)
     padded[..., record.where] = pattern.flatten(0, 1).transpose(0, 1)
-    padded[places] = edit.write(padded[places]).to(pattern.dtype)
+    new = placed.act(padded[placed.places])
+    if new is not None:
+        padded[placed.places] = new
     edited = padded[..., record.where].transpose(0, 1)
     pattern.copy_(edited.unflatten(0, (n_kv, n_groups)))

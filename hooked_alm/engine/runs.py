@@ -9,9 +9,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import InputError
-from ..hooks import QUERY_ROW_POINTS, HookPoint, is_hooked
+from ..hooks import HookPoint, is_hooked
 from ..inputs import ALMInput
 from ..model import HookedALM
+from ..points import hook_name, point_of
 from .record import Agreement, Record
 from .rows import Bundle, pieces, run_block
 
@@ -66,8 +67,9 @@ def record_runs(
     """
     refuse_hooks(model)
     along = tuple(f"{block}." for block in model.path)
-    shareable = all(name.startswith(along) or name == "hook_embed" for name in keep)
-    shareable &= not with_logits and not any(name.endswith(QUERY_ROW_POINTS) for name in keep)
+    shareable = all(stack.reach == "later rows" for stack in model.path_stacks)
+    shareable &= all(name.startswith(along) or name == "hook_embed" for name in keep)
+    shareable &= not with_logits and not any("key_pos" in point_of(name).axes for name in keep)
     if not shareable:
         return _run_whole(model, x, keep, with_logits)
     stream = model(x, stop_at_layer=0)
@@ -137,11 +139,11 @@ def _joined(
             for depth, old in enumerate(parent.resid)
         ]
         for layer, block in enumerate(model.path):
-            for old, store, name in (
-                (parent.keys, record.keys, "hook_rot_k"),
-                (parent.values, record.values, "hook_v"),
+            for old, store, point in (
+                (parent.keys, record.keys, "rot_k"),
+                (parent.values, record.values, "v"),
             ):
-                new = seen[f"{block}.attn.{name}"][row].transpose(0, 1)
+                new = seen[hook_name(point, block)][row].transpose(0, 1)
                 store.append(torch.cat([old[layer][:, :n], new], dim=1))
         for name in keep:
             before = branch.runs.kept[name][branch.row, parent.where[:n]]
@@ -163,22 +165,24 @@ def _run_rest(
         row: embedded[row].resid[0][branch.n_rows :][None] for row, branch in branches.items()
     }
     seen["resid 0"] = {row: stream[0] for row, stream in streams.items()}
-    for layer, block in enumerate(model.path):
+    for layer, (block, stack) in enumerate(zip(model.path, model.path_stacks, strict=True)):
         bundles = []
         for row, branch in branches.items():
             keys, values = branch.record.key_values(layer)
             rows = torch.arange(branch.n_rows, len(embedded[row]))
             shared = keys[:, : branch.n_rows], values[:, : branch.n_rows]
-            bundles.append(Bundle(embedded[row], rows, streams[row], shared, own_rows=rows))
+            before = torch.arange(branch.n_rows)
+            bundles.append(Bundle(embedded[row], rows, streams[row], shared, before, own_rows=rows))
 
         def see(value: Tensor, hook: HookPoint, bundles: list[Bundle] = bundles) -> None:
             parts = (part[0] for part in pieces(value[0], bundles))
             seen[str(hook.name)] = dict(zip(branches, parts, strict=True))
 
         names = {name for name in keep if name.startswith(f"{block}.")}
-        names |= {f"{block}.attn.{name}" for name in ("hook_rot_k", "hook_v")}
+        names |= {hook_name("rot_k", block), hook_name("v", block)}
         with model.hooks(fwd_hooks=[(name, see) for name in sorted(names)]):
-            streams = dict(zip(branches, run_block(model.block(layer), bundles), strict=True))
+            outputs = run_block(model.block(layer), stack, bundles)
+        streams = dict(zip(branches, outputs, strict=True))
         seen[f"resid {layer + 1}"] = {row: stream[0] for row, stream in streams.items()}
     return seen
 
@@ -191,10 +195,9 @@ def _run_whole(
     stream: Float[Tensor, "batch pos d_model"] | None = None,
 ) -> Runs:
     """One forward; nothing is copied, the records are what it computed."""
-    resid = [f"{block}.hook_resid_pre" for block in model.path]
-    resid.append(f"{model.path[-1]}.hook_resid_post")
-    keys = [f"{block}.attn.hook_rot_k" for block in model.path]
-    values = [f"{block}.attn.hook_v" for block in model.path]
+    resid = model.depth_names()
+    keys = [hook_name("rot_k", block) for block in model.path]
+    values = [hook_name("v", block) for block in model.path]
     seen: dict[str, Tensor] = {}
 
     def see(value: Tensor, hook: HookPoint) -> None:

@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..axes import Logits, TokenIds
+from ..axes import FullLogits, TokenIds
 from ..errors import InputError
-from ..hooks import FLAGGED_POINTS
 from ..inputs import ALMInput
+from ..points import point_of
 from .folding import WeightProcessing
 from .tokens import TokenMethods
 
@@ -35,11 +35,11 @@ class HookedTransformerSurface(TokenMethods, WeightProcessing):
 
     def is_cached_by_default(self, name: str) -> bool:
         """Whether a cache without names keeps the point: all but costly ones whose flag is off."""
-        flag = FLAGGED_POINTS.get(name.rpartition(".")[2])
+        flag = point_of(name).flag
         return flag is None or bool(getattr(self.cfg, flag))
 
     def loss_fn(
-        self, logits: Logits, x: ALMInput | TokenIds, per_token: bool = False
+        self, logits: FullLogits, x: ALMInput | TokenIds, per_token: bool = False
     ) -> Float[Tensor, ""] | Float[Tensor, "batch target"]:
         """Mean next-token cross-entropy, over targets that are real text.
 

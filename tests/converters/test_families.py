@@ -15,10 +15,10 @@ from all_cases import CASES
 from family_case import Case, Inputs, Run
 from hooked_alm import ALMInput, ConversionError, HookedALM, InputError
 from hooked_alm.converters.parity import Accounting, run_ours, verify
-from hooked_alm.engine.cells import Site
 from hooked_alm.methods.patching.metrics import LogitDiff
 from hooked_alm.methods.patching.patch import patch
 from hooked_alm.methods.patching.paths import path_patch
+from hooked_alm.points import Site
 from tolerances import FAST_ENGINE
 
 GREEDY = 6
@@ -393,7 +393,7 @@ def test_sweeps_and_paths_equal_the_plain_loop(subjects: Subjects, name: str) ->
     donor = model.encode(**case.inputs([[middling], [middling]], [9, 9]))[1]
     assert donor.shape == base.shape
     metric = LogitDiff(answer=5, other=11)
-    for one in (model, model.towards("audio")) if model.cfg.n_mimo_layers else (model,):
+    for one in (model, model.towards("audio")) if model.cfg.branches else (model,):
         for site, places in PATCHED:
             heads = "each" if site in ("z", "v") else None
             results = [

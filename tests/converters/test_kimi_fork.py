@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -119,6 +120,19 @@ def test_methods_follow_the_head(model: HookedALM) -> None:
         assert scores.scores.values.any()
 
 
+@pytest.mark.parametrize("site", ["q", "k"])
+def test_the_softmax_of_a_branch_is_its_own(model: HookedALM, site: Any) -> None:
+    """The QK fix at every block of a path: a small step by the exact engine is its score."""
+    base, donor = (model.encode(**PAIR)[row] for row in (0, 1))
+    for view in (model, model.towards("audio")):
+        options: dict[str, Any] = {"site": site, "places": ["readout"], "mode": "interpolate"}
+        options["coefficient"] = 1e-2
+        exact = patch(view, base, donor, DIFF, **options).effect
+        score = attribute_nodes(view, base, donor, DIFF, qk_fix=True, **options).effect
+        assert (np.abs(exact)[-kimi.BRANCH :] > 1e-5).all()
+        np.testing.assert_allclose(score, exact, rtol=0, atol=0.05 * np.abs(exact).max())
+
+
 def test_hooks_on_the_other_branch_fire(model: HookedALM) -> None:
     """Whichever head is asked, and only where something is hooked does the other branch run."""
     x = model.encode(**INPUTS)
@@ -146,7 +160,7 @@ def test_resuming_counts_along_the_path(model: HookedALM) -> None:
 @torch.no_grad()
 def test_a_run_that_starts_behind_the_fork_leaves_the_other_branch_out(model: HookedALM) -> None:
     x = model.encode(**INPUTS)
-    fork = model.cfg.mimo_from_layer
+    (fork,) = (branch.from_layer for branch in model.cfg.branches)
     fired: list[str] = []
 
     def run_from(layer: int) -> None:

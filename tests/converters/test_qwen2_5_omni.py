@@ -16,10 +16,10 @@ from hooked_alm import ALMInput, ConversionError, HookedALM, InputError
 from hooked_alm.converters import load_model
 from hooked_alm.converters.families.qwen2_5_omni import FAMILY
 from hooked_alm.converters.parity import run_ours
-from hooked_alm.engine.cells import Site
 from hooked_alm.methods.patching.metrics import LogitDiff
 from hooked_alm.methods.patching.patch import patch
 from hooked_alm.methods.patching.paths import path_patch
+from hooked_alm.points import Site
 from tiny import MELS, build_tokenizer
 from tolerances import FAST_ENGINE
 

@@ -1,5 +1,6 @@
 """The fast engine against the plain loop: every site, mode, donor, place and model; its savings."""
 
+import inspect
 import random
 from collections.abc import Iterator
 from itertools import product
@@ -13,20 +14,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformer_lens import patching as transformer_lens_patching
 
+import hooked_alm.engine.groups as groups_module
 import hooked_alm.engine.sweep as sweep_module
 from engine_runs import BASE, MODELS, OTHER, TAIL, Case, Cases, both, close, moved, rounding
 from hooked_alm import ALMInput, HookedALM, InputError
-from hooked_alm.engine.cells import SITES, Cell, DonorRows, Edit, Site, hooks_of
+from hooked_alm.engine.cells import Cell, DonorRows, Edit, hooks_of
 from hooked_alm.engine.record import Record, Spliced
 from hooked_alm.engine.runs import record_runs
 from hooked_alm.engine.sweep import sweep
 from hooked_alm.experiments.materials.bundled import CLIPS, model_folder
 from hooked_alm.methods.patching.alignment import Window
-from hooked_alm.methods.patching.donors import DonorValues, Mean, Noise
+from hooked_alm.methods.patching.donors import DonorValues, Mean, Noise, run_of
 from hooked_alm.methods.patching.measurement import Measurement
 from hooked_alm.methods.patching.metrics import LogitDiff, Logits, OnLogits
 from hooked_alm.methods.patching.patch import patch
 from hooked_alm.methods.patching.results import PatchResult
+from hooked_alm.points import SITES, Site
 from tiny import PAD, PLACEHOLDER, TinyModels, hf_inputs
 from tiny_text import TextModels
 
@@ -408,7 +411,7 @@ def splices(monkeypatch: pytest.MonkeyPatch) -> list[Spliced]:
             super().__init__(*arguments)
             made.append(self)
 
-    monkeypatch.setattr(sweep_module, "Spliced", Seen)
+    monkeypatch.setattr(groups_module, "Spliced", Seen)
     return made
 
 
@@ -658,7 +661,7 @@ def test_budget_cuts_the_cells(cases: Cases) -> None:
 
 def short_of_memory(monkeypatch: pytest.MonkeyPatch, name: str, fails: Any) -> list[int]:
     """Make a function of the sweep raise where ``fails(call number)``."""
-    owner: Any = sweep_module
+    owner: Any = sweep_module if name == "run_block" else groups_module
     *path, last = name.split(".")
     for part in path:
         owner = getattr(owner, part)
@@ -678,7 +681,7 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, name: str, fails: Any) -> l
 @pytest.mark.parametrize(
     ("where", "call"),
     [("run_block", 0), ("run_block", 2), ("run_block", 3), ("own_key_values", 0),
-     ("_Group.absorb", 5), ("_Group.absorb", 21), ("_Group.enter", 24)],
+     ("Group.absorb", 5), ("Group.absorb", 21), ("Group.enter", 24)],
 )  # fmt: skip
 def test_out_of_memory_halves_and_goes_on(
     cases: Cases, monkeypatch: pytest.MonkeyPatch, where: str, call: int
@@ -889,12 +892,15 @@ def test_unknown_words(
     gqa: HookedALM, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], match: str
 ) -> None:
     """Past the type checks of the tests, which refuse them first."""
-    for kind in (Measurement, DonorValues):
-        monkeypatch.setattr(kind, "__init__", unchecked(kind.__init__))
+    monkeypatch.setattr(Measurement, "__init__", unchecked(Measurement.__init__))
+    monkeypatch.setattr(DonorValues, "__init__", unchecked(DonorValues.__init__))
+    monkeypatch.setattr("hooked_alm.methods.patching.patch.run_of", unchecked(run_of))
     options = dict(options)
     base, donor = gqa.encode(**BASE), options.pop("donor", gqa.encode(**OTHER))
+    named = inspect.signature(patch).parameters.values()
+    defaults = {p.name: p.default for p in named if p.kind is p.KEYWORD_ONLY}
     with pytest.raises(InputError, match=match):
-        unchecked(patch)(gqa, base, donor, TAIL, **options)
+        unchecked(patch)(gqa, base, donor, TAIL, **{**defaults, **options})
 
 
 def unchecked(function: Any) -> Any:

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from hooked_alm import HookedALM
-from hooked_alm.hooks import QUERY_ROW_POINTS
 from tiny import PLACEHOLDER, TinyModels, build_processor, hf_inputs
 from tolerances import BRIDGE_FORKS
 
@@ -189,7 +188,7 @@ def compare(
             continue
         got = ours[our_name(name)]
         if not name.startswith("audio_"):
-            if name.endswith(QUERY_ROW_POINTS):
+            if name.endswith(("hook_attn_scores", "hook_pattern")):
                 got, expected = got.transpose(1, 2), expected.transpose(1, 2)
             got, expected = got[real], expected[real]
         assert got.numel() == expected.numel(), name

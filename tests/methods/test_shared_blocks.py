@@ -13,8 +13,8 @@ from hooked_alm import HookedALM
 from hooked_alm.config import HookedALMConfig
 from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput
-from hooked_alm.methods.patching.measurement import Engine
 from hooked_alm.methods.patching.metrics import LogitDiff, Logits, LogProb, Metric, Prob, Reference
+from hooked_alm.methods.patching.options import Engine
 from hooked_alm.methods.patching.patch import patch
 from hooked_alm.methods.statistics.bootstrap import handoff_index
 from hooked_alm.methods.statistics.similarity import linear_cka

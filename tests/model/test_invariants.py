@@ -21,14 +21,16 @@ from torch import Tensor
 from transformers import Qwen2AudioForConditionalGeneration
 
 from hooked_alm import ALMInput, HookedALM
-from hooked_alm.engine.cells import Cell, Edit, Site
+from hooked_alm.engine.cells import Cell, Edit
 from hooked_alm.experiments.materials.bundled import CLIPS, model_folder
 from hooked_alm.experiments.materials.ob1 import Emotion, Language, prompt_segments
-from hooked_alm.methods.patching.measurement import Engine, Measurement
+from hooked_alm.methods.patching.measurement import Measurement
 from hooked_alm.methods.patching.metrics import OnLogits
+from hooked_alm.methods.patching.options import Engine
 from hooked_alm.methods.patching.patch import PatchMode, patch
 from hooked_alm.methods.reading.attention_mass import attention_mass
 from hooked_alm.methods.reading.lens import logit_lens, residual_rows, unembed_rows
+from hooked_alm.points import Site
 from tiny import TinyModels, hf_inputs
 from tolerances import (
     FAST_ENGINE,

@@ -2,8 +2,11 @@
 
 import ast
 import functools
+import graphlib
 import importlib
+import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -24,25 +27,36 @@ FOLDERS = {
     "experiments": "hooked_alm.experiments",
 }
 
-# Every module or sub-package of hooked_alm/ stands on one level, and imports only its own level and
-# those above it in this list. `converters` and `experiments` follow below.
-LEVELS = (
+# Rooms from the ground up: a module, or a folder with all that is in it. Each imports its own level
+# and those before it.
+LEVELS: tuple[set[str], ...] = (
     {"errors", "axes"},
-    {"audio", "config", "hooks", "spans", "inputs"},
-    {
-        *("masks", "components", "frontend", "prompts", "checkpoint"),
-        *("hooked_transformer", "heads"),
-    },
-    {"model", "generation", "cache"},
+    {"audio", "config", "points", "spans"},
+    {"hooks", "inputs"},
+    {"components", "checkpoint"},
+    {"frontend", "hooked_transformer", "stacks"},
+    {"masks", "prompts"},
+    {"generation_loop"},
+    {"generation"},
+    {"model"},
     {"engine"},
-    {"methods"},
-)
-LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-CONVERTERS_MAY_IMPORT = LEVELS[0] | LEVELS[1] | LEVELS[2] | {"model"}
-# Modules that every converter family may import; families never import each other.
-SHARED_CONVERTERS = {"family", "rules", "strict_config", "blocks"}
-# What is about all families; no family knows of it.
-LOADERS = {"", "registry", "folders", "loading", "lora", "parity", "model_table"}
+    {"methods.statistics", "methods.reading"},
+    {"methods.patching"},
+    {"methods.attribution"},
+    {"converters.family", "converters.rules", "converters.strict_config"},
+    {"converters.blocks"},
+    {"converters.families"},
+    {f"converters.{name}" for name in ("registry", "folders", "loading", "lora")},
+    {"converters", "converters.parity", "converters.model_table"},
+    {"experiments.workbench"},
+    {"experiments.materials"},
+    {f"experiments.{path.name}" for path in (ROOT / "experiments").iterdir()
+     if path.is_dir() and path.name not in ("workbench", "materials", "assets", "__pycache__")},
+    {"experiments", "experiments.registry", "experiments.cli"},
+)  # fmt: skip
+LEVEL = {f"hooked_alm.{room}": level for level, rooms in enumerate(LEVELS) for room in rooms}
+# Folders whose modules or sub-folders know nothing of one another.
+SEPARATE = ("hooked_alm.converters.families", "hooked_alm.experiments")
 
 # The modules that may import transformer_lens.
 TRANSFORMER_LENS = {"hooked_alm.hooks"}
@@ -139,17 +153,21 @@ def within(name: str, package: str) -> bool:
     return name == package or name.startswith(package + ".")
 
 
-def side(module: str) -> str:
-    """The folder a module of ours belongs to."""
-    for folder in ("converters", "experiments"):
-        if within(module, f"hooked_alm.{folder}"):
-            return folder
-    return "hooked_alm"
+def room(module: str) -> str:
+    """``hooked_alm.methods.reading.lens`` -> ``hooked_alm.methods.reading``; "" has no level."""
+    parts = module.split(".")
+    names = (".".join(parts[:n]) for n in range(len(parts), 1, -1))
+    return next((name for name in names if name in LEVEL), "")
 
 
-def part(module: str) -> str:
-    """``hooked_alm.methods.reading.lens`` -> ``methods``; the package itself -> ``""``."""
-    return module.partition(".")[2].partition(".")[0]
+@functools.cache
+def modules() -> frozenset[str]:
+    return frozenset(source.module for source in sources())
+
+
+def module_of(name: str) -> str:
+    """The module that an imported name is, or is taken from."""
+    return name if name in modules() else name.rpartition(".")[0]
 
 
 def pyproject() -> dict[str, Any]:
@@ -213,9 +231,9 @@ def test_no_module_is_named_after_nothing() -> None:
 # --- Who imports whom
 
 
-def test_every_core_module_has_a_level() -> None:
-    parts = {part(s.module) for s in sources() if side(s.module) == "hooked_alm"} - {""}
-    assert parts <= LEVEL.keys(), "say in LEVELS where the new module stands"
+def test_every_module_has_a_level() -> None:
+    packages = {"hooked_alm", "hooked_alm.methods"}  # which hold rooms, and no code
+    assert not listed(name for name in modules() - packages if not room(name))
 
 
 def is_excepted(found: Import) -> bool:
@@ -227,25 +245,40 @@ def is_excepted(found: Import) -> bool:
 
 def test_imports_run_downwards() -> None:
     def offends(found: Import) -> bool:
-        if not within(found.name, "hooked_alm"):
-            return False
-        if is_excepted(found):
-            return False
-        importer, imported = side(found.module), side(found.name)
-        target = part(found.name)
-        if importer == "experiments":
-            return False
-        if importer == "converters":
-            if imported == "converters":
-                return False
-            return imported == "experiments" or target not in CONVERTERS_MAY_IMPORT
-        if imported != "hooked_alm":
-            return True
-        if found.module == "hooked_alm":  # the package's own __init__ re-exports
-            return False
-        return LEVEL.get(target, len(LEVELS)) > LEVEL.get(part(found.module), len(LEVELS))
+        importer, imported = room(found.module), room(module_of(found.name))
+        return bool(importer and imported) and LEVEL[imported] > LEVEL[importer]
 
-    assert not listed(found for found in all_imports() if offends(found))
+    ours = [found for found in all_imports() if within(found.name, "hooked_alm")]
+    assert len(ours) > 1000
+    assert not listed(found for found in ours if offends(found) and not is_excepted(found))
+
+
+def test_families_and_experiments_do_not_import_each_other() -> None:
+    def apart(found: Import, folder: str) -> bool:
+        importer, target = found.module, module_of(found.name)
+        if not (within(importer, folder) and within(target, folder)):
+            return False
+        own, other = (name.removeprefix(folder).split(".")[1:2] for name in (importer, target))
+        below = {"workbench", "materials"}
+        above = {"cli", "registry"}
+        return own != other and not below & {*other} and not above & {*own}
+
+    assert not listed(
+        found for found in all_imports() for folder in SEPARATE if apart(found, folder)
+    )
+
+
+def test_no_circle_of_files() -> None:
+    graph = {name: set[str]() for name in modules()}
+    for found in all_imports():
+        if within(found.name, "hooked_alm") and not is_excepted(found):
+            graph[found.module].add(module_of(found.name))
+    graph = {name: reads - {name} for name, reads in graph.items()}
+    assert sum(map(len, graph.values())) > 500
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
 def test_mapped_folders_are_imported_by_their_full_name() -> None:
@@ -256,22 +289,6 @@ def test_mapped_folders_are_imported_by_their_full_name() -> None:
         if found.name.split(".")[0] in {"converters", "experiments"}
     )
     assert not listed(bare), "from the root this makes a second copy of the module"
-
-
-def test_converter_families_do_not_import_each_other() -> None:
-    package = "hooked_alm.converters"
-
-    def offends(found: Import) -> bool:
-        importer = found.module.removeprefix(package).strip(".")
-        target = found.name.removeprefix(package).strip(".").split(".")[0]
-        return (
-            within(found.module, package)
-            and within(found.name, package)
-            and importer not in LOADERS
-            and target not in SHARED_CONVERTERS
-        )
-
-    assert not listed(found for found in all_imports() if offends(found))
 
 
 def test_transformer_lens_is_imported_at_the_seam_only() -> None:
@@ -287,7 +304,7 @@ def test_figures_tables_and_progress_live_in_experiments() -> None:
         found
         for found in all_imports()
         if found.name.split(".")[0] in ONLY_IN_EXPERIMENTS
-        and side(found.module) != "experiments"
+        and not within(found.module, "hooked_alm.experiments")
         and not is_excepted(found)
     )
 
@@ -308,6 +325,66 @@ def test_methods_take_and_return_tensors_only() -> None:
                 if called in {"print", "input", "open", "torch.save", "torch.load", *GLOBAL_SEEDS}:
                     offenders.append(f"{source.module}:{node.lineno} calls {called}")
     assert not offenders
+
+
+def test_no_folder_is_imported_by_its_bare_name() -> None:
+    """Neither those at the top of the tree, nor those of the tests that mirror the code."""
+    program = """
+import importlib.util
+assert importlib.util.find_spec("tiny"), "the path is not that of the tests"
+for name in ("converters", "experiments", "engine"):
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        print(error)
+"""
+    folders = pyproject()["tool"]["pytest"]["ini_options"]["pythonpath"]
+    path = os.pathsep.join(str(ROOT / folder) for folder in folders)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": path},
+        cwd=ROOT,
+    )
+    expected = (f"No module named {name!r}" for name in ("converters", "experiments", "engine"))
+    assert done.stdout.splitlines() == [*expected]
+
+
+# --- Names
+
+
+def test_a_type_has_one_meaning() -> None:
+    """No two modules give one name to two classes, or to two types."""
+    homes: dict[str, list[str]] = {}
+    for source in sources():
+        for node in source.tree.body:
+            names = [node.name] if isinstance(node, ast.ClassDef) else []
+            if isinstance(node, ast.Assign):
+                names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            for name in names:
+                if re.fullmatch(r"[A-Z]+[a-z]\w*", name):
+                    homes.setdefault(name, []).append(source.module)
+    assert len(homes) > 200
+    assert not listed((name, *where) for name, where in homes.items() if len(where) > 1)
+
+
+def test_hook_names_are_built_by_the_table() -> None:
+    """No f-string puts a block before a point: ``points.hook_name`` does."""
+    glued = re.compile(r"\.(\w+\.)*hook_\w+")
+    offenders = [
+        f"{source.module}:{node.lineno}"
+        for source in sources()
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.JoinedStr)
+        for before, after in itertools.pairwise(node.values)
+        if isinstance(before, ast.FormattedValue) and isinstance(after, ast.Constant)
+        if glued.match(str(after.value))
+    ]
+    # Text of a message, about a stack that has no short names.
+    assert offenders == [one for one in offenders if one.startswith("hooked_alm.generation:")]
+    assert len(offenders) == 1
 
 
 # --- What an import costs

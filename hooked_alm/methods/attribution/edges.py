@@ -13,7 +13,7 @@ Source: Syed et al. 2023 (EAP); Hanna et al. 2024 (EAP-IG).
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby, product
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, Unpack, get_args
 
 import torch
 from jaxtyping import Float
@@ -23,16 +23,18 @@ from ...components.norm import RMSNorm
 from ...errors import InputError
 from ...inputs import ALMInput
 from ...model import HookedALM
-from ..patching.alignment import AlignPolicies, Place
-from ..patching.donors import DonorValues
-from ..patching.graph import sending_point
+from ...points import hook_name
+from ..patching.alignment import Place
+from ..patching.choice import per_query_head, place_ticks
+from ..patching.graph import NodePair
 from ..patching.measurement import Measurement
 from ..patching.metrics import Metric, OnLogits
-from ..patching.nodes import Node, receivers, senders
-from ..patching.patch import per_query_head, place_ticks
-from ..patching.paths import Nodes, node_sets, patch_edges, set_names
+from ..patching.nodes import Receiver, Sender, receivers, senders
+from ..patching.options import HeadsOption, Option, PlacesOption, SharedOptions, takes
+from ..patching.paths import Nodes, node_sets, pair_sets, patch_edges, set_names
+from ..patching.placement import Placement
 from .gradients import GradientRun, embeddings_of, gradient_runs
-from .trust import Attribution, attribution, score_table
+from .trust import Attribution, CheckOptions, attribution, score_table
 
 EdgeMethod = Literal["eap", "eap-ig"]
 Endpoint = Literal["base", "donor"]
@@ -40,8 +42,25 @@ CHUNK_BYTES = 2**28
 """Messages and gradients that are held at once."""
 
 
+class EdgeAttributionOptions(SharedOptions, HeadsOption, PlacesOption, CheckOptions, total=False):
+    """Of ``attribute_edges``. EAP-IG needs prompts of one length, whatever the policy."""
+
+    method: Annotated[EdgeMethod, Option("eap", '"eap" or "eap-ig".')]
+    steps: Annotated[int, Option(5, 'm of EAP-IG; of no effect on "eap".')]
+    endpoint: Annotated[
+        Endpoint,
+        Option(
+            "base",
+            'which end of the way from donor to base EAP-IG includes. "base" is the paper\'s, '
+            'k = 1, ..., m in ``donor + k/m (base - donor)``; "donor" that of its published code, '
+            'k = 0, ..., m - 1. With one step, "base" is EAP.',
+        ),
+    ]
+
+
 @torch.inference_mode(mode=False)
 @torch.no_grad()
+@takes(EdgeAttributionOptions, places=("all",))
 def attribute_edges(
     model: HookedALM,
     base: ALMInput,
@@ -49,17 +68,7 @@ def attribute_edges(
     metric: Metric | OnLogits,
     from_nodes: Nodes,
     to_nodes: Nodes,
-    *,
-    method: EdgeMethod = "eap",
-    steps: int = 5,
-    endpoint: Endpoint = "base",
-    places: Sequence[Place] = ("all",),
-    policy: AlignPolicies = "error",
-    kv: Literal["group", "query"] = "group",
-    check: int = 0,
-    seed: int = 0,
-    rows_at_once: int | None = None,
-    max_bytes: int | None = None,
+    **options: Unpack[EdgeAttributionOptions],
 ) -> Attribution:
     """Approximate every cell of a ``path_patch`` in edge mode, and check some of them exactly.
 
@@ -69,24 +78,12 @@ def attribute_edges(
     Args:
         model: to run; its weights get no gradients.
         base: prompts that would be patched.
-        donor: as many prompts, whose messages would be sent.
+        donor: as many prompts, whose messages would be sent. EAP-IG also needs base and donor to be
+            of one length, padding included, since whole prompts are interpolated.
         metric: differentiable.
-        from_nodes: as in ``path_patch``; the score of a set is the sum over its pairs.
+        from_nodes: as in ``path_patch``; the score of a set is the sum over its pairs, and over the
+            positions of a place.
         to_nodes: as in ``path_patch``, likewise.
-        method: "eap" or "eap-ig".
-        steps: m of EAP-IG; of no effect on "eap".
-        endpoint: which end of the way from donor to base EAP-IG includes. "base" is the paper's,
-            k = 1, ..., m in ``donor + k/m (base - donor)``; "donor" that of its published code,
-            k = 0, ..., m - 1. With one step, "base" is EAP.
-        places: where messages are read, and scores summed over.
-        policy: for places of unequal length, see ``align``. EAP-IG also needs base and donor to
-            be of one length, padding included, since whole prompts are interpolated.
-        kv: as in ``path_patch``.
-        check: number of edges whose exact effect is measured besides: half of them those of the
-            largest score, half drawn from the others.
-        seed: of the drawing.
-        rows_at_once: rows of the batch whose graph is held at a time; None is all.
-        max_bytes: memory budget of the exact engine.
 
     Returns:
         Scores with the axes of ``path_patch``; NaN where the receiver comes before the sender.
@@ -95,25 +92,22 @@ def attribute_edges(
         InputError: a node that is no such thing, places that do not align, an unknown method, a
             metric without a gradient, or prompts that cannot be interpolated.
     """
+    method, steps, endpoint = options["method"], options["steps"], options["endpoint"]
+    places = list(options["places"])
     if method not in get_args(EdgeMethod) or endpoint not in get_args(Endpoint) or steps < 1:
         raise InputError(
             f"attributing edges with method={method!r}, endpoint={endpoint!r}, steps={steps}: "
             "expected 'eap' or 'eap-ig', 'base' or 'donor', and at least one step."
         )
-    with per_query_head(model, kv == "query"):
+    with per_query_head(model, options["kv"] == "query"):
         from_sets = node_sets(model, from_nodes, senders)
         to_sets = node_sets(model, to_nodes, receivers)
-        pairs = [
-            [(s, r) for s in some for r in others if s.writes < r.reads]
-            for some, others in product(from_sets, to_sets)
-        ]
+        pairs = pair_sets(from_sets, to_sets)
         # Shares of the way from base to donor.
         shift = 0 if endpoint == "base" else 1
         ways = [0.0] if method == "eap" else [(k + shift) / steps for k in range(steps)]
-        edges = _Edges(
-            model, base, donor, metric, from_sets, to_sets, list(places), policy, max_bytes
-        )
-        scores = edges.scores(pairs, ways, rows_at_once)
+        edges = _Edges(model, base, donor, metric, from_sets, to_sets, places, options)
+        scores = edges.scores(pairs, ways, options["rows_at_once"])
         axes: dict[str, tuple[Any, ...]] = {
             "sender": set_names(from_sets), "receiver": set_names(to_sets),
             "place": place_ticks(places),
@@ -128,8 +122,8 @@ def attribute_edges(
                     for cell in here
                 }
                 result = patch_edges(
-                    model, base, donor, metric, named, places=[places[place]], policy=policy,
-                    kv=kv, max_bytes=max_bytes,
+                    model, base, donor, metric, named, places=[places[place]],
+                    policy=options["policy"], kv=options["kv"], max_bytes=options["max_bytes"],
                 )  # fmt: skip
                 found |= zip(here, torch.from_numpy(result.effect[:, 0]), strict=True)
             return torch.stack([found[cell] for cell in chosen])
@@ -140,11 +134,10 @@ def attribute_edges(
             scores,
             exact,
             engine=method,
-            check=check,
-            seed=seed,
+            options=options,
             site="path",
             mode="edge",
-            length_ratios=edges.values.length_ratios,
+            length_ratios=edges.placement.length_ratios,
         )
 
 
@@ -157,25 +150,25 @@ class _Edges:
         base: ALMInput,
         donor: ALMInput,
         metric: Metric | OnLogits,
-        from_sets: Sequence[tuple[Node, ...]],
-        to_sets: Sequence[tuple[Node, ...]],
+        from_sets: Sequence[tuple[Sender, ...]],
+        to_sets: Sequence[tuple[Receiver, ...]],
         places: Sequence[Place],
-        policy: AlignPolicies,
-        max_bytes: int | None,
+        options: EdgeAttributionOptions,
     ) -> None:
         self.model, self.places = model, places
-        self.values = DonorValues(model, base, donor, places, policy)
+        self.placement = Placement(model, base, donor, places, options["policy"])
         # In the order in which they are computed: those of one hook point together.
-        self.senders = sorted({s for one in from_sets for s in one}, key=sending_point)
+        self.senders = sorted({s for one in from_sets for s in one}, key=_sending_point)
         self.receivers = sorted({r for one in to_sets for r in one}, key=_receiving_point)
-        written = sorted({*map(sending_point, self.senders)})
+        written = sorted({*map(_sending_point, self.senders)})
         self.measured = Measurement(
-            model, base, donor, metric, max_bytes=max_bytes, keep=written, keep_of_donor=written
-        )
+            model, base, donor, metric, max_bytes=options["max_bytes"], keep=written,
+            keep_of_donor=written,
+        )  # fmt: skip
 
     def scores(
         self,
-        pairs: Sequence[Sequence[tuple[Node, Node]]],
+        pairs: Sequence[Sequence[NodePair]],
         ways: Sequence[float],
         rows_at_once: int | None,
     ) -> Float[Tensor, "cell batch label"]:
@@ -221,11 +214,7 @@ class _Edges:
 
     def _needed(self) -> list[str]:
         """Points whose gradients or values make up those at the receivers' inputs."""
-        streams = [
-            f"{r.block}.hook_resid_{'mid' if r.kind == 'mlp' else 'pre'}"
-            for r in self.receivers
-            if not r.kind.startswith("resid")
-        ]
+        streams = [receiver.stream for receiver in self.receivers if not receiver.is_stream]
         return sorted({*streams, *map(_receiving_point, self.receivers)})
 
     def _matrix(
@@ -234,7 +223,7 @@ class _Edges:
         """Scores of all pairs of nodes, meaningless where the receiver comes first."""
         n_nodes = len(self.senders) + len(self.receivers)
         n = max(CHUNK_BYTES // (4 * self.model.cfg.d_model * n_nodes), 1)
-        where = torch.tensor(self.values.alignments[place][row].base, dtype=torch.long)
+        where = torch.tensor(self.placement.positions(place, row), dtype=torch.long)
         total = torch.zeros(len(self.senders), len(self.receivers), dtype=torch.float64)
         for part in torch.arange(len(where)).split(n):
             messages = torch.cat([*self._messages(row, place, part)])
@@ -244,9 +233,9 @@ class _Edges:
 
     def _messages(self, row: int, place: int, part: Tensor) -> Iterator[Tensor]:
         """What donor's senders write more than the base's, ``[sender, pos, d_model]``, in order."""
-        alignment, runs = self.values.alignments[place][row], self.measured.donor_runs
+        alignment, runs = self.placement.alignments[place][row], self.measured.donor_runs
         assert runs is not None
-        for point, some in groupby(self.senders, sending_point):
+        for point, some in groupby(self.senders, _sending_point):
             nodes = list(some)
             theirs = alignment.donor_values(runs.kept[point][row])
             ours = self.measured.base_runs.kept[point][row, alignment.base]
@@ -268,11 +257,11 @@ class _Edges:
             nodes = list(some)
             gradient = run.gradients[point][at, where].float()
             block = self.model.block(nodes[0].layer)
-            kind, prefix = nodes[0].kind, f"{nodes[0].block}.hook_resid_"
-            if kind.startswith("resid"):
+            if nodes[0].is_stream:
                 yield gradient[None]
-            elif kind == "mlp":
-                stream = run.values[prefix + "mid"][at, where]
+                continue
+            stream, kind = run.values[nodes[0].stream][at, where], nodes[0].kind
+            if kind == "mlp":
                 yield _through_norm(block.ln2, stream, gradient[None])
             else:
                 units = [node.unit for node in nodes]
@@ -280,16 +269,17 @@ class _Edges:
                 # One kv head in so many query heads, all alike.
                 weight = weight[:: len(weight) // gradient.shape[1]][units].float()
                 read = torch.einsum("phe,hde->hpd", gradient[:, units], weight)
-                stream = run.values[prefix + "pre"][at, where]
                 yield _through_norm(block.ln1, stream, read * block.ln1.weight.float())
 
 
-def _receiving_point(receiver: Node) -> str:
+def _sending_point(sender: Sender) -> str:
+    return sender.activation
+
+
+def _receiving_point(receiver: Receiver) -> str:
     """Where the gradient of a receiver is taken."""
-    if receiver.kind == "mlp":
-        return f"{receiver.block}.ln2.hook_normalized"
-    at = "hook_" if receiver.kind.startswith("resid") else "attn.hook_"
-    return f"{receiver.block}.{at}{receiver.kind}"
+    at = "ln2.normalized" if receiver.kind == "mlp" else receiver.kind
+    return hook_name(at, receiver.block)
 
 
 def _through_norm(

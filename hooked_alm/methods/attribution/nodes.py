@@ -11,7 +11,7 @@ Source: Kramar et al. 2024 (AtP*), equations of AtP and of the QK fix; without G
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
-from typing import Literal, get_args
+from typing import Annotated, Unpack
 
 import torch
 from jaxtyping import Float, Int
@@ -19,54 +19,46 @@ from torch import Tensor, nn
 
 from ...components.attention import Attention
 from ...components.rotary import rotate
-from ...engine.cells import Cell, Edit, Site, site_name
-from ...engine.record import Record
+from ...engine.cells import Cell, Edit
 from ...errors import InputError
 from ...inputs import ALMInput
 from ...masks import attention_masks
 from ...model import HookedALM
-from ..patching.alignment import AlignPolicies, Place
-from ..patching.donors import Donor, DonorValues
+from ...points import Site, hook_name
+from ...stacks import Stack, ranges_of, rows_in
+from ..patching.choice import Choice, Units, per_query_head
+from ..patching.donors import Donor, DonorValues, run_of
 from ..patching.measurement import Measurement
 from ..patching.metrics import Metric, OnLogits
-from ..patching.patch import (
-    Joint,
-    PatchMode,
-    Write,
-    joint_indices,
-    joint_ticks,
-    per_query_head,
-    place_ticks,
-    units_of,
-)
+from ..patching.options import NodeOptions, Option, takes
+from ..patching.patch import DonorWrite, check_node_options
+from ..patching.placement import Placement
 from .gradients import GradientRun, embeddings_of, gradient_runs
-from .trust import Attribution, attribution, score_table
+from .trust import Attribution, CheckOptions, attribution, score_table
 
-Units = tuple[int, ...] | None
+
+class NodeAttributionOptions(NodeOptions, CheckOptions, total=False):
+    """Of ``attribute_nodes``."""
+
+    qk_fix: Annotated[
+        bool,
+        Option(
+            False,
+            "for sites q and k, the change of the attention rows themselves (for k, of all queries "
+            "that see it) times the gradient at the pattern.",
+        ),
+    ]
 
 
 @torch.inference_mode(mode=False)
 @torch.no_grad()
+@takes(NodeAttributionOptions)
 def attribute_nodes(
     model: HookedALM,
     base: ALMInput,
     donor: Donor,
     metric: Metric | OnLogits,
-    *,
-    site: Site = "resid_post",
-    layers: Sequence[Joint] | None = None,
-    heads: Sequence[Joint] | Literal["each"] | None = None,
-    neurons: Sequence[Joint] | Literal["each"] | None = None,
-    places: Sequence[Place] | Literal["each"] = ("audio",),
-    mode: PatchMode = "replace",
-    coefficient: float = 1.0,
-    policy: AlignPolicies = "error",
-    kv: Literal["group", "query"] = "group",
-    qk_fix: bool = False,
-    check: int = 0,
-    seed: int = 0,
-    rows_at_once: int | None = None,
-    max_bytes: int | None = None,
+    **options: Unpack[NodeAttributionOptions],
 ) -> Attribution:
     """Approximate every cell of a ``patch`` sweep, and check some of them exactly.
 
@@ -76,24 +68,8 @@ def attribute_nodes(
     Args:
         model: to run; its weights get no gradients.
         base: as in ``patch``.
-        donor: as in ``patch``.
+        donor: as in ``patch``; the score is the gradient times what the mode changes.
         metric: differentiable.
-        site: as in ``patch``.
-        layers: blocks, one by one; None is each.
-        heads: as in ``patch``.
-        neurons: as in ``patch``.
-        places: as in ``patch``.
-        mode: as in ``patch``; the score is the gradient times what the mode changes.
-        coefficient: as in ``patch``.
-        policy: as in ``patch``.
-        kv: as in ``patch``.
-        qk_fix: for sites q and k, the change of the attention rows themselves (for k, of all later
-            queries) times the gradient at the pattern.
-        check: number of cells whose exact effect is measured besides: half of them those of the
-            largest score, half drawn from the others.
-        seed: of the drawing.
-        rows_at_once: rows of the batch whose graph is held at a time; None is all.
-        max_bytes: memory budget of the exact engine.
 
     Returns:
         Scores with the axes of ``patch``.
@@ -102,38 +78,30 @@ def attribute_nodes(
         InputError: what ``patch`` raises; several layers at once; a metric without a gradient;
             ``qk_fix`` at another site.
     """
-    if mode not in get_args(PatchMode):
-        raise InputError(f"attributing with mode {mode!r}: expected one of {get_args(PatchMode)}.")
+    check_node_options("attributing", options)
+    site, qk_fix = options["site"], options["qk_fix"]
     if qk_fix and site not in ("q", "k"):
         raise InputError(f"attributing {site} with qk_fix: it is for sites 'q' and 'k'.")
-    with per_query_head(model, kv == "query" and site in ("k", "v")):
-        blocks = joint_indices("layer", layers, len(model.path))
-        if any(len(joint) > 1 for joint in blocks):
+    with per_query_head(model, options["kv"] == "query" and site in ("k", "v")):
+        choice = Choice.of(model, base, options)
+        if any(len(joint) > 1 for joint in choice.layers):
             raise InputError(
-                f"attributing layers {layers}: of several at once, the later hear the earlier, and "
-                "no gradient holds for them together. Give them one by one, or use `patch`."
+                f"attributing layers {options['layers']}: of several at once, the later hear the "
+                "earlier, and no gradient holds for them together. Give them one by one, or use "
+                "`patch`."
             )
-        unit, units = units_of(model, site, heads, neurons)
-        where = list(range(base.shape[1])) if places == "each" else list(places)
-        nodes = _Nodes(
-            model, base, donor, metric, site, [b for (b,) in blocks], where,
-            mode=mode, coefficient=coefficient, policy=policy, qk_fix=qk_fix, max_bytes=max_bytes,
-        )  # fmt: skip
-        scores = nodes.scores(units, rows_at_once)
-        axes = {"layer": joint_ticks(blocks), **({unit: joint_ticks(units)} if unit else {})}
-        axes["place"] = place_ticks(where)
-        cells = list(product([b for (b,) in blocks], units, range(len(where))))
+        nodes = _Nodes(model, base, donor, metric, choice, options)
+        cells = list(product(nodes.layers, choice.units, range(len(choice.places))))
         return attribution(
             nodes.measured,
-            axes,
-            scores,
+            choice.axes,
+            nodes.scores(),
             lambda chosen: nodes.exact([cells[i] for i in chosen]),
             engine="atp, qk fix" if qk_fix else "atp",
-            check=check,
-            seed=seed,
+            options=options,
             site=site,
-            mode=mode,
-            length_ratios=nodes.values.length_ratios,
+            mode=options["mode"],
+            length_ratios=nodes.placement.length_ratios,
         )
 
 
@@ -146,44 +114,36 @@ class _Nodes:
         base: ALMInput,
         donor: Donor,
         metric: Metric | OnLogits,
-        site: Site,
-        layers: Sequence[int],
-        places: Sequence[Place],
-        *,
-        mode: PatchMode,
-        coefficient: float,
-        policy: AlignPolicies,
-        qk_fix: bool,
-        max_bytes: int | None,
+        choice: Choice,
+        options: NodeAttributionOptions,
     ) -> None:
-        self.model, self.base, self.site, self.layers, self.places = (
-            model, base, site, layers, places,
-        )  # fmt: skip
-        self.mode, self.coefficient, self.qk_fix = mode, coefficient, qk_fix
-        self.values = DonorValues(model, base, donor, places, policy)
-        names = [site_name(site, model.path[layer]) for layer in layers]
+        self.model, self.base, self.choice, self.options = model, base, choice, options
+        self.layers = [layer for (layer,) in choice.layers]
+        self.site = site = options["site"]
+        run = run_of(donor)
+        self.placement = Placement(model, base, run, choice.places, options["policy"])
+        self.values = DonorValues(model, donor, self.placement)
+        names = [hook_name(site, model.path[layer]) for layer in self.layers]
         # The pattern is not on the path of fused attention: its gradient is that of z, times v.
-        self.behind: Site = "z" if qk_fix or site == "pattern" else site
-        also = [site_name("q", model.path[layer]) for layer in layers] if qk_fix else []
+        self.behind: Site = "z" if options["qk_fix"] or site == "pattern" else site
+        also = [hook_name("q", model.path[b]) for b in self.layers] if options["qk_fix"] else []
         self.measured = Measurement(
-            model, base, self.values.run, metric, max_bytes=max_bytes, keep=sorted({*names, *also}),
-            keep_of_donor=names if self.values.run is not None else (),
+            model, base, run, metric, max_bytes=options["max_bytes"],
+            keep=sorted({*names, *also}), keep_of_donor=names if run is not None else (),
         )  # fmt: skip
-        if mode != "scale":
+        if options["mode"] != "scale":
             self.values.read(site, names, self.measured)
         self.kept = self.measured.base_runs.kept
 
-    def scores(
-        self, units: Sequence[Units], rows_at_once: int | None
-    ) -> Float[Tensor, "cell batch label"]:
+    def scores(self) -> Float[Tensor, "cell batch label"]:
         """Of every product of layers, units and places."""
-        n_cells = len(self.layers) * len(units) * len(self.places)
-        found = score_table(n_cells, self.measured)
-        table = found.view(len(self.layers), len(units), len(self.places), *found.shape[1:])
-        names = [site_name(self.behind, self.model.path[layer]) for layer in self.layers]
+        units, n_places = self.choice.units, len(self.choice.places)
+        found = score_table(len(self.layers) * len(units) * n_places, self.measured)
+        table = found.view(len(self.layers), len(units), n_places, *found.shape[1:])
+        names = [hook_name(self.behind, self.model.path[layer]) for layer in self.layers]
         embeddings = embeddings_of(self.measured.base_runs, self.base)
-        runs = gradient_runs(self.measured, embeddings, names, rows_at_once=rows_at_once)
-        for run in runs:
+        n_rows = self.options["rows_at_once"]
+        for run in gradient_runs(self.measured, embeddings, names, rows_at_once=n_rows):
             for (i, layer), (at, row) in product(enumerate(self.layers), enumerate(run.rows)):
                 for place, score in enumerate(self._by_unit(run, layer, at, row)):
                     table[i, :, place, row, run.label] = _over(units, score.double().cpu())
@@ -193,7 +153,7 @@ class _Nodes:
         """Effects of some cells by the exact engine."""
 
         def edit(layer: int, units: Units, place: int, row: int) -> Edit:
-            positions = self.values.alignments[place][row].base
+            positions = self.placement.positions(place, row)
             return Edit(self.site, layer, positions, self._write(layer, place, row, units))
 
         patched = self.measured.values(
@@ -201,22 +161,22 @@ class _Nodes:
         )
         return patched - self.measured.base_values
 
-    def _write(self, layer: int, place: int, row: int, units: Units = None) -> Write:
-        name = site_name(self.site, self.model.path[layer])
+    def _write(self, layer: int, place: int, row: int, units: Units = None) -> DonorWrite:
+        name = hook_name(self.site, self.model.path[layer])
         theirs = partial(self.values.values, name, row, place, units)
-        return Write(self.mode, self.coefficient, theirs, units)
+        return DonorWrite(self.options["mode"], self.options["coefficient"], theirs, units)
 
     def _by_unit(
         self, run: GradientRun, layer: int, at: int, row: int
     ) -> Iterator[Float[Tensor, " unit"]]:
         """Scores of every place, of each of the site's units by itself."""
         block = self.model.path[layer]
-        kept = self.kept[site_name(self.site, block)]
+        kept = self.kept[hook_name(self.site, block)]
         own = (kept.transpose(1, 2) if self.site == "pattern" else kept)[row]
-        gradient = run.gradients[site_name(self.behind, block)][at]
-        softmax = self._softmax(layer, row, gradient) if self.qk_fix else None
-        for place, alignments in enumerate(self.values.alignments):
-            where = alignments[row].base
+        gradient = run.gradients[hook_name(self.behind, block)][at]
+        softmax = self._softmax(layer, row, gradient) if self.options["qk_fix"] else None
+        for place in range(len(self.choice.places)):
+            where = self.placement.positions(place, row)
             before = own[where]
             after = self._write(layer, place, row)(before)
             if softmax is not None:
@@ -235,13 +195,15 @@ class _Nodes:
     def _softmax(self, layer: int, row: int, gradient: Float[Tensor, "pos head d_head"]) -> "_Row":
         record = self.measured.base_runs.records[row]
         attn: Attention = self.model.block(layer).attn
+        stack = self.model.path_stacks[layer]
         masks = attention_masks(
-            self.model.cfg, "eager", self.base.attention_mask[row : row + 1], None,
+            self.model.cfg, stack, "eager", self.base.attention_mask[row : row + 1], None,
             record.resid[0][None].new_zeros(1, *self.base.shape[1:], 1), None,
         )  # fmt: skip
         mask = masks[attn.layer_type][0, 0][record.where][:, record.where]
-        q = self.kept[site_name("q", self.model.path[layer])][row, record.where]
-        return _Row(attn, record, q, mask, gradient[record.where])
+        q = self.kept[hook_name("q", self.model.path[layer])][row, record.where]
+        k, v = record.key_values(layer)
+        return _Row(attn, stack, (q, k, v), record.rotary, mask, gradient[record.where])
 
 
 class _Row:
@@ -254,17 +216,19 @@ class _Row:
     def __init__(
         self,
         attn: Attention,
-        record: Record,
-        q: Float[Tensor, "row head d_head"],
+        stack: Stack,
+        heads: tuple[Tensor, Tensor, Tensor],
+        rotary: tuple[Tensor, Tensor],
         mask: Float[Tensor, "row key_row"],
         gradient: Float[Tensor, "row head d_head"],
     ) -> None:
-        """``q`` before rotation; ``gradient`` at z."""
-        self.attn, self.rotary, self.n_heads = attn, record.rotary, q.shape[1]
+        """``heads`` are q before rotation, k and v as recorded; ``gradient`` is at z."""
+        q, *others = heads
+        self.attn, self.stack, self.rotary, self.n_heads = attn, stack, rotary, q.shape[1]
         self.mask, self.gradient = mask.double(), gradient.double()
-        k, v = (part.transpose(0, 1).double() for part in record.key_values(attn.layer_idx))
+        k, v = (part.transpose(0, 1).double() for part in others)
         self.k, self.v = (_per_query_head(part, self.n_heads) for part in (k, v))
-        self.q = self._rotated(attn.q_norm, q, torch.arange(len(record)))
+        self.q = self._rotated(attn.q_norm, q, torch.arange(len(q)))
 
     def of_queries(
         self,
@@ -283,8 +247,8 @@ class _Row:
         before: Float[Tensor, "patched kv_head d_head"],
         after: Float[Tensor, "patched kv_head d_head"],
     ) -> Float[Tensor, " kv_head"]:
-        """Of keys exchanged at some rows, to every query from there on."""
-        readers = torch.arange(int(rows.min()) if len(rows) else len(self.q), len(self.q))
+        """Of keys exchanged at some rows, to every query that may see them."""
+        readers = rows_in(self.stack.reached(ranges_of(rows), len(self.q)))
 
         def z(k: Tensor) -> Tensor:
             own = _per_query_head(self._rotated(self.attn.k_norm, k, rows), self.n_heads)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -13,9 +13,29 @@ from torch import Tensor
 
 from ...errors import InputError
 from ..patching.measurement import Measurement
+from ..patching.options import Option
 from ..patching.results import PatchResult
 
 Stratum = Literal["top", "random"]
+
+
+class CheckOptions(TypedDict, total=False):
+    """Of every attribution."""
+
+    check: Annotated[
+        int,
+        Option(
+            0,
+            "cells whose exact effect is measured besides: half of them those of the largest "
+            "score, half drawn from the others.",
+        ),
+    ]
+    seed: Annotated[int, Option(0, "of the drawing.")]
+    rows_at_once: Annotated[
+        int | None, Option(None, "rows of the batch whose graph is held at a time; None is all.")
+    ]
+
+
 Correlation = Literal["pearson", "spearman"]
 
 
@@ -115,8 +135,7 @@ def attribution(
     exact: Callable[[Sequence[int]], Tensor],
     *,
     engine: str,
-    check: int,
-    seed: int,
+    options: CheckOptions,
     **about: Any,
 ) -> Attribution:
     """Scores as a result, with the exact effects of some cells.
@@ -127,19 +146,19 @@ def attribution(
         scores: NaN where there is no such cell.
         exact: effects ``[cell, batch, *label]`` of the cells at some places of the product of axes.
         engine: how they were found.
-        check: cells to check: half of them those of the largest mean score, the others drawn.
-        seed: of the drawing.
+        options: how many cells to check, and the seed of their drawing.
         about: see ``Measurement.result``.
 
     Raises:
         InputError: a negative number of cells.
     """
+    check = options["check"]
     if check < 0:
         raise InputError(f"checking {check} cells: expected 0 or more.")
     base = measured.base_values.double().cpu()
     scores = scores if base.ndim == 2 else scores[..., 0]
     result = measured.result(axes, base + scores, **about)
-    chosen, strata = _sample(scores.numpy(), check, seed)
+    chosen, strata = _sample(scores.numpy(), check, options["seed"])
     ticks = list(product(*axes.values()))
     checked = Checked(
         coordinates=tuple(dict(zip(axes, ticks[cell], strict=True)) for cell in chosen),

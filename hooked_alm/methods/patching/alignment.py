@@ -193,7 +193,7 @@ class Window:
     """Which of the row's clips, in order of appearance."""
 
 
-Place = str | int | Window | Sequence["str | int | Window"]
+Place = str | int | Window | Sequence[str | int | Window]
 """A span, a position of the padded prompt, a time window, or several of these at once."""
 
 

@@ -8,13 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...engine.cells import Site
 from ...engine.record import Record
 from ...errors import InputError
 from ...inputs import ALMInput
 from ...model import HookedALM
-from .alignment import Alignment, AlignPolicies, Place, align_place
+from ...points import Site
+from .alignment import align_place
 from .measurement import Measurement
+from .placement import Placement
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,60 +44,25 @@ class Noise:
 Donor = ALMInput | Mean | Noise | Literal["self", "zero"]
 
 
+def run_of(donor: Donor) -> ALMInput | None:
+    """The donor, where it is a run.
+
+    Raises:
+        InputError: an unknown donor.
+    """
+    if isinstance(donor, str) and donor not in ("self", "zero"):
+        raise InputError(f"patching with donor {donor!r}: expected 'self' or 'zero' by name.")
+    return donor if isinstance(donor, ALMInput) else None
+
+
 class DonorValues:
-    """A donor's activations, aligned with the places of a base batch."""
+    """A donor's activations at the places of a base batch."""
 
-    def __init__(
-        self,
-        model: HookedALM,
-        base: ALMInput,
-        donor: Donor,
-        places: Sequence[Place],
-        policy: AlignPolicies = "error",
-    ) -> None:
-        """Align; nothing runs yet but, for ``dtw``, the embeddings.
-
-        Raises:
-            InputError: batches of different size, an unknown donor, or places that no row has or
-                that do not align.
-        """
-        if isinstance(donor, str) and donor not in ("self", "zero"):
-            raise InputError(f"patching with donor {donor!r}: expected 'self' or 'zero' by name.")
-        self.run = donor if isinstance(donor, ALMInput) else None
-        """The donor, where it is a run."""
-        if self.run is not None and len(self.run) != len(base):
-            raise InputError(f"patching {len(base)} base rows with {len(self.run)} donor rows.")
-        self.model, self.base, self.donor = model, base, donor
-        other = base if self.run is None else self.run
-        features: list[tuple[Tensor, Tensor] | None] = [None] * len(base)
-        if "dtw" in ({policy} if isinstance(policy, str) else policy.values()):
-            pair = model(base, stop_at_layer=0), model(other, stop_at_layer=0)
-            features = [(pair[0][row], pair[1][row]) for row in range(len(base))]
-        self.alignments: list[list[Alignment]] = [
-            [
-                align_place(base, other, place, row=row, policy=policy, features=features[row])
-                for row in range(len(base))
-            ]
-            for place in places
-        ]
-        """Per place and row."""
-        self.places = places
-        for place, rows in zip(places, self.alignments, strict=True):
-            # A single position may be a pad of every row; a span that is nowhere is a mistake.
-            if not isinstance(place, int) and not any(one.base for one in rows):
-                raise InputError(
-                    f"patching at {place!r}: no row of the base has such a position. Its spans are "
-                    + ", ".join(name for name in base.spans if any(base.spans[name]))
-                    + "."
-                )
-
-    @property
-    def length_ratios(self) -> tuple[dict[str, float], ...]:
-        """Per row: span -> donor length / base length."""
-        return tuple(
-            {name: r for rows in self.alignments for name, r in rows[row].length_ratio.items()}
-            for row in range(len(self.base))
-        )
+    def __init__(self, model: HookedALM, donor: Donor, placement: Placement) -> None:
+        """Nothing is known until ``read``."""
+        self.model, self.donor, self.placement = model, donor, placement
+        self.base = placement.base
+        self.run = run_of(donor)
 
     @property
     def reads_base(self) -> bool:
@@ -154,7 +120,7 @@ class DonorValues:
         """What is to be written at a place of a row, over some units or all."""
         if self.donor == "zero":
             return 0.0
-        alignment = self.alignments[place][row]
+        alignment = self.placement.alignments[place][row]
         if isinstance(self.donor, Mean):
             return self._mean(self.donor, name, row, place, units)
         donor = self._kept[name][row]
@@ -173,14 +139,14 @@ class DonorValues:
     ) -> Tensor:
         """Mean over the donor's rows, of the place's positions one by one or all together."""
         where = [
-            align_place(self.base[row], donor.inputs[other], self.places[place])
+            align_place(self.base[row], donor.inputs[other], self.placement.places[place])
             if donor.by_position
-            else align_place(donor.inputs[other], donor.inputs[other], self.places[place])
+            else align_place(donor.inputs[other], donor.inputs[other], self.placement.places[place])
             for other in range(len(donor.inputs))
         ]
         values = self._kept[name] if units is None else self._kept[name][:, :, list(units)]
         rows = [one.donor_values(values[other]) for other, one in enumerate(where)]
         if donor.by_position:
             return torch.stack(rows).mean(dim=0)
-        n = len(self.alignments[place][row].base)
+        n = len(self.placement.alignments[place][row].base)
         return torch.cat(rows).mean(dim=0).expand(n, *rows[0].shape[1:])

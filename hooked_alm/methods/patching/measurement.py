@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +17,9 @@ from ...errors import InputError
 from ...inputs import ALMInput
 from ...model import HookedALM
 from .metrics import Metric, OnLogits, Reference
+from .options import Engine
 from .results import PatchResult
 
-Engine = Literal["fast", "hooks"]
 CHUNK_BYTES = 2**28
 """Logits over the whole vocabulary that are held at once."""
 

@@ -6,98 +6,158 @@ A node is named by a hook point and, where it has several, a head or neuron:
 """
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, cast
 
 from ...errors import InputError
 from ...model import HookedALM
+from ...points import RECEIVERS, SENDERS, Point, Reader, Site, hook_name
 
-Sender = Literal["embed", "attn", "head", "mlp", "neuron"]
-Receiver = Literal["q", "k", "v", "mlp", "resid_pre", "resid_mid", "resid_post"]
-
-SENDERS: dict[str, tuple[Sender, Sender | None]] = {
-    "hook_embed": ("embed", None),
-    "attn.hook_z": ("attn", "head"),
-    "attn.hook_result": ("attn", "head"),
-    "hook_attn_out": ("attn", None),
-    "hook_mlp_out": ("mlp", None),
-    "mlp.hook_post": ("mlp", "neuron"),
+SenderKind = Literal["embed", "attn", "head", "mlp", "neuron"]
+_ACTIVATIONS = {
+    cast(SenderKind, point.unit or point.writes): point
+    for point in SENDERS.values()
+    if point.reach or point.writes == "embed"
 }
-"""Point -> what it is without and with an index. All heads together are the attention."""
-
-RECEIVERS: dict[str, tuple[Receiver, bool]] = {
-    **{f"{at}hook_{part}{end}": (part, True) for part in ("q", "k", "v")
-       for at, end in (("attn.", "_input"), ("", "_input"), ("attn.", ""))},
-    "hook_mlp_in": ("mlp", False),
-    "hook_resid_pre": ("resid_pre", False),
-    "hook_resid_mid": ("resid_mid", False),
-    "hook_resid_post": ("resid_post", False),
-}  # fmt: skip
-"""Point -> what reads there, and whether it has heads."""
+"""Where senders' activations are read: a writer's whole, or its units. All heads together are the
+attention, all neurons the MLP."""
 
 _NAME = re.compile(
-    r"(?:(?P<block>(?:mimo_)?blocks\.(?:\d+|\*))\.)?(?P<point>[a-z_.]+)(?:\[(?P<unit>\d+|\*)\])?"
+    r"(?:(?P<block>[\w.]*blocks\.(?:\d+|\*))\.)?(?P<point>[a-z_.]+)(?:\[(?P<unit>\d+|\*)\])?"
 )
 
 
 @dataclass(frozen=True, order=True)
-class Node:
-    """A writer or a reader of the residual stream.
+class Sender:
+    """A writer to the residual stream.
 
     The stream is written in the order embedding, attention 0, MLP 0, attention 1, ...
     """
 
     layer: int
-    kind: Sender | Receiver
+    kind: SenderKind
     unit: int | None = None
+    """Head or neuron, where the sender is one."""
     name: str = field(default="", compare=False)
     block: str = field(default="", compare=False)
     """Name of the block that it is in."""
 
     @property
     def writes(self) -> int:
-        """Place of a sender among the writes: -1 for the embedding, then 0, 1, 2, ..."""
+        """Place among the writes: -1 for the embedding, then 0, 1, 2, ..."""
         return {"embed": -1, "attn": 2 * self.layer, "head": 2 * self.layer}.get(
             self.kind, 2 * self.layer + 1
         )
 
     @property
+    def site(self) -> Site:
+        """Where a sweep edits or sees the activation; the embedding has no site."""
+        return cast(Site, _ACTIVATIONS[self.kind].short)
+
+    @property
+    def activation(self) -> str:
+        """Hook point that the activation is read at."""
+        point = _ACTIVATIONS[self.kind]
+        return hook_name(point.short if self.block else point.name, self.block)
+
+
+@dataclass(frozen=True, order=True)
+class Receiver:
+    """A reader of the residual stream, or the stream itself at one place."""
+
+    layer: int
+    kind: Reader
+    unit: int | None = None
+    """Head; a kv head for k and v."""
+    name: str = field(default="", compare=False)
+    block: str = field(default="", compare=False)
+    """Name of the block that it is in."""
+
+    @property
     def reads(self) -> int:
-        """A receiver reads the writes before this place, and changes those from it on."""
+        """It reads the writes before this place, and changes those from it on."""
         return 2 * self.layer + {"mlp": 1, "resid_mid": 1, "resid_post": 2}.get(self.kind, 0)
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether it is the stream itself, which everything behind it reads."""
+        return self.kind.startswith("resid")
 
-def senders(model: HookedALM, names: str | Sequence[str]) -> list[Node]:
+    @property
+    def stream_site(self) -> Site:
+        """The stream that it reads, or is."""
+        if self.is_stream:
+            return cast(Site, self.kind)
+        return "resid_mid" if self.kind == "mlp" else "resid_pre"
+
+    @property
+    def stream(self) -> str:
+        """Hook point of that stream."""
+        return hook_name(self.stream_site, self.block)
+
+    @property
+    def site(self) -> Site:
+        """Where it is made to act on another input: its q, k or v, or the MLP's neurons."""
+        return "post" if self.kind == "mlp" else cast(Site, self.kind)
+
+
+def senders(model: HookedALM, names: str | Sequence[str]) -> list[Sender]:
     """Writers by name.
 
     Raises:
         InputError: a point that does not write to the stream, or a layer or index out of range.
     """
-    return [node for name in _listed(names) for node in _parse(model, name, "sender")]
+    sizes = {"head": model.cfg.n_heads, "neuron": model.cfg.d_mlp}
+    found = []
+    for name in _listed(names):
+        block, point, unit = _split(name, "sender", SENDERS)
+        if unit is not None and SENDERS[point].unit is None:
+            raise InputError(f"naming the sender {name!r}: {point} has no parts to index.")
+        kind = cast(SenderKind, SENDERS[point].writes if unit is None else SENDERS[point].unit)
+        for layer, at in _blocks(model, name, block):
+            for index in _indices(name, unit, sizes.get(kind, 0)):
+                found.append(Sender(layer, kind, index, _full_name(at, point, index), at))
+    return found
 
 
-def receivers(model: HookedALM, names: str | Sequence[str]) -> list[Node]:
+def receivers(model: HookedALM, names: str | Sequence[str]) -> list[Receiver]:
     """Readers by name; ``logits`` is the stream after the last block.
 
     Raises:
         InputError: a point that does not read the stream, or a layer or index out of range.
     """
-    last = f"{model.path[-1]}.hook_resid_post"
-    return [
-        replace(node, name=name) if name == "logits" else node
-        for name in _listed(names)
-        for node in _parse(model, last if name == "logits" else name, "receiver")
-    ]
+    found = []
+    for name in _listed(names):
+        given = hook_name("resid_post", model.path[-1]) if name == "logits" else name
+        block, point, unit = _split(given, "receiver", RECEIVERS)
+        kind = RECEIVERS[point].reads
+        assert kind is not None
+        has_heads = RECEIVERS[point].unit is not None
+        if has_heads != (unit is not None):
+            raise InputError(
+                f"naming the receiver {name!r}: {point} "
+                + ("needs a head, as in '[3]' or '[*]'." if has_heads else "has no heads.")
+            )
+        size = model.cfg.n_heads if kind == "q" else model.cfg.n_key_value_heads
+        for layer, at in _blocks(model, name, block):
+            for index in _indices(name, unit, size):
+                full = name if name == "logits" else _full_name(at, point, index)
+                found.append(Receiver(layer, kind, index, full, at))
+    return found
 
 
 def _listed(names: str | Sequence[str]) -> Sequence[str]:
     return [names] if isinstance(names, str) else names
 
 
-def _parse(model: HookedALM, name: str, role: Literal["sender", "receiver"]) -> Iterator[Node]:
+def _full_name(block: str, point: str, unit: int | None) -> str:
+    return ".".join(filter(None, (block, point))) + ("" if unit is None else f"[{unit}]")
+
+
+def _split(name: str, role: str, known: Mapping[str, Point]) -> tuple[str | None, str, str | None]:
+    """Block, point and index of a name."""
     match = _NAME.fullmatch(name)
-    known = SENDERS if role == "sender" else RECEIVERS
     point = match["point"] if match else ""
     if match is None or point not in known or (match["block"] is None) != (point == "hook_embed"):
         raise InputError(
@@ -105,13 +165,7 @@ def _parse(model: HookedALM, name: str, role: Literal["sender", "receiver"]) -> 
             f"neuron, as in 'blocks.9.{list(known)[1]}[3]'. A {role} is one of "
             f"{', '.join(known)}" + (", logits." if role == "receiver" else ".")
         )
-    kind, size = _kind_and_size(model, name, point, match["unit"], role)
-    for layer, block in _blocks(model, name, match["block"]):
-        for unit in (
-            [None] if match["unit"] is None else _indices(name, "index", match["unit"], size)
-        ):
-            full = ".".join(filter(None, (block, point)))
-            yield Node(layer, kind, unit, full + ("" if unit is None else f"[{unit}]"), block)
+    return match["block"], point, match["unit"]
 
 
 def _blocks(model: HookedALM, name: str, given: str | None) -> list[tuple[int, str]]:
@@ -132,29 +186,11 @@ def _blocks(model: HookedALM, name: str, given: str | None) -> list[tuple[int, s
     return found
 
 
-def _kind_and_size(
-    model: HookedALM, name: str, point: str, unit: str | None, role: str
-) -> tuple[Sender | Receiver, int]:
-    cfg = model.cfg
-    if role == "sender":
-        whole, part = SENDERS[point]
-        if unit is not None and part is None:
-            raise InputError(f"naming the sender {name!r}: {point} has no parts to index.")
-        return (whole if unit is None or part is None else part), (
-            cfg.d_mlp if part == "neuron" else cfg.n_heads
-        )
-    kind, has_heads = RECEIVERS[point]
-    if has_heads != (unit is not None):
-        raise InputError(
-            f"naming the receiver {name!r}: {point} "
-            + ("needs a head, as in '[3]' or '[*]'." if has_heads else "has no heads.")
-        )
-    return kind, cfg.n_heads if kind == "q" else cfg.n_key_value_heads
-
-
-def _indices(name: str, what: str, given: str, size: int) -> range:
+def _indices(name: str, given: str | None, size: int) -> Sequence[int | None]:
+    if given is None:
+        return [None]
     if given == "*":
         return range(size)
     if int(given) >= size:
-        raise InputError(f"naming {name!r}: {what} {given}, but there are {size}.")
-    return range(int(given), int(given) + 1)
+        raise InputError(f"naming {name!r}: index {given}, but there are {size}.")
+    return [int(given)]

@@ -12,21 +12,22 @@ appendix B).
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
-from typing import Any, Literal, get_args
+from typing import Any, TypeVar, Unpack, get_args
 
 import torch
 
 from ...errors import InputError
 from ...inputs import ALMInput
 from ...model import HookedALM
-from .alignment import AlignPolicies, Place
-from .graph import Graph, NormMode, PathMode, relayed
-from .measurement import Engine
+from ...points import hook_name
+from .choice import per_query_head
+from .graph import Graph, NodePair, relayed
 from .metrics import Metric, OnLogits
-from .nodes import Node, receivers, senders
-from .patch import per_query_head
+from .nodes import Receiver, Sender, receivers, senders
+from .options import ChainOptions, EdgeSetOptions, NormMode, PathMode, PathOptions, takes
 from .results import PatchResult
 
+NodeT = TypeVar("NodeT", Sender, Receiver)
 Nodes = str | Sequence[str | Sequence[str]]
 """One name (``*`` stands for all layers or heads), or several; a tuple is patched as one set."""
 Edge = tuple[str, str]
@@ -34,6 +35,7 @@ Edge = tuple[str, str]
 
 
 @torch.no_grad()
+@takes(PathOptions, places=("readout",))
 def path_patch(
     model: HookedALM,
     base: ALMInput,
@@ -41,35 +43,20 @@ def path_patch(
     metric: Metric | OnLogits,
     from_nodes: Nodes,
     to_nodes: Nodes,
-    *,
-    mode: PathMode = "edge",
-    places: Sequence[Place] = ("readout",),
-    policy: AlignPolicies = "error",
-    kv: Literal["group", "query"] = "group",
-    norm: NormMode = "exact",
-    engine: Engine = "fast",
-    max_bytes: int | None = None,
+    **options: Unpack[PathOptions],
 ) -> PatchResult:
     """Patch what every sender tells every receiver, one pair at a time.
 
     Args:
         model: to run.
         base: prompts to be patched.
-        donor: as many prompts, whose messages are sent.
+        donor: as many prompts, whose messages are sent; they stay at their positions.
         metric: what is read off each run.
         from_nodes: senders, by hook point and head, as in ``blocks.9.attn.hook_z[3]``: heads
             (hook_z), attention and MLP outputs, neurons (mlp.hook_post), ``hook_embed``. ``*``
             stands for each layer or head; a tuple of names is one set, patched at once.
         to_nodes: receivers: ``attn.hook_q_input[7]``, k and v likewise, ``hook_mlp_in``, the
             residual stream, or ``logits``.
-        mode: "edge" or "ioi"; see the module.
-        places: where the message is read, as in ``patch``; messages stay at their position.
-        policy: for places of unequal length, see ``align``.
-        kv: "query" reads k and v once per query head instead of per kv head.
-        norm: "frozen" divides by the base run's norm instead of the new one: the linearisation that
-            gradient methods make.
-        engine: "fast", or "hooks" for the plain loop.
-        max_bytes: memory budget of the fast engine.
 
     Returns:
         Axes ``sender``, ``receiver``, ``place``, ``example`` and, if the metric has several values,
@@ -79,35 +66,28 @@ def path_patch(
         InputError: a node that is no such thing, places that do not align, or options that
             contradict each other.
     """
-    with per_query_head(model, kv == "query"):
+    mode, norm = options["mode"], options["norm"]
+    with per_query_head(model, options["kv"] == "query"):
         from_sets = node_sets(model, from_nodes, senders)
         to_sets = node_sets(model, to_nodes, receivers)
         _check_modes(mode, norm, from_sets, to_sets)
-        pairs = [
-            [(s, r) for s in some for r in others if s.writes < r.reads]
-            for some, others in product(from_sets, to_sets)
-        ]
+        pairs = pair_sets(from_sets, to_sets)
         graph = Graph(
-            model, base, donor, metric, pairs, places, policy=policy, norm=norm, mode=mode,
-            engine=engine, max_bytes=max_bytes,
-        )  # fmt: skip
+            model, base, donor, metric, pairs, options["places"], options, norm=norm, mode=mode
+        )
         axes = {"sender": set_names(from_sets), "receiver": set_names(to_sets)}
         return graph.answer(axes, pairs, site="path", mode=mode)
 
 
 @torch.no_grad()
+@takes(EdgeSetOptions, places=("all",))
 def patch_edges(
     model: HookedALM,
     base: ALMInput,
     donor: ALMInput,
     metric: Metric | OnLogits,
     edge_sets: Mapping[str, Sequence[Edge]],
-    *,
-    places: Sequence[Place] = ("all",),
-    policy: AlignPolicies = "error",
-    kv: Literal["group", "query"] = "group",
-    engine: Engine = "fast",
-    max_bytes: int | None = None,
+    **options: Unpack[EdgeSetOptions],
 ) -> PatchResult:
     """Patch whole sets of edges at once, each set in a run of its own.
 
@@ -123,11 +103,6 @@ def patch_edges(
         donor: as many prompts.
         metric: what is read off each run.
         edge_sets: name -> edges, of sender and receiver as in ``path_patch``.
-        places: where messages are replaced; "all" is the whole prompt.
-        policy: see ``align``.
-        kv: see ``path_patch``.
-        engine: see ``path_patch``.
-        max_bytes: see ``path_patch``.
 
     Returns:
         Axes ``edges``, ``place``, ``example`` and, if the metric has several values, ``label``.
@@ -137,26 +112,21 @@ def patch_edges(
 
     Source: the edge ablation of ACDC (Conmy et al. 2023), removed edges at the donor's value.
     """
-    with per_query_head(model, kv == "query"):
+    with per_query_head(model, options["kv"] == "query"):
         sets = [parse_edges(model, edges) for edges in edge_sets.values()]
-        graph = Graph(
-            model, base, donor, metric, sets, places, policy=policy, norm="exact", mode="edge",
-            engine=engine, max_bytes=max_bytes,
-        )  # fmt: skip
+        graph = Graph(model, base, donor, metric, sets, options["places"], options)
         return graph.answer({"edges": tuple(edge_sets)}, sets, site="edges", mode="edge")
 
 
-def parse_edges(model: HookedALM, edges: Sequence[Edge]) -> list[tuple[Node, Node]]:
+def parse_edges(model: HookedALM, edges: Sequence[Edge]) -> list[NodePair]:
     """Senders and receivers by name.
 
     Raises:
         InputError: nodes that do not exist, or a receiver that comes before its sender.
     """
-    known: dict[tuple[str, str], Node] = {}
-    for role, parse in (("sender", senders), ("receiver", receivers)):
-        for name in dict.fromkeys(edge[role == "receiver"] for edge in edges):
-            (known[role, name],) = _one(parse(model, name), name)
-    pairs = [(known["sender", s], known["receiver", r]) for s, r in edges]
+    writers = {name: _one(senders(model, name), name) for name, _ in edges}
+    readers = {name: _one(receivers(model, name), name) for _, name in edges}
+    pairs = [(writers[s], readers[r]) for s, r in edges]
     for sender, receiver in pairs:
         if sender.writes >= receiver.reads:
             raise InputError(
@@ -166,23 +136,20 @@ def parse_edges(model: HookedALM, edges: Sequence[Edge]) -> list[tuple[Node, Nod
 
 
 @torch.no_grad()
+@takes(ChainOptions)
 def patch_chains(
     model: HookedALM,
     base: ALMInput,
     donor: ALMInput,
     metric: Metric | OnLogits,
     chains: Sequence[Sequence[str]],
-    *,
-    place: Place = "readout",
-    policy: AlignPolicies = "error",
-    engine: Engine = "fast",
-    max_bytes: int | None = None,
+    **options: Unpack[ChainOptions],
 ) -> PatchResult:
     """Patch paths of more than two nodes: each hears only the one before it.
 
     The sender's message changes the first receiver's input and nothing else; what that receiver
     then writes more than in the base run is the message to the next. A k or v receiver passes its
-    message on at every later position that attends to it.
+    message on at every position that attends to it.
 
     Args:
         model: to run.
@@ -191,11 +158,7 @@ def patch_chains(
         metric: what is read off each run.
         chains: each a sender and two or more receivers in the order of the stream, as in
             ``path_patch``: ``("blocks.2.attn.hook_z[1]", "blocks.5.attn.hook_v_input[0]",
-            "logits")``.
-        place: where the sender's message is.
-        policy: see ``align``.
-        engine: see ``path_patch``.
-        max_bytes: see ``path_patch``.
+            "logits")``. ``place`` is where the sender's message is.
 
     Returns:
         Axes ``chain``, ``example`` and, if the metric has several values, ``label``.
@@ -204,83 +167,97 @@ def patch_chains(
         InputError: nodes out of order or that do not exist, or a residual stream on the way.
     """
     parsed = [_chain(model, chain) for chain in chains]
-    pairs = [[(chain[0], receiver)] for chain in parsed for receiver in chain[1:]]
+    pairs = [[(sender, receiver)] for sender, those in parsed for receiver in those]
+    relays = [relay for _, those in parsed for relay in those[:-1]]
     graph = Graph(
-        model, base, donor, metric, pairs, [place], policy=policy, norm="exact", mode="edge",
-        engine=engine, max_bytes=max_bytes,
-        also_keep=[name for chain in parsed for relay in chain[1:-1] for name in relayed(relay)],
+        model, base, donor, metric, pairs, [options["place"]], options,
+        also_keep=[name for relay in relays for name in relayed(relay)],
     )  # fmt: skip
-    cells = [[graph.chain_cell(chain, row) for row in range(len(base))] for chain in parsed]
-    found = graph.measured.values(cells)
+    cells = [[graph.chain_cell(*chain, row) for row in range(len(base))] for chain in parsed]
     return graph.measured.result(
         {"chain": tuple(tuple(chain) for chain in chains)},
-        found,
+        graph.measured.values(cells),
         site="chain",
         mode="edge",
-        length_ratios=graph.values.length_ratios,
+        length_ratios=graph.placement.length_ratios,
     )
 
 
 def all_edges(model: HookedALM) -> list[Edge]:
     """Every edge between embedding, heads, MLPs and logits, as pairs of names."""
-    writers = senders(model, ["hook_embed", "blocks.*.attn.hook_z[*]", "blocks.*.hook_mlp_out"])
-    readers = receivers(
-        model,
-        [*(f"blocks.*.attn.hook_{part}_input[*]" for part in "qkv"), "blocks.*.hook_mlp_in",
-         "logits"],
-    )  # fmt: skip
+    stacks = dict.fromkeys(block.rpartition(".")[0] for block in model.path)
+
+    def every(*points: str) -> list[str]:
+        return [hook_name(point, f"{stack}.*") for stack in stacks for point in points]
+
+    heads, mlps = (f"{name}[*]" for name in every("z")), every("mlp_out")
+    inputs = (f"{name}[*]" for name in every("attn.q_input", "attn.k_input", "attn.v_input"))
+    writers = senders(model, ["hook_embed", *heads, *mlps])
+    readers = receivers(model, [*inputs, *every("mlp_in"), "logits"])
     return [(s.name, r.name) for r in readers for s in writers if s.writes < r.reads]
 
 
-def _chain(model: HookedALM, names: Sequence[str]) -> list[Node]:
+def _chain(model: HookedALM, names: Sequence[str]) -> tuple[Sender, list[Receiver]]:
     if len(names) < 3:
         raise InputError(
             f"patching the chain {list(names)}: expected a sender and two or more receivers. "
             "`path_patch` patches a single edge."
         )
-    (sender,) = _one(senders(model, names[0]), names[0])
-    nodes = [sender]
+    sender = _one(senders(model, names[0]), names[0])
+    those: list[Receiver] = []
+    writes = sender.writes
     for name in names[1:]:
-        (receiver,) = _one(receivers(model, name), name)
-        writes = (
-            nodes[-1].writes if len(nodes) == 1 else 2 * nodes[-1].layer + (nodes[-1].kind == "mlp")
-        )
+        receiver = _one(receivers(model, name), name)
         if writes >= receiver.reads:
             raise InputError(f"patching the chain {list(names)}: {name} comes too early in it.")
-        nodes.append(receiver)
-    if on_the_way := [node.name for node in nodes[1:-1] if node.kind.startswith("resid")]:
+        those.append(receiver)
+        writes = 2 * receiver.layer + (receiver.kind == "mlp")
+    if on_the_way := [receiver.name for receiver in those[:-1] if receiver.is_stream]:
         raise InputError(
             f"patching the chain {list(names)}: {on_the_way[0]} is no node that passes on. Put "
             "the residual stream or logits last."
         )
-    return nodes
+    return sender, those
 
 
 def node_sets(
-    model: HookedALM, names: Nodes, parse: Callable[[HookedALM, Any], list[Node]]
-) -> list[tuple[Node, ...]]:
+    model: HookedALM, names: Nodes, parse: Callable[[HookedALM, Any], list[NodeT]]
+) -> list[tuple[NodeT, ...]]:
     """Each name on its own, tuples of names together."""
     listed = [names] if isinstance(names, str) else names
-    sets: list[tuple[Node, ...]] = []
+    sets: list[tuple[NodeT, ...]] = []
     for name in listed:
         found = parse(model, name)
         sets += [(node,) for node in found] if isinstance(name, str) else [tuple(found)]
     return sets
 
 
-def set_names(sets: Sequence[tuple[Node, ...]]) -> tuple[Any, ...]:
+def pair_sets(
+    from_sets: Sequence[tuple[Sender, ...]], to_sets: Sequence[tuple[Receiver, ...]]
+) -> list[list[NodePair]]:
+    """Edges of every product of the sets; those against the order of the stream left out."""
+    return [
+        [(s, r) for s in some for r in others if s.writes < r.reads]
+        for some, others in product(from_sets, to_sets)
+    ]
+
+
+def set_names(sets: Sequence[tuple[NodeT, ...]]) -> tuple[Any, ...]:
     """Sets of nodes as coordinates."""
     return tuple(one[0].name if len(one) == 1 else tuple(n.name for n in one) for one in sets)
 
 
-def _one(found: list[Node], name: str) -> list[Node]:
+def _one(found: list[NodeT], name: str) -> NodeT:
     if len(found) != 1:
         raise InputError(f"patching edges: {name!r} names {len(found)} nodes. Name each edge.")
-    return found
+    return found[0]
 
 
 def _check_modes(
-    mode: str, norm: str, from_sets: Sequence[tuple[Node, ...]], to_sets: Sequence[Any]
+    mode: str,
+    norm: str,
+    from_sets: Sequence[tuple[Sender, ...]],
+    to_sets: Sequence[tuple[Receiver, ...]],
 ) -> None:
     if mode not in get_args(PathMode) or norm not in get_args(NormMode):
         raise InputError(
@@ -291,7 +268,7 @@ def _check_modes(
         raise InputError(
             "patching paths from neurons with mode='ioi': their MLPs are recomputed. Use 'edge'."
         )
-    single = all(len(one) == 1 and not one[0].kind.startswith("resid") for one in to_sets)
+    single = all(len(one) == 1 and not one[0].is_stream for one in to_sets)
     if norm == "frozen" and (mode == "ioi" or not single):
         raise InputError(
             "patching paths with norm='frozen': only single q, k, v and MLP receivers in "

@@ -2,19 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Unpack
 
 import torch
 
 from ...errors import InputError
 from ...inputs import ALMInput
 from ...model import HookedALM
-from .alignment import AlignPolicies, Place
-from .graph import Graph
-from .measurement import Engine
+from .choice import per_query_head
+from .graph import Graph, NodePair
 from .metrics import KL, Metric, OnLogits
-from .nodes import Node
-from .patch import per_query_head
+from .options import PruneOptions, takes
 from .paths import Edge, all_edges, parse_edges
 
 
@@ -32,19 +30,14 @@ class PrunedCircuit:
 
 
 @torch.no_grad()
+@takes(PruneOptions, place="all")
 def prune_edges(
     model: HookedALM,
     base: ALMInput,
     donor: ALMInput,
     threshold: float,
     metric: Metric | OnLogits | None = None,
-    *,
-    candidates: Sequence[Edge] | None = None,
-    place: Place = "all",
-    policy: AlignPolicies = "error",
-    kv: Literal["group", "query"] = "group",
-    engine: Engine = "fast",
-    max_bytes: int | None = None,
+    **options: Unpack[PruneOptions],
 ) -> PrunedCircuit:
     """Remove, last receiver first, every edge whose removal raises the metric by less than a bit.
 
@@ -58,13 +51,6 @@ def prune_edges(
         threshold: in the metric's unit; the more, the smaller the circuit.
         metric: to be kept low; None is KL(unpruned || pruned) at the readout, in nats. Mean over
             examples.
-        candidates: edges that may go; None is each. Start from the best scores of
-            ``attribute_edges`` where there are too many.
-        place: positions at which edges are removed.
-        policy: see ``align``.
-        kv: see ``path_patch``.
-        engine: see ``path_patch``.
-        max_bytes: see ``path_patch``.
 
     Raises:
         InputError: a threshold that is not positive, a metric with several values, or edges that do
@@ -74,34 +60,35 @@ def prune_edges(
     """
     if not threshold > 0:
         raise InputError(f"pruning with threshold {threshold}: expected a positive number.")
-    with per_query_head(model, kv == "query"):
+    candidates = options["candidates"]
+    with per_query_head(model, options["kv"] == "query"):
         edges = all_edges(model) if candidates is None else list(candidates)
         # Under two spellings, an edge is still one.
         named = dict(zip(parse_edges(model, edges), edges, strict=True))
         pairs = sorted(((edge, pair) for pair, edge in named.items()), key=_order)
         graph = Graph(
-            model, base, donor, metric or KL("base"), [[pair for _, pair in pairs]], [place],
-            policy=policy, norm="exact", mode="edge", engine=engine, max_bytes=max_bytes,
+            model, base, donor, metric or KL("base"), [[pair for _, pair in pairs]],
+            [options["place"]], options,
         )  # fmt: skip
         return _pruned(graph, pairs, threshold)
 
 
-def _order(edge: tuple[Edge, tuple[Node, Node]]) -> tuple[int, str, int, int, int]:
+def _order(edge: tuple[Edge, NodePair]) -> tuple[int, str, int, int, int]:
     """Last receiver first, and of each receiver the last sender first."""
     sender, receiver = edge[1]
     return -receiver.reads, receiver.kind, receiver.unit or 0, -sender.writes, -(sender.unit or 0)
 
 
 def _pruned(
-    graph: Graph, pairs: Sequence[tuple[Edge, tuple[Node, Node]]], threshold: float
+    graph: Graph, pairs: Sequence[tuple[Edge, NodePair]], threshold: float
 ) -> PrunedCircuit:
-    gone: list[tuple[Edge, tuple[Node, Node]]] = []
+    gone: list[tuple[Edge, NodePair]] = []
     kept: list[Edge] = []
     values = [_value(graph.measured.base_values)]
     tested: list[tuple[Edge, float]] = []
     for edge, pair in pairs:
         without = tuple(pair for _, pair in [*gone, (edge, pair)])
-        rows = range(len(graph.values.base))
+        rows = range(len(graph.placement.base))
         cells = [graph.edge_cell(without, row, 0) for row in rows]
         value = _value(graph.measured.values([cells])[0])
         tested.append((edge, value - values[-1]))

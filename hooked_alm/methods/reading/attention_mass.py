@@ -12,6 +12,7 @@ from ...errors import InputError
 from ...hooks import Hook, HookPoint
 from ...inputs import ALMInput
 from ...model import HookedALM
+from ...points import hook_name
 from .lens import readout_positions
 
 
@@ -73,9 +74,9 @@ def attention_mass(
 
     hooks: list[Hook] = []
     for layer in chosen:
-        attn = f"{model.path[layer]}.attn"
-        hooks += [(f"{attn}.hook_rot_q", partial(hold_queries, layer=layer))]
-        hooks += [(f"{attn}.hook_rot_k", partial(sum_over_spans, layer=layer))]
+        block = model.path[layer]
+        hooks += [(hook_name("rot_q", block), partial(hold_queries, layer=layer))]
+        hooks += [(hook_name("rot_k", block), partial(sum_over_spans, layer=layer))]
     with model.hooks(fwd_hooks=hooks):
         model(x, stop_at_layer=max(chosen) + 1)
     return torch.stack([masses[layer] for layer in chosen])

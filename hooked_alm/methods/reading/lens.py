@@ -49,9 +49,7 @@ def residual_rows(
     def keep(value: Tensor, hook: HookPoint) -> None:
         kept.append(value[batch, where].detach())
 
-    last = f"{model.path[-1]}.hook_resid_post"
-    names = [f"{block}.hook_resid_pre" for block in model.path]
-    with model.hooks(fwd_hooks=[(name, keep) for name in (*names, last)]):
+    with model.hooks(fwd_hooks=[(name, keep) for name in model.depth_names()]):
         model(x, return_type=None)
     return torch.stack(kept)
 

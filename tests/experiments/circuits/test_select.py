@@ -10,11 +10,11 @@ from hooked_alm.experiments.circuits.select import (
     confirm,
     node_cells,
     q_values,
-    split_groups,
     top_paths,
     winners,
 )
 from hooked_alm.experiments.circuits.settings import CircuitsConfig
+from hooked_alm.experiments.materials.held_out import split_groups
 
 GROUPS = tuple(f"g{i:02d}" for i in range(20))
 CONFIG = CircuitsConfig(discovery_share=0.5)

@@ -64,7 +64,7 @@ def tables_of(folder: RunFolder) -> dict[str, Any]:
     return {name: folder.read_table(name) for name in demo.TABLES}
 
 
-def holding(rows: list[demo.Comparison]) -> set[str]:
+def holding(rows: list[demo.TwinComparison]) -> set[str]:
     return {row.quantity for row in rows if row.holds}
 
 

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from hooked_alm.experiments.emotion_conflict.experiment import SEGMENTS, EmotionConflict
-from hooked_alm.experiments.emotion_conflict.plan import PatchRun, Run
+from hooked_alm.experiments.emotion_conflict.plan import PatchRun, PromptRun
 from hooked_alm.experiments.emotion_conflict.settings import EmotionConflictConfig
 from hooked_alm.experiments.materials.bundled import CLIPS, MODELS
 from hooked_alm.experiments.materials.ob1 import CONFLICT_MAP, EMOTIONS, LABELS
 from hooked_alm.experiments.workbench.experiment import Unit, UnitResult
-from hooked_alm.methods.patching.measurement import Engine
+from hooked_alm.methods.patching.options import Engine
 from ob1_reference import PATCHED, PlainOB1, Prompt
 from tolerances import ATTENTION_MASS, FAST_ENGINE, LENS_ROWS, RESAMPLED_DONOR
 
@@ -91,7 +91,7 @@ def table(name: str, unit_id: str, model: str = "follows_text", **settings: Any)
     return pd.DataFrame(result(unit_id, model, **settings).tables[name])
 
 
-def prompt_of(model: str, run: Run) -> Prompt:
+def prompt_of(model: str, run: PromptRun) -> Prompt:
     """The prompt of a run, made by the processor; a list is rotated by the clip's place."""
     names = [recording.name for recording in opened(model).recordings]
     first = names.index(run.recording.name) % 5
@@ -131,7 +131,7 @@ RUNS = [
 
 @pytest.mark.parametrize(("model", "unit_id"), RUNS)
 def test_a_run_agrees_with_plain_hf(model: str, unit_id: str) -> None:
-    run: Run = unit_of(opened(model), unit_id).payload
+    run: PromptRun = unit_of(opened(model), unit_id).payload
     hf, prompt = plain(model), prompt_of(model, run)
     ids = hf.label_ids(run.recording.language)
     done = result(unit_id, model)
@@ -209,7 +209,7 @@ def test_a_run_agrees_with_plain_hf(model: str, unit_id: str) -> None:
     ],
 )
 def test_the_seeds_run_agrees_with_plain_hf(model: str, unit_id: str) -> None:
-    run: Run = unit_of(opened(model), unit_id).payload
+    run: PromptRun = unit_of(opened(model), unit_id).payload
     hf, prompt = plain(model), prompt_of(model, run)
     ids = hf.label_ids(run.recording.language)
     done = result(unit_id, model, variant="seed")
@@ -505,7 +505,7 @@ def test_c10_the_seed_counts_from_the_start_and_misses_the_readout(
 
 
 def runs_of(experiment: EmotionConflict) -> list[Unit]:
-    return [unit for unit in experiment.units() if isinstance(unit.payload, Run)]
+    return [unit for unit in experiment.units() if isinstance(unit.payload, PromptRun)]
 
 
 def test_54_runs_and_108() -> None:

@@ -12,7 +12,6 @@ from hooked_alm.experiments.emotion_conflict.critical_layer import (
 from hooked_alm.experiments.emotion_conflict.flips import (
     flip_matrix,
     flip_summary,
-    logit_shift,
     modality_attention_ratio,
 )
 from hooked_alm.experiments.emotion_conflict.hypotheses import (
@@ -201,11 +200,6 @@ def test_flip_errors() -> None:
             function(card_items().assign(named=lambda table: table.voice))
         with pytest.raises(InputError, match="got 4 rows with a missing label"):
             function(card_items().assign(conflict=None))
-
-
-def test_logit_shift_of_the_card() -> None:
-    source, patched = np.array([[4.0, 2.0, 9.0]]), np.array([[1.0, 1.5, 0.0]])
-    assert logit_shift(patched, source, target=1, source=0).tolist() == [2.5]
 
 
 def test_modality_attention_ratio_of_the_card() -> None:

@@ -13,7 +13,7 @@ from hooked_alm.errors import InputError
 from hooked_alm.experiments.semantic_vs_prosody.experiment import BUNDLED_ITEMS
 from hooked_alm.experiments.semantic_vs_prosody.items import (
     EMOTIONS,
-    Item,
+    SpokenItem,
     candidates,
     conflict_items,
     draw_pairs,
@@ -168,11 +168,11 @@ def test_clips_that_all_agree_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def bundled() -> list[Item]:
+def bundled() -> list[SpokenItem]:
     return read_items(BUNDLED_ITEMS, EMOTIONS)
 
 
-def test_the_bundled_clips(bundled: list[Item]) -> None:
+def test_the_bundled_clips(bundled: list[SpokenItem]) -> None:
     """120 conflicts: every cell of words and voice that disagree, by 6 speakers, of one length."""
     assert len(bundled) == 120
     assert all(item.is_conflict for item in bundled)
@@ -185,7 +185,7 @@ def test_the_bundled_clips(bundled: list[Item]) -> None:
     assert size < 2.5e6
 
 
-def test_pairs_differ_in_one_thing(bundled: list[Item]) -> None:
+def test_pairs_differ_in_one_thing(bundled: list[SpokenItem]) -> None:
     """M-001-4, by brute force over all ordered pairs."""
     for which, same, other in (
         ("semantic", "prosody", "semantic"),
@@ -208,7 +208,7 @@ def test_pairs_differ_in_one_thing(bundled: list[Item]) -> None:
         assert len({pair.id for pair in every}) == len(every)
 
 
-def test_drawn_pairs_are_reversed_spread_and_seeded(bundled: list[Item]) -> None:
+def test_drawn_pairs_are_reversed_spread_and_seeded(bundled: list[SpokenItem]) -> None:
     tokens = dict.fromkeys((item.name for item in bundled), 60)
     drawn = draw_pairs(bundled, "semantic", 60, 0, tokens=tokens)
     ids = {(pair.a.name, pair.b.name) for pair in drawn}
@@ -224,7 +224,7 @@ def test_drawn_pairs_are_reversed_spread_and_seeded(bundled: list[Item]) -> None
     assert {pair.id for pair in other} != {pair.id for pair in drawn}
 
 
-def test_pairs_of_equal_length_come_first(bundled: list[Item]) -> None:
+def test_pairs_of_equal_length_come_first(bundled: list[SpokenItem]) -> None:
     some = bundled[:20]
     tokens: dict[str, Any] = {item.name: i % 2 for i, item in enumerate(some)}
     equal = [
@@ -237,7 +237,7 @@ def test_pairs_of_equal_length_come_first(bundled: list[Item]) -> None:
     assert {(p.a.name, p.b.name) for p in drawn} == {*equal, *((b, a) for a, b in equal)}
 
 
-def test_a_clip_of_the_same_labels(bundled: list[Item]) -> None:
+def test_a_clip_of_the_same_labels(bundled: list[SpokenItem]) -> None:
     tokens = dict.fromkeys((item.name for item in bundled), 60)
     for item in bundled[:7]:
         like = like_in_labels(bundled, item, 0, tokens=tokens)

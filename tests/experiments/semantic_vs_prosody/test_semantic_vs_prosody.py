@@ -22,13 +22,13 @@ from hooked_alm.experiments.semantic_vs_prosody.experiment import ControlSweep, 
 from hooked_alm.experiments.semantic_vs_prosody.items import (
     EMOTIONS,
     QUESTIONS,
-    Item,
-    Pair,
-    Question,
+    Asked,
+    SpokenItem,
+    SpokenPair,
 )
 from hooked_alm.experiments.semantic_vs_prosody.settings import CONTROLS, SemanticVsProsodyConfig
 from hooked_alm.experiments.workbench.experiment import UnitResult
-from hooked_alm.methods.patching.measurement import Engine
+from hooked_alm.methods.patching.options import Engine
 from semantic_vs_prosody_reference import PATCHED, PlainSemanticVsProsody
 from tolerances import FAST_ENGINE, LENS_ROWS, RESAMPLED_DONOR
 
@@ -63,7 +63,7 @@ def plain(model: str) -> PlainSemanticVsProsody:
     return PlainSemanticVsProsody(MODELS / model)
 
 
-def item_of(name: str) -> Item:
+def item_of(name: str) -> SpokenItem:
     return next(item for item in opened().items if item.name == name)
 
 
@@ -72,10 +72,10 @@ ANGRY_HAPPY = "s2_angry_words_happy_voice"
 SAD_ANGRY = "s2_sad_words_angry_voice"
 
 
-def pair_of(which: str) -> Pair:
+def pair_of(which: str) -> SpokenPair:
     base = item_of(SAD_HAPPY)
     donor = item_of(ANGRY_HAPPY if which == "semantic" else SAD_ANGRY)
-    return Pair(type=which, a=base, b=donor)
+    return SpokenPair(type=which, a=base, b=donor)
 
 
 @functools.cache
@@ -102,7 +102,7 @@ def assert_close(got: Any, expected: Any, tolerance: float) -> None:
     ("model", "question"),
     [(TWINS[0], "overall"), (TWINS[0], "voice"), (TWINS[1], "overall")],
 )
-def test_a_clip_agrees_with_plain_hf(model: str, question: Question) -> None:
+def test_a_clip_agrees_with_plain_hf(model: str, question: Asked) -> None:
     """M-001-1 to 3: scores at every depth, rank, mass, fidelity."""
     hf, item = plain(model), item_of(SAD_HAPPY)
     prompt = hf.ask(item.path, QUESTIONS[question])

@@ -16,12 +16,12 @@ from transformer_lens.tools.analysis import attribution_patch
 
 from hf_reference import with_positions
 from hooked_alm import ALMInput, HookedALM, InputError
-from hooked_alm.engine.cells import SITES, Site
 from hooked_alm.methods.attribution.nodes import attribute_nodes
 from hooked_alm.methods.patching.donors import Mean, Noise
 from hooked_alm.methods.patching.metrics import KL, Accuracy, LogitDiff, Logits, LogProb, OnLogits
 from hooked_alm.methods.patching.patch import patch
 from hooked_alm.methods.reading.labels import LabelSet
+from hooked_alm.points import SITES, Site
 from tiny import TinyModels, hf_inputs
 from tiny_text import TextModels, text_batch
 from tolerances import ATTRIBUTION, FIRST_ORDER, PADDED_SCORES, SAME_DONOR, SOFTMAX_FIXED

@@ -8,7 +8,7 @@ import torch
 
 from hooked_alm import HookedALM, InputError
 from hooked_alm.methods.patching.metrics import Logits
-from hooked_alm.methods.patching.nodes import Node, receivers, senders
+from hooked_alm.methods.patching.nodes import Receiver, Sender, receivers, senders
 from hooked_alm.methods.patching.paths import _check_modes, all_edges, patch_edges, path_patch
 from tiny import N_LAYERS
 from tolerances import PATHS
@@ -20,17 +20,17 @@ LAST = N_LAYERS - 1
 @pytest.mark.parametrize(
     ("name", "node", "writes"),
     [
-        ("hook_embed", Node(0, "embed"), -1),
-        ("blocks.0.attn.hook_z[5]", Node(0, "head", 5), 0),
-        ("blocks.2.attn.hook_result[0]", Node(2, "head", 0), 4),
-        ("blocks.2.attn.hook_z", Node(2, "attn"), 4),
-        ("blocks.3.hook_attn_out", Node(3, "attn"), 6),
-        ("blocks.0.hook_mlp_out", Node(0, "mlp"), 1),
-        ("blocks.1.mlp.hook_post", Node(1, "mlp"), 3),
-        ("blocks.3.mlp.hook_post[33]", Node(3, "neuron", 33), 7),
+        ("hook_embed", Sender(0, "embed"), -1),
+        ("blocks.0.attn.hook_z[5]", Sender(0, "head", 5), 0),
+        ("blocks.2.attn.hook_result[0]", Sender(2, "head", 0), 4),
+        ("blocks.2.attn.hook_z", Sender(2, "attn"), 4),
+        ("blocks.3.hook_attn_out", Sender(3, "attn"), 6),
+        ("blocks.0.hook_mlp_out", Sender(0, "mlp"), 1),
+        ("blocks.1.mlp.hook_post", Sender(1, "mlp"), 3),
+        ("blocks.3.mlp.hook_post[33]", Sender(3, "neuron", 33), 7),
     ],
 )
-def test_senders(gqa: HookedALM, name: str, node: Node, writes: int) -> None:
+def test_senders(gqa: HookedALM, name: str, node: Sender, writes: int) -> None:
     (found,) = senders(gqa, name)
     assert (found, found.name, found.writes) == (node, name, writes)
 
@@ -38,16 +38,16 @@ def test_senders(gqa: HookedALM, name: str, node: Node, writes: int) -> None:
 @pytest.mark.parametrize(
     ("names", "node", "reads"),
     [
-        (("blocks.2.{}[5]", "hook_q_input"), Node(2, "q", 5), 4),
-        (("blocks.0.{}[1]", "hook_k_input"), Node(0, "k", 1), 0),
-        (("blocks.3.{}[0]", "hook_v_input"), Node(3, "v", 0), 6),
-        (("blocks.1.{}", "hook_mlp_in"), Node(1, "mlp"), 3),
-        (("blocks.1.{}", "hook_resid_pre"), Node(1, "resid_pre"), 2),
-        (("blocks.1.{}", "hook_resid_mid"), Node(1, "resid_mid"), 3),
-        (("blocks.1.{}", "hook_resid_post"), Node(1, "resid_post"), 4),
+        (("blocks.2.{}[5]", "hook_q_input"), Receiver(2, "q", 5), 4),
+        (("blocks.0.{}[1]", "hook_k_input"), Receiver(0, "k", 1), 0),
+        (("blocks.3.{}[0]", "hook_v_input"), Receiver(3, "v", 0), 6),
+        (("blocks.1.{}", "hook_mlp_in"), Receiver(1, "mlp"), 3),
+        (("blocks.1.{}", "hook_resid_pre"), Receiver(1, "resid_pre"), 2),
+        (("blocks.1.{}", "hook_resid_mid"), Receiver(1, "resid_mid"), 3),
+        (("blocks.1.{}", "hook_resid_post"), Receiver(1, "resid_post"), 4),
     ],
 )
-def test_receivers(gqa: HookedALM, names: tuple[str, str], node: Node, reads: int) -> None:
+def test_receivers(gqa: HookedALM, names: tuple[str, str], node: Receiver, reads: int) -> None:
     """Split inputs by HookedTransformer's name, by TransformerLens 4's, and as q, k, v."""
     pattern, point = names
     points = [point]

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,8 @@ def swap_the_heads(model: HookedALM) -> None:
 
 
 def fork_late(model: HookedALM) -> None:
-    model.cfg.mimo_from_layer = FORK + 1
+    late = replace(model.stacks["audio"], reads=f"blocks.{FORK + 1}")
+    model.stacks = {**model.stacks, "audio": late}
 
 
 def n_tokens(seconds: float) -> int:

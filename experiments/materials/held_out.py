@@ -1,0 +1,20 @@
+"""Which groups of items are looked at first, and which are held out to confirm what was seen."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+Half = Literal["discovery", "held-out"]
+
+
+def split_groups(groups: Sequence[str], share: float, seed: int) -> dict[str, Half]:
+    """Each group's part: a seeded draw, at least one group on either side.
+
+    It does not depend on the order of ``groups``.
+    """
+    names = sorted(set(groups))
+    n = min(max(round(share * len(names)), 1), max(len(names) - 1, 1))
+    drawn = np.random.default_rng(seed).permutation(len(names))[:n]
+    chosen = {names[i] for i in drawn}
+    return {name: "discovery" if name in chosen else "held-out" for name in names}

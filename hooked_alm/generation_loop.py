@@ -1,0 +1,117 @@
+"""transformers' own generation loop, around a hooked model.
+
+``GenerationMixin`` runs the loop and owns the KV cache; each step is one call of the hooked model
+on the whole sequence so far, of which the cache holds all but the last position.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.generation import GenerationMode
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .errors import InputError
+from .inputs import ALMInput
+
+
+class GenerationLoop(PreTrainedModel, GenerationMixin):
+    """What ``GenerationMixin`` needs to see of a model."""
+
+    main_input_name = "input_ids"
+    _supports_sdpa = _supports_flash_attn = True
+
+    def __init__(
+        self, model: Any, prompt: ALMInput, after_step: Callable[[int], None] | None
+    ) -> None:
+        cfg = model.cfg
+        layer_types = [block.attn.layer_type for block in model.all_blocks()]
+        config = PreTrainedConfig(
+            vocab_size=cfg.d_vocab,
+            # A hooked branch keeps its keys and values behind the trunk's.
+            num_hidden_layers=len(layer_types),
+            layer_types=layer_types,
+            sliding_window=cfg.sliding_window,
+        )
+        config._attn_implementation = cfg.attn_implementation
+        super().__init__(config)
+        # Not as a submodule: this object lives for one call.
+        self.__dict__.update(hooked=model, prompt=prompt, after_step=after_step)
+        self.generation_config = model.generation_config or GenerationConfig()
+
+    @property
+    def device(self) -> torch.device:
+        """The prompt's."""
+        return self.prompt.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The model's."""
+        return self.hooked.cfg.dtype
+
+    def _validate_generation_mode(
+        self, generation_mode: GenerationMode, generation_config: GenerationConfig, options: Any
+    ) -> None:
+        """The first place that knows the whole configuration."""
+        super()._validate_generation_mode(generation_mode, generation_config, options)
+        for name in ("prefill_chunk_size", "token_healing"):
+            if value := getattr(generation_config, name):
+                raise InputError(
+                    f"generating: got {name}={value}, but the prompt runs as it is, in one piece. "
+                    "Leave it out."
+                )
+        if self.after_step is not None:
+            _check_steps(generation_mode, generation_config)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        **_: Any,
+    ) -> dict[str, Any]:
+        """The prompt with what is new behind it; the loop's own bookkeeping is not needed."""
+        # Beams and several return sequences repeat each prompt in place.
+        copies = input_ids.shape[0] // len(self.prompt)
+        x = self.prompt
+        if copies > 1:
+            x = x[torch.arange(len(x)).repeat_interleave(copies)]
+        new = input_ids[:, x.shape[1] :]
+        return {"input_ids": x.extend(new), "past_key_values": past_key_values}
+
+    def forward(
+        self,
+        input_ids: ALMInput,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        **_: Any,
+    ) -> CausalLMOutputWithPast:
+        """One step: what the cache does not hold of the sequence so far."""
+        logits = self.hooked(input_ids, past_key_values=past_key_values)
+        if self.after_step is not None:
+            self.after_step(input_ids.shape[1])
+        return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
+
+
+def _check_steps(mode: GenerationMode, config: GenerationConfig) -> None:
+    """Refuse what does not append one position to every row at each step.
+
+    Raises:
+        InputError: beams, an assistant, or a KV cache of fixed size.
+    """
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise InputError(
+            f"caching while generating: got {mode.value.replace('_', ' ')}, expected greedy "
+            "search or sampling, where each row is one sequence from its start. Generate the "
+            "tokens first, then cache one run over them: "
+            "model.run_with_cache(x.extend(tokens[:, :-1]))."
+        )
+    if config.cache_implementation not in (None, "dynamic"):
+        raise InputError(
+            f"caching while generating: got cache_implementation="
+            f"{config.cache_implementation!r}, expected 'dynamic': others show keys of "
+            "positions that do not exist yet."
+        )

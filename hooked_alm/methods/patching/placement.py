@@ -1,0 +1,71 @@
+"""Where the places of a sweep are in the base, and in the run that values come from."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ...errors import InputError
+from ...inputs import ALMInput
+from ...model import HookedALM
+from .alignment import Alignment, AlignPolicies, Place, align_place
+
+
+class Placement:
+    """Places of a base batch, aligned with another batch of as many rows."""
+
+    def __init__(
+        self,
+        model: HookedALM,
+        base: ALMInput,
+        other: ALMInput | None,
+        places: Sequence[Place],
+        policy: AlignPolicies = "error",
+    ) -> None:
+        """Align; nothing runs but, for ``dtw``, the embeddings.
+
+        Args:
+            model: that embeds.
+            base: the run to be patched.
+            other: the run that values come from; None is the base itself.
+            places: to align.
+            policy: for places of unequal length; see ``align``.
+
+        Raises:
+            InputError: batches of different size, or places that no row has or that do not align.
+        """
+        other = base if other is None else other
+        if len(other) != len(base):
+            raise InputError(f"patching {len(base)} base rows with {len(other)} donor rows.")
+        self.base, self.places = base, list(places)
+        features: list[tuple[Tensor, Tensor] | None] = [None] * len(base)
+        if "dtw" in ({policy} if isinstance(policy, str) else policy.values()):
+            pair = model(base, stop_at_layer=0), model(other, stop_at_layer=0)
+            features = [(pair[0][row], pair[1][row]) for row in range(len(base))]
+        self.alignments: list[list[Alignment]] = [
+            [
+                align_place(base, other, place, row=row, policy=policy, features=features[row])
+                for row in range(len(base))
+            ]
+            for place in places
+        ]
+        """Per place and row."""
+        for place, rows in zip(places, self.alignments, strict=True):
+            # A single position may be a pad of every row; a span that is nowhere is a mistake.
+            if not isinstance(place, int) and not any(one.base for one in rows):
+                raise InputError(
+                    f"patching at {place!r}: no row of the base has such a position. Its spans are "
+                    + ", ".join(name for name in base.spans if any(base.spans[name]))
+                    + "."
+                )
+
+    def positions(self, place: int, row: int) -> list[int]:
+        """Base positions of a place."""
+        return self.alignments[place][row].base
+
+    @property
+    def length_ratios(self) -> tuple[dict[str, float], ...]:
+        """Per row: span -> donor length / base length."""
+        return tuple(
+            {name: r for rows in self.alignments for name, r in rows[row].length_ratio.items()}
+            for row in range(len(self.base))
+        )

@@ -1,0 +1,254 @@
+"""Stacks of blocks as data, and the way through them to the head that a model is asked about."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from .axes import Resid
+from .components.attention import AttentionContext
+from .components.block import Block
+from .errors import InputError
+from .hooks import HookPoint, is_hooked
+from .points import hook_name
+
+if TYPE_CHECKING:
+    from .config import HookedALMConfig
+
+StackedT = TypeVar("StackedT", bound="StackedModel")
+Reach = Literal["later rows", "all rows", "own chunk"]
+"""Which rows read a row, so that an edit of it reaches them one block up: those behind it (a
+decoder), every one (an encoder), or those of its chunk (an encoder that hears chunk by chunk)."""
+RowRange = tuple[int, int]
+"""Half-open."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """Blocks that run one after the other, and what stands behind them.
+
+    Rows are counted along a prompt's real positions, pads left out.
+    """
+
+    blocks: str
+    """Name of the module list."""
+    n_layers: int
+    norm: str
+    """Name of the final norm."""
+    unembed: str
+    """Name of the unembedding."""
+    reads: str | None = None
+    """Block whose output the first one reads; None is what the tokens were embedded as."""
+    reach: Reach = "later rows"
+    chunk: int | None = None
+    """Rows of a chunk, where these are what an edit reaches."""
+
+    def __post_init__(self) -> None:
+        """Refuse a reach without its chunk, or a chunk without its reach."""
+        if (self.reach == "own chunk") != bool(self.chunk and self.chunk > 0):
+            raise InputError(
+                f"declaring {self.blocks}: got reach={self.reach!r} and chunk={self.chunk}. "
+                "'own chunk' needs a chunk of one row or more, and nothing else has any."
+            )
+
+    @property
+    def block_names(self) -> tuple[str, ...]:
+        """Names of the blocks, first to last."""
+        return tuple(f"{self.blocks}.{layer}" for layer in range(self.n_layers))
+
+    def sees(self, rows: Int[Tensor, "..."], keys: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
+        """Whether rows read keys, of shapes that broadcast; a sliding window is the attention's."""
+        if self.reach == "later rows":
+            return keys <= rows
+        if self.chunk is None:
+            return torch.ones_like(keys <= rows)
+        return keys // self.chunk == rows // self.chunk
+
+    def reached(self, ranges: tuple[RowRange, ...], n_rows: int) -> tuple[RowRange, ...]:
+        """Rows that an edit of some can change further up, of ``n_rows``; ascending, apart."""
+        if not ranges:
+            return ()
+        if self.reach == "later rows":
+            return ((ranges[0][0], n_rows),)
+        if self.chunk is None:
+            return ((0, n_rows),)
+        size = self.chunk
+        chunks = sorted({row // size for start, stop in ranges for row in range(start, stop)})
+        return tuple((c * size, min((c + 1) * size, n_rows)) for c in chunks)
+
+
+def ranges_of(rows: Int[Tensor, " row"]) -> tuple[RowRange, ...]:
+    """Rows as ranges, one for each unbroken run of them."""
+    ordered = sorted({*rows.tolist()})
+    if ordered and ordered[-1] - ordered[0] + 1 == len(ordered):
+        return ((ordered[0], ordered[-1] + 1),)
+    ranges: list[RowRange] = []
+    for row in ordered:
+        if ranges and row == ranges[-1][1]:
+            ranges[-1] = (ranges[-1][0], row + 1)
+        else:
+            ranges.append((row, row + 1))
+    return tuple(ranges)
+
+
+def rows_in(ranges: tuple[RowRange, ...]) -> Int[Tensor, " row"]:
+    """Ranges as rows."""
+    return torch.cat([torch.arange(*one) for one in ranges] or [torch.arange(0)])
+
+
+def declared_stacks(cfg: "HookedALMConfig") -> dict[str, Stack]:
+    """Stacks of a decoder by the heads that they lead to: its trunk, then its branches."""
+    trunk = Stack(blocks="blocks", n_layers=cfg.n_layers, norm="ln_final", unembed="unembed")
+    branches = {
+        branch.head: Stack(
+            blocks=f"{branch.prefix}blocks",
+            n_layers=branch.n_layers,
+            norm=f"{branch.prefix}ln_final",
+            unembed=f"{branch.prefix}unembed",
+            reads=trunk.block_names[branch.from_layer],
+        )
+        for branch in cfg.branches
+    }
+    return {"text": trunk, **branches}
+
+
+class StackedModel:
+    """Mixed into ``HookedALM``; owns its stacks and the choice of the head."""
+
+    head: str = "text"
+    """What a run ends in."""
+    stacks: Mapping[str, Stack]
+    """By the head that a stack leads to."""
+
+    if TYPE_CHECKING:
+        cfg: HookedALMConfig
+        get_submodule: Any
+
+    def towards(self: StackedT, head: str) -> StackedT:
+        """The same model, weights and hooks shared, with another head in use.
+
+        ``model(x)`` then gives that head's logits, and sweeps, paths, lenses and attributions run
+        along its blocks: the layers they speak of count along ``path``.
+
+        Raises:
+            InputError: the model has no such head.
+        """
+        if head not in self.stacks:
+            *others, last = map(repr, self.stacks)
+            raise InputError(
+                f"reading head {head!r} of {self.cfg.model_name!r}: it has "
+                + (f"{', '.join(others)} and {last}." if others else f"{last} alone.")
+            )
+        other = copy(self)
+        other.head = head
+        return other
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """Names of the blocks that lead to the head in use, in order."""
+        return self._path(self.head)
+
+    @property
+    def path_stacks(self) -> tuple[Stack, ...]:
+        """The stack of every block of ``path``."""
+        return tuple(self._stack_of(name) for name in self.path)
+
+    def _stack_of(self, block: str) -> Stack:
+        return next(one for one in self.stacks.values() if block.startswith(f"{one.blocks}."))
+
+    def depth_names(self) -> list[str]:
+        """Hook points of the residual stream at every depth of ``path``: 0, ..., L."""
+        names = [hook_name("resid_pre", block) for block in self.path]
+        return [*names, hook_name("resid_post", self.path[-1])]
+
+    def _path(self, head: str) -> tuple[str, ...]:
+        stack = self.stacks[head]
+        for other in self.stacks:
+            if stack.reads in self.stacks[other].block_names:
+                before = self._path(other)
+                return (*before[: before.index(stack.reads) + 1], *stack.block_names)
+        return stack.block_names
+
+    def _behind(self, head: str) -> tuple[str, str]:
+        """Names of the norm and the unembedding of a head."""
+        return self.stacks[head].norm, self.stacks[head].unembed
+
+    def block(self, layer: int) -> Block:
+        """A block by its place on the path to the head in use."""
+        return cast(Block, self.get_submodule(self.path[layer]))
+
+    def all_blocks(self) -> Iterator[Block]:
+        """Blocks of every stack."""
+        for stack in self.stacks.values():
+            for name in stack.block_names:
+                yield cast(Block, self.get_submodule(name))
+
+    @property
+    def head_norm(self) -> Any:
+        """The norm before the head in use, or what was put in its place."""
+        return self.get_submodule(self.stacks[self.head].norm)
+
+    @property
+    def head_unembed(self) -> Any:
+        """The ``Unembed`` of the head in use."""
+        return self.get_submodule(self.stacks[self.head].unembed)
+
+    def _layers(self, start: int | None, stop: int | None) -> range:
+        n_layers = len(self.path)
+        for name, layer in (("start_at_layer", start), ("stop_at_layer", stop)):
+            if layer is not None and not -n_layers <= layer <= n_layers:
+                raise InputError(
+                    f"running some blocks: got {name}={layer}, expected a number from {-n_layers} "
+                    f"to {n_layers}. The model has {n_layers} blocks."
+                )
+        return range(n_layers)[start:stop]
+
+    def _forks(self) -> dict[int, list[tuple[str, ...]]]:
+        """What leads to other heads, by the number of blocks of ``path`` before it."""
+        forks: dict[int, list[tuple[str, ...]]] = {}
+        for head in self.stacks:
+            if head != self.head:
+                way = self._path(head)
+                n = sum(ours == theirs for ours, theirs in zip(self.path, way, strict=False))
+                forks.setdefault(n, []).append((*way[n:], *self._behind(head)))
+        return forks
+
+    def _left_out(self, start: int | None, stop: int | None) -> tuple[str, ...]:
+        """What the names of points begin with that a run of some layers does not reach."""
+        layers = self._layers(start, stop)
+        parts = {name for head in self.stacks for name in (*self._path(head), *self._behind(head))}
+        runs = {self.path[layer] for layer in layers}
+        if stop is None:
+            passed = {layer + 1 for layer in layers} | ({0} if start is None else set())
+            forks = {n: ways for n, ways in self._forks().items() if n in passed}
+            runs |= {*self._behind(self.head)}
+            runs |= {name for ways in forks.values() for way in ways for name in way}
+        before = () if start is None else ("hook_", "audio.")
+        return (*before, *(f"{name}." for name in parts - runs))
+
+    def _hooked_ways(self) -> dict[int, list[tuple[str, ...]]]:
+        """Those of ``_forks`` that something hooks: only these run."""
+
+        def is_any_hooked(way: tuple[str, ...]) -> bool:
+            points = (point for name in way for point in self.get_submodule(name).modules())
+            return any(isinstance(point, HookPoint) and is_hooked(point) for point in points)
+
+        return {n: [*filter(is_any_hooked, ways)] for n, ways in self._forks().items()}
+
+    def _run_ways(
+        self,
+        ways: Sequence[tuple[str, ...]],
+        resid: Resid,
+        contexts: Mapping[str, AttentionContext],
+    ) -> None:
+        """Run what leads to other heads from a fork."""
+        for way in ways:
+            *blocks, norm, unembed = way
+            stream = resid
+            for name in blocks:
+                stream = self.get_submodule(name)(stream, contexts[name])
+            self.get_submodule(unembed)(self.get_submodule(norm)(stream))
