@@ -87,6 +87,23 @@ def test_its_table_of_models_is_the_generated_one() -> None:
     assert model_table.as_markdown() in (ROOT / "README.md").read_text()
 
 
+def test_its_tree_is_the_tree() -> None:
+    """Every folder with code has its line, under its parent; no line is about another."""
+    block = re.search(r"```\n(hooked_alm/ .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert block
+    listed, parents = set(), []
+    for line in block[1].splitlines():
+        indent, name, what = re.fullmatch(r"( *)(\w+)/ +(\S.*)", line).groups()  # type: ignore[union-attr]
+        parents = [*parents[: len(indent) // 2], name]
+        listed.add("/".join(parents))
+        assert len(line) <= 110, what
+    code = ("hooked_alm", "converters", "experiments")
+    folders = {
+        path.parent.relative_to(ROOT) for name in code for path in (ROOT / name).rglob("*.py")
+    }
+    assert listed == {folder.as_posix() for folder in folders} | {"docs", "scripts", "tests"}
+
+
 def test_its_paths_exist() -> None:
     """Links and pictures point at files of the checkout."""
     targets = re.findall(r"\]\((?!https?:)([^)]+)\)", (ROOT / "README.md").read_text())
