@@ -81,9 +81,9 @@ class Stack:
         return tuple((c * size, min((c + 1) * size, n_rows)) for c in chunks)
 
 
-def ranges_of(rows: Int[Tensor, " row"]) -> tuple[RowRange, ...]:
-    """Rows as ranges, one for each unbroken run of them."""
-    ordered = sorted({*rows.tolist()})
+def ranges_of(*rows: Int[Tensor, " _row"]) -> tuple[RowRange, ...]:
+    """All rows of some tensors as ranges, one for each unbroken run of them."""
+    ordered = sorted({row for some in rows for row in some.tolist()})
     if ordered and ordered[-1] - ordered[0] + 1 == len(ordered):
         return ((ordered[0], ordered[-1] + 1),)
     ranges: list[RowRange] = []

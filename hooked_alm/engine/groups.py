@@ -304,7 +304,7 @@ def _changed_and_beside(
             and common[pair].allows(first, stop)
         ):
             return ((stop, len(record)),) if stop < len(record) else (), Spliced(*pair, first, stop)
-    changed = ranges_of(torch.cat([rows for rows, _ in member.marks]))
+    changed = ranges_of(*(rows for rows, _ in member.marks))
     for stack in above:
         changed = stack.reached(changed, len(record))
     return changed, record
