@@ -8,7 +8,7 @@ are built by ``hook_name``.
 
 import re
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 from .errors import HookNameError
 
@@ -122,7 +122,7 @@ OUTSIDE = (
 )
 """Of the model, its front-end, and what stands behind a stack: final norms and unembeddings."""
 
-SITES: dict[Site, Point] = {point.short: point for point in BLOCK if point.reach}  # type: ignore[misc]
+SITES = {cast(Site, point.short): point for point in BLOCK if point.reach}
 """In the order in which they fire."""
 SENDERS = {point.name: point for point in (*OUTSIDE, *BLOCK) if point.writes}
 RECEIVERS = {
@@ -146,7 +146,10 @@ def point_of(name: str) -> Point:
     match = _IN_BLOCK.fullmatch(name)
     found = _BY_NAME.get(match["point"]) if match else _OUTSIDE.get(name.rpartition(".")[2])
     if found is None:
-        raise HookNameError(f"describing hook point {name!r}: the table of points has none such.")
+        raise HookNameError(
+            f"describing hook point {name!r}: the table of points has none such. Add its row to "
+            "hooked_alm/points.py."
+        )
     return found
 
 

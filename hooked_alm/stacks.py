@@ -15,6 +15,7 @@ from .components.block import Block
 from .errors import InputError
 from .hooks import HookPoint, is_hooked
 from .points import hook_name
+from .spans import Range, as_ranges
 
 if TYPE_CHECKING:
     from .config import HookedALMConfig
@@ -23,8 +24,6 @@ StackedT = TypeVar("StackedT", bound="StackedModel")
 Reach = Literal["later rows", "all rows", "own chunk"]
 """Which rows read a row, so that an edit of it reaches them one block up: those behind it (a
 decoder), every one (an encoder), or those of its chunk (an encoder that hears chunk by chunk)."""
-RowRange = tuple[int, int]
-"""Half-open."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +67,7 @@ class Stack:
             return torch.ones_like(keys <= rows)
         return keys // self.chunk == rows // self.chunk
 
-    def reached(self, ranges: tuple[RowRange, ...], n_rows: int) -> tuple[RowRange, ...]:
+    def reached(self, ranges: tuple[Range, ...], n_rows: int) -> tuple[Range, ...]:
         """Rows that an edit of some can change further up, of ``n_rows``; ascending, apart."""
         if not ranges:
             return ()
@@ -81,21 +80,15 @@ class Stack:
         return tuple((c * size, min((c + 1) * size, n_rows)) for c in chunks)
 
 
-def ranges_of(*rows: Int[Tensor, " _row"]) -> tuple[RowRange, ...]:
+def ranges_of(*rows: Int[Tensor, " _row"]) -> tuple[Range, ...]:
     """All rows of some tensors as ranges, one for each unbroken run of them."""
     ordered = sorted({row for some in rows for row in some.tolist()})
-    if ordered and ordered[-1] - ordered[0] + 1 == len(ordered):
+    if ordered and ordered[-1] - ordered[0] + 1 == len(ordered):  # most often, and many times
         return ((ordered[0], ordered[-1] + 1),)
-    ranges: list[RowRange] = []
-    for row in ordered:
-        if ranges and row == ranges[-1][1]:
-            ranges[-1] = (ranges[-1][0], row + 1)
-        else:
-            ranges.append((row, row + 1))
-    return tuple(ranges)
+    return tuple(as_ranges(ordered))
 
 
-def rows_in(ranges: tuple[RowRange, ...]) -> Int[Tensor, " row"]:
+def rows_in(ranges: tuple[Range, ...]) -> Int[Tensor, " row"]:
     """Ranges as rows."""
     return torch.cat([torch.arange(*one) for one in ranges] or [torch.arange(0)])
 
@@ -221,7 +214,7 @@ class StackedModel:
         """What the names of points begin with that a run of some layers does not reach."""
         layers = self._layers(start, stop)
         parts = {name for head in self.stacks for name in (*self._path(head), *self._behind(head))}
-        runs = {self.path[layer] for layer in layers}
+        runs = {*self.path[layers.start : layers.stop]}
         if stop is None:
             passed = {layer + 1 for layer in layers} | ({0} if start is None else set())
             forks = {n: ways for n, ways in self._forks().items() if n in passed}

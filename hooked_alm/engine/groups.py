@@ -12,7 +12,8 @@ from ..components.block import Block
 from ..errors import InputError
 from ..model import HookedALM
 from ..points import SITES
-from ..stacks import RowRange, Stack, ranges_of, rows_in
+from ..spans import Range
+from ..stacks import Stack, ranges_of, rows_in
 from .cells import Cell, Edit, Look
 from .record import Agreement, Record, Spliced
 from .rows import Bundle, Placed, own_key_values
@@ -78,7 +79,7 @@ class Group:
     record: Record
     beside: Record | Spliced
     """What the rows are that no member changes."""
-    changed: tuple[RowRange, ...]
+    changed: tuple[Range, ...]
     """Rows that a member can change (rule 1); behind a splice, from its end on (rule 2)."""
     read: RecordRows
     members: list[_Member]
@@ -284,7 +285,7 @@ def _changed_and_beside(
     member: _Member,
     above: Sequence[Stack],
     common: dict[tuple[Record, Record], Agreement],
-) -> tuple[tuple[RowRange, ...], Record | Spliced]:
+) -> tuple[tuple[Range, ...], Record | Spliced]:
     """The rows to recompute, and what the others are."""
     edits = [(rows, mark) for rows, mark in member.marks if isinstance(mark, Edit)]
     if not edits:

@@ -146,7 +146,8 @@ def test_donors_of_whole_spans(model: HookedALM, pair: tuple[ALMInput, ALMInput]
     other["input_ids"] = other["input_ids"].clone()
     other["input_ids"][:, 9:12] = 5
     for site in ("resid_pre", "resid_post"):
-        both(model, x, model.encode(**other), site=site, places=[(9, 10, 11)])
+        fast, _ = both(model, x, model.encode(**other), site=site, places=[(9, 10, 11)])
+        assert np.abs(fast.effect).max() > 1e-3
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ Source: Syed et al. 2023 (EAP); Hanna et al. 2024 (EAP-IG).
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby, product
+from operator import attrgetter
 from typing import Annotated, Any, Literal, Unpack, get_args
 
 import torch
@@ -158,9 +159,9 @@ class _Edges:
         self.model, self.places = model, places
         self.placement = Placement(model, base, donor, places, options["policy"])
         # In the order in which they are computed: those of one hook point together.
-        self.senders = sorted({s for one in from_sets for s in one}, key=_sending_point)
+        self.senders = sorted({s for one in from_sets for s in one}, key=attrgetter("activation"))
         self.receivers = sorted({r for one in to_sets for r in one}, key=_receiving_point)
-        written = sorted({*map(_sending_point, self.senders)})
+        written = sorted({sender.activation for sender in self.senders})
         self.measured = Measurement(
             model, base, donor, metric, max_bytes=options["max_bytes"], keep=written,
             keep_of_donor=written,
@@ -235,7 +236,7 @@ class _Edges:
         """What donor's senders write more than the base's, ``[sender, pos, d_model]``, in order."""
         alignment, runs = self.placement.alignments[place][row], self.measured.donor_runs
         assert runs is not None
-        for point, some in groupby(self.senders, _sending_point):
+        for point, some in groupby(self.senders, attrgetter("activation")):
             nodes = list(some)
             theirs = alignment.donor_values(runs.kept[point][row])
             ours = self.measured.base_runs.kept[point][row, alignment.base]
@@ -270,10 +271,6 @@ class _Edges:
                 weight = weight[:: len(weight) // gradient.shape[1]][units].float()
                 read = torch.einsum("phe,hde->hpd", gradient[:, units], weight)
                 yield _through_norm(block.ln1, stream, read * block.ln1.weight.float())
-
-
-def _sending_point(sender: Sender) -> str:
-    return sender.activation
 
 
 def _receiving_point(receiver: Receiver) -> str:

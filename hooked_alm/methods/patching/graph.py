@@ -83,10 +83,10 @@ class Graph:
             mode: see ``path_patch``.
             also_keep: further points of the base.
         """
-        self.model, self.places, self.norm, self.mode = model, list(places), norm, mode
+        self.model, self.norm, self.mode = model, norm, mode
         for pairs in pair_sets:
             check_set(pairs)
-        self.placement = Placement(model, base, donor, self.places, options["policy"])
+        self.placement = Placement(model, base, donor, places, options["policy"])
         written = {sender.activation for pairs in pair_sets for sender, _ in pairs}
         read = {receiver.stream for pairs in pair_sets for _, receiver in pairs}
         if mode == "ioi":
@@ -108,19 +108,20 @@ class Graph:
         **about: Any,
     ) -> PatchResult:
         """Measure every set of pairs at every place."""
+        places = self.placement.places
         cell = self.ioi_cell if self.mode == "ioi" else self.edge_cell
         cells = [
             [
                 cell(tuple(dict.fromkeys(pairs)), row, place)
                 for row in range(len(self.placement.base))
             ]
-            for pairs, place in product(pair_sets, range(len(self.places)))
+            for pairs, place in product(pair_sets, range(len(places)))
         ]
         found = self.measured.values(cells)
-        for i, (pairs, _) in enumerate(product(pair_sets, self.places)):
+        for i, (pairs, _) in enumerate(product(pair_sets, places)):
             if not pairs and "receiver" in axes:
                 found[i] = torch.nan
-        every = {**axes, "place": place_ticks(self.places)}
+        every = {**axes, "place": place_ticks(places)}
         return self.measured.result(
             every, found, length_ratios=self.placement.length_ratios, **about
         )

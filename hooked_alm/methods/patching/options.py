@@ -64,9 +64,9 @@ class PlacesOption(TypedDict, total=False):
     """Of sweeps over places."""
 
     places: Annotated[
-        Sequence[Place] | Literal["each"],
+        Sequence[Place],
         Option(
-            ("audio",),
+            ("readout",),
             'span names (``"readout"`` among them), ``Window`` of seconds, positions, ``"all"``, '
             "or tuples of these, patched at once.",
         ),
@@ -79,8 +79,17 @@ class PlaceOption(TypedDict, total=False):
     place: Annotated[Place, Option("readout", "one of what ``path_patch`` takes as ``places``.")]
 
 
-class NodeOptions(SharedOptions, HeadsOption, PlacesOption, total=False):
+class NodeOptions(SharedOptions, HeadsOption, total=False):
     """Of sweeps over nodes: which there are, and what is written."""
+
+    places: Annotated[
+        Sequence[Place] | Literal["each"],
+        Option(
+            ("audio",),
+            "as in ``path_patch``: spans, windows, positions, or tuples patched at once; the "
+            'string "each" is every position of the prompt, one by one.',
+        ),
+    ]
 
     site: Annotated[
         Site,
@@ -88,8 +97,7 @@ class NodeOptions(SharedOptions, HeadsOption, PlacesOption, total=False):
             "resid_post",
             "resid_post of block b is depth b + 1, resid_pre depth b; z is before the output "
             "projection; q, k, v before rotation; pre, gate and post are the MLP's neurons. With "
-            "pattern, places are query positions, and whole rows of the pattern are written. The "
-            'string "each" as places is every position of the prompt, one by one.',
+            "pattern, places are query positions, and whole rows of the pattern are written.",
         ),
     ]
     layers: Annotated[
@@ -194,7 +202,10 @@ def takes(options: type, **defaults: Any) -> Callable[[FunctionT], FunctionT]:
 
         @wraps(function)
         def call(*args: Any, **given: Any) -> Any:
-            bound = signature.bind(*args, **given)  # says what is missing or not known
+            try:
+                bound = signature.bind(*args, **given)
+            except TypeError as error:  # that says what is missing or not known, but not to whom
+                raise TypeError(f"{function.__name__}() {error}") from None
             bound.apply_defaults()
             return function(*bound.args, **bound.kwargs)
 

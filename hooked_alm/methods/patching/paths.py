@@ -35,7 +35,7 @@ Edge = tuple[str, str]
 
 
 @torch.no_grad()
-@takes(PathOptions, places=("readout",))
+@takes(PathOptions)
 def path_patch(
     model: HookedALM,
     base: ALMInput,

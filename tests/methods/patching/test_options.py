@@ -94,7 +94,7 @@ def test_options_are_filled_in() -> None:
 @pytest.mark.parametrize(
     ("arguments", "options", "told"),
     [
-        ((3,), {"third": 1}, "unexpected keyword argument 'third'"),
+        ((3,), {"third": 1}, r"both\(\) got an unexpected keyword argument 'third'"),
         ((), {}, "missing a required argument: 'a'"),
         ((3, 4), {}, "too many positional arguments"),
     ],
