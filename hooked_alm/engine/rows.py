@@ -70,6 +70,12 @@ class Bundle:
     """Those keys and values; None if they are of the very rows that run."""
     marks: list[Placed] = field(default_factory=list)
 
+    @property
+    def key_rows(self) -> Int[Tensor, " key"]:
+        """Rows of the keys that a cell reads: the shared ones, then its own."""
+        own = [] if self.own_rows is None else [self.own_rows]
+        return torch.cat([self.shared_rows, *own])
+
     def at(self, *sites: Site) -> list[Placed]:
         """Edits and looks of some sites."""
         return [placed for placed in self.marks if placed.mark.site in sites]
@@ -182,11 +188,7 @@ def _attend(
 ) -> Float[Tensor, "head cell row d_head"]:
     """Attention over the shared keys and the cell's own, the shared ones once for all cells."""
     own = None if bundle.own_rows is None else bundle.own or fresh
-    visible = _visible(bundle, stack, bundle.shared_rows, attn.sliding_window)
-    if bundle.own_rows is not None:
-        mine = _visible(bundle, stack, bundle.own_rows, attn.sliding_window)
-        visible = torch.cat([visible, mine], dim=-1)
-    visible = visible.to(q.device)
+    visible = _visible(bundle, stack, attn.sliding_window).to(q.device)
     if len(bundle.rows) >= KERNEL_ROWS and not bundle.at("pattern"):
         return _by_kernel(q, bundle.shared, own, visible, attn.scaling)
     keys, values = bundle.shared
@@ -199,7 +201,7 @@ def _attend(
     scores.mul_(attn.scaling).masked_fill_(~visible, torch.finfo(scores.dtype).min)
     pattern = F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
     for placed in bundle.at("pattern"):
-        _edit_pattern(pattern[:, :, placed.cell], bundle.record, placed)
+        _edit_pattern(pattern[:, :, placed.cell], bundle, placed)
     z = (pattern[..., :n_shared].flatten(1, 3) @ values).unflatten(1, by_kv.shape[1:4])
     if own is not None:
         z = z + torch.einsum("kgcrs,kcse->kgcre", pattern[..., n_shared:], own[1])
@@ -234,10 +236,9 @@ def _by_kernel(
     return z if own is not None else z[:, 0].unflatten(1, (n_cells, -1))
 
 
-def _visible(
-    bundle: Bundle, stack: Stack, keys: Int[Tensor, " key"], window: int | None
-) -> Bool[Tensor, "row key"]:
-    """Which of some rows' keys the running rows may attend to."""
+def _visible(bundle: Bundle, stack: Stack, window: int | None) -> Bool[Tensor, "row key"]:
+    """True where a row that runs attends to a key."""
+    keys = bundle.key_rows
     seen = stack.sees(bundle.rows[:, None], keys)
     if window is None:
         return seen
@@ -246,14 +247,15 @@ def _visible(
 
 
 def _edit_pattern(
-    pattern: Float[Tensor, "kv_head group row key"], record: Record, placed: Placed
+    pattern: Float[Tensor, "kv_head group row key"], bundle: Bundle, placed: Placed
 ) -> None:
     """Edit one cell's pattern; edits know the keys of the padded prompt."""
     n_kv, n_groups, n_rows = pattern.shape[:3]
-    padded = pattern.new_zeros(n_rows, n_kv * n_groups, record.n_pos)
-    padded[..., record.where] = pattern.flatten(0, 1).transpose(0, 1)
+    padded = pattern.new_zeros(n_rows, n_kv * n_groups, bundle.record.n_pos)
+    where = bundle.record.where[bundle.key_rows]
+    padded[..., where] = pattern.flatten(0, 1).transpose(0, 1)
     new = placed.act(padded[placed.places])
     if new is not None:
         padded[placed.places] = new
-    edited = padded[..., record.where].transpose(0, 1)
+    edited = padded[..., where].transpose(0, 1)
     pattern.copy_(edited.unflatten(0, (n_kv, n_groups)))

@@ -129,10 +129,13 @@ def test_it_runs_as_declared(model: HookedALM, pair: tuple[ALMInput, ALMInput]) 
 
 @pytest.mark.parametrize("site", SITES)
 def test_sweeps(model: HookedALM, pair: tuple[ALMInput, ALMInput], site: Site) -> None:
-    """First and last block, in a chunk's middle, in two chunks and at the readout: as the loop."""
+    """First and last block, or two, in a chunk's middle, in two chunks, at the readout: a loop's.
+
+    At the second of two blocks a cell is under way, its own keys behind those that all share.
+    """
     x, other = pair
     heads = [1] if SITES[site].unit in ("head", "kv_head") else None
-    layers = [0, len(model.path) - 1]
+    layers = [0, len(model.path) - 1, (0, 1)]
     fast, _ = both(
         model, x, other, site=site, layers=layers, heads=heads, places=[6, (5, 9), "readout"]
     )
