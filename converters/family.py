@@ -1,4 +1,4 @@
-"""What one model family brings to the loader."""
+"""A model family, as the loader sees it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,21 +21,21 @@ Published = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What the table of models says of a family."""
+    """Entry of the table of models for a family."""
 
     audio: str
     """Positions per second, and the longest clip."""
     readout: str
     """The last token of a prompt, which predicts the first one of the answer."""
     reference: Literal["Hugging Face", "composed"] = "Hugging Face"
-    """What the tests hold it against: the published class, or one composed in ``tests/`` from
-    transformers' blocks, because transformers has no class for it."""
+    """Reference of the tests: the published class, or one composed in ``tests/`` from transformers'
+    blocks, because transformers has no class for the family."""
     notes: str = ""
-    """What a user has to know besides."""
+    """Facts that a user has to know besides."""
 
     @property
     def evidence(self) -> str:
-        """How far it is proved."""
+        """Degree to which the family is checked, as the table of models says it."""
         if self.reference == "Hugging Face":
             return "equal to HF"
         return "equal to a composed reference, not checked against the published code"
@@ -43,36 +43,37 @@ class Card:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """How checkpoints of one family become a ``HookedALM``."""
+    """Description of a family from which its checkpoints become a ``HookedALM``."""
 
     name: str
-    """As a person says it."""
+    """Name of the family in tables and messages."""
     architectures: tuple[str, ...]
     """Class names in ``config.json`` that this family answers to."""
     config_class: Any
     """transformers' config class, which supplies what a sparse file leaves out; or one with the
     same ``from_dict`` where transformers has none."""
     decoder_config: Callable[..., HookedALMConfig]
-    """``(config, published, **identity)`` -> sizes and variants, every field accounted for."""
+    """Function ``(config, published, **identity)`` -> config of the decoder, all fields accounted
+    for."""
     front_end: Callable[[Any, frozenset[int]], FrontEnd] | None
-    """``(config, marker ids)`` -> empty audio front-end; None for text-only families."""
+    """Function ``(config, marker ids)`` -> empty front-end; None for text-only families."""
     rules: Sequence[Rule]
-    """Checkpoint names -> parameters."""
+    """Rules that map checkpoint names to parameters; the first that fits a name decides."""
     card: Card
     marker_tokens: tuple[str, ...] = ()
     """Tokens around a clip in the prompt."""
     chat_template: str | None = None
-    """Where the published code has one of its own, instead of the tokenizer's; a file in the folder
-    goes before both."""
+    """Template of the published code, where that has one of its own instead of the tokenizer's; a
+    file in the folder goes before both."""
     audio_text: str | None = None
-    """What stands for a clip where the chat template takes messages of plain text."""
+    """Text that stands for a clip where the chat template takes messages of plain text."""
     prompts: type[PromptBuilder] = PromptBuilder
-    """Makes inputs from waveforms and text."""
+    """Class that makes inputs from waveforms and text."""
     read_extractor: Callable[[Path], Any] | None = None
     """Folder -> its feature extractor, where transformers' class needs packages that nothing else
-    does. It has a ``sampling_rate``; what else, is between it and the front-end."""
+    does. It has a ``sampling_rate``; anything else is agreed with the front-end alone."""
     feature_extractor: Callable[[Any], Any] | None = None
-    """``config`` -> one, for folders that come without."""
+    """Function ``config`` -> feature extractor, for folders that come without."""
     components: Mapping[str, Callable[[Published, Path], str | Path | None]] = field(
         default_factory=dict
     )
@@ -81,12 +82,12 @@ class Family:
     as ``name/...``, and their ``config.json`` reaches ``config_class.from_dict`` under the
     component's name."""
     tokenizer: str | None = None
-    """Component whose tokenizer it is, for folders that come without one."""
+    """Component whose tokenizer is used, for folders that come without one."""
     pickled: tuple[str, str | None] | None = None
     """File pattern, and key in the pickled dict, where no safetensors are published."""
     check: Callable[[HookedALM, Checkpoint], None] | None = None
-    """A last look at the model beside its checkpoint; raises ConversionError."""
+    """Last check of the filled model beside its checkpoint; raises ConversionError."""
     hf_class: str | None = None
     """transformers' class to verify against, where it is not the architecture's own."""
     hf_logits: Callable[[Tensor, HookedALMConfig], Tensor] = lambda logits, cfg: logits
-    """What the logits of that class should have been."""
+    """Correction of the logits of that class, where they are not what the config describes."""

@@ -12,14 +12,18 @@ READ_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 
 
 def find_folder(name_or_dir: str | Path, revision: str | None, *, also: str | None = None) -> Path:
-    """The folder itself, or a snapshot of the hub's; ``also`` is one more pattern to download."""
+    """Path of a folder, or of a snapshot from the hub; ``also`` is one more pattern to download.
+
+    Raises:
+        InputError: no such folder, and no such id on the hub.
+    """
     name, folder = str(name_or_dir), Path(name_or_dir)
     if name and folder.is_dir():
         return folder
     if name.startswith("bundled:"):
         raise InputError(
             f"loading {name!r}: that is a name of the command line. In Python, give the folder: "
-            f"`hooked_alm.experiments.bundled.model_folder({name!r})`."
+            f"`hooked_alm.experiments.materials.bundled.model_folder({name!r})`."
         )
     is_path = isinstance(name_or_dir, Path) or name.startswith(("/", ".", "~"))
     if is_path or not name or name.count("/") > 1:  # the hub's ids are owner/name
@@ -38,7 +42,11 @@ def find_folder(name_or_dir: str | Path, revision: str | None, *, also: str | No
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json``, refused if the weights are quantised."""
+    """Content of ``config.json``, refused if the weights are quantised.
+
+    Raises:
+        InputError: the folder has no ``config.json``.
+    """
     path = folder / "config.json"
     if not path.exists():
         raise InputError(f"loading {folder}: it has no config.json. Is it a model folder?")
@@ -89,7 +97,7 @@ def processor_parts(
 
 
 def _has_extractor(folder: Path) -> bool:
-    """Some publish a ``processor_config.json`` that names no feature extractor."""
+    """Whether a folder has a feature extractor; some ``processor_config.json`` name none."""
     if (folder / "preprocessor_config.json").exists():
         return True
     file = folder / "processor_config.json"

@@ -58,7 +58,7 @@ def load_model(
 
     Args:
         name_or_dir: folder, or id on the Hugging Face hub.
-        dtype: of the weights; None keeps the checkpoint's.
+        dtype: dtype of the weights; None keeps the checkpoint's.
         device: where the weights go; None is the CPU.
         device_map: accelerate's placement over several devices, instead of ``device``.
         attn_implementation: "sdpa", "eager" or "flash_attention_2".
@@ -106,7 +106,12 @@ def lay_out(
     revision: str | None = None,
     components: dict[str, str] | None = None,
 ) -> Layout:
-    """The model without its weights: hook points, tokenizer and prompts; see ``load_model``."""
+    """The model without its weights: hook points, tokenizer and prompts; see ``load_model``.
+
+    Raises:
+        ConversionError: an unsupported architecture or config field; see ``load_model``.
+        InputError: no such folder or id, or an option with a wrong value.
+    """
     _check_machine(device, attn_implementation)
     folder = find_folder(name_or_dir, revision)
     published = read_config(folder)
@@ -140,7 +145,7 @@ def lay_out(
 
 
 def _check_machine(device: torch.device | str | None, attn_implementation: str) -> None:
-    """Before anything is read: a device and a kernel that are there."""
+    """Refuse a device or a kernel that is not there, before anything is read."""
     kernels = get_args(AttentionImplementation)
     if attn_implementation not in kernels:
         raise InputError(
@@ -237,7 +242,11 @@ def _empty_model(
 
 
 def open_checkpoint(layout: Layout) -> Checkpoint:
-    """Everything that has weights of the model, the components' under their names."""
+    """The checkpoint with the components' tensors under their names, as one.
+
+    Raises:
+        ConversionError: files that are missing or damaged, or more than one where one is expected.
+    """
     own: Checkpoint
     if layout.family.pickled is None:
         own = SafetensorsCheckpoint(layout.folder)

@@ -31,7 +31,7 @@ PLAIN: dict[str, tuple[Any, ...]] = {
     # Others (pissa, olora, ...) belong to base weights that they have changed.
     "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
 }
-"""What an adapter may say of these fields."""
+"""Values that an adapter may have in these fields."""
 IRRELEVANT: dict[str, str] = {
     **dict.fromkeys(("auto_mapping", "base_model_name_or_path", "revision", "peft_version",
                      "task_type"), "says where the adapter came from"),
@@ -49,8 +49,8 @@ def apply_lora(model: HookedALM, family: Family, folder: Path, *, merge: bool) -
 
     Args:
         model: filled with the base model's weights.
-        family: whose rules know the names of its modules.
-        folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        family: family of the model, whose rules know the names of its modules.
+        folder: a folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
         merge: add it once, or keep it apart so that ``switch_lora`` can turn it off.
 
     Raises:
@@ -140,7 +140,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _scaling(config: Mapping[str, Any], module: str, rank: int, problems: list[str]) -> float:
-    """``alpha / r``, or ``alpha / sqrt(r)`` with rank-stabilised LoRA."""
+    """Scaling ``alpha / r``, or ``alpha / sqrt(r)`` with rank-stabilised LoRA."""
     declared = _pattern(config.get("rank_pattern"), module, config["r"])
     if declared != rank:
         problems.append(f"{module}: rank {rank}, its config says {declared}")

@@ -7,16 +7,16 @@ from .registry import FAMILIES, REFUSED, load_family
 
 
 class FamilyRow(NamedTuple):
-    """One family."""
+    """A family, as a row of the table."""
 
     family: str
     audio: str
     """Positions per second, and the longest clip."""
     readout: str
-    """Where the first token of the answer is predicted."""
+    """Place in the prompt where the first token of the answer is predicted."""
     evidence: str
     notes: str = ""
-    """What a user has to know besides."""
+    """Facts that a user has to know besides."""
 
 
 def rows() -> Iterator[FamilyRow]:
@@ -30,7 +30,7 @@ def rows() -> Iterator[FamilyRow]:
 
 
 def as_text() -> str:
-    """For a terminal: a paragraph per family."""
+    """The table as text for a terminal, a paragraph per family."""
     return "\n\n".join(
         "\n".join([
             row.family,
@@ -42,7 +42,7 @@ def as_text() -> str:
 
 
 def as_markdown() -> str:
-    """For the README, which a test holds against this; without the notes."""
+    """The table as the README has it, without the notes; a test compares the two."""
     lines = [
         "| family | audio | the answer's first token is predicted at | evidence |",
         "|---|---|---|---|",

@@ -23,12 +23,12 @@ from .loading import DTYPES, lay_out, load_model, open_checkpoint
 from .rules import plan_of
 
 DepthValues = Mapping[str, Tensor]
-"""``depth 0`` .. ``depth L`` and ``logits`` of one run."""
+"""Values of one run by name: ``depth 0`` .. ``depth L`` and ``logits``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One row of the table: a depth of one prompt, or its logits."""
+    """A row of the table: a depth of one prompt, or its logits."""
 
     prompt: str
     where: str
@@ -40,7 +40,7 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Accounting:
-    """What can be said of a checkpoint whose model transformers has no class for."""
+    """Account of a checkpoint whose model transformers has no class for."""
 
     model: str
     family: str
@@ -52,7 +52,7 @@ class Accounting:
     passed = True  # anything unaccounted for has raised
 
     def verdict(self) -> str:
-        """One line."""
+        """The account in one line."""
         return f"no HF class: transformers has none for {self.family}; nothing was run against it."
 
     def table(self) -> str:
@@ -75,7 +75,7 @@ class Accounting:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What ``verify`` found."""
+    """Result of ``verify`` against Hugging Face."""
 
     model: str
     dtype: str
@@ -90,14 +90,14 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether every difference is within the tolerance; without one, the same as equal."""
+        """Whether every difference is within the tolerance; without one, whether all are equal."""
         return self.is_equal or (
             self.tolerance > 0
             and all(row.max_abs_difference <= self.tolerance for row in self.rows)
         )
 
     def verdict(self) -> str:
-        """One line."""
+        """The result in one line."""
         if self.is_equal:
             return "bit-identical to HF: yes"
         first = next(row for row in self.rows if not row.is_equal)
@@ -141,10 +141,10 @@ def verify(
 
     Args:
         name_or_dir: folder or hub id.
-        dtype: of both models; None is the checkpoint's.
-        attn_implementation: of both models.
-        device: of both models.
-        revision: on the hub.
+        dtype: dtype of both models; None is the checkpoint's.
+        attn_implementation: attention kernel of both models.
+        device: device of both models.
+        revision: branch, tag or commit on the hub.
         tolerance: largest difference that still passes; 0 demands equality.
         components: see ``load_model``.
 

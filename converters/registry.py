@@ -1,4 +1,4 @@
-"""Architecture name -> family."""
+"""Registry of families by architecture name."""
 
 from importlib import import_module
 from pathlib import Path
@@ -54,7 +54,11 @@ REFUSED: dict[str, tuple[str, str]] = {
 
 
 def family_of(published: dict[str, Any], folder: Path) -> Family:
-    """The family that answers to the architecture."""
+    """The family that answers to the architecture.
+
+    Raises:
+        ConversionError: no family answers to it, or the model is one that is refused.
+    """
     names = published.get("architectures") or [published.get("model_type")]
     for name in names:
         if name in FAMILIES:

@@ -1,4 +1,4 @@
-"""Every tensor of a checkpoint is consumed, or dropped with a written reason."""
+"""Rules by which every tensor of a checkpoint is consumed, or dropped for a written reason."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ class Rename:
     pattern: str
     target: str
     dtype: torch.dtype | None = None
-    """Kept in it, whatever the other weights are loaded in."""
+    """Dtype that the parameter keeps, whatever the other weights are loaded in."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Drop:
 
 @dataclass(frozen=True)
 class Split:
-    """The rows of a fused tensor, one after the other, fill several parameters."""
+    """A fused tensor whose rows, one after the other, fill several parameters."""
 
     pattern: str
     targets: tuple[str, ...]
@@ -44,13 +44,13 @@ class Split:
 
 @dataclass(frozen=True)
 class Lora:
-    """One of the two factors of ``scaling * B @ A``, which is added to a parameter on loading."""
+    """A factor of ``scaling * B @ A``, which is added to a parameter on loading."""
 
     pattern: str
     target: str
     factor: Literal["A", "B"]
     scaling: float
-    """``alpha / r``."""
+    """Scaling ``alpha / r`` of the product."""
 
 
 Rule = Rename | Drop | Split | Lora
@@ -58,7 +58,7 @@ Rule = Rename | Drop | Split | Lora
 
 @dataclass(frozen=True)
 class Update:
-    """What is added to a parameter: the checkpoint names of the factors, and their scaling."""
+    """An addition to a parameter: the checkpoint names of its factors, and their scaling."""
 
     a: str
     b: str
@@ -67,14 +67,14 @@ class Update:
 
 @dataclass(frozen=True)
 class WeightPlan:
-    """Which tensor of the checkpoint fills which parameter."""
+    """Tensors of a checkpoint that fill the parameters of a model, by name."""
 
     sources: Mapping[str, str]
     """Parameter -> checkpoint name."""
     dropped: Mapping[str, str]
     """Checkpoint name -> reason."""
     rows: Mapping[str, tuple[int, int]]
-    """Parameter -> which rows of its source it is, if not all of them."""
+    """Parameter -> range of the rows of its source that it is, if not all of them."""
     updates: Mapping[str, Update]
     """Parameter -> what is added to it."""
     dtypes: Mapping[str, torch.dtype]
@@ -156,7 +156,7 @@ def plan(
 def _misfits(
     checkpoint: Checkpoint, target: str, factors: Mapping[str, str], shape: tuple[int, ...]
 ) -> list[str]:
-    """What is wrong with the factors of an update."""
+    """Problems with the factors of an update, as sentences."""
     if missing := sorted({"A", "B"} - {*factors}):
         return [f"{next(iter(factors.values()))} has no factor {missing[0]} beside it"]
     a, b = checkpoint[factors["A"]], checkpoint[factors["B"]]
@@ -177,7 +177,7 @@ def plan_of(model: HookedALM, checkpoint: Checkpoint, rules: Sequence[Rule]) -> 
 
 
 def _stored_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Those that a checkpoint holds beside the parameters, such as a batch norm's statistics."""
+    """Buffers that a checkpoint holds beside the parameters, such as a batch norm's statistics."""
     for name, module in model.named_modules():
         for leaf, value in module.named_buffers(recurse=False):
             if leaf not in module._non_persistent_buffers_set:
@@ -185,7 +185,7 @@ def _stored_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def rule_for(rules: Sequence[Rule], name: str) -> Rule | None:
-    """The first that fits a checkpoint name."""
+    """The first rule that fits a checkpoint name, or None."""
     return next((r for r in rules if re.fullmatch(r.pattern, name)), None)
 
 

@@ -1,4 +1,4 @@
-"""Every field of a published config is handled, irrelevant for a reason, or at its default."""
+"""Check that every field of a published config is handled, irrelevant, or at its default."""
 
 from collections.abc import Mapping, Set
 from typing import Any
@@ -70,7 +70,7 @@ def account_for(
 
     Args:
         config: transformers' config object, which knows the defaults.
-        published: the same object of ``config.json``, as written.
+        published: the object of ``config.json`` that it was made from, as written.
         handled: fields the converter acts on.
         irrelevant: fields of this family that change nothing, with their reasons.
 
@@ -90,14 +90,18 @@ def account_for(
         listed = ", ".join(f"{name} = {value!r}" for name, value in sorted(offenders.items()))
         raise ConversionError(
             f"reading a {type(config).__name__}: this converter does not act on {listed}. A model "
-            "that needs them would be silently wrong; a field that changes nothing belongs into "
-            "IRRELEVANT, with its reason."
+            "that needs them would be silently wrong. Load a config that the family published; new "
+            "fields have to be added to the converter first."
         )
 
 
 def account_for_encoder(
     config: Any, published: Mapping[str, Any], irrelevant: Mapping[str, str] | None = None
 ) -> None:
-    """The same for an encoder that is Hugging Face's own: it acts on every field that it knows."""
+    """Account for the config of an encoder that is Hugging Face's own and acts on all it knows.
+
+    Raises:
+        ConversionError: fields that transformers' config class does not know.
+    """
     known = {*type(config)().to_dict(), *type(config).attribute_map}
     account_for(config, published, handled=known, irrelevant=irrelevant)

@@ -55,7 +55,12 @@ def _options(
 
 @app.command()
 def run(
-    name: Annotated[str, typer.Argument(help=f"One of {', '.join(sorted(EXPERIMENTS))}.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help=f"One of {', '.join(sorted(EXPERIMENTS))}; or a Python file with your own.",
+        ),
+    ],
     model: Annotated[str | None, typer.Option(help="Folder, id or bundled:NAME.")] = None,
     audio: Annotated[str | None, typer.Option(help="Your own recordings: a folder or CSV.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/...")] = None,
@@ -89,13 +94,13 @@ def run(
         typer.echo(as_yaml(settings), nl=False)
         return
     from .workbench import runner
-    from .workbench.report import headline_lines, read_report
+    from .workbench.report import read_report, report_lines
 
     try:
         folder = runner.run(experiment(settings), out)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
-    lines = [*headline_lines(read_report(folder)), str(folder.path / "report.html")]
+    lines = [*report_lines(read_report(folder)), str(folder.path / "report.html")]
     typer.echo("\n".join(lines))
 
 

@@ -1,4 +1,4 @@
-"""From a recording to what a front-end takes: mono float32 at the model's rate.
+"""Reading of recordings into what a front-end takes: mono float32 at the model's rate.
 
 ``read_audio`` says in ``Waveform.notes`` everything it did to a clip, because a resampled,
 downmixed or shortened clip is no longer quite the clip that the user named. Decoding, downmix and
@@ -37,19 +37,19 @@ _STREAMED_BYTES = 0x7FFF0000
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Waveform:
-    """One clip, ready for a front-end."""
+    """A clip, ready for a front-end."""
 
     samples: Float32[np.ndarray, " sample"]
     """Mono, full scale 1.0; never shares memory with the caller's array."""
     sampling_rate: int
     notes: tuple[str, ...]
-    """What was done to the clip, and what is odd about it."""
+    """Notes on what was done to the clip, and what is odd about it."""
     name: str
     """File name, or ``array``."""
 
     @property
     def seconds(self) -> float:
-        """Duration."""
+        """Duration in seconds."""
         return len(self.samples) / self.sampling_rate
 
 
@@ -66,7 +66,7 @@ def read_audio(
         source: a file, an array taken to be at ``sampling_rate``, or ``(array, its rate)``. Arrays
             are 1-D, or 2-D with channels on the smaller side. int16 and int32 are PCM and scaled
             to [-1, 1); floating-point arrays are taken as they are.
-        sampling_rate: of the model, in Hz.
+        sampling_rate: rate of the model, in Hz.
         max_seconds: longest clip that the model takes; None where it has no limit.
         truncate: cut a longer clip to ``max_seconds`` instead of raising.
 

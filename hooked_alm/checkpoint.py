@@ -30,10 +30,10 @@ class Checkpoint(Mapping[str, tuple[int, ...]]):
 
     @abstractmethod
     def _stored(self, name: str) -> Tensor:
-        """One tensor, as it is stored."""
+        """A tensor as it is stored."""
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
-        """One tensor, in ``dtype``.
+        """A tensor by its name, in ``dtype``.
 
         Raises:
             ConversionError: it holds NaN or infinity, or would in ``dtype``.
@@ -78,7 +78,7 @@ class PickledCheckpoint(Checkpoint):
         """Map the file into memory.
 
         Args:
-            path: of the file.
+            path: the file.
             key: where in the pickled dict the tensors are; None is the dict itself.
         """
         super().__init__()
@@ -115,7 +115,7 @@ class JoinedCheckpoint(Checkpoint):
     """A checkpoint and the parts that it leaves to others, each under its name and a slash."""
 
     def __init__(self, own: Checkpoint, parts: Mapping[str, Checkpoint]) -> None:
-        """Join them; ``own`` tensors keep their names."""
+        """Join a checkpoint and its parts; ``own`` tensors keep their names."""
         super().__init__()
         self.folder = own.folder
         self._owner: dict[str, tuple[Checkpoint, str]] = {}
@@ -124,7 +124,7 @@ class JoinedCheckpoint(Checkpoint):
         self._shapes = {name: part[own] for name, (part, own) in self._owner.items()}
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
-        """One tensor of whichever part has it; see ``Checkpoint.read``."""
+        """A tensor of whichever part has it; see ``Checkpoint.read``."""
         part, own = self._owner[name]
         return part.read(own, dtype)
 

@@ -21,9 +21,9 @@ class Branch:
     """Blocks like the trunk's, which start from the output of one of them and lead to a head."""
 
     head: str
-    """What the head is called by ``towards``; the trunk's is "text"."""
+    """Name of the head for ``towards``; the trunk's is "text"."""
     prefix: str
-    """Of the names of its blocks, norm and unembedding."""
+    """Prefix of the names of its blocks, norm and unembedding."""
     n_layers: int
     from_layer: int
     """Block of the trunk whose output the first one reads."""
@@ -31,7 +31,7 @@ class Branch:
 
 @dataclass(kw_only=True)
 class HookedALMConfig:
-    """What the decoder is. Field names are TransformerLens' where it has one.
+    """Sizes and variants of a decoder. Field names are TransformerLens' where it has one.
 
     Everything that the checkpoint decides has no default. Assignment is validated, since
     TransformerLens' tools flip flags on a live model.
@@ -58,7 +58,7 @@ class HookedALMConfig:
     n_ctx: int
     """Longest input the checkpoint was made for."""
     eps: float
-    """Added to the mean square in RMSNorm."""
+    """Epsilon that RMSNorm adds to the mean square."""
     act_fn: str
     """Activation of the MLP's gate, by its transformers name."""
     qkv_bias: bool
@@ -70,7 +70,7 @@ class HookedALMConfig:
     rope_parameters: dict[str, Any]
     """transformers' ``rope_parameters``: ``rope_type``, ``rope_theta`` and scaling constants."""
     layer_types: tuple[LayerType, ...]
-    """Per block: attends to everything before it, or to a sliding window."""
+    """Type of each block: attends to everything before it, or to a sliding window."""
     sliding_window: int | None
     """Positions a sliding-window block sees, itself included."""
     original_architecture: str
@@ -78,13 +78,13 @@ class HookedALMConfig:
     model_name: str
     """Id or folder the weights came from."""
     embedding_multiplier: float = 1.0
-    """On token and audio embeddings alike, before the first block (Granite)."""
+    """Factor on token and audio embeddings alike, before the first block (Granite)."""
     residual_multiplier: float = 1.0
-    """On what attention and MLP write to the residual stream (Granite)."""
+    """Factor on what attention and MLP write to the residual stream (Granite)."""
     attention_multiplier: float | None = None
     """Scale of the attention scores; None is ``d_head ** -0.5``."""
     logits_scaling: float = 1.0
-    """Divides the logits (Granite)."""
+    """Divisor of the logits (Granite)."""
     branches: tuple[Branch, ...] = ()
     """Stacks besides the trunk, each with a head of its own (Kimi-Audio)."""
     two_token_streams: bool = False
@@ -95,11 +95,16 @@ class HookedALMConfig:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     tokenizer_name: str | None = None
     use_attn_result: bool = False
+    """Whether a cache without names keeps ``hook_result``."""
     use_split_qkv_input: bool = False
+    """Whether a cache without names keeps the split inputs of q, k and v."""
     use_attn_in: bool = False
+    """Whether a cache without names keeps ``hook_attn_in``."""
     use_hook_mlp_in: bool = False
+    """Whether a cache without names keeps ``hook_mlp_in``."""
     use_hook_tokens: bool = False
-    """These five only decide what a cache without names keeps: hooked points always compute."""
+    """Whether a cache without names keeps ``hook_tokens``. Like the four above it decides nothing
+    else: a point that is hooked always computes."""
     ungroup_grouped_query_attention: bool = False
     """Keys and values per query head; set by ``set_ungroup_grouped_query_attention``."""
     default_prepend_bos: bool = False
@@ -109,7 +114,7 @@ class HookedALMConfig:
     adapter: str | None = None
     """Folder of the LoRA adapter that was applied on loading."""
     weight_processing: tuple[str, ...] = ()
-    """What was done to the weights; empty while they are the checkpoint's, equal to HF's."""
+    """Steps done to the weights; empty while they are the checkpoint's, equal to HF's."""
     final_rms: bool = True
     attn_only: bool = False
     gated_mlp: bool = True

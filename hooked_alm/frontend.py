@@ -1,4 +1,4 @@
-"""From audio clips to embeddings in the residual stream.
+"""Front-ends: from audio clips to embeddings in the residual stream.
 
 A family brings its audio encoder and projector, as Hugging Face wrote them, as a ``FrontEnd``.
 """
@@ -26,11 +26,11 @@ class Windows(NamedTuple):
 
     features: Shaped[Tensor, "window feature frame"]
     n_frames: Int[Tensor, " window"]
-    """Frames that are not padding."""
+    """Number of frames that are not padding."""
     place: Int[Tensor, " window"]
-    """Which piece of its clip a window is."""
+    """Index of a window among the pieces of its clip."""
     width: Int[Tensor, " window"]
-    """Frames that its features came with; beyond are those that pad it to the widest."""
+    """Number of frames that its features came with; those beyond pad it to the widest."""
 
 
 class FrontEnd(nn.Module, ABC):
@@ -46,7 +46,7 @@ class FrontEnd(nn.Module, ABC):
     """Parameters that Hugging Face leaves in float32, whatever the dtype of the others."""
 
     def __init__(self, tokens: AudioTokens) -> None:
-        """``tokens`` says how the prompt marks audio."""
+        """Keep the marks of audio in the prompt."""
         super().__init__()
         self.tokens = tokens
         self.special_ids: frozenset[int] = frozenset()
@@ -58,11 +58,11 @@ class FrontEnd(nn.Module, ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """Dtype of the weights."""
         return next(self.parameters()).dtype
 
     def _apply(self, fn: Any, recurse: bool = True) -> "FrontEnd":
-        """Keep those, and tables that are computed, under ``.to(bfloat16)`` and its kin."""
+        """Keep ``in_float32`` and computed tables unchanged under ``.to(bfloat16)`` and its kin."""
         computed = [
             (part, leaf) for part in self.modules() for leaf in part._non_persistent_buffers_set
         ]
@@ -82,7 +82,7 @@ class FrontEnd(nn.Module, ABC):
     @property
     @abstractmethod
     def feature_shape(self) -> tuple[int, int]:
-        """``(mel, frame)`` of a window: frames are the most that it holds, padding included."""
+        """Shape ``(mel, frame)`` of a window: the most frames that it holds, padding included."""
 
     @abstractmethod
     def n_tokens(self, n_frames: int) -> int:
@@ -98,10 +98,10 @@ class FrontEnd(nn.Module, ABC):
 
     @abstractmethod
     def hf_arguments(self, clips: Sequence[AudioClip]) -> dict[str, Any]:
-        """Those of its arguments that bring clips: what ``input_from_hf`` takes apart."""
+        """Arguments of the family's ``forward`` that bring clips; undoes ``input_from_hf``."""
 
     def hf_prompt(self, x: ALMInput) -> dict[str, Tensor]:
-        """Those that say more of a prompt than ids, mask and positions; most families need none."""
+        """Arguments of a prompt besides ids, mask and positions; most families need none."""
         return {}
 
     def clip(
@@ -128,7 +128,7 @@ class FrontEnd(nn.Module, ABC):
     ) -> tuple[Float[Tensor, "window mel frame"], list[int]]:
         """Features of a recording, and the frames of each window that are not padding.
 
-        Here one window, padded to the extractor's full length.
+        The base class makes one window, padded to the extractor's full length.
         """
         extracted = extractor(
             [waveform.samples],
@@ -181,7 +181,7 @@ class FrontEnd(nn.Module, ABC):
         return self.clip(features, sizes, name="noise")
 
     def prompt_ids(self, clip: AudioClip) -> list[int]:
-        """What stands for a clip in the prompt: its placeholder, once per audio position.
+        """Ids that stand for a clip in the prompt: its placeholder, once per audio position.
 
         Where there is none, any id will do: none of the embeddings is used.
         """
@@ -233,7 +233,7 @@ class FrontEnd(nn.Module, ABC):
         return pad_sequence(embeddings, batch_first=True)
 
     def _weights_version(self) -> WeightsVersion:
-        """Changes whenever a weight is replaced, moved, cast or written in place, or LoRA switched.
+        """Key that changes with weights: replaced, moved, cast, written in place, or LoRA switched.
 
         Buffers are weights here.
         """
@@ -282,10 +282,10 @@ class FrontEnd(nn.Module, ABC):
         audio nor special counts as ``text``.
 
         Args:
-            tokens: with every placeholder expanded.
+            tokens: ids with every placeholder expanded.
             attention_mask: 1 at real positions.
             position_ids: None counts real positions.
-            clips: of all rows, in order.
+            clips: clips of all rows, in order.
             is_audio: where clips are heard; None is wherever the placeholder stands.
             is_text: where the instruction is; None is wherever no special token stands.
             more: further fields of the input.
@@ -334,7 +334,7 @@ class FrontEnd(nn.Module, ABC):
 
 
 def frame_mask(n_frames: Int[Tensor, " window"], length: int) -> Int[Tensor, "window frame"]:
-    """1 at frames that are not padding."""
+    """Mask of frames: 1 at those that are not padding."""
     return (torch.arange(length, device=n_frames.device) < n_frames[:, None]).long()
 
 
@@ -355,7 +355,7 @@ def pack(
 def ids_and_mask(
     input_ids: Tensor | None, attention_mask: Tensor | None, refused: dict[str, object], takes: str
 ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
-    """What every ``input_from_hf`` begins with; without a mask every position is real.
+    """Ids and mask from the arguments of a ``forward``; without a mask every position is real.
 
     Raises:
         InputError: no ids, or arguments beyond ``takes`` and these two.

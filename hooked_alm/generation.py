@@ -99,6 +99,7 @@ class Generation:
         from .generation_loop import GenerationLoop  # half of transformers comes with it
 
         loop = GenerationLoop(self, x, None if steps is None else steps.take)
+        # The user's hooks first: the cache keeps what they make of a value.
         with self.hooks(fwd_hooks=[*fwd_hooks, *([] if steps is None else steps.hooks)]):
             sequences = loop.generate(
                 inputs=x.tokens,
@@ -140,7 +141,7 @@ def _check_request(model: Generation, x: ALMInput, return_type: str) -> None:
 
 
 def _transformers_options(model: Generation, options: dict[str, Any]) -> dict[str, Any]:
-    """HookedTransformer's own arguments as transformers'; all others as they came."""
+    """Options of transformers' ``generate``, HookedTransformer's own translated into them."""
     options = dict(options)
     if options.pop("return_dict_in_generate", False):
         raise InputError(
@@ -163,13 +164,14 @@ def _transformers_options(model: Generation, options: dict[str, Any]) -> dict[st
     if stop is False:
         options["eos_token_id"] = None
     elif stop and options.get("eos_token_id") is None:
+        # An explicit None would win over the end tokens of the checkpoint.
         options.pop("eos_token_id", None)
         options |= _end_of_text(model, options.get("generation_config"))
     return options
 
 
 def _check_bos(model: Generation, prepend_bos: bool | None) -> None:
-    """Strings are tokenised as the checkpoint's tokenizer does it; only that can be asked for."""
+    """Refuse a BOS token that the checkpoint's tokenizer would not set, or would not leave out."""
     if prepend_bos is None or model.tokenizer is None:
         return
     adds_bos = model.tokenizer.bos_token_id in model.tokenizer("")["input_ids"]
@@ -182,7 +184,7 @@ def _check_bos(model: Generation, prepend_bos: bool | None) -> None:
 
 
 def _end_of_text(model: Generation, config: Any) -> dict[str, int]:
-    """What to add so that generation stops: the tokenizer's end where no config names one."""
+    """Options that make generation stop: the tokenizer's end token where no config names one."""
     if any(c is not None and c.eos_token_id is not None for c in (config, model.generation_config)):
         return {}
     if model.tokenizer is None or model.tokenizer.eos_token_id is None:
@@ -194,7 +196,7 @@ def _end_of_text(model: Generation, config: Any) -> dict[str, int]:
 
 
 class _Steps:
-    """What each step adds to a cache: rows, joined at the end."""
+    """Rows that each step adds to a cache, joined at the end."""
 
     def __init__(self, model: Generation, names_filter: NamesFilter) -> None:
         self.model = model
@@ -206,16 +208,19 @@ class _Steps:
         """Keep the rows of the positions up to ``n_pos`` that no earlier step ran."""
         n_new = n_pos - self.n_run
         for name, value in self.store.items():
+            # A second name of a value that is kept under its first.
             if name in self.model.aliases:
                 continue
             parts = self.parts.setdefault(name, [])
             axis = point_of(name).position_axis
             if axis is None:
+                # Audio before the merge: only the first step has any.
                 parts[:] = parts or [value]
                 continue
             rows = value.narrow(axis, value.shape[axis] - n_new, n_new)
             # Some rows alone: a view would keep the whole step alive.
             parts.append(rows if n_new == value.shape[axis] else rows.clone())
+        # So that a point that does not fire in the next step leaves nothing to be taken twice.
         self.store.clear()
         self.n_run = n_pos
 
@@ -232,11 +237,12 @@ class _Steps:
         return ActivationCache(cache, self.model)
 
     def _joined_over_keys(self, name: str, parts: list[Tensor]) -> Tensor:
-        """``[batch, head, query_pos, key_pos]``: each step's keys end at its last query."""
+        """Scores or pattern of all steps ``[batch, head, query_pos, key_pos]``, causally masked."""
         hidden = torch.finfo(parts[0].dtype).min if name.endswith("hook_attn_scores") else 0.0
         whole = parts[0].new_full((*parts[0].shape[:2], self.n_run, self.n_run), hidden)
         stop = 0
         for part in parts:
+            # The keys of a step end at its last query.
             start, stop = stop, stop + part.shape[2]
             # With a sliding window, earlier keys have left the KV cache.
             whole[:, :, start:stop, stop - part.shape[3] : stop] = part

@@ -18,9 +18,10 @@ from .inputs import ALMInput
 
 
 class GenerationLoop(PreTrainedModel, GenerationMixin):
-    """What ``GenerationMixin`` needs to see of a model."""
+    """A hooked model as ``GenerationMixin`` needs to see it."""
 
     main_input_name = "input_ids"
+    # Checked by transformers when the config names the kernel; the hooked model runs it.
     _supports_sdpa = _supports_flash_attn = True
 
     def __init__(
@@ -39,22 +40,23 @@ class GenerationLoop(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         # Not as a submodule: this object lives for one call.
         self.__dict__.update(hooked=model, prompt=prompt, after_step=after_step)
+        # After the constructor, which sets one of its own.
         self.generation_config = model.generation_config or GenerationConfig()
 
     @property
     def device(self) -> torch.device:
-        """The prompt's."""
+        """Device of the prompt."""
         return self.prompt.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The model's."""
+        """Dtype of the model."""
         return self.hooked.cfg.dtype
 
     def _validate_generation_mode(
         self, generation_mode: GenerationMode, generation_config: GenerationConfig, options: Any
     ) -> None:
-        """The first place that knows the whole configuration."""
+        """Refuse what the loop cannot do: no earlier place knows the whole configuration."""
         super()._validate_generation_mode(generation_mode, generation_config, options)
         for name in ("prefill_chunk_size", "token_healing"):
             if value := getattr(generation_config, name):
@@ -72,7 +74,7 @@ class GenerationLoop(PreTrainedModel, GenerationMixin):
         past_key_values: Any = None,
         **_: Any,
     ) -> dict[str, Any]:
-        """The prompt with what is new behind it; the loop's own bookkeeping is not needed."""
+        """Arguments of a step: the prompt with the new tokens behind it, and the cache."""
         # Beams and several return sequences repeat each prompt in place.
         copies = input_ids.shape[0] // len(self.prompt)
         x = self.prompt
@@ -89,7 +91,7 @@ class GenerationLoop(PreTrainedModel, GenerationMixin):
         past_key_values: Any = None,
         **_: Any,
     ) -> CausalLMOutputWithPast:
-        """One step: what the cache does not hold of the sequence so far."""
+        """Logits of one step, which runs what the cache does not hold of the sequence so far."""
         logits = self.hooked(input_ids, past_key_values=past_key_values)
         if self.after_step is not None:
             self.after_step(input_ids.shape[1])

@@ -31,14 +31,14 @@ Hook = tuple[str | Callable[[str], bool], Callable[..., Any]]
 
 
 class HookPoint(TransformerLensHookPoint):
-    """TransformerLens' point, of which hooks may take no other shape.
+    """TransformerLens' hook point, whose hooks must keep the shape of the value.
 
     What a hook returned with one row, or one head, would be spread over all of them further on,
     without a word.
     """
 
     def __call__(self, value: Num[Tensor, "..."]) -> Num[Tensor, "..."]:
-        """What the hooks made of the value.
+        """The value as the hooks left it.
 
         Raises:
             InputError: something else than a tensor of its shape.
@@ -90,7 +90,7 @@ class Recorder:
         pos_slice: Slice,
         remove_batch_dim: bool,
     ) -> None:
-        """``names`` are the keys to store under."""
+        """Store values under each of ``names``."""
         self.store, self.names, self.device = store, names, device
         self.pos_slice, self.remove_batch_dim = pos_slice, remove_batch_dim
         self.copy = True

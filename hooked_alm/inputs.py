@@ -1,4 +1,4 @@
-"""What every entry point takes: tokens, positions, audio clips, and which position is what.
+"""Inputs of every entry point: tokens, positions, audio clips, and which position is what.
 
 ``ALMInput`` looks like a token tensor to TransformerLens' tools (``.shape``, ``.ndim``, ``len``,
 slicing along the batch) and carries the audio along.
@@ -30,19 +30,19 @@ afresh would give the same bits.
 
 @dataclass(eq=False)
 class AudioClip:
-    """One clip as the audio encoder reads it, with the embeddings it was once encoded to."""
+    """A clip as the audio encoder reads it, with the embeddings it was once encoded to."""
 
     features: Shaped[Tensor, "window feature frame"]
     """Log-mel spectrograms, padded to the length that the encoder wants; codes for models that read
     those. Most models hear a clip in one window, some cut it into several."""
     n_frames: tuple[int, ...]
-    """Per window, the frames that are not padding."""
+    """Number of frames that are not padding, per window."""
     n_tokens: int
     """Positions the clip fills in the prompt."""
     name: str = "clip"
     seconds: float | None = None
     notes: tuple[str, ...] = ()
-    """What was done on reading: resampled, downmixed, truncated, silent."""
+    """Notes on what was done on reading: resampled, downmixed, truncated, silent."""
     # Per encoder: the version of its weights and, per batch, what it made of this clip. Never
     # pickled.
     _encoded: WeakKeyDictionary[nn.Module, tuple[WeightsVersion, dict[Batch, Tensor]]] = field(
@@ -84,18 +84,18 @@ class ALMInput:
     tokens: Int[Tensor, "batch pos"]
     """Ids with every placeholder expanded; pads included."""
     attention_mask: Int[Tensor, "batch pos"]
-    """1 at real positions."""
+    """Mask: 1 at real positions, 0 at pads."""
     position_ids: Int[Tensor, "*axis batch pos"]
-    """``[batch, pos]``, or ``[3, batch, pos]`` for a model with three rotary axes."""
+    """Position ids ``[batch, pos]``, or ``[3, batch, pos]`` for a model with three rotary axes."""
     spans: SpanMap
     clips: tuple[AudioClip, ...] = ()
     """Clips of all rows, in order of appearance."""
     clip_rows: tuple[int, ...] = ()
-    """For each clip, the row it is heard in."""
+    """Index of the row that each clip is heard in, ascending."""
     text_tokens: Int[Tensor, "batch pos"] | None = None
     """A second stream of ids, for a model that reads text and audio tokens side by side."""
     blank: int | None = None
-    """What ``tokens`` holds where the second stream alone goes on."""
+    """Id that ``tokens`` holds where the second stream alone goes on."""
 
     def __post_init__(self) -> None:
         """Check shapes once, here, rather than in every tool."""
@@ -103,8 +103,8 @@ class ALMInput:
             axes = (3,) if name == "position_ids" and value.ndim == 3 else ()
             if value.shape != (*axes, *self.tokens.shape):
                 raise InputError(
-                    f"making an ALMInput: {name} has shape {tuple(value.shape)}, "
-                    f"the tokens {tuple(self.tokens.shape)}."
+                    f"making an ALMInput: {name} has shape {tuple(value.shape)}, expected that of "
+                    f"the tokens, {tuple(self.tokens.shape)}."
                 )
         rows = list(self.clip_rows)
         if len(self.clips) != len(rows) or rows != sorted(rows) or {*rows} - {*range(len(self))}:
@@ -120,25 +120,25 @@ class ALMInput:
 
     @property
     def shape(self) -> torch.Size:
-        """``(batch, pos)``."""
+        """Shape ``(batch, pos)`` of the ids."""
         return self.tokens.shape
 
     @property
     def ndim(self) -> int:
-        """2."""
+        """Number of axes of the ids: 2."""
         return self.tokens.ndim
 
     @property
     def device(self) -> torch.device:
-        """Where the tokens are."""
+        """Device of the tokens."""
         return self.tokens.device
 
     def __len__(self) -> int:
-        """Rows."""
+        """Number of rows."""
         return self.tokens.shape[0]
 
     def __iter__(self) -> Iterator["ALMInput"]:
-        """One row after the other."""
+        """Iterate over the rows, each as an input of one row."""
         return (self[row] for row in range(len(self)))
 
     def __getitem__(self, index: BatchIndex) -> "ALMInput":
@@ -180,7 +180,10 @@ class ALMInput:
                 "For positions, use spans."
             )
         if any(not -len(self) <= i < len(self) for i in index):
-            raise InputError(f"indexing an ALMInput of {len(self)} rows with {index!r}.")
+            raise InputError(
+                f"indexing an ALMInput with {index!r}: expected rows from {-len(self)} to "
+                f"{len(self) - 1}."
+            )
         return [i % len(self) for i in index]
 
     def extend(self, tokens: Int[Tensor, "batch new"]) -> "ALMInput":
@@ -213,7 +216,7 @@ class ALMInput:
         return replace(self, **moved)
 
     def cpu(self) -> "ALMInput":
-        """The same on the CPU."""
+        """Tokens, mask and positions on the CPU; clips stay as they are."""
         return self.to("cpu")
 
     def repeat(self, batch: int, pos: int) -> "ALMInput":
@@ -223,7 +226,10 @@ class ALMInput:
             InputError: positions would be repeated, and with them the audio.
         """
         if pos != 1:
-            raise InputError(f"repeating an ALMInput {pos} times along the positions: rows only.")
+            raise InputError(
+                f"repeating an ALMInput {pos} times along the positions: rows only. Use "
+                f"repeat({batch}, 1)."
+            )
         return self[list(range(len(self))) * batch]
 
     def numpy(self) -> Int[np.ndarray, "batch pos"]:
@@ -286,4 +292,4 @@ def refuse_arguments(arguments: dict[str, object], expected: str) -> None:
 
 
 ModelInput = ALMInput | TokenIds | str | list[str]
-"""What a model runs on; all but the first hold no audio."""
+"""Prompts that a model runs on; all kinds but ``ALMInput`` hold no audio."""

@@ -22,11 +22,11 @@ def attention_masks(
     resid: Resid,
     cache: Any,
 ) -> dict[LayerType, Any]:
-    """One mask per layer type that occurs, in the form that an implementation wants.
+    """Masks by layer type, one for each that occurs, in the form that an implementation wants.
 
     Args:
         cfg: says which layer types occur, and the window.
-        stack: whose blocks attend; says which rows see which.
+        stack: the blocks that attend; says which rows see which.
         implementation: "eager" gives masks to add to scores; "sdpa" booleans, or None where the
             kernel's own causal masking is enough.
         attention_mask: ``[batch, key_pos]``, 1 at real positions.
@@ -42,13 +42,16 @@ def attention_masks(
     """
     layer_types: dict[LayerType, None] = dict.fromkeys(cfg.layer_types)
     if cfg.branches:
+        # Blocks of a branch attend in full, whatever the trunk's do.
         layer_types["full_attention"] = None
     if stack.reach != "later rows":
         seen = _seen_by_place(stack, attention_mask.to(resid.device), implementation, cache)
         if implementation == "eager":
+            # To be added to scores; the dtype's minimum, as in transformers' own masks.
             lowest = torch.finfo(resid.dtype).min
             return dict.fromkeys(layer_types, (~seen).to(resid.dtype) * lowest)
         return dict.fromkeys(layer_types, seen)
+    # Here, because importing the package is to load no model code.
     from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
     makers = {
@@ -71,7 +74,7 @@ def attention_masks(
 def _seen_by_place(
     stack: Stack, attention_mask: Tensor, implementation: str, cache: Any
 ) -> Bool[Tensor, "batch 1 query_pos key_pos"]:
-    """Which real positions see which; pads see themselves alone, so that no row is empty."""
+    """True where a position sees another; a pad sees itself alone, so that no row is empty."""
     if implementation not in ("sdpa", "eager") or cache is not None:
         raise InputError(
             f"running {stack.blocks}, whose rows read later ones, with {implementation} attention"
@@ -79,6 +82,7 @@ def _seen_by_place(
             + ": expected 'sdpa' or 'eager', and no cache."
         )
     real = attention_mask.bool()
+    # Stacks count real positions. At pads the count means nothing; they are taken out below.
     places = real.long().cumsum(-1) - 1
     seen = stack.sees(places[:, :, None], places[:, None, :])
     seen = seen & real[:, None, :] & real[:, :, None]

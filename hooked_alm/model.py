@@ -228,7 +228,7 @@ class HookedALM(StackedModel, Generation, HookedTransformerSurface, HookedModule
         return self.audio.input_from_hf(**processor_output).to(self.cfg.device)
 
     def hf_arguments(self, x: ALMInput) -> dict[str, Any]:
-        """What Hugging Face's ``forward`` takes for the same prompts; undoes ``encode``."""
+        """Arguments of Hugging Face's ``forward`` for the same prompts; undoes ``encode``."""
         arguments = {
             "input_ids": x.tokens,
             "attention_mask": x.attention_mask,
@@ -286,8 +286,8 @@ class HookedALM(StackedModel, Generation, HookedTransformerSurface, HookedModule
                 it, unpadded positions 0, 1, ...
             past_key_values: transformers ``Cache``; the positions it already holds are not run.
             loss_per_token: losses ``[batch, pos - 1]`` instead of their mean; see ``loss_fn``.
-            head: whose logits; None is the head in use. The branch of another head runs only if
-                one of its points is hooked.
+            head: name of the head whose logits are returned; None is the head in use. The branch of
+                another head runs only if one of its points is hooked.
 
         Returns:
             Logits ``[batch, pos, vocab]``, a scalar loss, an ``Output`` of both, or the residual
@@ -407,7 +407,7 @@ class HookedALM(StackedModel, Generation, HookedTransformerSurface, HookedModule
     def _contexts(
         self, blocks: Sequence[str], x: ALMInput, resid: Resid, cache: Any
     ) -> dict[str, AttentionContext]:
-        """What the attention of every block that runs needs."""
+        """Attention contexts of every block that runs, by its name."""
         positions = x.position_ids[..., x.shape[1] - resid.shape[1] :].to(resid.device)
         along = positions if positions.ndim == 2 else None
 
@@ -483,7 +483,10 @@ class HookedALM(StackedModel, Generation, HookedTransformerSurface, HookedModule
             HookNameError: a name that matches nothing or cannot fire.
         """
         if remove_batch_dim and args and len(args[0]) != 1 and not isinstance(args[0], str):
-            raise InputError(f"removing the batch axis: the input has {len(args[0])} rows.")
+            raise InputError(
+                f"removing the batch axis: the input has {len(args[0])} rows, expected one. Leave "
+                "remove_batch_dim out."
+            )
         output, cache = super().run_with_cache(*args, remove_batch_dim=remove_batch_dim, **kwargs)
         if not return_cache_object:
             return output, cache

@@ -1,4 +1,4 @@
-"""The one table of hook points.
+"""Table of all hook points.
 
 A row says what a point shows, what of the residual stream it is made of and what it adds to it, how
 far an edit there reaches within its block, and what it costs. Rows of a block are in the order in
@@ -18,11 +18,11 @@ Site = Literal[
 ]  # fmt: skip
 """Points that can be edited in a sweep, by their short names."""
 UnitKind = Literal["head", "kv_head", "neuron"]
-"""What one index of a point names."""
+"""Kind of the part of a point that one index names."""
 Reader = Literal["q", "k", "v", "mlp", "resid_pre", "resid_mid", "resid_post"]
-"""What reads the stream: through a norm and a projection, or the stream itself."""
+"""Readers of the stream: through a norm and a projection, or the stream itself."""
 Writer = Literal["embed", "attn", "mlp"]
-"""What adds to the stream."""
+"""Writers to the stream."""
 EditReach = Literal["own rows", "reading rows"]
 """Rows of its own block that an edit changes: those edited, or all that attend to them."""
 
@@ -31,31 +31,31 @@ _UNITS: dict[str, UnitKind] = {"head": "head", "kv_head": "kv_head", "d_mlp": "n
 
 
 class Point(NamedTuple):
-    """One row."""
+    """A row of the table: one hook point."""
 
     name: str
-    """Below its block; by itself outside of blocks."""
+    """Name below its block; the last part of the name outside of blocks."""
     axes: str = RESID
     reads: Reader | None = None
     writes: Writer | None = None
     reach: EditReach | None = None
-    """None where sweeps do not edit."""
+    """Rows that an edit changes; None where sweeps do not edit."""
     on_demand: bool = False
-    """Computed on the side, and only when something hooks it."""
+    """Whether the point is computed on the side, and only when something hooks it."""
     flag: str | None = None
     """Field of ``cfg`` that HookedTransformer hides the point behind; here it decides only whether
     a cache without names keeps it."""
     alias: str | None = None
-    """TransformerLens' second name for it."""
+    """TransformerLens' second name for the point."""
 
     @property
     def short(self) -> str:
-        """``z`` for ``attn.hook_z``, ``ln1.scale`` for ``ln1.hook_scale``."""
+        """Short name: ``z`` for ``attn.hook_z``, ``ln1.scale`` for ``ln1.hook_scale``."""
         return re.sub(r"^(attn|mlp)\.", "", self.name).replace("hook_", "")
 
     @property
     def unit(self) -> UnitKind | None:
-        """What the point is divided into."""
+        """Kind of the parts that the point is divided into, or None."""
         return next((_UNITS[axis] for axis in self.axes.split() if axis in _UNITS), None)
 
     @property
@@ -105,7 +105,7 @@ BLOCK = (
     Point("hook_mlp_out", writes="mlp", reach="own rows"),
     Point("hook_resid_post", reads="resid_post", reach="own rows"),
 )  # fmt: skip
-"""Of every block."""
+"""Points of every block, in the order in which they fire."""
 OUTSIDE = (
     Point("hook_encoder_in", "window mel frame"),
     Point("hook_encoder_out", "window audio_pos d_audio"),
@@ -120,10 +120,10 @@ OUTSIDE = (
     Point("hook_in"),
     Point("hook_out", "batch pos vocab"),
 )
-"""Of the model, its front-end, and what stands behind a stack: final norms and unembeddings."""
+"""Points of the model, its front-end, and the final norms and unembeddings behind stacks."""
 
 SITES = {cast(Site, point.short): point for point in BLOCK if point.reach}
-"""In the order in which they fire."""
+"""Points that sweeps edit, by short name, in the order in which they fire."""
 SENDERS = {point.name: point for point in (*OUTSIDE, *BLOCK) if point.writes}
 RECEIVERS = {
     name: point for point in BLOCK if point.reads for name in (point.name, point.alias) if name
@@ -147,8 +147,8 @@ def point_of(name: str) -> Point:
     found = _BY_NAME.get(match["point"]) if match else _OUTSIDE.get(name.rpartition(".")[2])
     if found is None:
         raise HookNameError(
-            f"describing hook point {name!r}: the table of points has none such. Add its row to "
-            "hooked_alm/points.py."
+            f"describing hook point {name!r}: the table of points has none such. Use a name of "
+            "`model.hook_dict`; a new point needs a row in the table first."
         )
     return found
 

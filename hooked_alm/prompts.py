@@ -1,4 +1,4 @@
-"""From waveforms and text to an ``ALMInput``, by way of the parts of a Hugging Face processor."""
+"""Prompts: an ``ALMInput`` from waveforms and text, by the parts of a Hugging Face processor."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ Message = Mapping[str, Any]
 Conversation = Sequence[Message]
 Segments = Sequence[tuple[str, str]]
 CLIP = -1
-"""No id: stands for a clip where no token does."""
+"""Stand-in for a clip where no token marks one; not an id."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Prompt:
-    """One row before padding."""
+    """A row before padding."""
 
     ids: list[int]
     is_audio: list[bool]
@@ -36,10 +36,10 @@ class PromptToken(NamedTuple):
 
     id: int
     start: int
-    """The characters that it stands for, half-open."""
+    """Start of the characters that the token stands for, half-open with ``stop``."""
     stop: int
     segment: str | None = None
-    """Name of the part it belongs to, if it is no part of the instruction."""
+    """Name of the part that the token belongs to, if it is no part of the instruction."""
 
 
 class PromptBuilder:
@@ -57,11 +57,11 @@ class PromptBuilder:
         """Take the processor's parts; nothing is read yet.
 
         Args:
-            tokenizer: of the checkpoint.
-            feature_extractor: what the front-end makes features with.
-            chat_template: of the checkpoint.
-            front_end: of the model.
-            audio_text: what stands for a clip, if the template takes messages of plain text.
+            tokenizer: tokenizer of the checkpoint.
+            feature_extractor: the extractor that the front-end makes features with.
+            chat_template: chat template of the checkpoint.
+            front_end: front-end of the model.
+            audio_text: text that stands for a clip, if the template takes messages of plain text.
         """
         self.tokenizer, self.feature_extractor = tokenizer, feature_extractor
         self.chat_template, self.front_end = chat_template, front_end
@@ -74,7 +74,7 @@ class PromptBuilder:
         answer_prefix: str | None,
         truncate: bool,
     ) -> ALMInput:
-        """One left-padded row per conversation."""
+        """Left-padded rows, one per conversation."""
         clips = self._read_clips(conversations, truncate)
         prompts = [
             self._prompt(conversation, parts, answer_prefix or "", row_clips)
@@ -347,7 +347,7 @@ def _audio_sources(conversation: Conversation) -> list[AudioSource | AudioClip]:
 
 
 def segments_by_row(segments: Any, n_rows: int) -> list[Segments | None]:
-    """One list of segments per row; a single list, or None, is shared.
+    """Lists of segments, one per row; a single list, or None, is shared.
 
     Raises:
         InputError: lists for another number of rows.
@@ -355,7 +355,10 @@ def segments_by_row(segments: Any, n_rows: int) -> list[Segments | None]:
     is_shared = not segments or isinstance(segments[0][0], str)
     rows = [segments] * n_rows if is_shared else list(segments)
     if len(rows) != n_rows:
-        raise InputError(f"naming segments: {len(rows)} lists of segments for {n_rows} rows.")
+        raise InputError(
+            f"naming segments: {len(rows)} lists of segments for {n_rows} rows. Give one per row, "
+            "or one for all."
+        )
     return rows
 
 

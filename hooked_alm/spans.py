@@ -1,4 +1,4 @@
-"""Which position of a prompt is what."""
+"""Spans: names for the positions of a prompt."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from torch import Tensor
 from .errors import InputError
 
 SPAN_NAMES = frozenset({"audio", "audio_struct", "text", "struct", "readout", "sink"})
-"""Spans of every input: together, all its real positions."""
+"""Names of the spans of every input; together they are all its real positions."""
 
 Range = tuple[int, int]
 """Half-open range of positions in the padded prompt."""
@@ -21,7 +21,7 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class AudioTokens:
-    """How a family marks audio in a prompt."""
+    """Marks of audio in a prompt, as a family sets them."""
 
     placeholder: int | None
     """Id that every audio position carries, and no other; None where no id tells them."""
@@ -32,15 +32,15 @@ class AudioTokens:
     max_seconds: float | None
     """Longest clip the feature extractor keeps; None without a limit."""
     text: str | None = None
-    """What stands for a clip in the rendered prompt where ``placeholder`` is None: the pieces
+    """Text that stands for a clip in the rendered prompt where ``placeholder`` is None: the pieces
     around it are tokenised one by one."""
     prepend_bos: bool = True
-    """Whether the tokenizer's own special tokens go before the first of them."""
+    """Whether the tokenizer's own special tokens go before the first piece."""
 
 
 @dataclass(frozen=True)
 class SpanMap:
-    """Which positions are what: span name -> per row, half-open ranges of padded positions.
+    """Ranges of spans: span name -> per row, half-open ranges of padded positions.
 
     ``audio`` (speech frames only), ``audio_struct`` (media markers), ``text`` (the instruction),
     ``struct`` (roles and template), ``readout`` (the position that predicts the first answer
@@ -53,14 +53,18 @@ class SpanMap:
     n_pos: int
     seconds_per_token: float | None = None
     clips: Sequence[Sequence[Sequence[Range]]] = ()
-    """Per row and clip, the positions that its embeddings fill, whatever span they count to.
+    """Positions that a clip's embeddings fill, per row and clip, whatever span they count to.
 
     Empty where no row has audio. Usually one range; a family that brackets parts of a clip by
     markers has several.
     """
 
     def __getitem__(self, name: str) -> Sequence[Sequence[Range]]:
-        """Per row, the ranges of a span."""
+        """Ranges of a span, per row.
+
+        Raises:
+            InputError: no span of that name.
+        """
         if name not in self.ranges:
             raise InputError(
                 f"looking up span {name!r}: this input has {', '.join(sorted(self.ranges))}."
@@ -100,10 +104,10 @@ class SpanMap:
         """Positions that hear a time window of a clip, as ranges like any span's.
 
         Args:
-            row: of the batch.
+            row: index of the row in the batch.
             start_s: start of the window, in seconds from the start of the clip.
             stop_s: its end. A position belongs to the window if its time slot overlaps it.
-            clip: which of the row's clips, in order of appearance.
+            clip: index of the clip among the row's, in order of appearance.
 
         Raises:
             InputError: no such clip, no time axis, or a window that misses the clip.
@@ -128,13 +132,13 @@ class SpanMap:
         return as_ranges(positions[first:end])
 
     def select(self, rows: Sequence[int]) -> "SpanMap":
-        """The map of a part of the batch."""
+        """Span map of some rows of the batch."""
         picked = {name: [spans[row] for row in rows] for name, spans in self.ranges.items()}
         clips = [self.clips[row] for row in rows] if self.clips else ()
         return replace(self, ranges=picked, clips=clips)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain lists, to be saved with every result."""
+        """Plain lists of the ranges, to be saved with every result."""
         return {
             name: [[list(r) for r in row] for row in rows] for name, rows in self.ranges.items()
         }
@@ -148,7 +152,7 @@ def span_flags(
     is_marker: Sequence[bool] | None = None,
     segments: Mapping[str, Sequence[bool]] | None = None,
 ) -> dict[str, list[bool]]:
-    """Per span, which positions of one row belong to it; audio and markers are never text."""
+    """Flags per span of the positions of one row; audio and markers are never text."""
     nowhere = [False] * len(mask)
     is_audio, is_marker = is_audio or nowhere, is_marker or nowhere
     real = [pos for pos, m in enumerate(mask) if m]
@@ -176,7 +180,7 @@ def span_map(
     seconds_per_token: float | None = None,
     clips: Sequence[Sequence[Sequence[Range]]] = (),
 ) -> SpanMap:
-    """The map of a batch, from what ``span_flags`` says of its rows."""
+    """Span map of a batch, from the ``span_flags`` of its rows."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     ranges = {
         name: [as_ranges(pos for pos, flag in enumerate(row.get(name, ())) if flag) for row in rows]
@@ -186,7 +190,7 @@ def span_map(
 
 
 def clip_ranges(is_audio: Sequence[bool], n_tokens: Sequence[int]) -> list[list[Range]]:
-    """Per clip of one row, its ranges: clips fill the audio positions in order."""
+    """Ranges of each clip of one row: clips fill the audio positions in order."""
     positions = [pos for pos, flag in enumerate(is_audio) if flag]
     ends = list(accumulate(n_tokens, initial=0))
     return [as_ranges(positions[start:end]) for start, end in pairwise(ends)]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 StackedT = TypeVar("StackedT", bound="StackedModel")
 Reach = Literal["later rows", "all rows", "own chunk"]
-"""Which rows read a row, so that an edit of it reaches them one block up: those behind it (a
+"""Rows that read a row, so that an edit of it reaches them one block up: those behind it (a
 decoder), every one (an encoder), or those of its chunk (an encoder that hears chunk by chunk)."""
 
 
@@ -44,7 +44,7 @@ class Stack:
     """Block whose output the first one reads; None is what the tokens were embedded as."""
     reach: Reach = "later rows"
     chunk: int | None = None
-    """Rows of a chunk, where these are what an edit reaches."""
+    """Number of rows of a chunk, where an edit reaches its own chunk."""
 
     def __post_init__(self) -> None:
         """Refuse a reach without its chunk, or a chunk without its reach."""
@@ -60,10 +60,11 @@ class Stack:
         return tuple(f"{self.blocks}.{layer}" for layer in range(self.n_layers))
 
     def sees(self, rows: Int[Tensor, "..."], keys: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
-        """Whether rows read keys, of shapes that broadcast; a sliding window is the attention's."""
+        """True where a row reads a key; shapes broadcast. A sliding window is the attention's."""
         if self.reach == "later rows":
             return keys <= rows
         if self.chunk is None:
+            # Compared for the shape alone.
             return torch.ones_like(keys <= rows)
         return keys // self.chunk == rows // self.chunk
 
@@ -72,6 +73,7 @@ class Stack:
         if not ranges:
             return ()
         if self.reach == "later rows":
+            # Ranges ascend.
             return ((ranges[0][0], n_rows),)
         if self.chunk is None:
             return ((0, n_rows),)
@@ -81,7 +83,7 @@ class Stack:
 
 
 def ranges_of(*rows: Int[Tensor, " _row"]) -> tuple[Range, ...]:
-    """All rows of some tensors as ranges, one for each unbroken run of them."""
+    """Ranges of the rows in some tensors, one for each unbroken run of rows."""
     ordered = sorted({row for some in rows for row in some.tolist()})
     if ordered and ordered[-1] - ordered[0] + 1 == len(ordered):  # most often, and many times
         return ((ordered[0], ordered[-1] + 1),)
@@ -89,7 +91,7 @@ def ranges_of(*rows: Int[Tensor, " _row"]) -> tuple[Range, ...]:
 
 
 def rows_in(ranges: tuple[Range, ...]) -> Int[Tensor, " row"]:
-    """Ranges as rows."""
+    """Rows of some ranges, in their order."""
     return torch.cat([torch.arange(*one) for one in ranges] or [torch.arange(0)])
 
 
@@ -113,16 +115,16 @@ class StackedModel:
     """Mixed into ``HookedALM``; owns its stacks and the choice of the head."""
 
     head: str = "text"
-    """What a run ends in."""
+    """Name of the head that a run ends in."""
     stacks: Mapping[str, Stack]
-    """By the head that a stack leads to."""
+    """Stacks by the head that they lead to."""
 
     if TYPE_CHECKING:
         cfg: HookedALMConfig
         get_submodule: Any
 
     def towards(self: StackedT, head: str) -> StackedT:
-        """The same model, weights and hooks shared, with another head in use.
+        """A model that shares all weights and hooks with this one, and has another head in use.
 
         ``model(x)`` then gives that head's logits, and sweeps, paths, lenses and attributions run
         along its blocks: the layers they speak of count along ``path``.
@@ -136,6 +138,7 @@ class StackedModel:
                 f"reading head {head!r} of {self.cfg.model_name!r}: it has "
                 + (f"{', '.join(others)} and {last}." if others else f"{last} alone.")
             )
+        # Shallow: modules, hooks and ``cfg`` stay the same objects.
         other = copy(self)
         other.head = head
         return other
@@ -162,6 +165,7 @@ class StackedModel:
         stack = self.stacks[head]
         for other in self.stacks:
             if stack.reads in self.stacks[other].block_names:
+                # This stack starts inside another, whose own way comes before it.
                 before = self._path(other)
                 return (*before[: before.index(stack.reads) + 1], *stack.block_names)
         return stack.block_names
@@ -198,33 +202,38 @@ class StackedModel:
                     f"running some blocks: got {name}={layer}, expected a number from {-n_layers} "
                     f"to {n_layers}. The model has {n_layers} blocks."
                 )
+        # Slicing resolves negative numbers.
         return range(n_layers)[start:stop]
 
     def _forks(self) -> dict[int, list[tuple[str, ...]]]:
-        """What leads to other heads, by the number of blocks of ``path`` before it."""
+        """Names of modules on each way to another head, by the number of blocks before it."""
         forks: dict[int, list[tuple[str, ...]]] = {}
         for head in self.stacks:
             if head != self.head:
                 way = self._path(head)
+                # Two ways have the same blocks up to their fork, and none after it.
                 n = sum(ours == theirs for ours, theirs in zip(self.path, way, strict=False))
                 forks.setdefault(n, []).append((*way[n:], *self._behind(head)))
         return forks
 
     def _left_out(self, start: int | None, stop: int | None) -> tuple[str, ...]:
-        """What the names of points begin with that a run of some layers does not reach."""
+        """Beginnings of the names of hook points that a run of some layers does not reach."""
         layers = self._layers(start, stop)
         parts = {name for head in self.stacks for name in (*self._path(head), *self._behind(head))}
         runs = {*self.path[layers.start : layers.stop]}
         if stop is None:
+            # A run that goes on to its head takes the forks it passes; one that stops returns the
+            # stream.
             passed = {layer + 1 for layer in layers} | ({0} if start is None else set())
             forks = {n: ways for n, ways in self._forks().items() if n in passed}
             runs |= {*self._behind(self.head)}
             runs |= {name for ways in forks.values() for way in ways for name in way}
+        # A run that begins at a block embeds nothing.
         before = () if start is None else ("hook_", "audio.")
         return (*before, *(f"{name}." for name in parts - runs))
 
     def _hooked_ways(self) -> dict[int, list[tuple[str, ...]]]:
-        """Those of ``_forks`` that something hooks: only these run."""
+        """Ways to other heads on which something is hooked, by fork: only these run."""
 
         def is_any_hooked(way: tuple[str, ...]) -> bool:
             points = (point for name in way for point in self.get_submodule(name).modules())
@@ -238,7 +247,7 @@ class StackedModel:
         resid: Resid,
         contexts: Mapping[str, AttentionContext],
     ) -> None:
-        """Run what leads to other heads from a fork."""
+        """Run the ways to other heads from a fork, for their hooks alone: no output is kept."""
         for way in ways:
             *blocks, norm, unembed = way
             stream = resid

@@ -44,7 +44,7 @@ def make_checkpoint(folder: Path, d_model: int = 512, n_layers: int = 12) -> Non
 
 
 def prompt(model: HookedALM, n_pos: int) -> ALMInput:
-    """One row of ``n_pos`` positions, all but 50 of them audio."""
+    """A prompt of ``n_pos`` positions, all but 50 of them audio."""
     n_frames = 4 * (n_pos - 50)
     assert model.audio is not None
     n_audio = model.audio.n_tokens(n_frames)

@@ -21,8 +21,7 @@ from bench_forward import paired_ratio
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hooked_alm import ALMInput, HookedALM
-from hooked_alm.experiments.head_statistics.measure import OUTPUT, HeadMeter, Norms
-from hooked_alm.experiments.head_statistics.settings import TokenAgg
+from hooked_alm.methods.reading.head_norms import OUTPUT, HeadMeter, Norms, TokenAgg
 from hooked_alm.methods.statistics.moments import Moments
 
 HEADS_PER_KV_HEAD = 4
@@ -54,7 +53,7 @@ def batch(n_rows: int, n_pos: int) -> dict[str, torch.Tensor]:
 
 
 def summed_up(norms: Norms) -> list[Moments]:
-    """What the experiment keeps of a batch."""
+    """Moments of a batch, as the experiment keeps them."""
     kept = [Moments() for _ in range(4)]
     for moments, values in zip(kept, (*norms.heads.values(), norms.kept), strict=True):
         moments.update(values)
@@ -78,7 +77,7 @@ def z_norms(hf: Any, inputs: dict[str, torch.Tensor]) -> np.ndarray:
 
 @torch.no_grad()
 def bench(folder: Path, positions: Sequence[int], n_rows: int, n_pairs: int, dtype: str) -> None:
-    """One line for every length, aggregation and opponent."""
+    """Print a line for every length, aggregation and opponent."""
     hf = LlamaForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
     model = HookedALM.from_pretrained(str(folder), dtype=dtype)
     for n_pos in positions:

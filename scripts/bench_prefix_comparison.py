@@ -60,7 +60,7 @@ def write_items(file: Path, n_tokens: int, n_items: int) -> None:
 
 
 def main() -> None:
-    """Run it once, and print what it took."""
+    """Run the experiment once, and print its time and memory."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, default=2000)
     parser.add_argument("--vocab", type=int, default=151_936)
@@ -83,7 +83,7 @@ def main() -> None:
         Path("/proc/self/clear_refs").write_text("5")
         before, began = memory("VmRSS"), time.perf_counter()
         for unit in experiment.units():
-            experiment.run_unit(unit)
+            experiment.measure(unit)
         seconds = (time.perf_counter() - began) / options.items
         grown = memory("VmHWM") - before
         whole = 4 * 2 * (options.layers + 1) * options.tokens * options.vocab

@@ -76,7 +76,7 @@ class Work:
 
 
 def works(models: Models, positions: Sequence[int], names: Sequence[str]) -> list[Work]:
-    """Those that are named; the stream is patched at these positions."""
+    """Sweeps by their names; the stream is patched at these positions."""
     s, run = models.sizes, (models.model, models.base, models.donor, METRIC)
     readout = slice(s.positions - 1, s.positions)
     layers, heads = range(s.layers), range(s.heads)
@@ -123,7 +123,7 @@ class Watch:
         self.peak: dict[str, int] = {}
 
     def __call__(self, name: str, call: Callable[[], Any]) -> Any:
-        """What the call returns."""
+        """Run a call and return its value; time and memory are kept under the name."""
         held = 0
         if self.is_cuda:
             torch.cuda.synchronize()
@@ -237,7 +237,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def table(options: argparse.Namespace, sizes: Sizes, n_positions: int) -> list[dict[str, Any]]:
-    """Every work against every peer."""
+    """Measure every sweep against every peer; one row each."""
     positions = middles(n_positions, sizes.positions)
     print(f"layer_position_resid: {len(positions)} of {sizes.positions} positions, evenly spread")
     with tempfile.TemporaryDirectory() as folder:
@@ -268,7 +268,7 @@ def scaling_sizes(sizes: Sizes) -> list[tuple[str, Sizes]]:
 
 
 def scaling(options: argparse.Namespace, sizes: Sizes, n_positions: int) -> list[dict[str, Any]]:
-    """How our cost grows, beside the count of (layer, position) pairs."""
+    """Measure the growth of our cost, beside the count of (layer, position) pairs."""
     print(f"{'work':21}{'size':10}{'cells':>7}{'whole call':>12}{'sweep':>9}{'model':>9}")
     known: dict[Sizes, list[dict[str, Any]]] = {}
     found = []
@@ -290,7 +290,7 @@ def scaling(options: argparse.Namespace, sizes: Sizes, n_positions: int) -> list
 
 
 def machine(sizes: Sizes) -> dict[str, Any]:
-    """What the figures are taken with."""
+    """Machine, versions and sizes that the figures are taken with."""
     is_cuda = sizes.device.startswith("cuda")
     packages = ("torch", "transformers", "transformer-lens")
     return {

@@ -1,4 +1,4 @@
-"""What the bundled models are trained and measured on: spoken clips, questions, right answers.
+"""Data of the bundled models: spoken clips, questions about them, right answers.
 
 Sentences come from ``experiments/assets/sentences.csv`` (never the OB1 sentence). Two voice
 variants per language are kept from training, to be measured apart.
@@ -43,7 +43,7 @@ VOICES: dict[str, dict[Language, list[str]]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
-    """One spoken sentence and what was asked of the speaker."""
+    """A spoken sentence and what was asked of the speaker."""
 
     samples: NDArray[np.float32]
     language: Language
@@ -53,12 +53,12 @@ class Clip:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """One question about one clip."""
+    """A question about a clip."""
 
     clip: Clip
     mode: PromptMode
     language: Language
-    """Of the instruction, hence of the answer."""
+    """Language of the instruction, hence of the answer."""
     named: Emotion | None
     order: tuple[Emotion, ...] = EMOTIONS
 
@@ -132,7 +132,7 @@ def draw_case(
 
 
 def all_cases(clip: Clip, mode: PromptMode, rng: np.random.Generator) -> list[Case]:
-    """Every question of one mode about a clip, in both languages; one random order each."""
+    """Questions of one mode about a clip: all, in both languages, one random order each."""
     named: list[Emotion | None] = [None]
     if mode == "conflict":
         named = [e for e in EMOTIONS if e != clip.emotion]

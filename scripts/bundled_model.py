@@ -38,18 +38,18 @@ CHAT_FRAME = ("system\nYou are a helpful assistant.", "\n", "user\nAudio 1: ", "
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Design:
-    """What one pair of bundled models can say and read, and how large it is."""
+    """Vocabulary and sizes of a pair of bundled models."""
 
     words: tuple[str, ...]
     """The answers; each becomes one token."""
     questions: tuple[str, ...]
-    """What the tokenizer's merges are learnt from."""
+    """Texts that the tokenizer's merges are learnt from."""
     chunk_s: int
-    """Longest clip."""
+    """Longest clip, in seconds."""
     audio: Mapping[str, int]
     """Sizes of the audio tower, in the config's own field names."""
     text: Mapping[str, int]
-    """Sizes of the decoder, likewise."""
+    """Sizes of the decoder, in the config's own field names."""
 
 
 def build_processor(design: Design) -> Qwen2AudioProcessor:

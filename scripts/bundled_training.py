@@ -25,7 +25,7 @@ class Spoken(Protocol):
 
     @property
     def samples(self) -> NDArray[np.float32]:
-        """At 16 kHz."""
+        """Samples of the clip, at 16 kHz."""
 
 
 ClipT = TypeVar("ClipT")
@@ -59,7 +59,7 @@ class Mels:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sound(Generic[ClipT]):
-    """One clip as the decoder sees it."""
+    """A clip as the decoder sees it."""
 
     clip: ClipT
     tokens: Tensor  # [audio token, d_model]
@@ -109,10 +109,10 @@ def optimise(
 
     Args:
         parts: parameters and the weight decay of each group of them.
-        loss_of: draws a batch; its loss and accuracy.
+        loss_of: draws a batch, and returns its loss and accuracy.
         steps: number of batches.
         rate: highest learning rate.
-        name: of the stage, for the log.
+        name: name of the stage, for the log.
     """
     groups = [{"params": group, "weight_decay": decay} for group, decay in parts]
     optimiser = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
@@ -147,11 +147,11 @@ def train_listener(
     targets: Sequence[Tensor],
     plan: Plan,
 ) -> None:
-    """Tower and projector, through linear probes on every audio token.
+    """Train tower and projector, through linear probes on every audio token.
 
     Args:
         model: its tower and projector are trained.
-        mels: of the clips.
+        mels: spectrograms of the clips.
         targets: what each probe learns: a class per clip, counted from 0.
         plan: seed, batch and steps.
     """
@@ -239,17 +239,17 @@ def train_decoder(
     rate: float,
     name: str,
 ) -> None:
-    """Embeddings, decoder and head, on the answer's two tokens only.
+    """Train embeddings, decoder and head, on the answer's two tokens only.
 
     Args:
         model: its decoder is trained.
-        inputs: of the model's processor.
+        inputs: made with the model's processor.
         sounds: the clips as the listener hears them, sorted by length.
         draw: a question and its right answer for each clip of a batch.
         plan: seed and batch.
         steps: number of batches.
         rate: highest learning rate.
-        name: of the stage, for the log.
+        name: name of the stage, for the log.
     """
     rng = np.random.default_rng(plan.seed + 2)
     embed = model.get_input_embeddings()

@@ -1,4 +1,4 @@
-"""What the cards of all bundled models say alike."""
+"""Parts that the cards of all bundled models share."""
 
 import json
 import textwrap
@@ -9,7 +9,7 @@ from typing import Any
 from transformers import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
 
 Score = dict[str, int | float]
-"""``right``, ``n`` and ``accuracy``."""
+"""Numbers ``right``, ``n`` and ``accuracy`` of some answers."""
 Metrics = dict[str, dict[str, Score]]
 """Clip set -> kind of question -> score."""
 
@@ -44,7 +44,7 @@ def table(metrics: Metrics, title: str, rows: Mapping[str, str], sets: Mapping[s
 
     Args:
         metrics: see ``Metrics``; a set may lack a kind.
-        title: of the first column.
+        title: title of the first column.
         rows: kind of question -> how the table says it.
         sets: clip set -> its column's title.
     """
@@ -62,7 +62,7 @@ def _cell(found: Score | None) -> str:
 
 
 def write(folder: Path, text: str, metrics: Metrics) -> None:
-    """``README.md``, its paragraphs wrapped again after the numbers went in; ``metrics.json``."""
+    """Write ``README.md``, paragraphs wrapped again after the numbers went in; ``metrics.json``."""
     blocks = text.strip().split("\n\n")
     # Tables, code and headings as they are.
     wrapped = [

@@ -1,4 +1,4 @@
-"""What the twins of ``semantic_vs_prosody`` are trained and measured on.
+"""Data of the twins of ``semantic_vs_prosody``: sentences, spoken clips, right answers.
 
 A sentence is a phrase, whose words carry an emotion, about a topic, which carries none; it is
 spoken in the manner of an emotion (``synthesise_speech``). The phrases of a column below share
@@ -87,13 +87,13 @@ N_SAMPLES = 38_400
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
-    """One spoken sentence."""
+    """A spoken sentence."""
 
     samples: NDArray[np.float32]
     semantic: SpokenEmotion
-    """Of the words."""
+    """Emotion of the words."""
     prosody: SpokenEmotion
-    """Of the voice."""
+    """Emotion of the voice."""
     phrase: str
     topic: str
 
@@ -104,7 +104,7 @@ class Clip:
 
 
 def sentence(phrase: str, topic: str, *, topic_first: bool) -> str:
-    """``I am delighted about the trip.``, or the other way about."""
+    """Sentence of a phrase and a topic: ``I am delighted about the trip.``, or topic first."""
     if not topic_first:
         return f"{phrase} about the {topic}."
     inner = phrase if phrase.startswith("I ") else phrase[0].lower() + phrase[1:]

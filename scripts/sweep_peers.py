@@ -24,7 +24,7 @@ from hooked_alm import ALMInput, HookedALM
 from hooked_alm.methods.patching.metrics import LogitDiff
 
 N_BEFORE = 20
-"""Positions before the audio."""
+"""Number of positions before the audio."""
 VOCABULARY = 1000
 ANSWER, OTHER = 3, 7
 METRIC = LogitDiff(ANSWER, OTHER)
@@ -32,11 +32,11 @@ METRIC = LogitDiff(ANSWER, OTHER)
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Of the model and its prompt. MLPs are four times as wide as the stream."""
+    """Sizes of the model and its prompt. MLPs are four times as wide as the stream."""
 
     positions: int = 800
     text: int = 30
-    """Positions after the audio."""
+    """Number of positions after the audio."""
     layers: int = 12
     heads: int = 8
     kv_heads: int = 8
@@ -51,20 +51,20 @@ class Sizes:
 
     @property
     def n_audio(self) -> int:
-        """How many they are."""
+        """Number of positions of the audio."""
         return self.audio.stop - self.audio.start
 
     def columns(self, head: int) -> slice:
-        """Where a query head is in a projection."""
+        """Columns of a query head in a projection."""
         width = self.d_model // self.heads
         return slice(head * width, (head + 1) * width)
 
 
 class Cell(NamedTuple):
-    """One patch, as every side can make it."""
+    """A patch that every side can make."""
 
     index: tuple[int, ...]
-    """Where its value is in our result."""
+    """Index of the cell's value in our result."""
     site: str
     layer: int
     where: slice
@@ -74,7 +74,7 @@ class Cell(NamedTuple):
 
 
 def metric(logits: Tensor) -> float:
-    """``METRIC``, of whole logits."""
+    """Value of ``METRIC`` on whole logits."""
     return float(logits[0, -1, ANSWER].float() - logits[0, -1, OTHER].float())
 
 
@@ -94,7 +94,7 @@ class Models:
             self.embedded = [self.model(x, stop_at_layer=0) for x in (self.base, self.donor)]
 
     def prompt(self, seed: int) -> ALMInput:
-        """One row; the clip depends on the seed, the text does not."""
+        """A prompt of one row; the clip depends on the seed, the text does not."""
         n_frames = 4 * self.sizes.n_audio
         ids = 10 + torch.arange(self.sizes.positions)[None] % 900
         ids[:, self.sizes.audio] = VOCABULARY - 1
@@ -108,7 +108,7 @@ class Models:
 
     @property
     def hf_inputs(self) -> dict[str, Any]:
-        """Of Hugging Face's forward, beside the embeddings."""
+        """Arguments of Hugging Face's forward beside the embeddings."""
         x = self.base
         return dict(attention_mask=x.attention_mask, position_ids=x.position_ids, use_cache=False)
 
@@ -162,7 +162,7 @@ class HuggingFace:
 
     @cached_property
     def seen(self) -> list[dict[tuple[str, int], Tensor]]:
-        """Of base and donor: residual stream and z by layer, ``[batch, pos, features]``."""
+        """Activations of base and donor: stream and z by layer, ``[batch, pos, features]``."""
         both: list[dict[tuple[str, int], Tensor]] = []
         for which in (0, 1):
             both.append({})
@@ -219,7 +219,7 @@ def _remember(seen: dict[Any, Tensor], name: Any, module: object, args: tuple[Te
 
 
 class NNsight(HuggingFace):
-    """The same writes in traces of nnsight, over a model of its own."""
+    """Writes in traces of nnsight, over a model of its own."""
 
     name = "nnsight"
 
@@ -267,7 +267,7 @@ class Bridge:
 
     @cached_property
     def caches(self) -> list[Any]:
-        """Of base and donor."""
+        """Caches of base and donor."""
         self.bridge.set_use_split_qkv_input(False)
         return [
             self.bridge.run_with_cache(
@@ -284,7 +284,7 @@ class Bridge:
         return self.edge(cell, *cell.sender) if cell.sender else self.node(cell, caches[1])
 
     def node(self, cell: Cell, donor: Any) -> float:
-        """One activation replaced."""
+        """Metric with one activation replaced."""
         from transformer_lens import patching
 
         where = (slice(None), cell.where, *(() if cell.head is None else (cell.head,)))
@@ -303,7 +303,7 @@ class Bridge:
         return float(found[0])
 
     def edge(self, cell: Cell, layer: int, head: int) -> float:
-        """One head's message added to one head's query input, there alone."""
+        """Metric with one head's message added to one head's query input, there alone."""
         z = [cache[f"blocks.{layer}.attn.hook_z"][:, cell.where, head] for cache in self.caches]
         message = (z[1] - z[0]) @ self.bridge.blocks[layer].attn.W_O[head]
 
@@ -320,7 +320,7 @@ PEERS: dict[str, Any] = {"bridge": Bridge, "hf_hooks": HuggingFace, "nnsight": N
 
 
 def made_peers(models: Models, names: Sequence[str]) -> list[Any]:
-    """Those that can be imported; of the others, the reason is printed."""
+    """Peers that can be imported; for the others, the reason is printed."""
     peers = []
     for name in names:
         try:

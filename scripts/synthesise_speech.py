@@ -54,12 +54,12 @@ STRONG = 1.6
 OB1_VOICE: dict[Language, str] = {"en": "en-us", "zh": "cmn"}
 OB1_SAMPLES: dict[Language, int] = {"en": 48_000, "zh": 56_000}
 LEAD_S, TAIL_S = 0.10, 0.08
-"""Least silence before and after the speech of a fitted clip."""
+"""Least silence before and after the speech of a fitted clip, in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manner:
-    """How far one emotion is from neutral; units in the module docstring."""
+    """Deviation of an emotion from neutral; units in the module docstring."""
 
     pitch: float = 0
     range: float = 0
@@ -91,7 +91,7 @@ class Jitter:
     range: float = 0
     rate: float = 1.0
     rate_link: float = 1.0
-    """How far rate follows the emotion: 0 not at all, 1 fully."""
+    """Degree to which rate follows the emotion: 0 not at all, 1 fully."""
     level_db: float = 0
     tilt_db: float = 0
     tremor_hz: float = 7.0
@@ -165,7 +165,7 @@ def espeak() -> Espeak:
 
 
 def trim(samples: Samples, rate: int) -> Samples:
-    """Without leading and trailing silence: 10 ms blocks 50 dB under the loudest one."""
+    """Cut leading and trailing silence off: 10 ms blocks 50 dB under the loudest one."""
     block = rate // 100
     blocks = samples[: samples.size // block * block].reshape(-1, block)
     level = np.sqrt((blocks**2).mean(axis=1))
@@ -184,15 +184,15 @@ def make_clip(
     jitter: Jitter | None = None,
     n_samples: int | None = None,
 ) -> NDArray[np.float32]:
-    """One clip: mono, 16 kHz, full scale 1.0.
+    """Speak a clip: mono, 16 kHz, full scale 1.0.
 
     Args:
-        text: what is said.
-        language: of the text.
+        text: words to speak.
+        language: language of the text.
         voice: an espeak voice name, for example ``cmn+f2``.
-        emotion: how it is said, a key of ``MANNERS``.
+        emotion: manner of speaking, a key of ``MANNERS``.
         intensity: ``strong`` takes the emotion's deviation further.
-        seed: of the noise floor, and of the jitter when none is given.
+        seed: seed of the noise floor, and of the jitter when none is given.
         jitter: offsets of this clip; drawn from ``seed`` if None.
         n_samples: exact length; the rate is then fitted, and the rest is silence.
     """
@@ -238,7 +238,7 @@ def fit_rate(text: str, voice: str, *, pitch: int, spread: int, room_s: float) -
 
 
 def shape_voice(speech: Samples, manner: Manner, by: float, jitter: Jitter) -> Samples:
-    """Tremor, rise, drive and tilt, then resampling to 16 kHz."""
+    """Apply tremor, rise, drive and tilt, then resample to 16 kHz."""
     time = np.arange(speech.size) / espeak().rate
     if manner.tremor:
         omega, depth = 2 * np.pi * jitter.tremor_hz, by * manner.tremor

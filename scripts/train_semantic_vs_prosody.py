@@ -41,7 +41,7 @@ def draw_from(
 
 
 def heard_classes(clips: Sequence[Clip]) -> list[torch.Tensor]:
-    """What the listener learns: per kind of label, its number for each clip."""
+    """Classes that the listener learns: per kind of label, its number for each clip."""
     found = []
     for name in ("semantic", "prosody", "phrase", "topic"):
         labels = [getattr(clip, name) for clip in clips]

@@ -52,37 +52,37 @@ class WriteCard(Protocol):
         clips: int,
         command: str,
     ) -> None:
-        """For the model of one rule, made of so many clips by the command."""
+        """Write the card of the model of one rule, made of so many clips by the command."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Twins(Generic[ClipT, RuleT]):
-    """What a pair is made of."""
+    """Description of a pair of models."""
 
     script: str
-    """Of the command line."""
+    """Name of the script, for the command line."""
     plan: Plan
-    """As the bundled pair was trained."""
+    """Sizes with which the bundled pair was trained."""
     design: Design
     folders: Mapping[RuleT, str]
     """Rule -> name of the model."""
     speak: Callable[[int, int], list[ClipT]]
-    """``(number of clips, seed)`` -> those to train on."""
+    """Function ``(number of clips, seed)`` -> clips to train on."""
     speak_held_out: Callable[[int], dict[str, list[ClipT]]]
-    """``seed`` -> those that a model is measured on; both get the same ones."""
+    """Function ``seed`` -> clips that a model is measured on; both get the same ones."""
     heard: Callable[[Sequence[ClipT]], list[torch.Tensor]]
-    """What the listener learns: a class per clip, for each of its probes."""
+    """Function of clips: the class of each that the listener learns, for each of its probes."""
     shared: Questions[ClipT]
     branched: Callable[[RuleT], Questions[ClipT]]
     measure: Callable[..., Metrics]
-    """``(model, processor, rule, held-out clips, seed)``."""
+    """Function ``(model, processor, rule, held-out clips, seed)`` -> scores."""
     write_card: WriteCard
 
 
 def train(
     twins: Twins[ClipT, RuleT], processor: Qwen2AudioProcessor, clips: list[ClipT], plan: Plan
 ) -> Iterator[tuple[RuleT, Qwen2AudioForConditionalGeneration]]:
-    """Both models, one after the other."""
+    """Train both models, and give them one after the other."""
     mels = read_mels(processor, [clip.samples for clip in clips])
     print(f"{len(clips)} clips, {mels.frames.float().mean() / 100:.2f} s on average", flush=True)
     model = build_model(twins.design, processor, plan.seed)
@@ -102,7 +102,7 @@ def train(
 
 
 def main(twins: Twins[ClipT, RuleT]) -> None:
-    """Command line."""
+    """Parse the command line, and train, measure and write a pair."""
     parser = argparse.ArgumentParser(description=f"Train {' and '.join(twins.folders.values())}.")
     parser.add_argument("--out", type=Path, default=ASSETS / "models")
     for name, default in asdict(twins.plan).items():

@@ -1,1 +1,1 @@
-"""What several families share: decoder rules, Whisper windows, perception parts."""
+"""Parts that several families share: decoder rules, Whisper windows, perception parts."""

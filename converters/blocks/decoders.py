@@ -30,7 +30,7 @@ def decoder_rules(prefix: str, head: str = r"lm_head") -> list[Rule]:
 
     Args:
         prefix: regular expression, without groups, for what precedes ``layers.``.
-        head: the same for the unembedding, without ``.weight``.
+        head: regular expression for the name of the unembedding, without ``.weight``.
     """
     return [
         *block_rules(prefix + r"layers", "blocks"),
@@ -60,10 +60,11 @@ def decoder_config(
     """Sizes and variants of a Qwen2, Qwen3 or LLaMA decoder.
 
     Args:
-        text_config: transformers' config of it, which supplies what a sparse file leaves out.
-        published: the same part of ``config.json`` as written, to refuse what is unknown.
-        qkv_bias: Qwen2 has one; a LLaMA or Qwen3 config that asks for it is refused.
-        qk_norm: Qwen3 has it.
+        text_config: transformers' config of the decoder; it supplies what a sparse file leaves out.
+        published: the decoder's part of ``config.json`` as written, to refuse what is unknown.
+        qkv_bias: whether q, k and v have a bias, as in Qwen2; a LLaMA or Qwen3 config that asks for
+            it is refused.
+        qk_norm: whether q and k are normed per head, as in Qwen3.
         handled: further fields of the config, which the caller acts on.
         identity: what the caller decides (name, architecture, dtype, device, attention
             implementation, tying, multipliers).
@@ -96,7 +97,7 @@ def decoder_config(
 def text_decoder_config(
     config: Any, published: dict[str, Any], *, qkv_bias: bool, qk_norm: bool, **identity: Any
 ) -> HookedALMConfig:
-    """The same for a text-only model, whose config file is the decoder's."""
+    """Sizes and variants of a text-only model, whose config file is the decoder's."""
     return decoder_config(
         config,
         published,

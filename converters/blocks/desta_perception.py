@@ -1,4 +1,4 @@
-"""What DeSTA2 and DeSTA2.5-Audio share: layers of Whisper, read by a Q-Former with 64 queries.
+"""Parts of DeSTA2 and DeSTA2.5-Audio: layers of Whisper, read by a Q-Former with 64 queries.
 
 Source: kehanlu/DeSTA2 ``modeling_desta.py``, kehanlu/DeSTA2.5-Audio ``modeling_desta25.py``.
 """
@@ -35,7 +35,7 @@ SPEECH_NOTE = (
 
 
 CLIP_TEXT = "<|AUDIO|>"
-"""Stands for a clip in a rendered prompt."""
+"""Text that stands for a clip in a rendered prompt."""
 
 
 class QFormerConnector(nn.Module):
@@ -44,14 +44,14 @@ class QFormerConnector(nn.Module):
     def __init__(
         self, encoder: WhisperConfig, *, d_model: int, prompt_size: int, n_taps: int, n_layers: int
     ) -> None:
-        """Lay it out.
+        """Lay the connector out.
 
         Args:
             encoder: sizes of Whisper.
             d_model: width of the language model.
             prompt_size: queries per layer, which is positions per clip.
             n_taps: layers of Whisper that are read.
-            n_layers: of the Q-Former.
+            n_layers: number of layers of the Q-Former.
         """
         super().__init__()
         config = BertConfig(
@@ -76,7 +76,7 @@ class QFormerConnector(nn.Module):
     def read(
         self, states: Sequence[Float[Tensor, "window pos d_audio"]]
     ) -> Float[Tensor, "window query d_audio"]:
-        """What the queries found in the layers, before the projection."""
+        """Answers of the queries, a weighted sum over the layers read, before the projection."""
         found = [
             self.qformer(
                 prompt.expand(len(state), -1, -1), encoder_hidden_states=state
@@ -101,7 +101,7 @@ class DestaFrontEnd(FrontEnd):
 
         Args:
             encoder: config of Whisper.
-            connector: as many taps.
+            connector: made for as many taps.
             taps: states of the encoder, ascending; 0 is what enters the first layer.
             tokens: further fields of ``AudioTokens``.
 
@@ -128,18 +128,18 @@ class DestaFrontEnd(FrontEnd):
 
     @property
     def feature_shape(self) -> tuple[int, int]:
-        """The encoder takes nothing shorter."""
+        """Mel bins and frames of a full window: the encoder takes nothing shorter."""
         config = self.audio_tower.config
         return config.num_mel_bins, 2 * config.max_source_positions
 
     def n_tokens(self, n_frames: int) -> int:
-        """One per query, whatever the duration."""
+        """Audio positions: one per query, whatever the duration."""
         return len(self.connector.layer_weights)
 
     def windows_of(
         self, waveform: Waveform, extractor: Any
     ) -> tuple[Float[Tensor, "window mel frame"], list[int]]:
-        """One full window; the silence after the clip is heard, too."""
+        """Features of a recording as one full window, heard to its end, silence included."""
         return whisper_llama.whole_window(waveform, extractor)
 
     def encode(self, windows: Windows) -> Float[Tensor, "window audio_pos d_model"]:
@@ -200,7 +200,7 @@ class TranscribedPrompts(PromptBuilder):
 
 
 def name_transcripts(x: ALMInput, written: Bool[Tensor, "batch pos"]) -> ALMInput:
-    """The same input with a span for the transcripts.
+    """An input with a span for its transcripts added.
 
     They are neither the instruction nor what is heard, so they count as ``audio_struct``.
     """

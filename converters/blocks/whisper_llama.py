@@ -1,4 +1,4 @@
-"""What the families share that put Whisper's encoder before a LLaMA of its own checkpoint.
+"""Parts of families that put Whisper's encoder before a LLaMA of its own checkpoint.
 
 Source: transformers 5.23 ``WhisperEncoder``.
 """
@@ -28,9 +28,9 @@ TEXT_MODEL, AUDIO_MODEL = "text_model", "audio_model"
 FILLER = 0
 """Id at positions that no token stands for: their embeddings come from a clip."""
 SPEECH = -200
-"""Stands for a clip in ``input_ids`` where published code joins embeddings."""
+"""Id that stands for a clip in ``input_ids`` where published code joins embeddings."""
 Insertions = Sequence[tuple[int, int]]
-"""Before which token of a row how many audio positions go in; ascending."""
+"""Pairs of a token's index in a row and the audio positions that go before it; ascending."""
 
 
 class WhisperLlamaConfig(PreTrainedConfig):
@@ -79,7 +79,11 @@ def decoder_config(config: WhisperLlamaConfig, **identity: Any) -> HookedALMConf
 
 
 def account_for_whisper(config: Any, published: Mapping[str, Any]) -> None:
-    """Every field of a Whisper checkpoint's file, of which only the encoder is heard."""
+    """Account for the config of a Whisper checkpoint of which only the encoder is used.
+
+    Raises:
+        ConversionError: fields that are unknown, or known but not at a default.
+    """
     account_for(
         config,
         published,
@@ -114,7 +118,7 @@ def feature_extractor(config: Any) -> WhisperFeatureExtractor:
 def whole_window(
     waveform: Waveform, extractor: WhisperFeatureExtractor
 ) -> tuple[Float[Tensor, "1 mel frame"], list[int]]:
-    """One window of the extractor's full length, all of which is heard: silence counts."""
+    """Features of a recording as one window of full length, all of it heard: silence counts."""
     extracted = extractor(
         waveform.samples, sampling_rate=waveform.sampling_rate, return_tensors="pt"
     )
@@ -127,7 +131,7 @@ def encoder_states(
     features: Float[Tensor, "window mel frame"],
     mask: Float[Tensor, "window 1 1 pos"] | None = None,
 ) -> Iterator[Float[Tensor, "window pos d_audio"]]:
-    """What enters the encoder's first layer, and what leaves each; the final norm is not applied.
+    """States that enter the encoder's first layer and leave each, without the final norm.
 
     Unlike the encoder's own ``forward`` it takes windows shorter than the longest, and a mask.
     """

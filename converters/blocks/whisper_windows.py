@@ -34,7 +34,7 @@ class WindowedFrontEnd(FrontEnd):
     def windows_of(
         self, waveform: Waveform, extractor: Any
     ) -> tuple[Float[Tensor, "window mel frame"], list[int]]:
-        """Pieces of the extractor's ``chunk_length``, the last one padded."""
+        """Windows of the extractor's ``chunk_length``, the last one padded."""
         size = int(waveform.sampling_rate * extractor.chunk_length)
         samples = waveform.samples
         extracted = extractor(
@@ -55,7 +55,7 @@ class WindowedFrontEnd(FrontEnd):
         position_ids: Int[Tensor, "batch pos"] | None = None,
         **refused: object,
     ) -> ALMInput:
-        """See ``HookedALM.encode``."""
+        """An input from the arguments of the published ``forward``; see ``HookedALM.encode``."""
         ids, mask = ids_and_mask(
             input_ids, attention_mask, refused, "input_features, input_features_mask"
         )

@@ -25,7 +25,7 @@ from ..strict_config import account_for, account_for_encoder
 SECONDS_PER_TOKEN = 0.04
 """Four mel frames of 10 ms: the second convolution and the pooling each halve the rate."""
 MAX_SECONDS = 600.0
-"""Where the published processor cuts (``max_audio_len``)."""
+"""Seconds at which the published processor cuts (``max_audio_len``)."""
 
 
 class AudioFlamingo3FrontEnd(WindowedFrontEnd):
@@ -46,12 +46,12 @@ class AudioFlamingo3FrontEnd(WindowedFrontEnd):
 
     @property
     def feature_shape(self) -> tuple[int, int]:
-        """The first convolution keeps the frame rate, the second halves it."""
+        """Mel bins, and two frames per encoder position: the second convolution halves the rate."""
         config = self.audio_tower.config
         return config.num_mel_bins, 2 * config.max_source_positions
 
     def n_tokens(self, n_frames: int) -> int:
-        """Convolution of stride 2, then pooling by 2."""
+        """Audio positions: a convolution of stride 2, then pooling by 2."""
         return ((n_frames - 1) // 2 + 1 - 2) // 2 + 1
 
     def encode(self, windows: Windows) -> Float[Tensor, "window audio_pos d_model"]:

@@ -39,11 +39,11 @@ TAPS = {
 below. The published code meant the layers themselves; its weights were trained on these."""
 QFORMER_LAYERS = 2
 Places = Sequence[Sequence[int]]
-"""Per row, the tokens that its clips stand before."""
+"""Indices of the tokens that clips stand before, per row."""
 
 
 class Desta2Config(WhisperLlamaConfig):
-    """``config.json``, with the published defaults."""
+    """Config of ``config.json``, with the published defaults."""
 
     model_type = "DestaModel"
     llama_model_id: str = "meta-llama/Meta-Llama-3-8B-Instruct"
@@ -67,7 +67,7 @@ class Desta2Prompts(TranscribedPrompts):
         return super()._apply_template(messages)
 
     def _tokenise(self, rendered: str, conversation: Conversation) -> list[PromptToken]:
-        """The transcript is tokenised in one with the text around it.
+        """Tokens of a prompt, its transcript tokenised in one with the text around it.
 
         The clip goes in where the published code puts it: it counts the tokens to the left without
         the BOS that the tokenizer adds, and so is one token early.
@@ -123,13 +123,15 @@ class Desta2FrontEnd(DestaFrontEnd):
         transcript: Sequence[Sequence[tuple[int, int]]] | None = None,
         **refused: object,
     ) -> ALMInput:
-        """See ``HookedALM.encode``; these are what the published model's parts hand on.
+        """An input from the arguments of the published ``forward``; see ``HookedALM.encode``.
+
+        The arguments are what the published model's parts hand on to one another.
 
         Args:
-            input_ids: with transcripts, without audio.
-            attention_mask: of these.
+            input_ids: ids with transcripts, without audio.
+            attention_mask: 1 at real ids.
             position_ids: None, or the count of real tokens.
-            input_features: of all clips, in order.
+            input_features: spectrograms of all clips, in order.
             audio_position: per row, the index among its real tokens that each clip is put before.
                 The published code counts the left text without the BOS that is tokenised before
                 it, so that audio stands one token too early; give what it gives.
@@ -161,7 +163,7 @@ class Desta2FrontEnd(DestaFrontEnd):
         return desta_perception.name_transcripts(x, flags)
 
     def hf_prompt(self, x: ALMInput) -> dict[str, Any]:
-        """Ids without audio, and where it and the transcripts go among them."""
+        """Arguments of a prompt: ids without audio, and places of audio and transcripts in them."""
         if not x.clips:
             return {}
         kept = (x.attention_mask.cpu().bool() & ~x.spans.heard).long()
@@ -180,7 +182,7 @@ class Desta2FrontEnd(DestaFrontEnd):
         }
 
     def hf_arguments(self, clips: Sequence[AudioClip]) -> dict[str, Tensor]:
-        """Spectrograms."""
+        """Spectrograms of all clips, as the published ``forward`` takes them."""
         return {"input_features": self.features_and_mask(clips)[0]}
 
 
@@ -200,7 +202,12 @@ def _check(rows: list[list[int]], places: Any, written: Any, n_clips: int) -> No
 
 
 def decoder_config(config: Desta2Config, published: Published, **identity: Any) -> HookedALMConfig:
-    """Sizes of the decoder, and every other field accounted for."""
+    """Sizes of the decoder, and every other field accounted for.
+
+    Raises:
+        ConversionError: a Whisper whose layers the published code does not name, or fields that are
+            not accounted for.
+    """
     account_for(
         config,
         published,

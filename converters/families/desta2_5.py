@@ -35,11 +35,11 @@ LAYERS = {
     "openai/whisper-medium": (5, 11, 17, 23),
     "openai/whisper-large-v3": (7, 15, 23, 31),
 }
-"""Layers of each encoder whose output is read."""
+"""Layers whose output is read, by encoder."""
 
 
 class Desta25Config(WhisperLlamaConfig):
-    """``config.json``, with the published defaults."""
+    """Config of ``config.json``, with the published defaults."""
 
     model_type = "desta25"
     llm_model_id: str = "DeSTA-ntu/Llama-3.1-8B-Instruct"
@@ -92,7 +92,10 @@ class Desta25FrontEnd(DestaFrontEnd):
         batch_start_positions: Sequence[tuple[int, int]] | None = None,
         **refused: object,
     ) -> ALMInput:
-        """See ``HookedALM.encode``; the transcripts' ids take their placeholders' places."""
+        """An input from the arguments of the published ``forward``; see ``HookedALM.encode``.
+
+        The transcripts' ids take their placeholders' places.
+        """
         ids, mask = ids_and_mask(
             input_ids,
             attention_mask,
@@ -134,7 +137,7 @@ class Desta25FrontEnd(DestaFrontEnd):
             )
 
     def hf_prompt(self, x: ALMInput) -> dict[str, Any]:
-        """Where the clips begin, and the transcripts behind them."""
+        """Arguments that say where clips begin, and the transcripts behind them."""
         if not x.clips:
             return {}
         starts, texts = [], []
@@ -147,12 +150,17 @@ class Desta25FrontEnd(DestaFrontEnd):
         return {"batch_start_positions": starts, "batch_transcription_ids": texts}
 
     def hf_arguments(self, clips: Sequence[AudioClip]) -> dict[str, Tensor]:
-        """Spectrograms."""
+        """Spectrograms of all clips, as the published ``forward`` takes them."""
         return {"batch_features": self.features_and_mask(clips)[0]}
 
 
 def decoder_config(config: Desta25Config, published: Published, **identity: Any) -> HookedALMConfig:
-    """Sizes of the decoder, and every other field accounted for."""
+    """Sizes of the decoder, and every other field accounted for.
+
+    Raises:
+        ConversionError: a Whisper whose layers the published code does not name, or fields that are
+            not accounted for.
+    """
     account_for(
         config,
         published,

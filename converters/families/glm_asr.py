@@ -23,7 +23,7 @@ from ..strict_config import account_for
 SECONDS_PER_TOKEN = 0.08
 """Eight mel frames of 10 ms: the second convolution halves the rate, then four are one token."""
 MAX_SECONDS = 630.0
-"""Where the published processor cuts: whole windows of 30 s within its 655 s."""
+"""Seconds at which the published processor cuts: whole windows of 30 s within its 655 s."""
 
 
 class GlmAsrFrontEnd(WindowedFrontEnd):
@@ -48,12 +48,12 @@ class GlmAsrFrontEnd(WindowedFrontEnd):
 
     @property
     def feature_shape(self) -> tuple[int, int]:
-        """The first convolution keeps the frame rate, the second halves it."""
+        """Mel bins, and two frames per encoder position: the second convolution halves the rate."""
         config = self.audio_tower.config
         return config.num_mel_bins, 2 * config.max_position_embeddings
 
     def n_tokens(self, n_frames: int) -> int:
-        """Convolution of stride 2, then whole groups of four."""
+        """Audio positions: a convolution of stride 2, then whole groups of four."""
         return ((n_frames - 1) // 2 + 1) // 4
 
     def encode(self, windows: Windows) -> Float[Tensor, "window audio_pos d_model"]:

@@ -62,18 +62,18 @@ class GraniteSpeechFrontEnd(FrontEnd):
 
     @property
     def feature_shape(self) -> tuple[int, int]:
-        """A clip has as many frames as it lasts; here three blocks of attention."""
+        """Features of a frame, and the frames of three blocks of attention: no length is fixed."""
         config = self.encoder.config
         return config.input_dim, 3 * config.context_size
 
     def n_tokens(self, n_frames: int) -> int:
-        """A few queries for every window of frames, the last one padded."""
+        """Audio positions: a few queries for every window of frames, the last one padded."""
         return self.projector.num_queries * -(-n_frames // self.projector.window_size)
 
     def windows_of(
         self, waveform: Waveform, extractor: Any
     ) -> tuple[Float[Tensor, "window feature frame"], list[int]]:
-        """One window, without padding."""
+        """Features of a recording as one window, without padding."""
         features = extractor(waveform.samples)
         return features[None], [features.shape[1]]
 
@@ -100,7 +100,10 @@ class GraniteSpeechFrontEnd(FrontEnd):
         position_ids: Int[Tensor, "batch pos"] | None = None,
         **refused: object,
     ) -> ALMInput:
-        """See ``HookedALM.encode``; the mask is over audio positions, as in Hugging Face."""
+        """An input from the arguments of the published ``forward``; see ``HookedALM.encode``.
+
+        The mask is over audio positions, as in Hugging Face.
+        """
         ids, mask = ids_and_mask(
             input_ids, attention_mask, refused, "input_features, input_features_mask"
         )

@@ -2,8 +2,8 @@
 
 A position carries the sum of an audio-stream token and a text-stream token; where speech is heard
 the first is a code of the recording, to which the adapted Whisper features are added. Transformers
-has no class for it. What this module does follows the published inference code as
-``facts/models.md`` §1 describes it: MoonshotAI/Kimi-Audio at 2607d51, checkpoint revision 9a82a84c.
+has no class for it. What this module does follows the published inference code:
+MoonshotAI/Kimi-Audio at 2607d51, checkpoint revision 9a82a84c.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ CHUNK_SAMPLES = 30 * 16000
 MAX_POSITIONS = 7500
 """Positions that the published text mode allows."""
 INV_FREQ_TOLERANCE = 0.01
-"""Relative: the checkpoint stores its rotary frequencies in bf16."""
+"""Relative tolerance, because the checkpoint stores its rotary frequencies in bf16."""
 
 
 class KimiAudioConfig(Qwen2Config):
@@ -111,7 +111,7 @@ class KimiAudioFrontEnd(FrontEnd):
         return self.d_feature, MAX_POSITIONS
 
     def n_tokens(self, n_frames: int) -> int:
-        """A column of the features is a position."""
+        """Audio positions: one per column of the features."""
         return n_frames
 
     def encode(self, windows: Windows) -> Float[Tensor, "window audio_pos d_model"]:
@@ -144,7 +144,9 @@ class KimiAudioFrontEnd(FrontEnd):
         position_ids: Int[Tensor, "batch pos"] | None = None,
         **refused: object,
     ) -> ALMInput:
-        """See ``HookedALM.encode``. A batch must be left-padded.
+        """An input from the arguments of the published ``forward``; see ``HookedALM.encode``.
+
+        A batch must be left-padded.
 
         Args:
             input_ids: the audio stream: codes of the recording (plus the token offset), markers
@@ -157,6 +159,10 @@ class KimiAudioFrontEnd(FrontEnd):
             attention_mask: 1 at real positions.
             position_ids: None counts real positions.
             refused: anything else.
+
+        Raises:
+            InputError: features without their mask, or of other lengths than it says; streams of
+                different shape.
         """
         ids, mask = ids_and_mask(
             input_ids, attention_mask, refused,
@@ -180,7 +186,7 @@ class KimiAudioFrontEnd(FrontEnd):
     def _text_stream(
         self, text: Tensor | None, ids: Int[Tensor, "batch pos"]
     ) -> Int[Tensor, "batch pos"] | None:
-        """The second stream; None where nothing is added, as the published code has it for zeros.
+        """Ids of the second stream; None if all are zero, when the published code adds nothing.
 
         Raises:
             InputError: of another length, or of zeros in some rows alone, where the published code,
@@ -208,7 +214,7 @@ class KimiAudioFrontEnd(FrontEnd):
         tokens: Int[Tensor, "batch pos"],
         embed: Float[Tensor, "batch pos d_model"],
     ) -> Float[Tensor, "batch pos d_model"]:
-        """The audio stream as it is.
+        """Embeddings of the audio stream, unchanged.
 
         Raises:
             InputError: an answer was appended to a prompt without a text stream, where it would be
@@ -227,7 +233,7 @@ class KimiAudioFrontEnd(FrontEnd):
     def _clips(
         self, features: Sequence[Tensor], is_audio: Bool[Tensor, "batch pos"]
     ) -> list[AudioClip]:
-        """One clip per run of the mask, cut to it."""
+        """Clips of a batch, one per run of the mask and cut to it."""
         runs = [
             stop - start
             for row in is_audio
@@ -259,7 +265,7 @@ class KimiAudioFrontEnd(FrontEnd):
         return {"whisper_input_feature": [clip.features[0].T for clip in clips]}
 
     def hf_prompt(self, x: ALMInput) -> dict[str, Tensor]:
-        """The second stream, and where speech is heard."""
+        """Arguments of a prompt: the second stream, and where speech is heard."""
         more = {"is_continuous_mask": x.spans.heard.to(x.device)} if x.clips else {}
         return more if x.text_tokens is None else {**more, "text_input_ids": x.text_tokens}
 
@@ -268,13 +274,13 @@ def whisper_features(
     samples: Float[Tensor, " sample"],
     encode: Callable[[Float[Tensor, " sample"]], Float[Tensor, "frame d"]],
 ) -> Float[Tensor, "audio_pos feature"]:
-    """What ``whisper_input_feature`` holds for a recording at 16 kHz.
+    """Features of a recording at 16 kHz, as ``whisper_input_feature`` takes them.
 
     Chunks of 30 s are encoded by themselves; of each, the frames that its samples fill are kept,
     and four of them joined at every position.
 
     Args:
-        samples: of the whole recording.
+        samples: the whole recording.
         encode: the Whisper encoder of the checkpoint's ``whisper-large-v3`` folder: a chunk of at
             most 30 s, which it pads to 30 s, to its last hidden states ``[1500, d]``.
 
@@ -294,7 +300,11 @@ def whisper_features(
 def decoder_config(
     config: KimiAudioConfig, published: dict[str, Any], **identity: Any
 ) -> HookedALMConfig:
-    """Sizes of trunk and branch, whose blocks are alike."""
+    """Sizes of trunk and branch, whose blocks are alike.
+
+    Raises:
+        ConversionError: a variant that was not published, or fields that are not accounted for.
+    """
     own = {*_HANDLED, *_IRRELEVANT}  # all others are a Qwen2 decoder's
     if not config.use_whisper_feature or config.tie_word_embeddings:
         raise ConversionError(
@@ -321,7 +331,7 @@ def decoder_config(
 
 
 def check_frequencies(model: Any, checkpoint: Checkpoint) -> None:
-    """The rotary frequencies that the checkpoint stores, against those of its config.
+    """Compare the rotary frequencies that the checkpoint stores with those of its config.
 
     Raises:
         ConversionError: they disagree: its config.json names another rope_theta.

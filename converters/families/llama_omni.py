@@ -52,7 +52,7 @@ CHAT_TEMPLATE = (
 
 
 class LlamaOmniConfig(WhisperLlamaConfig):
-    """``config.json``, with the published defaults; LLaMA's fields stand beside the speech's."""
+    """Config of ``config.json``, where the fields of LLaMA and of the speech stand side by side."""
 
     model_type = "omni_speech2s_llama"
     speech_encoder_type: str = "whisper"
@@ -76,7 +76,7 @@ class LlamaOmniProjector(nn.Module):
     """Several encoder positions side by side, then two layers; what is left over is dropped."""
 
     def __init__(self, config: LlamaOmniConfig) -> None:
-        """Lay it out."""
+        """Lay the projector out."""
         super().__init__()
         text: Any = config.text_config
         self.k = config.speech_encoder_ds_rate
@@ -112,18 +112,18 @@ class LlamaOmniFrontEnd(FrontEnd):
 
     @property
     def feature_shape(self) -> tuple[int, int]:
-        """The encoder takes nothing shorter."""
+        """Mel bins and frames of a full window: the encoder takes nothing shorter."""
         config = self.audio_tower.config
         return config.num_mel_bins, 2 * config.max_source_positions
 
     def n_tokens(self, n_frames: int) -> int:
-        """Convolution of stride 2, then whole stacks."""
+        """Audio positions: a convolution of stride 2, then whole stacks."""
         return (n_frames + 1) // 2 // self.projector.k
 
     def windows_of(
         self, waveform: Waveform, extractor: Any
     ) -> tuple[Float[Tensor, "window mel frame"], list[int]]:
-        """One full window; the silence after the clip is heard, too."""
+        """Features of a recording as one full window, heard to its end, silence included."""
         return whisper_llama.whole_window(waveform, extractor)
 
     def read_text(
@@ -132,7 +132,7 @@ class LlamaOmniFrontEnd(FrontEnd):
         tokens: Int[Tensor, "batch pos"],
         embed: Float[Tensor, "batch pos d_model"],
     ) -> Float[Tensor, "batch pos d_model"]:
-        """Text as it is.
+        """Embeddings of the text, unchanged.
 
         Raises:
             InputError: a prompt with speech, without its answer, is longer than the published model
@@ -163,7 +163,13 @@ class LlamaOmniFrontEnd(FrontEnd):
         speech_lengths: Int[Tensor, "length ..."] | None = None,
         **refused: object,
     ) -> ALMInput:
-        """See ``HookedALM.encode``. One id -200 per clip; rows without audio bring none."""
+        """An input from the arguments of the published ``forward``; see ``HookedALM.encode``.
+
+        Every clip is one id -200; rows without audio have none.
+
+        Raises:
+            InputError: ids -200, clips and ``speech_lengths`` that differ in number.
+        """
         ids, mask = ids_and_mask(input_ids, attention_mask, refused, "speech, speech_lengths")
         n_places = int(((ids == SPEECH) & mask.bool()).sum())
         n_clips = 0 if speech is None else len(speech)
@@ -185,7 +191,7 @@ class LlamaOmniFrontEnd(FrontEnd):
         return self.input_from_features(ids, mask, None, clips, heard.bool())
 
     def hf_prompt(self, x: ALMInput) -> dict[str, Tensor]:
-        """Ids with one place per clip, unpadded as far as the longest row goes."""
+        """Arguments of a prompt: ids with one place per clip, padded to the longest row."""
         return whisper_llama.prompt_without_audio(x, [SPEECH])
 
     def hf_arguments(self, clips: Sequence[AudioClip]) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
 """MiMo-Audio: groups of RVQ codes through a small transformer, Qwen2 decoder, text head.
 
 Transformers has no class for it. What this module does follows XiaomiMiMo's published
-``modeling_mimo_audio.py`` as ``facts/models.md`` §14 describes it. A position is a token of text,
-or a group of four frames of eight codes. Speech generation is left out: it reads the trunk.
+``modeling_mimo_audio.py``. A position is a token of text, or a group of four frames of eight codes.
+Speech generation is left out: it reads the trunk.
 """
 
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ class MiMoAudioConfig(Qwen2Config):
         head_dim: int = 128,
         **qwen2: Any,
     ) -> None:
-        """Defaults are the published class'."""
+        """Take the fields; defaults are those of the published class."""
         super().__init__(**qwen2)
         self.head_dim = head_dim
         self.sosp_id, self.eosp_id, self.empty_id = sosp_id, eosp_id, empty_id
@@ -66,12 +66,12 @@ class MiMoAudioConfig(Qwen2Config):
         self.input_full_attention = input_full_attention
 
     def by_channel(self, value: str | int) -> list[int]:
-        """One number per channel: "1025-129-..." names each, a single one is for all."""
+        """Numbers by channel: "1025-129-..." names each, a single one is for all."""
         parts = [int(part) for part in str(value).split("-")]
         return parts if len(parts) > 1 else parts * self.audio_channels
 
     def patch_config(self) -> Qwen2Config:
-        """Of the transformer over the frames of a group."""
+        """Config of the transformer over the frames of a group."""
         d, heads = self.input_local_dim, self.local_attn_heads
         patch = Qwen2Config(
             vocab_size=1,  # it reads embeddings
@@ -125,7 +125,7 @@ class MiMoAudioFrontEnd(FrontEnd):
 
     @property
     def n_channels(self) -> int:
-        """Codes of a frame."""
+        """Number of codes of a frame."""
         return len(self.sizes)
 
     @property
@@ -134,7 +134,7 @@ class MiMoAudioFrontEnd(FrontEnd):
         return self.n_channels, self.group_size * self.longest
 
     def n_tokens(self, n_frames: int) -> int:
-        """Whole groups."""
+        """Audio positions: whole groups of frames."""
         return n_frames // self.group_size
 
     def random_clip(self, n_frames: int, generator: torch.Generator) -> AudioClip:
@@ -145,7 +145,7 @@ class MiMoAudioFrontEnd(FrontEnd):
     def windows_of(
         self, waveform: Waveform, extractor: Any
     ) -> tuple[Float[Tensor, "window mel frame"], list[int]]:
-        """Refused: the tokenizer of speech is not part of the model.
+        """Refuse a recording: the tokenizer of speech is not part of the model.
 
         Raises:
             InputError: always.
@@ -162,7 +162,7 @@ class MiMoAudioFrontEnd(FrontEnd):
         tokens: Int[Tensor, "batch pos"],
         embed: Float[Tensor, "batch pos d_model"],
     ) -> Float[Tensor, "batch pos d_model"]:
-        """Text as it is; a group without codes is none.
+        """Embeddings of the text; a group that is text has no codes.
 
         Raises:
             InputError: a group outside every clip: the answer went on in speech, perhaps.
@@ -209,10 +209,13 @@ class MiMoAudioFrontEnd(FrontEnd):
         position_ids: Int[Tensor, "batch pos"] | None = None,
         **refused: object,
     ) -> ALMInput:
-        """See ``HookedALM.encode``.
+        """An input from the arguments of the published ``forward``; see ``HookedALM.encode``.
 
         ``input_ids`` are ``[batch, 1 + channels, frames]``: text first, of which the first of every
         group counts, then codes. Prompts without audio may be ``[batch, pos]``.
+
+        Raises:
+            InputError: ids of another shape, or codes that a channel does not have.
         """
         text, codes = input_ids, None
         if input_ids is not None and input_ids.ndim != 2:
@@ -255,7 +258,7 @@ class MiMoAudioFrontEnd(FrontEnd):
         return self.clip(of_clip[None], [last - first], name=f"row {row}, position {start}")
 
     def hf_prompt(self, x: ALMInput) -> dict[str, Tensor]:
-        """Text and codes in one tensor; beside text, every channel has its empty code."""
+        """Arguments of a prompt: text and codes in one tensor, empty codes beside text."""
         batch, pos = x.shape
         ids = torch.empty(batch, 1 + self.n_channels, pos * self.group_size, dtype=torch.long)
         ids[:, 0] = -100
@@ -269,7 +272,7 @@ class MiMoAudioFrontEnd(FrontEnd):
         return {"input_ids": ids}
 
     def hf_arguments(self, clips: Sequence[AudioClip]) -> dict[str, Tensor]:
-        """Nothing: the codes are among the ids."""
+        """No arguments: the codes are among the ids."""
         return {}
 
 
@@ -298,7 +301,11 @@ _IRRELEVANT = {
 def decoder_config(
     config: MiMoAudioConfig, published: dict[str, Any], **identity: Any
 ) -> HookedALMConfig:
-    """Sizes of the decoder, and every other field accounted for."""
+    """Sizes of the decoder, and every other field accounted for.
+
+    Raises:
+        ConversionError: sizes that do not fit each other, or fields that are not accounted for.
+    """
     own = {
         name: value
         for name, value in published.items()
@@ -343,7 +350,7 @@ CHAT_TEMPLATE = """\
 {{- '<|im_end|>\\n' -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"""
-"""The published inference code's; ``answer_prefix`` takes its ``<think>`` blocks."""
+"""Template of the published inference code; ``answer_prefix`` takes its ``<think>`` blocks."""
 
 FAMILY = Family(
     name="MiMo-Audio",

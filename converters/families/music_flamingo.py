@@ -29,7 +29,7 @@ from ..strict_config import account_for, account_for_encoder
 FRAMES_PER_TOKEN = 4
 """The second convolution and the pooling each halve the rate."""
 MAX_SECONDS = 1200.0
-"""Where the published processor cuts (``max_audio_len``)."""
+"""Seconds at which the published processor cuts (``max_audio_len``)."""
 
 
 class MusicFlamingoFrontEnd(WindowedFrontEnd):
@@ -56,16 +56,16 @@ class MusicFlamingoFrontEnd(WindowedFrontEnd):
 
     @property
     def feature_shape(self) -> tuple[int, int]:
-        """The first convolution keeps the frame rate, the second halves it."""
+        """Mel bins, and two frames per encoder position: the second convolution halves the rate."""
         config = self.audio_tower.config
         return config.num_mel_bins, 2 * config.max_source_positions
 
     def n_tokens(self, n_frames: int) -> int:
-        """Convolution of stride 2, then pooling by 2."""
+        """Audio positions: a convolution of stride 2, then pooling by 2."""
         return ((n_frames - 1) // 2 + 1 - 2) // 2 + 1
 
     def prompt_ids(self, clip: AudioClip) -> list[int]:
-        """The template has the placeholder alone, the processor puts both ends around it."""
+        """Ids that stand for a clip: the template's placeholders, and both ends around them."""
         begin, end = self.ends
         return [begin, *super().prompt_ids(clip), end]
 
@@ -84,7 +84,7 @@ class MusicFlamingoFrontEnd(WindowedFrontEnd):
 
         Args:
             hidden: encoder states of full windows.
-            place: which window of its clip each is.
+            place: index of each window in its clip.
         """
         n_pos, step = hidden.shape[1], FRAMES_PER_TOKEN * self.frame_step
         within = torch.arange(n_pos, device=hidden.device, dtype=torch.float32) * step

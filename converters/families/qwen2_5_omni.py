@@ -58,18 +58,18 @@ class Qwen25OmniFrontEnd(FrontEnd):
 
     @property
     def feature_shape(self) -> tuple[int, int]:
-        """A clip has as many frames as it lasts; here three blocks of attention."""
+        """Mel bins, and the frames of three blocks of attention: windows have no fixed length."""
         config = self.audio_tower.config
         return config.num_mel_bins, 3 * 2 * config.n_window
 
     def n_tokens(self, n_frames: int) -> int:
-        """Convolution of stride 2, then means of pairs."""
+        """Audio positions: a convolution of stride 2, then means of pairs."""
         return ((n_frames - 1) // 2 + 1 - 2) // 2 + 1
 
     def windows_of(
         self, waveform: Waveform, extractor: Any
     ) -> tuple[Float[Tensor, "window mel frame"], list[int]]:
-        """One window, without the silence that the extractor adds and the encoder leaves out.
+        """Features of a recording as one window, without the silence that the extractor adds.
 
         Raises:
             InputError: longer than the extractor's own limit, where that is below ``MAX_SECONDS``.
@@ -101,7 +101,10 @@ class Qwen25OmniFrontEnd(FrontEnd):
         position_ids: Int[Tensor, "*axis batch pos"] | None = None,
         **refused: object,
     ) -> ALMInput:
-        """See ``HookedALM.encode``. Position ids may have three axes; pictures are refused."""
+        """An input from the arguments of the published ``forward``; see ``HookedALM.encode``.
+
+        Position ids may have three axes; pictures are refused.
+        """
         ids, mask = ids_and_mask(
             input_ids, attention_mask, refused, "input_features, feature_attention_mask"
         )

@@ -46,12 +46,12 @@ class Qwen2AudioFrontEnd(FrontEnd):
 
     @property
     def feature_shape(self) -> tuple[int, int]:
-        """The first convolution keeps the frame rate, the second halves it."""
+        """Mel bins, and two frames per encoder position: the second convolution halves the rate."""
         config = self.audio_tower.config
         return config.num_mel_bins, 2 * config.max_source_positions
 
     def n_tokens(self, n_frames: int) -> int:
-        """Convolution of stride 2, then pooling by 2."""
+        """Audio positions: a convolution of stride 2, then pooling by 2."""
         return ((n_frames - 1) // 2 + 1 - 2) // 2 + 1
 
     def encode(self, windows: Windows) -> Float[Tensor, "window audio_pos d_model"]:
@@ -79,7 +79,7 @@ class Qwen2AudioFrontEnd(FrontEnd):
         position_ids: Int[Tensor, "batch pos"] | None = None,
         **refused: object,
     ) -> ALMInput:
-        """See ``HookedALM.encode``."""
+        """An input from the arguments of the published ``forward``; see ``HookedALM.encode``."""
         ids, mask = ids_and_mask(
             input_ids, attention_mask, refused, "input_features, feature_attention_mask"
         )

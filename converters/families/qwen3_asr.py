@@ -62,11 +62,11 @@ class Qwen3ASRFrontEnd(FrontEnd):
 
     @property
     def feature_shape(self) -> tuple[int, int]:
-        """Frames are padded to whole chunks; here three of them."""
+        """Mel bins, and the frames of three chunks: windows are padded to whole chunks."""
         return self.audio_tower.config.num_mel_bins, 3 * self.chunk
 
     def n_tokens(self, n_frames: int) -> int:
-        """Three convolutions of stride 2, in every chunk anew."""
+        """Audio positions: three convolutions of stride 2, in every chunk anew."""
         whole, rest = divmod(n_frames, self.chunk)
 
         def after(n: int) -> int:
@@ -88,7 +88,7 @@ class Qwen3ASRFrontEnd(FrontEnd):
     def windows_of(
         self, waveform: Waveform, extractor: Any
     ) -> tuple[Float[Tensor, "window mel frame"], list[int]]:
-        """One window, padded to whole chunks."""
+        """Features of a recording as one window, padded to whole chunks."""
         extracted = extractor(
             [waveform.samples],
             sampling_rate=waveform.sampling_rate,
@@ -117,7 +117,7 @@ class Qwen3ASRFrontEnd(FrontEnd):
         position_ids: Int[Tensor, "batch pos"] | None = None,
         **refused: object,
     ) -> ALMInput:
-        """See ``HookedALM.encode``."""
+        """An input from the arguments of the published ``forward``; see ``HookedALM.encode``."""
         ids, mask = ids_and_mask(
             input_ids, attention_mask, refused, "input_features, input_features_mask"
         )
@@ -136,7 +136,7 @@ _EXPERTS = frozenset({
 })  # fmt: skip
 """Fields that the first release has from Qwen3-Omni, and that its own class does not read."""
 _AXES = frozenset({"interleaved", "mrope_interleaved", "mrope_section", "type"})
-"""Of a rotation along three axes, which agree where there is nothing but audio and text."""
+"""Fields of a rotation along three axes, which agree where there is nothing but audio and text."""
 
 
 class FlatConfig:
@@ -144,7 +144,7 @@ class FlatConfig:
 
     @staticmethod
     def from_dict(published: dict[str, Any]) -> Qwen3ASRConfig:
-        """With what a sparse file leaves out."""
+        """Make transformers' config, with what a sparse file leaves out."""
         return Qwen3ASRConfig.from_dict(flat(published))
 
 

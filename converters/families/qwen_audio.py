@@ -1,9 +1,8 @@
 """Qwen-Audio and Qwen-Audio-Chat: Whisper-type encoder, one linear layer, Qwen decoder.
 
-Transformers has no class for it. What this module does follows QwenLM/Qwen-Audio at 0b0e882 as
-``facts/models.md`` §17 describes it. The decoder is Qwen2's as long as a prompt stays within the
-length that it was trained on; beyond, the published code changes rotation and queries, and this one
-refuses.
+Transformers has no class for it. What this module does follows QwenLM/Qwen-Audio at 0b0e882. The
+decoder is Qwen2's as long as a prompt stays within the length that it was trained on; beyond, the
+published code changes rotation and queries, and this one refuses.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +30,7 @@ from ..strict_config import account_for
 SECONDS_PER_TOKEN = 0.04
 
 AudioInfo = Mapping[str, Any]
-"""What the published tokenizer makes of recordings: ``input_audios [clip, mel, frame]``,
+"""Output of the published tokenizer for recordings: ``input_audios [clip, mel, frame]``,
 ``input_audio_lengths [clip, 2]`` (outputs of the convolutions, positions) and
 ``audio_span_tokens``, positions of each clip with its two tags."""
 
@@ -61,7 +60,7 @@ class QwenAudioConfig(PreTrainedConfig):
         audio_pad_id: int = 151851,
         **rest: Any,
     ) -> None:
-        """Defaults are the published class'."""
+        """Take the fields; defaults are those of the published class."""
         super().__init__(tie_word_embeddings=tie_word_embeddings, **rest)
         self.vocab_size, self.hidden_size = vocab_size, hidden_size
         self.intermediate_size, self.num_hidden_layers = intermediate_size, num_hidden_layers
@@ -106,18 +105,18 @@ class QwenAudioFrontEnd(FrontEnd):
 
     @property
     def feature_shape(self) -> tuple[int, int]:
-        """The second convolution halves the frame rate."""
+        """Mel bins, and two frames per encoder position: the second convolution halves the rate."""
         config = self.audio_tower.config
         return config.num_mel_bins, 2 * config.max_source_positions
 
     def n_tokens(self, n_frames: int) -> int:
-        """Convolution of stride 2, then pooling by 2."""
+        """Audio positions: a convolution of stride 2, then pooling by 2."""
         return (n_frames + 1) // 2 // 2
 
     def windows_of(
         self, waveform: Waveform, extractor: Any
     ) -> tuple[Float[Tensor, "window mel frame"], list[int]]:
-        """One window of 30 seconds; what counts as heard is whole pairs of frames."""
+        """Features of a recording as one window of 30 seconds, heard in whole pairs of frames."""
         extracted = extractor(
             [waveform.samples],
             sampling_rate=waveform.sampling_rate,
@@ -134,7 +133,7 @@ class QwenAudioFrontEnd(FrontEnd):
         tokens: Int[Tensor, "batch pos"],
         embed: Float[Tensor, "batch pos d_model"],
     ) -> Float[Tensor, "batch pos d_model"]:
-        """The tags of a clip are embedded by the audio encoder.
+        """Embeddings of the text; those of a clip's tags are the audio encoder's.
 
         Raises:
             InputError: the prompt is longer than the decoder's rotation is Qwen2's.
@@ -172,7 +171,13 @@ class QwenAudioFrontEnd(FrontEnd):
         position_ids: Int[Tensor, "batch pos"] | None = None,
         **refused: object,
     ) -> ALMInput:
-        """See ``HookedALM.encode``; ``audio_info`` is one for all rows, or a list by row."""
+        """An input from the arguments of the published ``forward``; see ``HookedALM.encode``.
+
+        ``audio_info`` is one for all rows, or a list by row.
+
+        Raises:
+            InputError: tags in the prompt that do not enclose the positions of the clips.
+        """
         ids, mask = ids_and_mask(input_ids, attention_mask, refused, "audio_info")
         parts = [audio_info] if isinstance(audio_info, Mapping) else list(audio_info or ())
         clips = [clip for part in parts for clip in self._clips(part)]
@@ -198,7 +203,7 @@ class QwenAudioFrontEnd(FrontEnd):
         ]
 
     def hf_arguments(self, clips: Sequence[AudioClip]) -> dict[str, Any]:
-        """One ``audio_info`` for all rows."""
+        """The published tokenizer's ``audio_info``, one for all rows."""
         features, mask = self.features_and_mask(clips)
         halves = (mask.sum(-1) + 1) // 2
         info = {
@@ -235,7 +240,7 @@ _IRRELEVANT = {
 
 
 def _problems(config: QwenAudioConfig) -> list[str]:
-    """What keeps a config from being Qwen-Audio's."""
+    """Reasons why a config is not Qwen-Audio's."""
     audio = config.audio or {}
     expected = {**dict.fromkeys(_AUDIO_FIELDS), "avg_pool": True, "add_audio_bos_eos_token": True}
     problems = [f"audio.{name} is missing" for name in sorted({*expected} - {*audio})]
@@ -256,7 +261,11 @@ def _problems(config: QwenAudioConfig) -> list[str]:
 def decoder_config(
     config: QwenAudioConfig, published: dict[str, Any], **identity: Any
 ) -> HookedALMConfig:
-    """Sizes of the decoder, and every other field accounted for."""
+    """Sizes of the decoder, and every other field accounted for.
+
+    Raises:
+        ConversionError: another model of the architecture, or fields that are not accounted for.
+    """
     account_for(config, published, handled=_HANDLED, irrelevant=_IRRELEVANT)
     if problems := _problems(config):
         raise ConversionError(
@@ -306,7 +315,7 @@ CHAT_TEMPLATE = """\
 {{- '<|im_end|>\\n' -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"""
-"""The published inference code's, for the chat model."""
+"""Template of the published inference code, for the chat model."""
 
 _BLOCK = r"transformer\.h\.(\d+)\."
 

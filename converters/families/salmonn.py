@@ -1,7 +1,7 @@
 """SALMONN: Whisper and BEATs side by side, a Q-Former over short windows, Vicuna with LoRA.
 
 Transformers has no class for it. What this module does follows bytedance/SALMONN's
-``models/salmonn.py`` as ``facts/models.md`` §16 describes its first release. The folder holds
+``models/salmonn.py`` of the first release, without soft prompts. The folder holds
 ``salmonn*.pth`` and a ``config.json``: the ``model`` section of the published ``config.yaml``, and
 ``"architectures": ["SALMONN"]``. Vicuna and Whisper are components, and LoRA is added to Vicuna's
 weights on loading. BEATs is not part of the model: its features are an input.
@@ -114,7 +114,7 @@ class SalmonnFrontEnd(FrontEnd):
         return 2 * self.n_mels + self.d_beats, self.n_ctx
 
     def n_tokens(self, n_frames: int) -> int:
-        """Always those of a full window."""
+        """Audio positions of a full window, whatever the duration."""
         return ((self.n_ctx - self.kernel) // self.stride + 1) * self.query_tokens.shape[1]
 
     def clip_of(
@@ -156,7 +156,7 @@ class SalmonnFrontEnd(FrontEnd):
     def windows_of(
         self, waveform: Waveform, extractor: Any
     ) -> tuple[Float[Tensor, "window mel frame"], list[int]]:
-        """One window of 30 seconds, for a model without BEATs.
+        """Features of a recording as one window of 30 seconds, for a model without BEATs.
 
         Raises:
             InputError: the model has BEATs.
@@ -201,9 +201,12 @@ class SalmonnFrontEnd(FrontEnd):
         position_ids: Int[Tensor, "batch pos"] | None = None,
         **refused: object,
     ) -> ALMInput:
-        """See ``HookedALM.encode``.
+        """An input from the arguments of the published ``forward``; see ``HookedALM.encode``.
 
         One id -200 per clip; ``audio_lens`` counts BEATs frames, None is all of them.
+
+        Raises:
+            InputError: ids -200, spectrograms and BEATs features that differ in number.
         """
         ids, mask = ids_and_mask(
             input_ids, attention_mask, refused, "spectrogram, audio_embeds, audio_lens"
@@ -237,7 +240,7 @@ class SalmonnFrontEnd(FrontEnd):
         ]
 
     def hf_prompt(self, x: ALMInput) -> dict[str, Tensor]:
-        """Ids with one place per clip."""
+        """Arguments of a prompt: ids with one place per clip."""
         return whisper_llama.prompt_without_audio(x, [SPEECH])
 
     def hf_arguments(self, clips: Sequence[AudioClip]) -> dict[str, Tensor]:
@@ -279,7 +282,12 @@ _IRRELEVANT = {
 def decoder_config(
     config: SalmonnConfig, published: dict[str, Any], **identity: Any
 ) -> HookedALMConfig:
-    """Sizes of Vicuna, and every other field accounted for."""
+    """Sizes of Vicuna, and every other field accounted for.
+
+    Raises:
+        ConversionError: another scaling of LoRA than the release's, or fields that are not
+            accounted for.
+    """
     account_for(config, published, handled=_HANDLED, irrelevant=_IRRELEVANT)
     if config.lora_alpha != LORA_SCALING * config.lora_rank:
         raise ConversionError(
@@ -290,7 +298,7 @@ def decoder_config(
 
 
 def check_lora(model: HookedALM, checkpoint: Checkpoint) -> None:
-    """Every query and value projection of Vicuna has an update, of the rank it is scaled for.
+    """Check that Vicuna's query and value projections all have an update of the right rank.
 
     Raises:
         ConversionError: some have none, or another rank.

@@ -1,7 +1,7 @@
 """Step-Audio 2 mini: Whisper-type encoder, convolution and two layers, Qwen2 decoder.
 
 Transformers has no class for it. What this module does follows the published
-``modeling_step_audio_2.py`` and inference code as ``facts/models.md`` §15 describes them.
+``modeling_step_audio_2.py`` and the inference code beside it.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ TEXT_DEFAULTS: dict[str, Any] = dict(
     num_attention_heads=32, num_key_value_heads=4, max_position_embeddings=8192, rms_norm_eps=1e-6,
     rope_theta=1e6,
 )  # fmt: skip
-"""What a sparse ``text_config`` leaves to the published class."""
+"""Defaults of the published class, for what a sparse ``text_config`` leaves out."""
 
 
 TEXT_IRRELEVANT = {
@@ -71,7 +71,7 @@ class StepAudio2EncoderConfig(PreTrainedConfig):
         adapter_stride: int = 2,
         **rest: Any,
     ) -> None:
-        """Defaults are the published class'."""
+        """Take the fields; defaults are those of the published class."""
         super().__init__(**rest)
         self.n_mels, self.n_audio_ctx, self.n_audio_state = n_mels, n_audio_ctx, n_audio_state
         self.n_audio_head, self.n_audio_layer, self.llm_dim = n_audio_head, n_audio_layer, llm_dim
@@ -95,7 +95,7 @@ class StepAudio2Config(PreTrainedConfig):
         audio_patch_id: int = 151690,
         **rest: Any,
     ) -> None:
-        """Defaults are the published class'."""
+        """Take the fields; defaults are those of the published class."""
         super().__init__(tie_word_embeddings=tie_word_embeddings, **rest)
         self.audio_encoder_config = StepAudio2EncoderConfig(**(audio_encoder_config or {}))
         self.text_config = Qwen2Config(**{**TEXT_DEFAULTS, **(text_config or {})})
@@ -108,7 +108,7 @@ class Adapter(nn.Module):
     """Convolution that halves the rate, and two layers."""
 
     def __init__(self, d_audio: int, d_model: int) -> None:
-        """Allocate them."""
+        """Allocate the convolution and the two layers."""
         super().__init__()
         self.conv = nn.Conv1d(d_audio, d_audio, kernel_size=3, stride=2, padding=1)
         self.linear1 = nn.Linear(d_audio, D_ADAPTER)
@@ -162,11 +162,11 @@ class StepAudio2FrontEnd(FrontEnd):
         return self.audio_tower.config.num_mel_bins, CHUNK_FRAMES
 
     def n_tokens(self, n_frames: int) -> int:
-        """Convolution, pooling and the adapter's convolution halve the rate each."""
+        """Audio positions: convolution, pooling and the adapter's convolution each halve them."""
         return ((n_frames + 1) // 2 // 2 - 1) // 2 + 1
 
     def prompt_ids(self, clip: AudioClip) -> list[int]:
-        """A placeholder per position, every chunk between markers."""
+        """Ids that stand for a clip: a placeholder per position, every chunk between markers."""
         assert self.tokens.placeholder is not None
         return [
             i
@@ -214,7 +214,13 @@ class StepAudio2FrontEnd(FrontEnd):
         position_ids: Int[Tensor, "batch pos"] | None = None,
         **refused: object,
     ) -> ALMInput:
-        """See ``HookedALM.encode``. A whole chunk and the one that follows at once are one clip."""
+        """An input from the arguments of the published ``forward``; see ``HookedALM.encode``.
+
+        A whole chunk and the one that follows at once are one clip.
+
+        Raises:
+            InputError: chunks without their lengths, or in another number than start tokens.
+        """
         ids, mask = ids_and_mask(input_ids, attention_mask, refused, "wavs, wav_lens")
         if (wavs is None) != (wav_lens is None):
             raise InputError(
@@ -263,7 +269,11 @@ class StepAudio2FrontEnd(FrontEnd):
 def decoder_config(
     config: StepAudio2Config, published: dict[str, Any], **identity: Any
 ) -> HookedALMConfig:
-    """Sizes of the decoder, and every other field accounted for."""
+    """Sizes of the decoder, and every other field accounted for.
+
+    Raises:
+        ConversionError: adapter and decoder differ in width, or fields are not accounted for.
+    """
     account_for(
         config,
         published,
@@ -315,7 +325,7 @@ CHAT_TEMPLATE = """\
 {{- '<|EOT|>' -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|BOT|>assistant\\n' -}}{%- endif -%}"""
-"""The published inference code's; a clip stands for its chunks, markers included."""
+"""Template of the published code; a clip stands for its chunks, markers included."""
 
 
 FAMILY = Family(

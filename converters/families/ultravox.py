@@ -32,11 +32,11 @@ ENCODER_STRIDE = 2
 """Mel frames per position of the encoder."""
 FRAME_SECONDS = 0.01
 PROJECTOR_EPS = 1e-6
-"""Of the projector's norms; no config names it."""
+"""Epsilon of the projector's norms; no config names it."""
 
 
 class UltravoxConfig(WhisperLlamaConfig):
-    """``config.json``, with the published defaults."""
+    """Config of ``config.json``, with the published defaults."""
 
     model_type = "ultravox"
     hidden_size: int = 4096
@@ -54,7 +54,7 @@ class UltravoxProjector(nn.Module):
     """
 
     def __init__(self, config: UltravoxConfig) -> None:
-        """Lay it out."""
+        """Lay the projector out."""
         super().__init__()
         text: Any = config.text_config
         audio: Any = config.audio_config
@@ -68,7 +68,7 @@ class UltravoxProjector(nn.Module):
         self.ln_post = nn.Identity() if is_mid else LlamaRMSNorm(text.hidden_size, PROJECTOR_EPS)
 
     def forward(self, hidden: Float[Tensor, "window pos d_audio"]) -> Float[Tensor, "window p d"]:
-        """The second half of what the first layer gives is the gate."""
+        """Project stacked frames; the second half of what the first layer gives is the gate."""
         hidden = F.pad(hidden, (0, 0, 0, -hidden.shape[1] % self.stack_factor))
         stacked = hidden.reshape(len(hidden), -1, self.stack_factor * hidden.shape[-1])
         value, gate = self.linear_1(self.ln_pre(stacked)).chunk(2, dim=-1)
@@ -98,18 +98,18 @@ class UltravoxFrontEnd(FrontEnd):
 
     @property
     def feature_shape(self) -> tuple[int, int]:
-        """A window need not be full."""
+        """Mel bins, and the frames of a full window, which need not be filled."""
         config = self.audio_tower.config
         return config.num_mel_bins, ENCODER_STRIDE * config.max_source_positions
 
     def n_tokens(self, n_frames: int) -> int:
-        """A position per whole or begun stack."""
+        """Audio positions: one per whole or begun stack."""
         return -(-n_frames // self.stride)
 
     def windows_of(
         self, waveform: Waveform, extractor: Any
     ) -> tuple[Float[Tensor, "window mel frame"], list[int]]:
-        """The spectrogram of the whole recording, then cut; the last of several is padded."""
+        """Windows cut from the spectrogram of the recording; the last of several is padded."""
         samples = waveform.samples
         hop = extractor.hop_length
         samples = F.pad(torch.from_numpy(samples), (0, max(2 * hop - len(samples), 0))).numpy()
@@ -152,7 +152,14 @@ class UltravoxFrontEnd(FrontEnd):
         audio_batch_size: Int[Tensor, " batch"] | None = None,
         **refused: object,
     ) -> ALMInput:
-        """See ``HookedALM.encode``. A full window and the one right behind it are one clip."""
+        """An input from the arguments of the published ``forward``; see ``HookedALM.encode``.
+
+        A full window and the one right behind it are one clip.
+
+        Raises:
+            InputError: some of the audio arguments without the others, or that contradict each
+                other.
+        """
         audio = {
             "audio_values": audio_values,
             "audio_lens": audio_lens,
@@ -209,7 +216,7 @@ class UltravoxFrontEnd(FrontEnd):
             yield from ((row, clip) for clip in clips)
 
     def hf_prompt(self, x: ALMInput) -> dict[str, Tensor]:
-        """Where every window begins, and how many a row has."""
+        """Arguments that say where every window begins, and how many a row has."""
         if not x.clips:
             return {}
         starts, counts, clips = [], [0] * len(x), iter(x.clips)
@@ -259,7 +266,7 @@ def decoder_config(
 
 
 def _own_or(own: str, key: str) -> Callable[[Published, Path], str | Path | None]:
-    """Where a part is: in the checkpoint, if that has tensors ``own``, else as the config says."""
+    """Locator of a part: the checkpoint, if that has tensors ``own``, else what the config says."""
 
     def where(published: Published, folder: Path) -> str | Path | None:
         is_own = any(name.startswith(own) for name in SafetensorsCheckpoint(folder))

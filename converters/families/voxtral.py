@@ -26,11 +26,11 @@ from ..rules import Rename
 from ..strict_config import account_for, account_for_encoder
 
 SECONDS_PER_FRAME = 0.02
-"""Of the encoder: the second convolution halves the rate of the spectrogram."""
+"""Duration of an encoder frame: the second convolution halves the rate of the spectrogram."""
 POSITIONS = "audio_tower.embed_positions.weight"
-"""transformers adds them in float32, whatever the dtype."""
+"""Name of the table of positions, which transformers adds in float32, whatever the dtype."""
 MAX_SECONDS = 2400.0
-"""The longest that its publisher names (40 minutes); its code sets no limit."""
+"""Longest recording that the publisher names (40 minutes); the code sets no limit."""
 CHAT_TEMPLATE = (
     "<s>{% for message in messages %}"
     "{% if message['role'] == 'user' %}[INST]"
@@ -42,7 +42,7 @@ CHAT_TEMPLATE = (
     "{% else %}{{ raise_exception('Voxtral has the roles user and assistant only.') }}{% endif %}"
     "{% endfor %}"
 )
-"""What mistral_common makes of a conversation; the published folders have no template."""
+"""Template for what mistral_common makes of a conversation: the published folders have none."""
 
 
 class VoxtralFrontEnd(WindowedFrontEnd):
@@ -72,12 +72,12 @@ class VoxtralFrontEnd(WindowedFrontEnd):
 
     @property
     def feature_shape(self) -> tuple[int, int]:
-        """The first convolution keeps the frame rate, the second halves it."""
+        """Mel bins, and two frames per encoder position: the second convolution halves the rate."""
         config = self.audio_tower.config
         return config.num_mel_bins, 2 * config.max_source_positions
 
     def n_tokens(self, n_frames: int) -> int:
-        """The same for every window, because padding is heard."""
+        """Audio positions of a full window, because padding is heard."""
         config = self.audio_tower.config
         return config.max_source_positions * config.d_model // config.intermediate_size
 
@@ -93,7 +93,7 @@ class VoxtralFrontEnd(WindowedFrontEnd):
     def windows_of(
         self, waveform: Waveform, extractor: Any
     ) -> tuple[Float[Tensor, "window mel frame"], list[int]]:
-        """One spectrogram of the recording, padded to whole windows, cut into them."""
+        """Windows of one spectrogram of the recording, the last one padded."""
         extracted = extractor(
             waveform.samples,
             sampling_rate=waveform.sampling_rate,
@@ -124,7 +124,7 @@ class VoxtralFrontEnd(WindowedFrontEnd):
         position_ids: Int[Tensor, "batch pos"] | None = None,
         **refused: object,
     ) -> ALMInput:
-        """See ``HookedALM.encode``."""
+        """An input from the arguments of the published ``forward``; see ``HookedALM.encode``."""
         ids, mask = ids_and_mask(input_ids, attention_mask, refused, "input_features")
         clips: list[AudioClip] = []
         if input_features is not None:

@@ -1,225 +1,246 @@
-"""What a ``circuits`` run says: findings in words, made from its tables."""
+"""What a ``circuits`` run controls and claims."""
 
-from collections.abc import Mapping
-from typing import Any
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from hooked_alm.methods.statistics.significance import sign_flip_test
 
-from ..workbench.controls import FAIL
-from ..workbench.experiment import Tables
-from ..workbench.findings import MIN_ITEMS, Finding, judged, shown
-from .settings import CircuitsConfig
-from .tables import interval, read_places
+from ..workbench.claims import Claim, Finding, few, judged, not_measured, shown
+from ..workbench.controls import ROUNDING, Control, Outcome, at_most
+from .plan import MLP, CircuitNode
+from .tables import CircuitResults, of, pair_shares
 
 SHOWN_NODES = 4
 SURE = 0.05
 """Largest p of a single comparison that is called established."""
 
 
-def findings(tables: Tables, summaries: Tables, config: CircuitsConfig) -> dict[str, Finding]:
-    """Every claim of the report, by name."""
-    effects = summaries["effects"].set_index("contrast")
-    found: dict[str, Finding] = {}
-    if len(effects) > 1:
-        found["dominance"] = _dominance(tables["pairs"], config)
-    shares = summaries["faithfulness"].set_index(["contrast", "circuit", "what"])
-    for contrast in effects.index:
-        found[f"{contrast}: effect"] = _effect(contrast, effects.loc[contrast].to_dict(), config)
-        chosen = summaries["winners"]
-        chosen = chosen[chosen.contrast == contrast]
-        found[f"{contrast}: nodes"] = _nodes(contrast, chosen, summaries["node_cells"], config)
-        if not len(chosen):
-            continue
-        found[f"{contrast}: reads"] = _reads(contrast, tables, chosen, config)
-        paths = summaries["top_paths"]
-        found[f"{contrast}: paths"] = _paths(contrast, paths[paths.contrast == contrast])
-        for what in ("alone", "removed"):
-            found[f"{contrast}: {what}"] = _circuit(
-                contrast, what, tables["circuit"], shares, config
-            )
-    failed = summaries["controls"]
-    failed = failed[failed.verdict == FAIL].control
-    if len(failed):
-        why = [f"the control '{name}' failed" for name in failed]
-        found = {name: one.doubted(*why) for name, one in found.items()}
-    return found
+def _rounding(run: CircuitResults, off: pd.Series) -> Outcome:
+    return at_most(off, ROUNDING["logit"][run.config.dtype], run.config.unit)
 
 
-def _judged(
-    claim: str, facts: str, why_not: Mapping[str, bool], *, numbers: Mapping[str, Any], unit: str
-) -> Finding:
-    return judged(claim, facts, why_not, numbers=numbers, unit=unit, count="n_groups")
+def _last_block_is_blind(run: CircuitResults) -> Outcome:
+    nodes = run["nodes"]
+    last = nodes[nodes.layer == run.n_blocks - 1]
+    return _rounding(run, last[last.place != "readout"].toward)
 
 
-def _unit(config: CircuitsConfig) -> str:
-    return {"logit_diff": "logits", "log_prob": "nats", "prob": "probability"}[config.metric]
+def _last_mlp_is_direct(run: CircuitResults) -> Outcome:
+    last, nodes, direct = CircuitNode(run.n_blocks - 1, MLP), run["nodes"], run["direct"]
+    mlp = nodes[(nodes.layer == last.layer) & (nodes["head"] == MLP)]
+    edge = direct[(direct.sender == last.sender) & (direct["mode"] == "edge")]
+    both = mlp.merge(edge, on=["pair", "direction"], suffixes=("", "_direct"))
+    both = both[both.place == "readout"]
+    return _rounding(run, both.toward - both.toward_direct)
 
 
-def _unsure(gaps: pd.DataFrame, config: CircuitsConfig) -> dict[str, bool]:
+def _every_edge_is_the_donor(run: CircuitResults) -> Outcome:
+    every = run["circuit"].merge(run["pairs"][["pair", "donor"]], on="pair")
+    every = every[every.circuit == "every edge"]
+    return _rounding(run, every.value - every.donor)
+
+
+CONTROLS = (
+    Control(
+        name="the last block moves nothing but at the readout",
+        of=("nodes",),
+        guards_against="patches at other positions than they are said to be at",
+        check=_last_block_is_blind,
+    ),
+    Control(
+        name="the last MLP acts directly: its edge to the logits is its patch",
+        of=("nodes", "direct", "paths", "reads"),
+        guards_against="path patching that sends more or less than the message of an edge",
+        check=_last_mlp_is_direct,
+    ),
+    Control(
+        name="every edge from the donor gives the donor's answer",
+        of=("pairs", "circuit"),
+        guards_against="edges that circuits lack, or prompts that are not those of the pair",
+        check=_every_edge_is_the_donor,
+    ),
+)
+
+
+def _contrasts(run: CircuitResults) -> list[str]:
+    return run["effects"].contrast.tolist()
+
+
+def _unsure(gaps: pd.Series, run: CircuitResults, what: str) -> dict[str, bool]:
     """Whether a gap's mean is not surely above 0: an exact test, as held-out groups are few."""
-    means = gaps.groupby("group")["gap"].mean().dropna().to_numpy(np.float64)
+    means = gaps.groupby("group").mean().dropna().to_numpy(np.float64)
     if len(means) < 2:
-        return {f"only {len(means)} groups": True}
-    p = sign_flip_test(means, seed=config.seed, alternative="greater").p
-    return {f"p = {p:.2g} over {len(means)} groups": p > SURE}
+        return {f"{what}, only {len(means)} groups": True}
+    p = sign_flip_test(means, seed=run.config.seed, alternative="greater").p
+    return {f"{what}, p = {p:.2g} over {len(means)} groups": p > SURE}
 
 
-def _few(numbers: Mapping[str, Any]) -> dict[str, bool]:
-    n = int(numbers["n_groups"])
-    return {f"only {n} groups": n < MIN_ITEMS}
-
-
-def _effect(contrast: str, row: Mapping[str, Any], config: CircuitsConfig) -> Finding:
-    facts = (
-        f"Total effect {shown(row)} {_unit(config)}, {int(row['n'])} pairs of "
-        f"{int(row['n_groups'])} "
-        f"groups; the answers are those given in {row['answers_as_given']:.2f}"
-    )
-    why_not = {
-        **_few(row),
-        f"the effect is not surely above {config.min_effect:g}": not row["low"] > config.min_effect,
-    }
-    claim = f"Exchanging the {contrast} moves the answer"
-    return _judged(claim, facts, why_not, numbers=row, unit=_unit(config))
-
-
-def _dominance(pairs: pd.DataFrame, config: CircuitsConfig) -> Finding:
-    """Which exchange moves the answer more, by group."""
-    means = pairs.groupby(["group", "contrast"], sort=False).total_effect.mean().unstack("contrast")
-    order = means.mean().sort_values(ascending=False, kind="stable").index
-    first, second = str(order[0]), str(order[1])
-    gaps = (means[first] - means[second]).dropna().rename("gap").reset_index()
-    numbers = interval(gaps, "gap", config)
-    facts = (
-        f"Total effects {means[first].mean():.2f} and {means[second].mean():.2f}, difference "
-        f"{shown(numbers)} {_unit(config)}, {len(gaps)} groups"
-    )
-    return _judged(
+def _dominance(run: CircuitResults) -> Finding | None:
+    """The claim which exchange moves the answer more, by group."""
+    effects = run["pairs"].groupby(["group", "contrast"], sort=False).total_effect
+    means = effects.mean().unstack("contrast")
+    if len(means.columns) < 2:
+        return None
+    first, second = means.mean().sort_values(ascending=False, kind="stable").index[:2]
+    gaps = (means[first] - means[second]).dropna()
+    row = run.draws.row(gaps, gaps.index.tolist())
+    return judged(
         f"The answer depends more on the {first} than on the {second}",
-        facts,
-        {**_few(numbers), "the difference is not surely above 0": not numbers["low"] > 0},
-        numbers=numbers,
-        unit=_unit(config),
+        f"Total effects {means[first].mean():.2f} and {means[second].mean():.2f}, difference "
+        f"{shown(row)} {run.config.unit}, {len(gaps)} groups",
+        few(len(gaps), "groups") | {"the difference is not surely above 0": not row["low"] > 0},
+        numbers=row,
+        unit=run.config.unit,
     )
 
 
-def _nodes(
-    contrast: str, chosen: pd.DataFrame, cells: pd.DataFrame, config: CircuitsConfig
-) -> Finding:
-    claim = f"Heads carry the {contrast}"
-    cells = cells[cells.contrast == contrast]
-    n = int(cells.n_groups.max())
-    tests = f"{int(cells.q.notna().sum())} cells, false discovery rate {config.fdr:g}, {n} groups"
-    if not (chosen["head"] >= 0).any():
-        least = 2.0 ** (1 - n)
-        reasons = {
-            "no head moves the answer enough and surely enough on the discovery pairs": True,
-            f"{n} groups cannot give a p below {least:.2g}": least > config.fdr,
-        }
-        largest = cells["mean"].abs().max()
-        facts = f"Tested {tests}; largest mean effect {largest:.2g} {_unit(config)}"
-        return _judged(claim, facts, reasons, numbers={}, unit="heads")
-    heads, mlps = chosen[chosen["head"] >= 0], chosen[chosen["head"] < 0]
-    confirmed = heads[heads.confirmed]
-    names = [
-        f"{row.node} at the {row.place} ({row.held_out_mean:+.2f})"
-        for row in confirmed.itertuples()
-    ]
-    facts = (
-        f"{len(confirmed)} of {len(heads)} winning heads and {int(mlps.confirmed.sum())} of "
-        f"{len(mlps)} MLPs are confirmed on held-out pairs; found in {tests}; "
-        f"{_n_opposing(cells)} other heads are found only to oppose it"
+def _effect(run: CircuitResults, contrast: str) -> Finding:
+    row, least = of(run["effects"], contrast).iloc[0].to_dict(), run.config.min_effect
+    too_small = {f"the effect is not surely above {least:g}": not row["low"] > least}
+    return judged(
+        f"Exchanging the {contrast} moves the answer",
+        f"Total effect {shown(row)} {run.config.unit}, {row['n']} pairs of {row['n_groups']} "
+        f"groups; the answers are those given in {row['answers_as_given']:.2f}",
+        few(row["n_groups"], "groups") | too_small,
+        numbers=row,
+        unit=run.config.unit,
+        count="n_groups",
     )
-    if names:
-        facts += f". Largest: {', '.join(names[:SHOWN_NODES])} {_unit(config)}"
-    why_not = {"no winning head is confirmed on held-out pairs": not len(confirmed)}
-    numbers = {"mean": float(len(confirmed)), "n_groups": float(chosen.n_held_out.max())}
-    return _judged(claim, facts, why_not, numbers=numbers, unit="heads")
 
 
-def _n_opposing(cells: pd.DataFrame) -> int:
-    found = cells[cells.found & (cells["head"] >= 0)]
-    best = found.groupby(["layer", "head"])["mean"].max()
-    return int((best < 0).sum())
-
-
-def _reads(contrast: str, tables: Tables, chosen: pd.DataFrame, config: CircuitsConfig) -> Finding:
-    by_place = read_places(tables["reads"], chosen).get(contrast)
-    claim = f"The heads that carry the {contrast} read it at one place"
-    if by_place is None or len(by_place.columns) < 3:
-        why = "no head carries it, or there is one place only"
-        return _judged(claim, "Not measured", {why: True}, numbers={}, unit=_unit(config))
-    means = by_place.drop(columns="group").mean().sort_values(ascending=False, kind="stable")
-    first, second = str(means.index[0]), str(means.index[1])
-    gaps = by_place.assign(gap=by_place[first] - by_place[second])
-    numbers = interval(gaps, "gap", config)
-    every = ", ".join(f"{place} {mean:.2f}" for place, mean in means.items())
-    facts = (
-        f"Exchanging their keys and values at one place moves the answer by: {every} "
-        f"{_unit(config)}; {first} over {second} {shown(numbers)}, {len(gaps)} held-out pairs"
-    )
-    return _judged(
-        f"The heads that carry the {contrast} read it at the {first}",
+def _nodes(run: CircuitResults, contrast: str) -> Finding:
+    chosen, cells = of(run["winners"], contrast), of(run["node_cells"], contrast)
+    heads, mlps = chosen[chosen["head"] != MLP], chosen[chosen["head"] == MLP]
+    confirmed, n = heads[heads.confirmed.astype(bool)], int(cells.n_groups.max())
+    fdr, least = run.config.fdr, 2.0 ** (1 - n)
+    tests = f"{cells.q.notna().sum()} cells, false discovery rate {fdr:g}, {n} groups"
+    if heads.empty:
+        largest = f"{cells['mean'].abs().max():.2g}"
+        facts = f"Tested {tests}; largest mean effect {largest} {run.config.unit}"
+    else:
+        found = cells[cells.found & (cells["head"] != MLP)]
+        n_opposing = (found.groupby(["layer", "head"])["mean"].max() < 0).sum()
+        facts = (
+            f"{len(confirmed)} of {len(heads)} winning heads and {mlps.confirmed.sum()} of "
+            f"{len(mlps)} MLPs are confirmed on held-out pairs; found in {tests}; "
+            f"{n_opposing} other heads are found only to oppose it"
+        )
+    if len(confirmed):
+        some = confirmed.head(SHOWN_NODES).itertuples()
+        largest = ", ".join(f"{o.node} at the {o.place} ({o.held_out_mean:+.2f})" for o in some)
+        facts += f". Largest: {largest} {run.config.unit}"
+    return judged(
+        f"Heads carry the {contrast}",
         facts,
         {
-            f"not surely more than at the {second}, {k}": no
-            for k, no in _unsure(gaps, config).items()
-        },
-        numbers=numbers,
-        unit=_unit(config),
+            "no head moves the answer enough and surely enough on the discovery pairs": True,
+            f"{n} groups cannot give a p below {least:.2g}": least > fdr,
+        }
+        if heads.empty
+        else {"no winning head is confirmed on held-out pairs": confirmed.empty},
+        numbers={} if heads.empty else {"mean": len(confirmed), "n": chosen.n_held_out.max()},
+        unit="heads",
     )
 
 
-def _paths(contrast: str, top: pd.DataFrame) -> Finding:
-    claim = f"Paths between its nodes carry the {contrast}"
-    confirmed = top[top.confirmed.fillna(False).astype(bool)]
+def _reads(run: CircuitResults, contrast: str) -> Finding | None:
+    """The claim where winning heads read: what keys and values hear, on held-out pairs."""
+    if of(run["winners"], contrast).empty:
+        return None
+    claim, rows = f"The heads that carry the {contrast} read it at", of(run["reads"], contrast)
+    by_place = rows[(rows.part == "held-out") & rows.input.isin(["k", "v"])].pivot_table(
+        index=["pair", "group"], columns="place", values="toward", aggfunc="sum", sort=False
+    )
+    if len(by_place.columns) < 2:
+        why = "no head carries it, or there is one place only"
+        return not_measured(f"{claim} one place", why, run.config.unit)
+    means = by_place.mean().sort_values(ascending=False, kind="stable")
+    first, second = means.index[:2]
+    gaps = by_place[first] - by_place[second]
+    row = run.draws.row(gaps, gaps.index.get_level_values("group").tolist())
+    every = ", ".join(f"{place} {mean:.2f}" for place, mean in means.items())
+    return judged(
+        f"{claim} the {first}",
+        f"Exchanging their keys and values at one place moves the answer by: {every} "
+        f"{run.config.unit}; {first} over {second} {shown(row)}, {len(gaps)} held-out pairs",
+        _unsure(gaps, run, f"not surely more than at the {second}"),
+        numbers=row,
+        unit=run.config.unit,
+        count="n_clusters",
+    )
+
+
+def _paths(run: CircuitResults, contrast: str) -> Finding | None:
+    if of(run["winners"], contrast).empty:
+        return None
+    top = of(run["top_paths"], contrast)
+    confirmed = top[top.confirmed.astype(bool)]
     facts = f"{len(confirmed)} of the {len(top)} largest are confirmed on held-out pairs"
-    if len(confirmed):
-        best = confirmed.iloc[0]
+    for best in confirmed.head(1).itertuples():
         facts += (
             f". Largest: {best.sender} -> {best.receiver} at the {best.place} "
-            f"({best.held_out_mean:+.2f}, {best['mode']})"
+            f"({best.held_out_mean:+.2f}, {best.mode})"
         )
-    why_not = {"none of the largest is confirmed": not len(confirmed)}
-    n = float(top.n_held_out.max()) if len(top) else 0.0
-    numbers = {"mean": float(len(confirmed)), "n_groups": n}
-    return _judged(claim, facts, why_not, numbers=numbers, unit="paths")
-
-
-def _circuit(
-    contrast: str, what: str, circuit: pd.DataFrame, shares: pd.DataFrame, config: CircuitsConfig
-) -> Finding:
-    """Faithfulness (alone) or completeness (removed), against random circuits of its size."""
-    some = circuit[(circuit.contrast == contrast) & (circuit.what == what)]
-    wide = some.assign(circuit=some.circuit.str.split(" ").str[0]).pivot_table(
-        index=["pair", "group"], columns="circuit", values="share", aggfunc="mean"
+    return judged(
+        f"Paths between its nodes carry the {contrast}",
+        facts,
+        {"none of the largest is confirmed": confirmed.empty},
+        numbers={"mean": len(confirmed), "n": top.n_held_out.max() if len(top) else 0},
+        unit="paths",
     )
-    sign = 1 if what == "alone" else -1
+
+
+def _circuit(run: CircuitResults, contrast: str, what: str) -> Finding | None:
+    """Against random circuits of its size: faithfulness (alone) or completeness (removed)."""
+    if of(run["winners"], contrast).empty:
+        return None
+    some = of(pair_shares(run["circuit"]), contrast)
+    wide = some[some.what == what].pivot_table("share", ["pair", "group"], "circuit")
     if not {"circuit", "random"} <= {*wide.columns}:
         claim = f"The {contrast}'s circuit does more than random ones"
-        why = {"no held-out pair has an effect to share": True}
-        return _judged(claim, "Not measured", why, numbers={}, unit="share")
-    gaps = (sign * (wide.circuit - wide.random)).dropna().rename("gap").reset_index()
-    numbers = interval(gaps, "gap", config)
-    ours, random = (shares.loc[(contrast, name, what)].to_dict() for name in ("circuit", "random"))
-    claims = {
-        "alone": f"The {contrast}'s circuit alone carries the answer (faithfulness)",
-        "removed": f"Without the {contrast}'s circuit little of it is left (completeness)",
-    }
-    is_half = ours["mean"] >= 0.5 if what == "alone" else ours["mean"] <= 0.5
-    why_not = {
-        f"it keeps {ours['mean']:.2f} of the effect": what == "alone" and not is_half,
-        f"{ours['mean']:.2f} of the effect is left": what == "removed" and not is_half,
-        **{
-            f"not more than random circuits, {why}": no for why, no in _unsure(gaps, config).items()
-        },
-    }
-    facts = (
+        return not_measured(claim, "no held-out pair has an effect to share", "share")
+    sign = 1 if what == "alone" else -1
+    gaps = (sign * (wide.circuit - wide.random)).dropna()
+    row = run.draws.row(gaps, gaps.index.get_level_values("group").tolist())
+    kept = of(run["faithfulness"], contrast).set_index(["what", "circuit"])
+    ours, random = (kept.loc[what, name].to_dict() for name in ("circuit", "random"))
+    mean = f"{ours['mean']:.2f}"
+    if what == "alone":
+        claim = f"The {contrast}'s circuit alone carries the answer (faithfulness)"
+        too_little = {f"it keeps {mean} of the effect": not ours["mean"] >= 0.5}
+    else:
+        claim = f"Without the {contrast}'s circuit little of it is left (completeness)"
+        too_little = {f"{mean} of the effect is left": not ours["mean"] <= 0.5}
+    return judged(
+        claim,
         f"Share of the total effect {shown(ours)}, random {shown(random)}, difference "
-        f"{shown(numbers)}; {int(ours['n_edges'])} and {int(random['n_edges'])} edges, "
-        f"{int(ours['n'])} held-out pairs"
+        f"{shown(row)}; {int(ours['n_edges'])} and {int(random['n_edges'])} edges, "
+        f"{int(ours['n'])} held-out pairs",
+        too_little | _unsure(gaps, run, "not more than random circuits"),
+        numbers=row,
+        unit="share",
+        count="n_clusters",
     )
-    return _judged(claims[what], facts, why_not, numbers=numbers, unit="share")
+
+
+CLAIMS = (
+    Claim(name="dominance", rests_on=("pairs",), judge=_dominance),
+    Claim(name="{}: effect", rests_on=("pairs",), judge=_effect, per=_contrasts),
+    Claim(name="{}: nodes", rests_on=("nodes",), judge=_nodes, per=_contrasts),
+    Claim(name="{}: reads", rests_on=("nodes", "reads"), judge=_reads, per=_contrasts),
+    Claim(name="{}: paths", rests_on=("nodes", "paths"), judge=_paths, per=_contrasts),
+    Claim(
+        name="{}: alone",
+        rests_on=("nodes", "circuit"),
+        judge=partial(_circuit, what="alone"),
+        per=_contrasts,
+    ),
+    Claim(
+        name="{}: removed",
+        rests_on=("nodes", "circuit"),
+        judge=partial(_circuit, what="removed"),
+        per=_contrasts,
+    ),
+)

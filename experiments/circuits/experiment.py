@@ -7,56 +7,76 @@ alone.
 
 Source: activation patching in both directions (Heimersheim and Nanda 2024), path patching (Wang et
 al. 2022; Miller's edges), faithfulness and completeness (Wang et al. 2022), false discovery rate
-(Benjamini and Hochberg 1995). Tables: ``pairs`` (a row per pair), ``nodes``, ``direct``, ``paths``,
-``reads``, ``circuit`` (by pair); ``node_cells``, ``winners``, ``top_paths``, ``faithfulness``,
-``findings`` (summaries).
+(Benjamini and Hochberg 1995).
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from hooked_alm.errors import InputError
 
-from ..materials.bundled import PREFIX
-from ..materials.held_out import Half, split_groups
-from ..materials.pairs import Pair, PreparedPair, prepare_pairs, read_pairs
+from ..materials.held_out import split_groups
+from ..materials.pairs import prepare_pairs, read_pairs
 from ..materials.subject import described, load_subject
-from ..workbench.experiment import Experiment, Row, Tables, Unit, UnitResult
-from ..workbench.report import Report
-from ..workbench.run_folder import RunFolder
+from ..workbench.experiment import Experiment, Unit, UnitResult
+from ..workbench.page import Page
+from ..workbench.results import Row, Tables
+from . import figures
+from .claims import CLAIMS, CONTROLS
 from .measure import PairSweeps
 from .plan import CircuitNode, bundled_pairs, places_of, random_nodes
-from .report import conclude
-from .select import node_cells, nodes_of, winners
 from .settings import CircuitsConfig, PlaceName
-
-Followed = tuple[PreparedPair, tuple[CircuitNode, ...]]
-"""A pair, and the winners of its contrast, largest first."""
+from .tables import MAY_LACK, TABLES, CircuitResults, node_cells, nodes_of, of, summarise, winners
 
 
 class Circuits(Experiment[CircuitsConfig]):
     """Exact patching of heads, paths and circuits on minimal pairs."""
 
     name = "circuits"
+    title = "Circuits"
     question = "Which heads carry the answer, and is their circuit enough?"
     Config = CircuitsConfig
+    tables, may_lack = TABLES, MAY_LACK
+    controls, claims = CONTROLS, CLAIMS
+    items_setting = "pairs"
+    caveats = (
+        "What is sampled are groups of pairs: pairs of a group are averaged before they are "
+        "tested. Groups that share a donor clip, as the bundled ones do, are still not quite "
+        "independent.",
+        "The family of tests are all cells of a contrast: directions, places, layers, heads and "
+        "MLPs. Cells that are exactly zero in every group cannot reach the answer and are no "
+        "hypotheses.",
+        "Noising shows what is necessary, denoising what is enough; parts that stand in for each "
+        "other show in neither alone. A head's effect contains everything downstream of it.",
+        "Paths are edges: the residual connection alone. What passes through MLPs counts under "
+        "ioi.",
+        "A circuit is judged with the donor's messages on all other edges, on pairs that were not "
+        "used to choose it. Random circuits of equal size are the yardstick; the whole model is 1.",
+    )
 
     def open(self) -> dict[str, Any]:
         """Load model and pairs, and check every prompt, answer and span before the first unit."""
         config = self.config
-        pairs = (
-            bundled_pairs(config.pairs_per_clip)
-            if config.pairs == "bundled"
-            else read_pairs(config.pairs)
-        )
+        is_bundled = config.pairs == "bundled"
+        pairs = bundled_pairs(config.pairs_per_clip) if is_bundled else read_pairs(config.pairs)
         self.parts = split_groups([p.group for p in pairs], config.discovery_share, config.seed)
-        _check_groups(pairs, self.parts)
+        contrasts = list(dict.fromkeys(pair.contrast for pair in pairs))
+        for contrast in contrasts:
+            groups = sorted({pair.group for pair in pairs if pair.contrast == contrast})
+            if len({self.parts[group] for group in groups}) < 2:
+                raise InputError(
+                    f"splitting the pairs of contrast {contrast!r}: all their groups "
+                    f"({', '.join(groups[:5])}) fall into one part, expected some for choosing "
+                    "and others for testing. Give pairs of more groups, or another seed."
+                )
         self.model = load_subject(config)
         self.pairs = prepare_pairs(self.model, pairs, truncate=config.truncate)
         self.places: dict[str, list[PlaceName]] = {}
         left_out = {}
-        for contrast in dict.fromkeys(pair.contrast for pair in pairs):
+        for contrast in contrasts:
             of_contrast = [one for one in self.pairs if one.pair.contrast == contrast]
             self.places[contrast], left_out[contrast] = places_of(of_contrast, config)
         return {
@@ -65,108 +85,118 @@ class Circuits(Experiment[CircuitsConfig]):
             "places": self.places,
             "places_left_out": left_out,
             "pairs": [
-                {**one.pair.described(), "answer_tokens": list(one.answers)} for one in self.pairs
+                one.pair.described() | {"answer_tokens": [*one.answers]} for one in self.pairs
             ],
         }
 
     def units(self) -> list[Unit]:
         """A unit per pair: every head and MLP, and direct effects."""
-        return [Unit(f"nodes__{one.pair.id}", one) for one in self.pairs]
+        return [Unit(f"nodes__{one.pair.id}", (one, ())) for one in self.pairs]
 
     def further_units(self, tables: Tables) -> list[Unit]:
-        """For contrasts with winners, a unit per pair: paths, inputs, and circuits."""
+        """A unit per pair of a contrast with winners: paths, inputs, and circuits."""
         chosen = winners(node_cells(tables["nodes"], self.config), self.config)
-        of_contrast = {
-            contrast: tuple(nodes_of(chosen[chosen.contrast == contrast]))
-            for contrast in self.places
-        }
+        of_contrast = {name: nodes_of(of(chosen, name)) for name in self.places}
         return [
             Unit(f"paths__{one.pair.id}", (one, nodes))
             for one in self.pairs
             if (nodes := of_contrast[one.pair.contrast])
         ]
 
-    def run_unit(self, unit: Unit) -> UnitResult:
-        """The sweeps of one pair."""
-        if isinstance(unit.payload, PreparedPair):
-            return self._run_nodes(unit.payload)
-        return self._run_paths(unit.payload)
+    def measure(self, unit: Unit) -> UnitResult:
+        """The sweeps of one pair, whose winners are known in the second stage."""
+        one, nodes = unit.payload
+        pair, places = one.pair, self.places[one.pair.contrast]
+        who: Row = {"pair": pair.id, "contrast": pair.contrast, "group": pair.group}
+        who["part"] = self.parts[pair.group]
+        sweeps = PairSweeps(self.model, one, places, self.config)
+        found, record = self._paths(sweeps, nodes) if nodes else self._nodes(sweeps)
+        rows = {name: cells.to_dict("records") for name, cells in found.items()}
+        tables = {name: [{**who, **row} for row in some] for name, some in rows.items()}
+        return UnitResult(tables, {**who, **record})
 
-    def _sweeps(self, one: PreparedPair) -> PairSweeps:
-        return PairSweeps(self.model, one, self.places[one.pair.contrast], self.config)
-
-    def _identity(self, pair: Pair) -> Row:
-        return {
-            "pair": pair.id,
-            "contrast": pair.contrast,
-            "group": pair.group,
-            "part": self.parts[pair.group],
-        }
-
-    def _run_nodes(self, one: PreparedPair) -> UnitResult:
-        who, sweeps = self._identity(one.pair), self._sweeps(one)
+    def _nodes(self, sweeps: PairSweeps) -> tuple[Tables, Row]:
+        one = sweeps.one
         unpatched, nodes = sweeps.nodes()
-        about = {
-            **who,
-            "base_answer": one.pair.answers[0],
-            "donor_answer": one.pair.answers[1],
-            **unpatched,
-            **sweeps.answers(),
-        }
-        tables = {
-            "pairs": [about],
-            "nodes": [{**who, **row} for row in nodes],
-            "direct": [{**who, **row} for row in sweeps.direct()],
-        }
+        given = {"base_answer": one.pair.answers[0], "donor_answer": one.pair.answers[1]}
+        about = {**given, **unpatched, **sweeps.answers()}
         spans = {"base": one.base.spans.to_json(), "donor": one.donor.spans.to_json()}
-        return UnitResult(tables=tables, record={**about, "spans": spans})
+        tables = {"pairs": pd.DataFrame([about]), "nodes": nodes, "direct": sweeps.direct()}
+        return tables, {**about, "spans": spans}
 
-    def _run_paths(self, payload: Followed) -> UnitResult:
-        one, nodes = payload
-        who, sweeps, config = self._identity(one.pair), self._sweeps(one), self.config
-        heads = [node for node in nodes if node.kind == "head"][: config.n_followed]
-        found = {"paths": sweeps.paths(sorted(nodes), heads), "reads": sweeps.reads(nodes)}
-        circuits = {"circuit": list(nodes), **self._random_circuits(one.pair.contrast, nodes)}
+    def _paths(self, sweeps: PairSweeps, nodes: list[CircuitNode]) -> tuple[Tables, Row]:
+        pair, heads = sweeps.one.pair, [node for node in nodes if node.is_head]
+        tables = {"reads": sweeps.reads(heads)} if heads else {}
+        if followed := heads[: self.config.n_followed]:
+            tables["paths"] = sweeps.paths(sorted(nodes), followed)
+        # Random circuits are equal for all pairs of a contrast.
+        rng = np.random.default_rng([self.config.seed, list(self.places).index(pair.contrast)])
+        circuits = {"circuit": nodes}
+        for i in range(1, self.config.n_random + 1):
+            circuits[f"random {i}"] = random_nodes(self.model, nodes, rng)
         # Winners were chosen on the other pairs: on these the circuit is put to the test.
-        is_held_out = self.parts[one.pair.group] == "held-out"
-        found["circuit"] = sweeps.circuits(circuits) if is_held_out else []
-        return UnitResult(
-            tables={name: [{**who, **row} for row in rows] for name, rows in found.items()},
-            record={
-                **who,
-                "circuits": {k: [node.label for node in some] for k, some in circuits.items()},
-            },
+        if self.parts[pair.group] == "held-out":
+            tables["circuit"] = sweeps.circuits(circuits)
+        labels = {name: [node.label for node in some] for name, some in circuits.items()}
+        return tables, {"circuits": labels}
+
+    # --- What is made of it
+
+    def summaries(self, run: CircuitResults) -> Iterable[tuple[str, pd.DataFrame]]:
+        """Total effects, nodes, winners, paths, and what circuits keep."""
+        return summarise(run)
+
+    def lead(self, run: CircuitResults) -> str:
+        """How many pairs differ in what, what is done with them, and what is known beforehand."""
+        counts = run["pairs"].groupby("contrast", sort=False).size()
+        kinds = " and ".join(f"{n} pairs that differ in the {name}" for name, n in counts.items())
+        lead = (
+            f"{kinds}. Every head and MLP is exchanged between the two runs of a pair, exactly, in "
+            "both directions; the answer is read each time. What moves it is chosen on some groups "
+            "of pairs and tested on the others."
         )
-
-    def _random_circuits(
-        self, contrast: str, nodes: tuple[CircuitNode, ...]
-    ) -> dict[str, list[CircuitNode]]:
-        """The same for every pair of a contrast."""
-        number = list(self.places).index(contrast)
-        rng = np.random.default_rng([self.config.seed, number])
-        return {
-            f"random {i}": random_nodes(self.model, nodes, rng)
-            for i in range(1, self.config.n_random + 1)
-        }
-
-    def conclude(self, tables: Tables, folder: RunFolder) -> Report:
-        """Figures, summaries and findings, from the tables alone."""
-        return conclude(
-            tables,
-            folder,
-            self.config,
-            n_layers=self.model.cfg.n_layers,
-            is_calibration=self.config.model.startswith(PREFIX),
-        )
-
-
-def _check_groups(pairs: list[Pair], parts: dict[str, Half]) -> None:
-    for contrast in dict.fromkeys(pair.contrast for pair in pairs):
-        found = {parts[pair.group] for pair in pairs if pair.contrast == contrast}
-        if len(found) < 2:
-            groups = sorted({pair.group for pair in pairs if pair.contrast == contrast})
-            raise InputError(
-                f"splitting the pairs of contrast {contrast!r}: all their groups "
-                f"({', '.join(groups[:5])}) fall into one part, expected some for choosing and "
-                "others for testing. Give pairs of more groups, or another seed."
+        if self.is_calibration:
+            lead += (
+                "\n\nThe prompts name one emotion and are spoken with another. follows_text was "
+                "trained to answer what the instruction names, follows_voice what the voice says: "
+                "which exchange moves the answer has to reverse between them."
             )
+        return lead
+
+    def page(self, page: Page, run: CircuitResults) -> None:
+        """What was asked; then, for every contrast, its circuit and what it was chosen from."""
+        page.section("What was asked")
+        figures.add_effects(page, run)
+        columns = [
+            *("pair", "group", "part", "base_answer", "base_says", "donor_answer", "donor_says"),
+            "total_effect",
+        ]
+        page.table("The pairs: answers given, and made", run["pairs"][columns])
+        for contrast in run["effects"].contrast:
+            page.section(f"The {contrast}")
+            chosen, top = of(run["winners"], contrast), of(run["top_paths"], contrast)
+            if chosen.empty:
+                page.note("No node wins on the discovery pairs: there is no circuit to show.")
+            else:
+                figures.add_circuit(page, run, contrast)
+                figures.add_faithfulness(page, run, contrast)
+                figures.add_reads(page, run, contrast)
+                unshown = ["contrast", "layer", "head", "found"]
+                page.table("Winning nodes, and the held-out pairs", chosen.drop(columns=unshown))
+                page.table(
+                    "The largest paths, and the held-out pairs", top.drop(columns="contrast")
+                )
+            figures.add_heads(page, run, contrast)
+            figures.add_mlps(page, run, contrast)
+            figures.add_direct(page, run, contrast)
+
+    def method(self, run: CircuitResults) -> str:
+        """How nodes were chosen and tested."""
+        config = self.config
+        return (
+            f"Model: {config.model}, {config.dtype}, engine {config.engine}. Metric: "
+            f"{config.metric} of the two answers' first tokens. Groups are split by a draw with "
+            f"seed {config.seed}, {config.discovery_share:g} of them for discovery. A node wins if "
+            f"a cell of it has q ≤ {config.fdr:g} and moves the answer by {config.min_effect:g} or "
+            f"more on average. Intervals resample groups {config.n_resamples} times."
+        )

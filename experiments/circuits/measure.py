@@ -1,15 +1,15 @@
-"""What ``circuits`` measures on one pair, as rows of tidy tables.
+"""What ``circuits`` measures on one pair, as tidy tables.
 
 Every effect is given as ``toward``: how far the patch moves the metric towards the donor's answer,
 in the metric's unit. Noising patches the base with the donor, denoising the donor with the base;
 the metric is the base's answer against the donor's in both.
 """
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+import pandas as pd
 import torch
 
 from hooked_alm import HookedALM
@@ -20,11 +20,13 @@ from hooked_alm.methods.patching.paths import all_edges, patch_edges, path_patch
 from hooked_alm.methods.patching.results import PatchResult
 
 from ..materials.pairs import PreparedPair
-from ..workbench.experiment import Row
-from .plan import DIRECTIONS, EMBED, EVERY_SENDER, LOGITS, CircuitNode, Direction, edges_among
+from ..workbench.controls import ROUNDING
+from ..workbench.results import Row
+from . import plan
+from .plan import CircuitNode, Direction
 from .settings import PLACES, CircuitsConfig, PlaceName
 
-ROUNDING = 1e-4
+NO_EFFECT = ROUNDING["logit"]["float32"]
 """Effects below this are rounding of fp32 logits, and count as none."""
 
 
@@ -36,180 +38,103 @@ def metric_of(one: PreparedPair, config: CircuitsConfig) -> Metric:
     return LogProb(base) if config.metric == "log_prob" else Prob(base)
 
 
+@dataclass(frozen=True)
 class PairSweeps:
     """The sweeps of one pair on one model."""
 
-    def __init__(
-        self,
-        model: HookedALM,
-        one: PreparedPair,
-        places: Sequence[PlaceName],
-        config: CircuitsConfig,
-    ) -> None:
-        self.model, self.one, self.config, self.names = model, one, config, list(places)
-        self.places = [PLACES[name] for name in places]
-        self.metric = metric_of(one, config)
-        self.options: dict[str, Any] = {
-            "policy": config.align_policies(),
-            "engine": config.engine,
-            "max_bytes": config.max_bytes,
-        }
+    model: HookedALM
+    one: PreparedPair
+    places: Sequence[PlaceName]
+    config: CircuitsConfig
 
-    def _sides(self, direction: Direction) -> tuple[Any, Any]:
-        sides = self.one.base, self.one.donor
-        return sides if direction == "noising" else sides[::-1]
+    def _cells(
+        self, sweep: Callable[..., PatchResult], direction: Direction, *what: Any, **options: Any
+    ) -> pd.DataFrame:
+        """Every cell of a sweep, with its effect towards the donor's answer."""
+        base, donor = self.one.base, self.one.donor
+        sides = (base, donor) if direction == "noising" else (donor, base)
+        found = sweep(
+            self.model, *sides, metric_of(self.one, self.config), *what,
+            policy=self.config.align_policies(), engine=self.config.engine,
+            max_bytes=self.config.max_bytes, **options,
+        )  # fmt: skip
+        cells = found.to_dataframe()
+        toward = -cells.effect if direction == "noising" else cells.effect
+        names = {" + ".join(spans): name for name, spans in PLACES.items()}
+        toward = toward.mask(toward.abs() < NO_EFFECT, 0.0)
+        about = {"direction": direction, "mode": found.mode, "place": cells.place.map(names)}
+        return cells.assign(**about, toward=toward)
 
-    def nodes(self) -> tuple[Row, list[Row]]:
-        """The pair unpatched, and every head and MLP patched at every place, both ways."""
-        rows, metrics = [], {}
-        for direction in DIRECTIONS:
-            base, donor = self._sides(direction)
-            sweep = partial(
-                patch, self.model, base, donor, self.metric, places=self.places, **self.options
-            )
-            heads, mlps = sweep(site="z", heads="each"), sweep(site="mlp_out")
-            metrics[direction] = float(heads.base[0]), float(heads.donor[0])
-            rows += self._node_rows(heads, direction) + self._node_rows(mlps, direction)
-        clean, corrupt = metrics["noising"]
-        return {"base": clean, "donor": corrupt, "total_effect": clean - corrupt}, rows
+    @property
+    def _spans(self) -> list[tuple[str, ...]]:
+        return [PLACES[name] for name in self.places]
 
-    def _node_rows(self, found: PatchResult, direction: Direction) -> list[Row]:
-        """A row for each cell; an MLP's head is −1."""
-        shape = len(found.axes["layer"]), -1, len(self.places)
-        toward, recovery, values = (
-            array.reshape(shape)
-            for array in (self._toward(found, direction), found.recovery, found.values)
-        )
-        heads = range(toward.shape[1]) if "head" in found.axes else [-1]
-        return [
-            {
-                "direction": direction,
-                "place": place,
-                "layer": layer,
-                "head": head,
-                "value": float(values[layer, i, j]),
-                "toward": float(toward[layer, i, j]),
-                "recovery": float(recovery[layer, i, j]),
-            }
-            for layer in range(len(toward))
-            for i, head in enumerate(heads)
-            for j, place in enumerate(self.names)
+    def nodes(self) -> tuple[Row, pd.DataFrame]:
+        """The pair unpatched, and every head and plan.MLP patched at every place, both ways."""
+        parts = [
+            self._cells(patch, direction, places=self._spans, **site)
+            for direction in plan.DIRECTIONS
+            for site in ({"site": "z", "heads": "each"}, {"site": "mlp_out"})
         ]
+        cells = pd.concat(parts, ignore_index=True).fillna({"head": plan.MLP}).astype({"head": int})
+        base, donor = float(cells.base[0]), float(cells.donor[0])
+        columns = ["direction", "place", "layer", "head", "value", "toward", "recovery"]
+        return {"base": base, "donor": donor, "total_effect": base - donor}, cells[columns]
 
-    def _toward(self, found: PatchResult, direction: Direction) -> np.ndarray:
-        effect = found.effect if direction == "denoising" else -found.effect
-        return np.where(np.abs(effect) < ROUNDING, 0.0, effect)
-
-    def direct(self) -> list[Row]:
+    def direct(self) -> pd.DataFrame:
         """What every node tells the logits at the readout: directly, and through MLPs."""
-        rows = []
-        for direction in DIRECTIONS:
-            base, donor = self._sides(direction)
-            for mode in ("edge", "ioi"):
-                found = path_patch(
-                    self.model, base, donor, self.metric, list(EVERY_SENDER), LOGITS,
-                    mode=mode, **self.options,
-                )  # fmt: skip
-                effects = self._toward(found, direction).reshape(-1)
-                senders = found.axes["sender"]
-                rows += [
-                    {"direction": direction, "mode": mode, "sender": sender, "toward": effect}
-                    for sender, effect in zip(senders, effects.tolist(), strict=True)
-                ]
-        return rows
+        parts = [
+            self._cells(path_patch, direction, list(plan.EVERY_SENDER), plan.LOGITS, mode=mode)
+            for direction in plan.DIRECTIONS
+            for mode in ("edge", "ioi")
+        ]
+        return pd.concat(parts)[["direction", "mode", "sender", "toward"]]
 
-    def paths(self, nodes: Sequence[CircuitNode], heads: Sequence[CircuitNode]) -> list[Row]:
+    def paths(self, nodes: Sequence[CircuitNode], heads: Sequence[CircuitNode]) -> pd.DataFrame:
         """What the embedding and each node of a circuit tell q, k and v of some heads, by place.
 
         Noising: a message of the donor is sent into the base.
         """
-        senders = [EMBED, *(node.sender for node in nodes)]
-        receivers = [at for node in heads for at in node.receivers.values()]
-        rows = []
-        for mode in self.config.path_modes if heads else ():
-            found = path_patch(
-                self.model, self.one.base, self.one.donor, self.metric, senders, receivers,
-                mode=mode, places=self.places, kv="query", **self.options,
-            )  # fmt: skip
-            effects = self._toward(found, "noising")[..., 0]
-            rows += [
-                {
-                    "mode": mode,
-                    "sender": sender,
-                    "receiver": receiver,
-                    "place": place,
-                    "toward": float(effects[i, j, k]),
-                }
-                for i, sender in enumerate(found.axes["sender"])
-                for j, receiver in enumerate(found.axes["receiver"])
-                for k, place in enumerate(self.names)
-                if np.isfinite(effects[i, j, k])
-            ]
-        return rows
+        senders = [plan.EMBED, *(node.sender for node in nodes)]
+        parts = [self._heard(senders, heads, mode=mode) for mode in self.config.path_modes]
+        # A receiver that comes before the sender hears nothing of it.
+        cells = pd.concat(parts).dropna(subset="toward")
+        return cells[["mode", "sender", "receiver", "place", "toward"]]
 
-    def reads(self, nodes: Sequence[CircuitNode]) -> list[Row]:
+    def reads(self, heads: Sequence[CircuitNode]) -> pd.DataFrame:
         """Everything that a head reads, exchanged at one place: q, k and v on their own."""
-        parts = {
-            at: (node, part)
-            for node in nodes
-            if node.kind == "head"
-            for part, at in node.receivers.items()
-        }
-        if not parts:
-            return []
-        found = path_patch(
-            self.model, self.one.base, self.one.donor, self.metric, [EVERY_SENDER], list(parts),
-            places=self.places, kv="query", **self.options,
-        )  # fmt: skip
-        effects = self._toward(found, "noising")[0, ..., 0]
-        return [
-            {
-                "layer": node.layer,
-                "head": node.head,
-                "input": part,
-                "place": place,
-                "toward": float(effects[j, k]),
-            }
-            for j, (node, part) in enumerate(parts.values())
-            for k, place in enumerate(self.names)
-        ]
+        cells = self._heard([plan.EVERY_SENDER], heads)
+        cells = cells.join(plan.heads_named(cells.receiver))
+        return cells[["layer", "head", "input", "place", "toward"]]
 
-    def circuits(self, circuits: Mapping[str, Sequence[CircuitNode]]) -> list[Row]:
+    def _heard(self, senders: list[Any], heads: Sequence[CircuitNode], **mode: Any) -> pd.DataFrame:
+        receivers = [at for node in heads for at in node.receivers]
+        options = {"places": self._spans, "kv": "query", **mode}
+        return self._cells(path_patch, "noising", senders, receivers, **options)
+
+    def circuits(self, circuits: Mapping[str, Sequence[CircuitNode]]) -> pd.DataFrame:
         """Circuits alone (all other edges from the donor) and the rest without them."""
         with per_query_head(self.model, True):
             every = all_edges(self.model)
-        sets = {("every edge", "removed"): every}
+        sets, sizes = {"every edge removed": every}, [len(every)]
         for name, nodes in circuits.items():
-            inside = set(edges_among(nodes))
-            sets[name, "alone"] = [edge for edge in every if edge not in inside]
-            sets[name, "removed"] = [edge for edge in every if edge in inside]
-        found = patch_edges(
-            self.model, self.one.base, self.one.donor, self.metric,
-            {" ".join(key): edges for key, edges in sets.items()}, kv="query", **self.options,
-        )  # fmt: skip
-        clean, corrupt = float(found.base[0]), float(found.donor[0])
-        total = clean - corrupt
-        return [
-            {
-                "circuit": name,
-                "what": what,
-                "n_edges": len(edges) if what == "removed" else len(every) - len(edges),
-                "value": float(value),
-                # 1: as good as the whole model; 0: as the donor's prompt.
-                "share": (float(value) - corrupt) / total if abs(total) >= ROUNDING else np.nan,
-            }
-            for ((name, what), edges), value in zip(
-                sets.items(), found.values[:, 0, 0], strict=True
-            )
-        ]
+            inside = plan.edges_among(nodes)
+            sets[f"{name} alone"] = [edge for edge in every if edge not in inside]
+            sets[f"{name} removed"] = [edge for edge in every if edge in inside]
+            sizes += [len(inside)] * 2
+        cells = self._cells(patch_edges, "noising", sets, kv="query")
+        cells[["circuit", "what"]] = cells.edges.str.rsplit(" ", n=1, expand=True)
+        # 1: as good as the whole model; 0: as the donor's prompt.
+        total = cells.base - cells.donor
+        cells["share"] = (cells.value - cells.donor) / total.where(total.abs() >= NO_EFFECT)
+        return cells.assign(n_edges=sizes)[["circuit", "what", "n_edges", "value", "share"]]
 
     @torch.no_grad()
     def answers(self) -> Row:
         """What is answered to the two prompts, and whether it begins as the pair says."""
         row: Row = {}
-        for name, x, answer in zip(
-            ("base", "donor"), (self.one.base, self.one.donor), self.one.answers, strict=True
-        ):
+        sides = {"base": self.one.base, "donor": self.one.donor}
+        for (name, x), answer in zip(sides.items(), self.one.answers, strict=True):
             top = int(self.model(x)[0, -1].argmax())
             row[f"{name}_says"] = self.model.tokenizer.decode([top])
             row[f"{name}_as_given"] = top == answer

@@ -1,10 +1,12 @@
 """What ``circuits`` looks at: the default pairs, the nodes of a decoder, the places of a prompt."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import replace
+from itertools import chain, product
+from typing import Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
@@ -14,6 +16,7 @@ from hooked_alm.methods.patching.paths import Edge
 from hooked_alm.points import hook_name
 
 from ..materials.bundled import CLIPS
+from ..materials.clip_table import collect
 from ..materials.ob1 import EMOTIONS, LABELS, ClipName, Emotion, ob1_clip_names, prompt_segments
 from ..materials.pairs import Pair, PreparedPair, Side
 from .settings import PLACES, CircuitsConfig, PlaceName
@@ -21,8 +24,10 @@ from .settings import PLACES, CircuitsConfig, PlaceName
 Direction = Literal["noising", "denoising"]
 DIRECTIONS: tuple[Direction, ...] = ("noising", "denoising")
 EMBED = "hook_embed"
-EVERY_SENDER = (EMBED, hook_name("z", "blocks.*") + "[*]", hook_name("mlp_out", "blocks.*"))
 LOGITS = "logits"
+EVERY_SENDER = (EMBED, hook_name("z", "blocks.*") + "[*]", hook_name("mlp_out", "blocks.*"))
+MLP = -1
+"""What stands for an MLP where heads are numbered."""
 
 
 # --- Pairs of the bundled clips
@@ -37,35 +42,25 @@ def bundled_pairs(n_per_clip: int) -> list[Pair]:
     change places from clip to clip. Pairs of one clip are a group.
     """
     pairs = []
-    for number, clip in enumerate(ob1_clip_names()):
+    for (number, clip), turn in product(enumerate(ob1_clip_names()), range(n_per_clip)):
         others = [emotion for emotion in EMOTIONS if emotion != clip.emotion]
-        for turn in range(n_per_clip):
-            first = number + turn
-            named, other = others[first % 4], others[(first + 1) % 4]
-            suffix = f"-{turn}" if n_per_clip > 1 else ""
-            base = _side(clip, named)
-            ways = {
-                "voice": (_side(_like(clip, other), named), (clip.emotion, other)),
-                "instruction": (_side(clip, other), (named, other)),
-            }
-            for contrast, (donor, answers) in ways.items():
-                words = LABELS[clip.language]
-                pairs.append(
-                    Pair(
-                        id=f"{contrast}-{clip.stem}{suffix}",
-                        base=base,
-                        donor=donor,
-                        answers=(words[answers[0]], words[answers[1]]),
-                        group=clip.stem,
-                        contrast=contrast,
-                    )
-                )
+        named, other = (others[(number + turn + i) % 4] for i in range(2))
+        intensity = "normal" if other == "neutral" else clip.intensity
+        voice = _side(replace(clip, emotion=other, intensity=intensity), named)
+        donors = {"instruction": (_side(clip, other), named), "voice": (voice, clip.emotion)}
+        words, suffix = LABELS[clip.language], f"-{turn}" if n_per_clip > 1 else ""
+        pairs += [
+            Pair(
+                id=f"{contrast}-{clip.stem}{suffix}",
+                base=_side(clip, named),
+                donor=donor,
+                answers=(words[answer], words[other]),
+                group=clip.stem,
+                contrast=contrast,
+            )
+            for contrast, (donor, answer) in donors.items()
+        ]
     return sorted(pairs, key=lambda pair: pair.contrast)
-
-
-def _like(clip: ClipName, emotion: Emotion) -> ClipName:
-    intensity = "normal" if emotion == "neutral" else clip.intensity
-    return ClipName(language=clip.language, emotion=emotion, intensity=intensity)
 
 
 def _side(clip: ClipName, named: Emotion) -> Side:
@@ -76,75 +71,72 @@ def _side(clip: ClipName, named: Emotion) -> Side:
 # --- Nodes
 
 
-@dataclass(frozen=True, order=True)
-class CircuitNode:
-    """A head, or an MLP (head −1)."""
+class CircuitNode(NamedTuple):
+    """A head, or an MLP."""
 
     layer: int
     head: int
 
     @property
-    def kind(self) -> Literal["head", "mlp"]:
-        """What it is."""
-        return "mlp" if self.head < 0 else "head"
+    def is_head(self) -> bool:
+        """Whether it is a head."""
+        return self.head != MLP
 
     @property
     def label(self) -> str:
         """``L3H2``, ``MLP 3``."""
-        return f"MLP {self.layer}" if self.head < 0 else f"L{self.layer}H{self.head}"
+        return f"L{self.layer}H{self.head}" if self.is_head else f"MLP {self.layer}"
 
     @property
     def sender(self) -> str:
-        """Where it writes, as path patching names it."""
-        if self.head < 0:
-            return hook_name("mlp_out", self._block)
-        return f"{hook_name('z', self._block)}[{self.head}]"
+        """The hook it writes at, as path patching names it."""
+        return self._point("z" if self.is_head else "mlp_out")
 
     @property
-    def receivers(self) -> dict[str, str]:
-        """Where it reads: q, k, v of a head (by query head), or the MLP's input."""
-        if self.head < 0:
-            return {"mlp": hook_name("mlp_in", self._block)}
-        inputs = {part: hook_name(f"attn.{part}_input", self._block) for part in "qkv"}
-        return {part: f"{name}[{self.head}]" for part, name in inputs.items()}
+    def receivers(self) -> list[str]:
+        """The hooks it reads at: q, k, v of a head (by query head), or the MLP's input."""
+        inputs = [f"attn.{part}_input" for part in "qkv"] if self.is_head else ["mlp_in"]
+        return [self._point(name) for name in inputs]
 
-    @property
-    def _block(self) -> str:
-        return f"blocks.{self.layer}"
+    def _point(self, name: str) -> str:
+        return hook_name(name, f"blocks.{self.layer}") + (f"[{self.head}]" if self.is_head else "")
+
+
+def heads_named(points: pd.Series) -> pd.DataFrame:
+    """``layer``, ``head`` and ``input`` (q, k, v; z where it writes) of the points of heads."""
+    pattern = r"blocks\.(?P<layer>\d+)\.attn\.hook_(?P<input>.).*\[(?P<head>\d+)\]"
+    return points.str.extract(pattern).dropna().astype({"layer": int, "head": int})
 
 
 def all_nodes(model: HookedALM) -> list[CircuitNode]:
     """Every head and MLP, layer by layer."""
-    heads = [*range(model.cfg.n_heads), -1]
+    heads = [*range(model.cfg.n_heads), MLP]
     return [CircuitNode(layer, head) for layer in range(model.cfg.n_layers) for head in heads]
 
 
-def edges_among(nodes: Sequence[CircuitNode]) -> list[Edge]:
+def edges_among(nodes: Sequence[CircuitNode]) -> set[Edge]:
     """Every edge between some nodes, from the embedding, and to the logits."""
-    order = sorted(nodes, key=lambda node: (node.layer, node.head < 0, node.head))
-    edges = [(EMBED, LOGITS)]
-    for i, node in enumerate(order):
-        # Heads of a layer do not hear each other; its MLP hears them all.
-        above = [b for b in order[i + 1 :] if b.layer > node.layer or b.head < 0]
-        edges += [(EMBED, at) for at in node.receivers.values()]
-        edges += [(node.sender, at) for later in above for at in later.receivers.values()]
-        edges.append((node.sender, LOGITS))
+    edges = {(EMBED, LOGITS), *((node.sender, LOGITS) for node in nodes)}
+    # Heads of a layer do not hear each other; its MLP hears them all.
+    stages = {node: (node.layer, not node.is_head) for node in nodes}
+    for node in nodes:
+        heard = [EMBED, *(one.sender for one in nodes if stages[one] < stages[node])]
+        edges.update(product(heard, node.receivers))
     return edges
 
 
 def random_nodes(
     model: HookedALM, winners: Sequence[CircuitNode], rng: np.random.Generator
 ) -> list[CircuitNode]:
-    """As many heads and as many MLPs, drawn from those that did not win as far as these go."""
+    """A draw of as many heads and MLPs, from those that did not win as far as these go."""
     chosen: list[CircuitNode] = []
-    for kind in ("head", "mlp"):
-        n = sum(node.kind == kind for node in winners)
-        every = [node for node in all_nodes(model) if node.kind == kind]
+    for is_head in (True, False):
+        n = sum(node.is_head == is_head for node in winners)
+        every = [node for node in all_nodes(model) if node.is_head == is_head]
         others = [node for node in every if node not in winners]
         drawn = [others[i] for i in rng.permutation(len(others))[:n]]
         rest = [node for node in every if node not in drawn]
-        drawn += [rest[i] for i in rng.permutation(len(rest))[: n - len(drawn)]]
-        chosen += drawn
+        chosen += drawn + [rest[i] for i in rng.permutation(len(rest))[: n - len(drawn)]]
     return sorted(chosen)
 
 
@@ -165,7 +157,8 @@ def places_of(
     kept: list[PlaceName] = []
     left_out: dict[str, str] = {}
     for place in config.places:
-        has = [all(_has(x, place) for x in (one.base, one.donor)) for one in pairs]
+        ends = [(_end(one.base, place), _end(one.donor, place)) for one in pairs]
+        has = [min(both) >= 0 for both in ends]
         if not any(has):
             left_out[place] = "the prompts have none"
         elif not all(has):
@@ -175,36 +168,29 @@ def places_of(
                 f"the contrast {lacks.contrast!r} have one. Give it another contrast, or choose "
                 "other places."
             )
-        elif all(_last(one.base, place) < _first_difference(one) for one in pairs):
+        elif all(end < _first_difference(one) for (end, _), one in zip(ends, pairs, strict=True)):
             left_out[place] = "it ends before base and donor differ"
         else:
             kept.append(place)
-    for one in pairs:
-        try:
-            align(one.base, one.donor, _spans(one.base), policy=config.align_policies())
-        except InputError as error:
-            raise InputError(f"{one.pair.where or one.pair.id}: {error}") from error
+
+    def aligned(one: PreparedPair) -> None:
+        spans = [name for name in chain(*PLACES.values()) if one.base.spans[name][0]]
+        align(one.base, one.donor, spans, policy=config.align_policies())
+
+    collect("aligning the prompts", aligned, pairs, lambda one: one.pair.where or one.pair.id)
     return kept, left_out
 
 
-def _spans(x: ALMInput) -> list[str]:
-    names = [name for spans in PLACES.values() for name in spans]
-    return [name for name in names if x.spans[name][0]]
-
-
-def _has(x: ALMInput, place: PlaceName) -> bool:
-    return all(x.spans[name][0] for name in PLACES[place])
-
-
-def _last(x: ALMInput, place: PlaceName) -> int:
-    return max(pos for name in PLACES[place] for pos in x.spans.positions(name, 0))
+def _end(x: ALMInput, place: PlaceName) -> int:
+    """The last position of a place; −1 in a prompt that lacks a span of it."""
+    spans = [x.spans.positions(name, 0) for name in PLACES[place]]
+    return max(chain(*spans)) if all(spans) else -1
 
 
 def _first_difference(one: PreparedPair) -> int:
     """The first position where base and donor differ, by tokens or by what is heard."""
-    ours, theirs = one.base.tokens[0].tolist(), one.donor.tokens[0].tolist()
-    at = min(len(ours), len(theirs))
-    at = next((i for i in range(at) if ours[i] != theirs[i]), at)
+    tokens = one.base.tokens[0].tolist(), one.donor.tokens[0].tolist()
+    differing = [i for i, (ours, theirs) in enumerate(zip(*tokens, strict=False)) if ours != theirs]
     if any(a is not b for a, b in zip(one.base.clips, one.donor.clips, strict=False)):
-        at = min([at, *one.base.spans.positions("audio", 0)])
-    return at
+        differing += one.base.spans.positions("audio", 0)
+    return min([*differing, *map(len, tokens)])

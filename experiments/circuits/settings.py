@@ -1,14 +1,13 @@
 """Settings of ``circuits``."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from hooked_alm.methods.patching.alignment import AlignPolicies, AlignPolicy
 from hooked_alm.methods.patching.options import Engine, PathMode
 
-from ..materials.bundled import PREFIX
-from ..workbench.experiment import ExperimentConfig
+from ..workbench.settings import EngineBytes, ExperimentConfig, Truncate
 
 PlaceName = Literal["readout", "text", "struct", "audio"]
 PLACES: dict[PlaceName, tuple[str, ...]] = {
@@ -20,6 +19,8 @@ PLACES: dict[PlaceName, tuple[str, ...]] = {
 """Name -> spans that are patched together; with ``sink``, which hears nothing, a whole prompt."""
 
 MetricName = Literal["logit_diff", "log_prob", "prob"]
+UNITS: dict[MetricName, str] = {"logit_diff": "logits", "log_prob": "nats", "prob": "probability"}
+"""Metric -> its unit, in words."""
 
 
 class CircuitsConfig(ExperimentConfig):
@@ -32,9 +33,7 @@ class CircuitsConfig(ExperimentConfig):
     pairs_per_clip: int = Field(
         default=1, ge=1, le=3, description="bundled pairs of each clip and contrast"
     )
-    truncate: bool = Field(
-        default=False, description="cut over-long clips instead of refusing them"
-    )
+    truncate: Truncate = False
     metric: MetricName = "logit_diff"
     places: tuple[PlaceName, ...] = Field(default=("readout", "text", "struct", "audio"))
     align: AlignPolicy = Field(default="error", description="for spans of unequal length")
@@ -58,24 +57,10 @@ class CircuitsConfig(ExperimentConfig):
         default=0.6, gt=0, lt=1, description="share of the groups that winners are chosen on"
     )
     engine: Engine = Field(default="fast", description="hooks is one whole forward per cell")
-    max_bytes: int = Field(
-        default=2**30,
-        ge=1,
-        description="activations that the fast engine holds; fixed, so that results do not depend "
-        "on what memory is free",
-    )
-    n_resamples: int = Field(default=2000, ge=1000)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_thread_for_small_matrices(cls, values: dict[str, Any]) -> dict[str, Any]:
-        is_bundled = str(values.get("model", PREFIX)).startswith(PREFIX)
-        return {**({"n_threads": 1} if is_bundled else {}), **values}
+    max_bytes: EngineBytes = 2**30
 
     @model_validator(mode="after")
     def _what_makes_sense(self) -> "CircuitsConfig":
-        if self.variant == "seed":
-            raise ValueError("no seed document has this experiment: variant must be corrected")
         if "readout" not in self.places or len(set(self.places)) < len(self.places):
             raise ValueError("places must include readout, and each only once")
         if not self.path_modes or len(set(self.path_modes)) < len(self.path_modes):
@@ -84,8 +69,13 @@ class CircuitsConfig(ExperimentConfig):
             raise ValueError(f"align {self.align} moves positions that the circuit's edges keep")
         return self
 
+    @property
+    def unit(self) -> str:
+        """Unit of the metric, in words."""
+        return UNITS[self.metric]
+
     def align_policies(self) -> AlignPolicies:
-        """For clips of unequal duration what is set; for words of unequal length, nearest."""
+        """What is set, for clips of unequal duration; for words of unequal length, nearest."""
         if self.align == "error":
             return "error"
         return {"audio": self.align, "text": "nearest"}

@@ -1,72 +1,63 @@
 """The demonstration: ``emotion_conflict`` on both bundled models, and what reverses between them.
 
 The twins were trained on opposite rules. A conclusion about arbitration has to reverse from one to
-the other, and what has nothing to do with arbitration has to stay.
-
-Source: DESIGN section 9; outputs: a run folder for each model, and ``comparison`` beside them.
+the other, and what has nothing to do with arbitration has to stay. Outputs: a run folder for each
+model, and ``comparison`` beside them.
 """
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from hooked_alm.converters import parity
-from hooked_alm.methods.statistics.bootstrap import bootstrap_mean
 
-from ..materials.bundled import PREFIX, model_folder
+from ..materials.bundled import model_folder
 from ..workbench import figures, provenance, runner
+from ..workbench.claims import shown
 from ..workbench.controls import FAIL
-from ..workbench.experiment import Tables
+from ..workbench.intervals import Draws
+from ..workbench.page import Page
 from ..workbench.render import render
-from ..workbench.report import (
-    Figure,
-    Headline,
-    Note,
-    Report,
-    Section,
-    Table,
-    headline_lines,
-    read_report,
-    write_report,
-)
+from ..workbench.report import Headline, Report, read_report, report_lines, write_report
+from ..workbench.results import Tables
 from ..workbench.run_folder import RunFolder, fingerprint
+from ..workbench.settings import PREFIX
 from .claims import total_effects
 from .experiment import EmotionConflict
+from .figures import DELTA, DEPTH, draw_handoffs, in_order
+from .plan import EXCHANGES
 from .settings import EmotionConflictConfig
 
 TWINS = ("follows_text", "follows_voice")
-TABLES = (
-    *("ob1_flip_summary", "accuracy", "delta_logit_curves", "findings", "controls"),
-    *("patching", "patching_summary", "handoffs"),
-)
 QUESTION = "What do the same measurements conclude about two models of opposite rules?"
 LEAD = (
     "Both models hear the same clips and read the same prompts. When the instruction names "
-    "another emotion than the voice's, follows_text was "
-    "trained to answer the instruction's, follows_voice the voice's. A measurement of "
-    "arbitration must come out the other way round on the other model, or it measures "
-    "something else."
+    "another emotion than the voice's, follows_text was trained to answer the instruction's, "
+    "follows_voice the voice's. A measurement of arbitration must come out the other way round on "
+    "the other model, or it measures something else."
 )
-
+COMPARED = {
+    "ob1_flip_summary": ("among == 'audio_only_correct'", "measure"),
+    "delta_logit_curves": ("stratum == 'all' and depth == depth.max()", "condition"),
+    "findings": ("n >= 0", "claim"),
+    "accuracy": ("answer == 'the voice (A)'", "condition"),
+}
+"""Table -> which of its rows may be compared, and the column that names them."""
+TABLES = (*COMPARED, "controls", "patching", "patching_summary", "handoffs")
 Expectation = Literal["reverses", "stays"]
-
-
-class Estimate(NamedTuple):
-    """A number with its interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def side(self, of: float) -> int:
-        """1 if the whole interval is above a value, −1 if below, 0 if neither is sure."""
-        return int(self.low > of) - int(self.high < of)
-
-    def __str__(self) -> str:
-        return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
+EXPECTED: dict[str, tuple[Expectation, float, str, str]] = {
+    "answers T in conflict (rate)": ("reverses", 0.5, "ob1_flip_summary", "text_follow"),
+    "answers A in conflict (rate)": ("reverses", 0.5, "ob1_flip_summary", "audio_follow"),
+    "Δlogit in conflict, at the output": ("reverses", 0.0, "delta_logit_curves", "conflict"),
+    "H2, TE(text) − TE(voice) (logits)": ("reverses", 0.0, "findings", "H2_dominance"),
+    "hears the voice: A under audio_only (rate)": ("stays", 0.5, "accuracy", "audio_only"),
+    "A under consistent (rate)": ("stays", 0.5, "accuracy", "consistent"),
+    "A under mention_only (rate)": ("stays", 0.5, "accuracy", "mention_only"),
+    "Δlogit in audio_only, at the output": ("stays", 0.0, "delta_logit_curves", "audio_only"),
+}
+"""Quantity -> whether it reverses, the value between opposite conclusions, its table and row."""
 
 
 class TwinComparison(NamedTuple):
@@ -109,81 +100,43 @@ def summary(
     verdicts: Mapping[str, str],
     page: Path,
 ) -> Iterator[str]:
-    """What the demonstration prints."""
+    """Lines that the demonstration prints."""
     yield ""
     for name in TWINS:
         yield f"{verdicts[name]}  ({PREFIX}{name})"
     for name in TWINS:
         yield from ("", f"{PREFIX}{name}")
-        yield from (f"  {line}" for line in headline_lines(read_report(folders[name])))
-    titles: dict[Expectation, str] = {
-        "reverses": "Reverses between the two models, as it must",
-        "stays": "Stays the same, as it must",
-    }
+        yield from (f"  {line}" for line in report_lines(read_report(folders[name])))
+    titles = {"reverses": "Reverses between the two models", "stays": "Stays the same"}
     for expectation, title in titles.items():
-        yield from ("", title)
+        yield from ("", f"{title}, as it must")
         for row in compared:
             if row.expectation == expectation:
                 holds = "yes" if row.holds else "NO "
                 yield f"  {holds}  {row.quantity}: {row.follows_text} | {row.follows_voice}"
-    yield ""
-    for name in TWINS:
-        yield str(folders[name].path / "report.html")
-    yield str(page)
-
-
-# --- Comparing
+    yield from ("", *(str(folders[name].path / "report.html") for name in TWINS), str(page))
 
 
 def compare(tables: Mapping[str, Tables]) -> list[TwinComparison]:
     """Every measurement that both runs made, from their summary tables."""
-    found = {name: _estimates(tables[name]) for name in TWINS}
     rows = []
-    for quantity, (expectation, middle) in _EXPECTED.items():
-        text, voice = (found[name][quantity] for name in TWINS)
-        sides = text.side(middle), voice.side(middle)
+    for quantity, (expectation, middle, source, row) in EXPECTED.items():
+        found = [_estimate(tables[name][source], *COMPARED[source], row) for name in TWINS]
+        # 1 if the whole interval is above the middle, −1 if below, 0 if neither is sure.
+        sides = [int(one["low"] > middle) - int(one["high"] < middle) for one in found]
         holds = sides[0] == (-sides[1] if expectation == "reverses" else sides[1]) != 0
-        rows.append(TwinComparison(quantity, str(text), str(voice), expectation, holds))
-    failed = [_failed(tables[name]["controls"]) for name in TWINS]
-    shown = [", ".join(names) or "none fails" for names in failed]
-    rows.append(TwinComparison("controls", shown[0], shown[1], "stays", not any(failed)))
-    return rows
+        text, voice = map(shown, found)
+        rows.append(TwinComparison(quantity, text, voice, expectation, holds))
+    checks = [tables[name]["controls"] for name in TWINS]
+    failed = [", ".join(table[table.verdict == FAIL].control) for table in checks]
+    text, voice = (names or "none fails" for names in failed)
+    return [*rows, TwinComparison("controls", text, voice, "stays", not any(failed))]
 
 
-def _failed(controls: pd.DataFrame) -> list[str]:
-    return list(controls[controls.verdict == FAIL].control)
-
-
-_EXPECTED: dict[str, tuple[Expectation, float]] = {
-    "answers T in conflict (rate)": ("reverses", 0.5),
-    "answers A in conflict (rate)": ("reverses", 0.5),
-    "Δlogit in conflict, at the output": ("reverses", 0.0),
-    "H2, TE(text) − TE(voice) (logits)": ("reverses", 0.0),
-    "hears the voice: A under audio_only (rate)": ("stays", 0.5),
-    "A under consistent (rate)": ("stays", 0.5),
-    "A under mention_only (rate)": ("stays", 0.5),
-    "Δlogit in audio_only, at the output": ("stays", 0.0),
-}
-"""Quantity -> whether it reverses, and the value whose two sides are opposite conclusions."""
-
-
-def _estimates(tables: Tables) -> dict[str, Estimate]:
-    flips = tables["ob1_flip_summary"]
-    flips = flips[flips.among == "audio_only_correct"].set_index("measure")
-    heard = tables["accuracy"]
-    heard = heard[heard.answer == "the voice (A)"].set_index("condition")
-    delta = tables["delta_logit_curves"]
-    delta = delta[(delta.stratum == "all") & (delta.depth == delta.depth.max())]
-    delta = delta.set_index("condition").rename(columns={"mean": "rate"})
-    claims = tables["findings"].set_index("claim").rename(columns={"estimate": "rate"})
-    values = (
-        *(flips.loc["text_follow"], flips.loc["audio_follow"]),
-        *(delta.loc["conflict"], claims.loc["H2_dominance"]),
-        *(heard.loc[mode] for mode in ("audio_only", "consistent", "mention_only")),
-        delta.loc["audio_only"],
-    )
-    found = (Estimate(float(row["rate"]), float(row["low"]), float(row["high"])) for row in values)
-    return dict(zip(_EXPECTED, found, strict=True))
+def _estimate(table: pd.DataFrame, query: str, column: str, row: str) -> dict[str, Any]:
+    found = table.query(query).set_index(column).loc[row]
+    found = found.rename({"rate": "mean", "estimate": "mean"})
+    return {name: found[name] for name in ("mean", "low", "high")}
 
 
 # --- The page
@@ -197,21 +150,43 @@ def write_comparison(
     verdicts: Mapping[str, str],
 ) -> Path:
     """Writes the comparison's folder; returns its page."""
+    rows = pd.DataFrame([row._asdict() for row in compared])
+    parts = {kind: rows[rows.expectation == kind] for kind in ("reverses", "stays")}
     with folder.lock():
         folder.start(_provenance(runs))
-        folder.write_table(
-            "comparison", pd.DataFrame([row._asdict() for row in compared]), is_summary=True
+        folder.write_table("comparison", rows, is_summary=True)
+        page = Page(folder)
+        _add_rows(page, "What must reverse", parts["reverses"])
+        _add_effects(page, tables)
+        _add_curves(page, tables)
+        _add_handoffs(page, tables)
+        _add_rows(page, "What must stay", parts["stays"])
+        for name in TWINS:
+            where = f"The whole report: ../{runs[name].path.name}/report.html"
+            page.section(f"{PREFIX}{name}", f"{verdicts[name]}. {where}")
+            for line in report_lines(read_report(runs[name])):
+                page.note(line)
+        report = Report(
+            title="Two models of opposite rules",
+            question=QUESTION,
+            lead=LEAD,
+            is_calibration=True,
+            headlines=[
+                _verdict("conclusions about arbitration reverse", parts["reverses"]),
+                _verdict("other measurements stay the same", parts["stays"]),
+            ],
+            sections=page.sections,
         )
-        write_report(folder, _report(folder, runs, tables, compared, verdicts))
+        write_report(folder, report)
         return render(folder)
 
 
 def _provenance(runs: Mapping[str, RunFolder]) -> dict[str, Any]:
-    of_runs = {name: run.provenance for name, run in runs.items()}
-    first = of_runs[TWINS[0]]
+    known = {name: run.provenance for name, run in runs.items()}
+    first = known[TWINS[0]]
     inputs = {
-        "model": {name: run["inputs"]["model"]["weights_sha256"] for name, run in of_runs.items()},
-        "runs": {name: run["config_hash"] for name, run in of_runs.items()},
+        "model": {name: one["inputs"]["model"]["weights_sha256"] for name, one in known.items()},
+        "runs": {name: one["config_hash"] for name, one in known.items()},
     }
     identity = {"config": first["config"] | {"model": list(TWINS)}, "schema_version": 1}
     return {
@@ -226,144 +201,80 @@ def _provenance(runs: Mapping[str, RunFolder]) -> dict[str, Any]:
     }
 
 
-def _report(
-    folder: RunFolder,
-    runs: Mapping[str, RunFolder],
-    tables: Mapping[str, Tables],
-    compared: list[TwinComparison],
-    verdicts: Mapping[str, str],
-) -> Report:
-    parts: dict[Expectation, list[TwinComparison]] = {
-        wanted: [row for row in compared if row.expectation == wanted]
-        for wanted in ("reverses", "stays")
-    }
-    drawn = [_effects(folder, tables), _curves(folder, tables), _handoffs(folder, tables)]
-    own = [
-        Section(
-            f"{PREFIX}{name}",
-            f"{verdicts[name]}. The whole report: ../{runs[name].path.name}/report.html",
-            [Note(line) for line in headline_lines(read_report(runs[name]))],
-        )
-        for name in TWINS
-    ]
-    return Report(
-        title="Two models of opposite rules",
-        question=QUESTION,
-        lead=LEAD,
-        is_calibration=True,
-        headlines=[
-            _verdict("conclusions about arbitration reverse", parts["reverses"]),
-            _verdict("other measurements stay the same", parts["stays"]),
-        ],
-        sections=[
-            Section("What must reverse", items=[_table(parts["reverses"]), *drawn]),
-            Section("What must stay", items=[_table(parts["stays"])]),
-            *own,
-        ],
-    )
-
-
-def _verdict(what: str, rows: list[TwinComparison]) -> Headline:
-    missing = [row.quantity for row in rows if not row.holds]
+def _verdict(what: str, rows: pd.DataFrame) -> Headline:
+    missing = list(rows[~rows.holds].quantity)
     text = f"{len(rows) - len(missing)} of {len(rows)} {what}."
-    detail = f"Not so: {'; '.join(missing)}." if missing else "; ".join(r.quantity for r in rows)
+    detail = f"Not so: {'; '.join(missing)}." if missing else "; ".join(rows.quantity)
     return Headline(text, established=not missing, detail=detail)
 
 
-def _table(rows: list[TwinComparison]) -> Table:
-    shown = [
-        {"measurement": r.quantity, "as expected": r.holds}
-        | {name: getattr(r, name) for name in TWINS}
-        for r in rows
-    ]
-    return Table("With 95 % intervals over clips; as expected only if both are sure", rows=shown)
+def _add_rows(page: Page, title: str, rows: pd.DataFrame) -> None:
+    page.section(title)
+    table = rows.rename(columns={"quantity": "measurement", "holds": "as expected"})
+    page.table(
+        "With 95 % intervals over clips; as expected only if both are sure",
+        table[["measurement", "as expected", *TWINS]],
+    )
 
 
 def _both(tables: Mapping[str, Tables], name: str) -> pd.DataFrame:
     return pd.concat([tables[twin][name].assign(model=twin) for twin in TWINS], ignore_index=True)
 
 
-def _effects(folder: RunFolder, tables: Mapping[str, Tables]) -> Figure:
+def _add_effects(page: Page, tables: Mapping[str, Tables]) -> None:
     rows = []
     for twin in TWINS:
         effects = total_effects(tables[twin]["patching"])
-        for donor, what in (("text_swap", "instruction"), ("audio_swap", "voice")):
+        for donor, one in EXCHANGES.items():
             values = effects[donor].dropna()
-            found = bootstrap_mean(
-                values.to_numpy(np.float64),
-                seed=0,
-                clusters=values.index.get_level_values("clip").tolist(),
-            )
-            estimate = Estimate(float(found.mean), float(found.low), float(found.high))
-            rows.append({"model": twin, "exchanged": what, "n": found.n, **estimate._asdict()})
+            clips = values.index.get_level_values("clip").tolist()
+            rows.append({"model": twin, "exchanged": one.what, **Draws(0, 2000).row(values, clips)})
     table = pd.DataFrame(rows)
-    figure = figures.bars(
-        table, "exchanged", "mean", lo="low", hi="high", group="model", reference=0,
-        title="What moves the answer", y_label="total effect (logits)",
+    drawing = figures.bars(
+        table, "exchanged", group="model", reference=0, title="What moves the answer",
+        y_label="total effect (logits)",
     )  # fmt: skip
-    figures.save_figure(folder, "total_effects", figure, table)
-    return Figure(
-        "total_effects",
+    page.figure(
+        "total_effects", drawing, table,
         "How far the answer moves when the instruction or the voice is exchanged",
         "The tall bar is what the model listens to in a conflict; it must change sides.",
         "Each exchange changes one of the two and leaves the other as it was.",
-    )
-
-
-def _curves(folder: RunFolder, tables: Mapping[str, Tables]) -> Figure:
-    both = _both(tables, "delta_logit_curves")
-    both = both[(both.stratum == "all") & both.condition.isin(["conflict", "audio_only"])]
-    both = both.assign(curve=both.model + ", " + both.condition).sort_values(
-        ["condition", "model", "depth"], ascending=[False, True, True]
-    )
-    figure = figures.curves_with_band(
-        both, "depth", "mean", lo="low", hi="high", group="curve", reference=0,
-        title="Δlogit of both models", x_label="depth (blocks passed)",
-        y_label="Δlogit: T minus A",
     )  # fmt: skip
-    figures.save_figure(folder, "delta_logit", figure, both)
-    return Figure(
-        "delta_logit",
+
+
+def _add_curves(page: Page, tables: Mapping[str, Tables]) -> None:
+    both = _both(tables, "delta_logit_curves")
+    both = in_order(both[both.stratum == "all"], "condition", ("conflict", "audio_only"))
+    both = both.assign(curve=both.model + ", " + both.condition)
+    drawing = figures.curves(
+        both, "depth", group="curve", reference=0, title="Δlogit of both models",
+        x_label=DEPTH, y_label=DELTA,
+    )  # fmt: skip
+    page.figure(
+        "delta_logit", drawing, both,
         "Which emotion each model leans to, depth by depth",
         "Above zero the instruction's emotion leads. In conflict the two models must end on "
         "opposite sides.",
         "Without an instruction (audio_only) both must end below zero, with the voice.",
-    )
+    )  # fmt: skip
 
 
-def _handoffs(folder: RunFolder, tables: Mapping[str, Tables]) -> Figure:
-    both = _both(tables, "patching_summary").merge(
-        _both(tables, "handoffs")[["model", "donor", "span"]], on=["model", "donor", "span"]
-    )
+def _add_handoffs(page: Page, tables: Mapping[str, Tables]) -> None:
+    patching = _both(tables, "patching_summary")
+    both = patching.merge(_both(tables, "handoffs")[["model", "donor", "span"]])
     both = both[both.recovery_mean.notna()].assign(curve=lambda t: t.model + ", " + t.span)
-    panels = figures.new_axes(2, height=3.8)
-    for axes, (donor, title) in zip(
-        panels,
-        {"text_swap": "Instruction exchanged", "audio_swap": "Voice exchanged"}.items(),
-        strict=True,
-    ):
-        figure = figures.curves_with_band(
-            both[both.donor == donor], "block", "recovery_mean", lo="recovery_low",
-            hi="recovery_high", group="curve", reference=0.5, title=title,
-            x_label="block (its output is patched)", y_label="recovery", axes=axes,
-        )  # fmt: skip
-    figures.save_figure(folder, "handoff", figure, both)
-    absent = "; ".join(_undefined(tables))
-    return Figure(
-        "handoff",
+    exchanges = patching[patching.donor.isin(EXCHANGES)].groupby(["model", "donor"], sort=False)
+    absent = [
+        f"{model}, {donor}: {most.n_undefined} of {most.n}"
+        for (model, donor), most in exchanges[["n_undefined", "n"]].max().iterrows()
+        if most.n_undefined
+    ]
+    page.figure(
+        "handoff", draw_handoffs(both, "curve", height=3.8), both,
         "Where information leaves its own positions for the readout",
         "Falling: how much of the donor's effect its own span still carries. Rising: how much is "
         "at the readout.",
-        f"An item that the exchange hardly moves has no recovery: {absent}."
+        f"An item that the exchange hardly moves has no recovery: {'; '.join(absent)}."
         if absent
         else "Every item has a recovery.",
-    )
-
-
-def _undefined(tables: Mapping[str, Tables]) -> Iterator[str]:
-    for twin in TWINS:
-        summary = tables[twin]["patching_summary"]
-        for donor in ("text_swap", "audio_swap"):
-            rows = summary[summary.donor == donor]
-            if rows.n_undefined.max():
-                yield f"{twin}, {donor}: {rows.n_undefined.max()} of {rows.n.max()}"
+    )  # fmt: skip

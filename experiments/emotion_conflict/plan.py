@@ -11,18 +11,35 @@ part, so that its answer is known beforehand:
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from ..materials.ob1 import CONFLICT_MAP, EMOTIONS, Emotion, PromptMode
+from ..materials.ob1 import CONFLICT_MAP, EMOTIONS, Emotion, Language, PromptMode
 from ..materials.recordings import Recording
 from ..workbench.experiment import Unit
+from ..workbench.results import Row
 from .settings import DonorKind, EmotionConflictConfig
 
 NAMES_TARGET: tuple[PromptMode, ...] = ("conflict", "mention_only")
 """Prompt modes that name the target emotion, and so have one run per target."""
+
+
+class Exchange(NamedTuple):
+    """What a donor exchanges, and where that stands: in words, and as a span."""
+
+    what: str
+    source: str
+    span: str
+
+
+EXCHANGES = {
+    "text_swap": Exchange("instruction", "its words", "text"),
+    "audio_swap": Exchange("voice", "its audio", "audio"),
+}
+"""Donors that exchange one side of the conflict, whose information moves to the readout."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +47,26 @@ class PromptRun:
     """One forward: a clip under one instruction."""
 
     recording: Recording
+    language: Language
+    """Language of the instruction and of the labels."""
     condition: PromptMode
     named: Emotion | None
     """Emotion that the instruction names."""
     targets: tuple[Emotion, ...]
     """Emotions T whose contrast with the voice's is read."""
+
+    def identity(self) -> Row:
+        """What it is, as columns of a table."""
+        return {
+            "clip": self.recording.name,
+            "language": self.recording.language,
+            "prompt_language": self.language,
+            "voice": self.recording.emotion,
+            "intensity": self.recording.intensity,
+            "condition": self.condition,
+            "named": self.named,
+            "target": self.targets[0],
+        }
 
 
 @dataclass(frozen=True)
@@ -47,6 +79,16 @@ class PatchRun:
     toward: tuple[Emotion, Emotion]
     """Label that the donor should bring, and label it should displace."""
 
+    def identity(self) -> Row:
+        """What it is, as columns of a table."""
+        return {
+            **self.base.identity(),
+            "donor": self.kind,
+            "donor_clip": self.donor.recording.name,
+            "donor_named": self.donor.named,
+            "toward": self.toward[0],
+        }
+
 
 @dataclass(frozen=True)
 class WorkPlan:
@@ -57,55 +99,65 @@ class WorkPlan:
 
     def units(self) -> list[Unit]:
         """All runs, then all sweeps."""
-        runs = [run for recording in self.recordings for run in self._runs(recording)]
-        units = [Unit(self._run_id(run), run) for run in runs]
-        for run in self._conflict_runs():
-            for kind in self.config.donors:
-                if sweep := self._sweep(run, kind):
-                    units.append(Unit(_sweep_id(run, kind), sweep))
-        return units
+        runs = [Unit(self._run_id(run), run) for run in self._runs()]
+        return runs + [Unit(name, sweep) for name, sweep in self._sweeps() if sweep]
 
-    def _targets(self, recording: Recording) -> tuple[Emotion, ...]:
-        if self.config.pairs == "map":
-            return (CONFLICT_MAP[recording.emotion],)
-        return tuple(emotion for emotion in EMOTIONS if emotion != recording.emotion)
+    def impossible_sweeps(self) -> list[str]:
+        """Sweeps that were asked for, but that no clip of this set can be the donor of."""
+        return [name for name, sweep in self._sweeps() if sweep is None]
 
-    def _runs(self, recording: Recording) -> list[PromptRun]:
-        targets = self._targets(recording)
-        runs = []
-        for mode in self.config.modes:
-            if mode in NAMES_TARGET:
-                runs += [PromptRun(recording, mode, target, (target,)) for target in targets]
-            else:
-                named = recording.emotion if mode == "consistent" else None
-                runs.append(PromptRun(recording, mode, named, targets))
-        return runs
+    def language(self, recording: Recording) -> Language:
+        """Language of instruction and labels."""
+        chosen = self.config.prompt_language
+        return recording.language if chosen == "clip" else chosen
+
+    def _runs(self) -> Iterator[PromptRun]:
+        for clip in self.recordings:
+            voice, language = clip.emotion, self.language(clip)
+            targets: tuple[Emotion, ...] = (CONFLICT_MAP[voice],)
+            if self.config.pairs == "all_pairs":
+                targets = tuple(emotion for emotion in EMOTIONS if emotion != voice)
+            for mode in self.config.modes:
+                if mode in NAMES_TARGET:
+                    for one in targets:
+                        yield PromptRun(clip, language, mode, one, (one,))
+                else:
+                    named = voice if mode == "consistent" else None
+                    yield PromptRun(clip, language, mode, named, targets)
+
+    def _run_id(self, run: PromptRun) -> str:
+        names_target = self.config.pairs == "all_pairs" and run.condition in NAMES_TARGET
+        suffix = f"_{run.named}" if names_target else ""
+        return f"{run.recording.name}__{run.condition}{suffix}"
+
+    def _sweeps(self) -> Iterator[tuple[str, PatchRun | None]]:
+        """Every sweep that is asked for, by its name; None if no clip can play the donor."""
+        for base in self._runs():
+            if base.condition == "conflict":
+                for kind in self.config.donors:
+                    name = f"patch__{base.recording.name}__{base.named}__{kind}"
+                    yield name, self._sweep(base, kind)
 
     def _sweep(self, base: PromptRun, kind: DonorKind) -> PatchRun | None:
-        """The donor of a conflict run (A, T), or None if no clip can play the part."""
-        clip, voice, target = base.recording, base.recording.emotion, base.targets[0]
-        if kind == "self":
-            return PatchRun(base, base, kind, (voice, target))
-        if kind == "text_swap":
-            donor = PromptRun(clip, "consistent", voice, (target,))
-            return PatchRun(base, donor, kind, (voice, target))
-        if kind == "random_other":
-            others = [e for e in EMOTIONS if e not in (voice, target)]
-            named: Emotion = others[_seeded(self.config.seed, base).integers(len(others))]
-            voices = [e for e in others if e != named]
-        else:
-            named, voices = (target if kind == "audio_swap" else voice), [target]
-        other = self._clip_like(clip, voices, base)
-        if other is None:
+        voice, target = base.recording.emotion, base.targets[0]
+        clip: Recording | None = base.recording
+        named: Emotion = voice if kind in ("text_swap", "both") else target
+        if kind in ("audio_swap", "both"):
+            clip = self._clip_like(base, [target])
+        elif kind == "random_other":
+            others = [emotion for emotion in EMOTIONS if emotion not in (voice, target)]
+            named = others[self._random(base).integers(len(others))]
+            clip = self._clip_like(base, [emotion for emotion in others if emotion != named])
+        if clip is None:
             return None
-        mode: PromptMode = "consistent" if other.emotion == named else "conflict"
+        mode: PromptMode = "consistent" if clip.emotion == named else "conflict"
         toward = (target, voice) if kind == "audio_swap" else (voice, target)
-        return PatchRun(base, PromptRun(other, mode, named, (target,)), kind, toward)
+        donor = PromptRun(clip, self.language(clip), mode, named, (target,))
+        return PatchRun(base, donor, kind, toward)
 
-    def _clip_like(
-        self, clip: Recording, emotions: Sequence[Emotion], base: PromptRun
-    ) -> Recording | None:
+    def _clip_like(self, base: PromptRun, emotions: Sequence[Emotion]) -> Recording | None:
         """A clip of the same language, speaker and sentence; of equal intensity if there is one."""
+        clip = base.recording
         found = [
             r
             for r in self.recordings
@@ -114,31 +166,10 @@ class WorkPlan:
             and all(r.other.get(key) == clip.other.get(key) for key in ("speaker", "sentence"))
         ]
         alike = [r for r in found if r.intensity == clip.intensity] or found
-        return alike[_seeded(self.config.seed, base).integers(len(alike))] if alike else None
+        return alike[self._random(base).integers(len(alike))] if alike else None
 
-    def impossible_sweeps(self) -> list[str]:
-        """Sweeps that were asked for, but that no clip of this set can be the donor of."""
-        return [
-            _sweep_id(run, kind)
-            for run in self._conflict_runs()
-            for kind in self.config.donors
-            if self._sweep(run, kind) is None
-        ]
-
-    def _conflict_runs(self) -> list[PromptRun]:
-        runs = [run for recording in self.recordings for run in self._runs(recording)]
-        return [run for run in runs if run.condition == "conflict"]
-
-    def _run_id(self, run: PromptRun) -> str:
-        names_target = self.config.pairs == "all_pairs" and run.condition in NAMES_TARGET
-        suffix = f"_{run.named}" if names_target else ""
-        return f"{run.recording.name}__{run.condition}{suffix}"
-
-
-def _sweep_id(base: PromptRun, kind: DonorKind) -> str:
-    return f"patch__{base.recording.name}__{base.named}__{kind}"
-
-
-def _seeded(seed: int, run: PromptRun) -> np.random.Generator:
-    digest = hashlib.sha256(f"{seed}/{run.recording.name}/{run.named}".encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:8], "big"))
+    def _random(self, run: PromptRun) -> np.random.Generator:
+        """Draws that depend on the run alone, not on the other runs of the set."""
+        name = f"{self.config.seed}/{run.recording.name}/{run.named}"
+        digest = hashlib.sha256(name.encode()).digest()
+        return np.random.default_rng(int.from_bytes(digest[:8], "big"))

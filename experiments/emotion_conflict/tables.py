@@ -1,223 +1,90 @@
-"""The tables of an ``emotion_conflict`` run -> summary tables with their intervals.
+"""The tables of an ``emotion_conflict`` run, and what is counted and averaged over them.
 
-Nothing here draws or writes. An *item* is a clip with a target emotion T; intervals resample clips,
-because a clip's items share everything but a word.
-
-Source: seed document 000; methods cards M-000-1, M-000-6 to M-000-13, blocks S-7 and S-11.
+Source: seed 000; M-000-1, M-000-8, M-000-10, M-000-12 and M-000-13.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import asdict
-from typing import Any, get_args
+from collections.abc import Iterator, Sequence
 
-import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
-from hooked_alm.audio import decode_file
-from hooked_alm.methods.statistics.bootstrap import (
-    Interval,
-    bootstrap_mean,
-    handoff_index,
-    resampled_means,
-    wilson,
-)
-
-from ..materials.acoustics import describe_clip
+from ..materials.acoustics import describe_file
 from ..materials.ob1 import EMOTIONS
 from ..materials.recordings import Recording
-from ..workbench.experiment import Tables
-from .critical_layer import CriticalMethod, critical_layer, critical_layer_interval
-from .flips import RatioForm, flip_matrix, flip_summary, modality_attention_ratio
+from ..workbench.intervals import rate
+from ..workbench.results import Results
+from .curves import critical_layer_table, delta_curves, handoffs, means_by, patching_summary
 from .settings import EmotionConflictConfig
 
-METHODS: tuple[CriticalMethod, ...] = get_args(CriticalMethod)
-RATIOS: tuple[RatioForm, ...] = get_args(RatioForm)
-STRATA = ("language", "voice", "intensity")
-MEAN_CURVE = "(mean curve)"
-"""Stands for the file in ``critical_layers`` where a row is about the mean over clips."""
+EmotionResults = Results[EmotionConflictConfig]
+TABLES = {
+    "runs": "a forward: a clip under an instruction, and what is answered",
+    "delta": "Δlogit of a run, for one target, at one depth",
+    "depths": "what the lens reads of a run at one depth, and how far it is from the output",
+    "attention": "attention of a run's readout to one segment, in one block",
+    "patching": "a conflict run with one span of one block exchanged",
+}
+MAY_LACK = {
+    "patching": (
+        *("clip", "target", "voice", "prompt_language", "named", "donor", "donor_clip"),
+        *("donor_named", "toward", "block", "span", "prediction", "flip", "shift", "recovery"),
+        *("base", "total_effect"),
+    )
+}
+"""Columns that are read of tables that a run without any donor leaves empty."""
+RATIOS = ("fraction", "ratio", "density")
+FIDELITY = ("kl", "agrees", "entropy", "residual_norm")
+MASSES = ("mass", "density", "mass_without_sink")
 
-PATCHING = (
-    *("clip", "target", "voice", "donor", "donor_clip", "donor_named", "prompt_language", "named"),
-    *("toward", "block", "span", "prediction", "flip", "shift", "recovery", "base"),
-    "total_effect",
-)
-"""Columns of the table of patches that are read here, for a run without any donor."""
-EXCHANGED = (
-    ("text_swap", "text"),
-    ("text_swap", "readout"),
-    ("audio_swap", "audio"),
-    ("audio_swap", "readout"),
-)
-"""Donor, and the spans between which the information that it exchanges moves."""
 
-
-def summarise(
-    tables: Tables, config: EmotionConflictConfig, recordings: Sequence[Recording], n_blocks: int
-) -> dict[str, pd.DataFrame]:
-    """Every summary of a run, by the name of its file."""
-    options = {"seed": config.seed, "n_resamples": config.n_resamples}
-    runs, items = tables["runs"], items_with_delta(tables)
-    conflict = conflict_items(runs)
-    return {
-        "manifest": manifest(recordings),
-        "delta_logit_curves": delta_curves(items, **options),
-        "critical_layers": critical_layers(items, config, n_blocks),
-        "accuracy": accuracy(items),
-        "ob1_flip_summary": flip_summary(conflict),
-        "flip_matrix": flip_cells(conflict),
-        "lens_fidelity": lens_fidelity_curves(tables["depths"], runs, **options),
-        "attention_summary": attention_summary(tables["attention"], runs, **options),
-        "mar": (mar := attention_ratios(tables["attention"], runs)),
-        "mar_summary": ratio_summary(mar, **options),
-        "patching_summary": patching_summary(tables["patching"], **options),
-        "handoffs": handoffs(tables["patching"], **options),
-    }
+def summarise(run: EmotionResults) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Every summary but the clips', by the name of its file."""
+    draws, who = run.draws, run["runs"][["unit", "clip", "condition", "target"]]
+    items, conflict = items_with_delta(run), conflict_items(run["runs"])
+    depths, attention = (run[name].merge(who, on="unit") for name in ("depths", "attention"))
+    yield "delta_logit_curves", delta_curves(items, draws)
+    yield "critical_layers", critical_layer_table(items, run)
+    yield "accuracy", accuracy(items)
+    yield "ob1_flip_summary", flip_summary(conflict)
+    yield "flip_matrix", flip_cells(conflict)
+    yield "lens_fidelity", means_by(depths, FIDELITY, ["condition"], "depth", draws)
+    yield "attention_summary", means_by(attention, MASSES, ["condition", "span"], "layer", draws)
+    yield "mar", (ratios := attention_ratios(run["attention"], run["runs"]))
+    yield "mar_summary", means_by(ratios, RATIOS, ["condition"], "layer", draws)
+    yield "patching_summary", patching_summary(run["patching"], draws)
+    yield "handoffs", handoffs(run["patching"], draws)
 
 
 def manifest(recordings: Sequence[Recording]) -> pd.DataFrame:
     """Who speaks how in which file, with level and pitch, which may give the emotion away."""
-    rows = []
-    for recording in recordings:
-        channels, rate, _ = decode_file(recording.path)
-        rows.append(
-            {
-                "path": recording.path.name,
-                "language": recording.language,
-                "emotion": recording.emotion,
-                "intensity": recording.intensity,
-                "sampling_rate": recording.sampling_rate,
-                **asdict(describe_clip(channels.mean(axis=0), rate)),
-                "sha256": recording.sha256,
-                "notes": "; ".join(recording.notes),
-                **recording.other,
-            }
-        )
-    return pd.DataFrame(rows)
+    known = ("language", "emotion", "intensity", "sampling_rate")
+    return pd.DataFrame(
+        {
+            "path": one.path.name,
+            **{name: getattr(one, name) for name in known},
+            **describe_file(one.path),
+            "sha256": one.sha256,
+            "notes": "; ".join(one.notes),
+            **one.other,
+        }
+        for one in recordings
+    )
 
 
-# --- Items and their curves
-
-
-def items_with_delta(tables: Tables) -> pd.DataFrame:
-    """One row per item, condition and depth: the contrast, the clip, the prediction."""
-    return tables["delta"].merge(tables["runs"].drop(columns="target"), on="unit")
-
-
-def curves(
-    items: pd.DataFrame, x: str, y: str
-) -> tuple[pd.DataFrame, Float[np.ndarray, "item x"], list[int]]:
-    """What the items are, their curves, and the values of ``x``."""
-    wide = items.pivot(index=["clip", "target"], columns=x, values=y)
-    return wide.index.to_frame(index=False), wide.to_numpy(np.float64), list(wide.columns)
-
-
-def delta_curves(items: pd.DataFrame, *, seed: int, n_resamples: int) -> pd.DataFrame:
-    """Mean Δlogit by condition and depth with its pointwise band, over all clips and by stratum."""
-    rows = []
-    for condition, of_condition in items.groupby("condition", sort=False):
-        for stratum, part in _strata(of_condition):
-            what, values, depths = curves(part, "depth", "delta")
-            band = bootstrap_mean(
-                values, seed=seed, n_resamples=n_resamples, clusters=what["clip"].tolist()
-            )
-            for k, depth in enumerate(depths):
-                rows.append(
-                    {
-                        "condition": condition,
-                        "stratum": stratum,
-                        "depth": depth,
-                        **numbers(band, k),
-                        "n_clips": what["clip"].nunique(),
-                    }
-                )
-    return pd.DataFrame(rows)
-
-
-def _strata(items: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    yield "all", items
-    for column in STRATA:
-        for value, part in items.groupby(column, sort=False):
-            yield f"{column}={value}", part
-
-
-def numbers(interval: Interval, at: Any = ()) -> dict[str, Any]:
-    """``mean``, ``low``, ``high`` and ``n`` of an interval, or of one point of its curve."""
-    return {
-        "mean": float(interval.mean[at]),
-        "low": float(interval.low[at]),
-        "high": float(interval.high[at]),
-        "n": interval.n,
-    }
-
-
-def critical_layers(
-    items: pd.DataFrame, config: EmotionConflictConfig, n_blocks: int
-) -> pd.DataFrame:
-    """ℓ* by all five definitions: of every clip's curve, and of every condition's mean curve."""
-    # Without the final norm the output is on another scale than the depths before it.
-    exclude_last = config.lens_norm == "none" and config.lens_depths == "all"
-    methods = sorted(METHODS, key=lambda method: method != config.critical_method)
-    rows: list[dict[str, Any]] = []
-    for condition, part in items.groupby("condition", sort=False):
-        what, values, _ = curves(part, "depth", "delta")
-        for method in methods:
-            whole = critical_layer_interval(
-                _rising(values, values.mean(axis=0)) if method == "half_rise" else values,
-                method,
-                seed=config.seed,
-                n_resamples=config.n_resamples,
-                clusters=what["clip"].tolist(),
-                exclude_last=exclude_last,
-            )
-            found = {"depth": whole.depth, "low": whole.low, "high": whole.high}
-            found |= {"n": whole.n, "undefined": whole.undefined}
-            rows.append({"file": MEAN_CURVE, "condition": condition, "method": method} | found)
-            for (clip, target), curve in zip(what.itertuples(index=False), values, strict=True):
-                if method == "half_rise":
-                    curve = _rising(curve, curve)
-                depth = critical_layer(curve, method, exclude_last=exclude_last)
-                row = {"file": clip, "target": target, "condition": condition, "method": method}
-                rows.append(row | {"depth": depth, "n": 1})
-    table = pd.DataFrame(rows)
-    table.insert(4, "relative_depth", table.depth / n_blocks)
-    return table
-
-
-def _rising(values: np.ndarray, judged_by: np.ndarray) -> np.ndarray:
-    """``half_rise`` looks for a rise: where the voice won, the curve is turned over."""
-    return -values if judged_by[-1] < 0 else values
+def items_with_delta(run: EmotionResults) -> pd.DataFrame:
+    """A row per item, condition and depth: the contrast, the clip, the prediction."""
+    return run["delta"].merge(run["runs"].drop(columns="target"), on="unit")
 
 
 # --- Answers
 
 
 def conflict_items(runs: pd.DataFrame) -> pd.DataFrame:
-    """Per conflict item the labels and both predictions, as the flip measures want them."""
+    """Labels and both predictions of every conflict item, as the flip measures want them."""
     alone = runs[runs.condition == "audio_only"].set_index("clip").prediction
-    conflict = runs[runs.condition == "conflict"]
-    return pd.DataFrame(
-        {
-            "clip": conflict["clip"],
-            "target": conflict.target,
-            "voice": conflict.voice,
-            "named": conflict.named,
-            "audio_only": conflict["clip"].map(alone),
-            "conflict": conflict.prediction,
-        }
-    ).reset_index(drop=True)
-
-
-def flip_cells(items: pd.DataFrame) -> pd.DataFrame:
-    """Flip rate by voice and named emotion, one row per cell; NaN where no item asked for it."""
-    rates, counts = flip_matrix(items, EMOTIONS)
-    return pd.DataFrame(
-        [
-            {"voice": a, "named": t, "rate": float(rates.loc[a, t]), "n": int(counts.loc[a, t])}
-            for a in EMOTIONS
-            for t in EMOTIONS
-        ]
-    )
+    conflict = runs[runs.condition == "conflict"].rename(columns={"prediction": "conflict"})
+    conflict = conflict.assign(audio_only=conflict["clip"].map(alone))
+    columns = ["clip", "target", "voice", "named", "audio_only", "conflict"]
+    return conflict[columns].reset_index(drop=True)
 
 
 def accuracy(items: pd.DataFrame) -> pd.DataFrame:
@@ -232,178 +99,53 @@ def accuracy(items: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def rate(hits: "pd.Series[bool]") -> dict[str, Any]:
-    """``k``, ``n``, ``rate`` and its Wilson interval."""
-    k, n = int(hits.sum()), len(hits)
-    interval = wilson(k, n)
-    low, high = float(interval.low), float(interval.high)
-    return {"k": k, "n": n, "rate": float(interval.mean), "low": low, "high": high}
+def flip_summary(table: pd.DataFrame) -> pd.DataFrame:
+    """How often the final prediction follows text or voice, and how often the text flipped it.
 
-
-# --- Lens and attention
-
-
-def lens_fidelity_curves(
-    depths: pd.DataFrame, runs: pd.DataFrame, *, seed: int, n_resamples: int
-) -> pd.DataFrame:
-    """KL of the lens to the output, agreement of the top token, entropy; by condition and depth."""
-    joined = depths.merge(runs[["unit", "clip", "target", "condition"]], on="unit")
-    measures = ("kl", "agrees", "entropy", "residual_norm")
-    return _means_by(joined, measures, ["condition"], "depth", seed, n_resamples)
-
-
-def attention_summary(
-    attention: pd.DataFrame, runs: pd.DataFrame, *, seed: int, n_resamples: int
-) -> pd.DataFrame:
-    """Mass, density and mass without the sink, by condition, segment and layer."""
-    joined = attention.merge(runs[["unit", "clip", "target", "condition"]], on="unit")
-    measures = ("mass", "density", "mass_without_sink")
-    return _means_by(joined, measures, ["condition", "span"], "layer", seed, n_resamples)
-
-
-def attention_ratios(attention: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """The modality attention ratio of every run and layer, in its three forms (M-000-13)."""
-    rows = []
-    who = runs.set_index("unit")[["clip", "condition", "target"]]
-    pairs = attention[attention.span.isin(["audio", "text"])]
-    for unit, part in pairs.groupby("unit", sort=False):
-        mass = part.pivot(index="layer", columns="span", values="mass")
-        n = part.groupby("span").n_tokens.first()
-        n_audio, n_text = int(n["audio"]), int(n["text"])
-        forms = {
-            form: modality_attention_ratio(
-                mass["audio"].to_numpy(), mass["text"].to_numpy(), n_audio, n_text, form
-            )
-            for form in RATIOS
-        }
-        table = pd.DataFrame({"unit": unit, **who.loc[unit], "layer": mass.index, **forms})
-        rows.append(table.assign(n_audio=n_audio, n_text=n_text))
-    return pd.concat(rows, ignore_index=True)
-
-
-def ratio_summary(mar: pd.DataFrame, *, seed: int, n_resamples: int) -> pd.DataFrame:
-    """The three forms of the modality attention ratio, by condition and layer."""
-    return _means_by(mar, RATIOS, ["condition"], "layer", seed, n_resamples)
-
-
-def _means_by(
-    table: pd.DataFrame,
-    measures: Sequence[str],
-    by: list[str],
-    x: str,
-    seed: int,
-    n_resamples: int,
-) -> pd.DataFrame:
-    """Mean curves over ``x`` with their bands, one row per group, point and measure."""
-    rows = []
-    for group, part in table.groupby(by, sort=False):
-        for measure in measures:
-            what, values, points = curves(part, x, measure)
-            interval = _mean_of_defined(values, what["clip"].tolist(), seed, n_resamples)
-            for k, point in enumerate(points):
-                row = {**dict(zip(by, group, strict=True)), x: point, "measure": measure}
-                rows.append(row | numbers(interval, k) | {"n_undefined": interval.n_omitted})
+    A row of ``table`` is a conflict item: its labels ``voice`` (A) and ``named`` (T), and what is
+    predicted under the prompts ``audio_only`` and ``conflict``. ``flip`` is that these differ.
+    Among ``audio_only_correct``, the primary set, are the items whose voice the model recognises
+    when nothing contradicts it.
+    """
+    correct = table.audio_only == table.voice
+    events = {
+        "text_follow": table.conflict == table.named,
+        "audio_follow": table.conflict == table.voice,
+        "other": (table.conflict != table.named) & (table.conflict != table.voice),
+        "flip": table.conflict != table.audio_only,
+    }
+    rows = [{"measure": "audio_only_correct", "among": "all", **rate(correct)}]
+    for measure, event in events.items():
+        rows.append({"measure": measure, "among": "all", **rate(event)})
+        rows.append({"measure": measure, "among": "audio_only_correct", **rate(event[correct])})
     return pd.DataFrame(rows)
 
 
-def _mean_of_defined(
-    values: Float[np.ndarray, "item point"],
-    clips: Sequence[Hashable],
-    seed: int,
-    n_resamples: int,
-) -> Interval:
-    """Mean over the items without a NaN; NaN if none is left."""
-    undefined = np.isnan(values).any(axis=1)
-    if undefined.all():
-        nan = np.full(values.shape[1:], np.nan)
-        return Interval(
-            mean=nan, low=nan, high=nan, n=0, n_omitted=len(values), method="no defined items"
-        )
-    return bootstrap_mean(
-        values, seed=seed, n_resamples=n_resamples, clusters=clips, nan_policy="omit"
-    )
+def flip_cells(table: pd.DataFrame) -> pd.DataFrame:
+    """Flip rate by voice and named emotion, a row per cell; NaN where no item asked for it."""
+    flips = table.assign(flip=table.conflict != table.audio_only).groupby(["voice", "named"]).flip
+    every = pd.MultiIndex.from_product([EMOTIONS, EMOTIONS], names=["voice", "named"])
+    cells = flips.agg(rate="mean", n="size").reindex(every)
+    return cells.fillna({"n": 0}).astype({"n": int}).reset_index()
 
 
-# --- Patching
+# --- Attention
 
 
-def patching_summary(patching: pd.DataFrame, *, seed: int, n_resamples: int) -> pd.DataFrame:
-    """Flip rate, logit shift and recovery by donor, span and block (M-000-11).
+def attention_ratios(attention: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """The modality attention ratio of every run and layer (M-000-13); NaN for a zero denominator.
 
-    A recovery is undefined where donor and base hardly differ; such items are counted.
+    ``fraction``: a/(a+t). ``ratio``: a/t. ``density``: (a/n_audio)/(t/n_text), which does not grow
+    with the length of the clip.
     """
-    rows = []
-    for (donor, span), part in patching.groupby(["donor", "span"], sort=False):
-        what, shift, blocks = curves(part, "block", "shift")
-        clips = what["clip"].tolist()
-        share = curves(part, "block", "recovery")[1]
-        shifted = _mean_of_defined(shift, clips, seed, n_resamples)
-        recovered = _mean_of_defined(share, clips, seed, n_resamples)
-        flips = curves(part, "block", "flip")[1] > 0
-        for k, block in enumerate(blocks):
-            flip = rate(pd.Series(flips[:, k]))
-            rows.append(
-                {
-                    "donor": donor,
-                    "block": block,
-                    "span": span,
-                    "n": flip["n"],
-                    **{f"flip_{key}": flip[key] for key in ("rate", "low", "high")},
-                    **_prefixed("shift", numbers(shifted, k)),
-                    **_prefixed("recovery", numbers(recovered, k)),
-                    "n_undefined": recovered.n_omitted,
-                }
-            )
-    names = [f"{what}_{end}" for what in ("shift", "recovery") for end in ("mean", "low", "high")]
-    columns = ["donor", "block", "span", "n", "flip_rate", "flip_low", "flip_high"]
-    return pd.DataFrame(rows, columns=[*columns, *names, "n_undefined"])
-
-
-def _prefixed(prefix: str, found: dict[str, Any]) -> dict[str, Any]:
-    return {f"{prefix}_{key}": found[key] for key in ("mean", "low", "high")}
-
-
-def handoffs(patching: pd.DataFrame, *, seed: int, n_resamples: int) -> pd.DataFrame:
-    """Where information leaves its own span for good, and where it is at the readout for good.
-
-    ``leaves``: the first block from which the span's mean recovery stays below one half (S-11);
-    ``arrives``: the first from which the readout's stays at one half or above. NaN if there is no
-    such block; ``undefined`` is the share of the replicates without one.
-    """
-    rows = []
-    for donor, span in EXCHANGED:
-        part = patching[(patching.donor == donor) & (patching.span == span)]
-        if part.empty:
-            continue
-        part = part[part.recovery.notna()]
-        is_arrival = span == "readout"
-        row: dict[str, Any] = {"donor": donor, "span": span}
-        row |= {"event": "arrives" if is_arrival else "leaves", "n": 0, "undefined": 1.0}
-        row |= dict.fromkeys(("block", "low", "high"), np.nan)
-        if len(part):
-            what, values, blocks = curves(part, "block", "recovery")
-            drawn = resampled_means(
-                values, seed=seed, n_resamples=n_resamples, clusters=what["clip"].tolist()
-            )
-            row |= _handoff(values.mean(axis=0), drawn, blocks, is_arrival) | {"n": len(values)}
-        rows.append(row)
-    columns = ["donor", "span", "event", "block", "low", "high", "undefined", "n"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _handoff(
-    mean: Float[np.ndarray, " block"],
-    drawn: Float[np.ndarray, "resample block"],
-    blocks: list[int],
-    is_arrival: bool,
-) -> dict[str, float]:
-    names = np.array([*blocks, np.nan])
-    drawn = drawn[np.isfinite(drawn).all(axis=1)]  # NaN throughout for a single clip
-    if is_arrival:
-        mean, drawn = 1 - mean, 1 - drawn
-    first = names[handoff_index(mean[None], is_arrival)][0]
-    found = names[handoff_index(drawn, is_arrival)]
-    undefined = float(np.isnan(found).mean()) if len(found) else 1.0
-    found = found[np.isfinite(found)]
-    low, high = np.quantile(found, [0.025, 0.975]) if len(found) else (np.nan, np.nan)
-    return {"block": float(first), "low": float(low), "high": float(high), "undefined": undefined}
+    audio, text = (attention[attention.span == span] for span in ("audio", "text"))
+    both = audio.merge(text, on=["unit", "layer"], suffixes=("_audio", "_text"))
+    both = both.merge(runs[["unit", "clip", "condition", "target"]], on="unit")
+    a, t, n_audio, n_text = both.mass_audio, both.mass_text, both.n_tokens_audio, both.n_tokens_text
+    forms = {
+        "fraction": a / (a + t).where(a + t > 0),
+        "ratio": a / t.where(t > 0),
+        "density": (a / n_audio) / (t / n_text).where(t > 0),
+    }
+    columns = ["unit", "clip", "condition", "target", "layer"]
+    return both[columns].assign(**forms, n_audio=n_audio, n_text=n_text)

@@ -4,84 +4,123 @@ Multiple-choice questions are read once each; of every head the norm of its outp
 adds to the residual stream is taken at the last token, or over all tokens, and summed up over the
 items.
 
-Source: seed document 004; methods cards M-004-1 to M-004-9. Tables: ``heads`` and ``layers``
-(moments by unit and half of the items), ``items``, ``units``; ``head_statistics``,
-``layer_statistics``, ``controls``, ``findings`` (summaries). Beside them the seed's own files:
-``config.json``, ``meta.json``, ``head_output_norm_{mean,std}.npy``,
-``head_resid_contrib_norm_{mean,std}.npy`` (``[layer, head]``), and two heat maps.
+Beside its tables a run has the seed's own files: ``config.json``, ``meta.json``,
+``head_output_norm_{mean,std}.npy``, ``head_resid_contrib_norm_{mean,std}.npy`` (``[layer, head]``),
+and two heat maps.
+
+Source: seed 004; M-004-1 to M-004-9.
 """
 
 import hashlib
-from collections.abc import Iterable
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from hooked_alm.errors import InputError
+from hooked_alm.methods.reading.head_norms import (
+    CONTRIBUTION,
+    COSINE,
+    HEAD_QUANTITIES,
+    KEPT,
+    OUTPUT,
+    HeadMeter,
+    Norms,
+)
 from hooked_alm.methods.statistics.moments import Moments
 
 from ..materials.subject import described, load_subject
-from ..workbench.experiment import Experiment, Row, Tables, Unit, UnitResult
-from ..workbench.report import Report
-from ..workbench.run_folder import RunFolder
-from .items import Questions, read_questions
-from .measure import HEAD_QUANTITIES, KEPT, HeadMeter, Norms
-from .plan import Prompts, QuestionInput
-from .report import conclude
+from ..workbench.experiment import Experiment, Unit, UnitResult
+from ..workbench.page import Page
+from ..workbench.report import Clip
+from ..workbench.results import Row
+from ..workbench.run_folder import write_atomic
+from ..workbench.settings import PREFIX
+from . import figures
+from .claims import CLAIMS, CONTROLS, DEFECTS
+from .items import find_file, read_questions
+from .prompts import Prompts, QuestionInput, continuation
 from .settings import HeadStatisticsConfig
-from .templates import answer_ids
+from .tables import TABLES, HeadResults, head_table, layer_by_head, layer_table
 
-MomentsOfHalf = dict[str, Moments]
+MomentsOf = defaultdict[tuple[int, str], Moments]
+"""Half and quantity -> moments over its samples."""
+N_TOP, N_CLIPS = 12, 6
+ITEM_COLUMNS = ("id", "answer_letter", "n_tokens", "is_cut", "is_merged")
+TOP = {
+    **{name: name for name in ("layer", "head", "rank_in_layer")},
+    f"{CONTRIBUTION}_mean": "‖W_h z‖", f"{CONTRIBUTION}_std": "std of it",
+    f"{OUTPUT}_mean": "‖z‖", f"{OUTPUT}_std": "its std", f"{COSINE}_mean": "cosine",
+}  # fmt: skip
+"""Columns of the table of the largest heads, and what they are called there."""
 
 
 class HeadStatistics(Experiment[HeadStatisticsConfig]):
     """Norms of every head, on multiple-choice questions."""
 
     name = "head_statistics"
+    title = "Head statistics"
     question = "How large is every head's output, and how much of it reaches the residual stream?"
     Config = HeadStatisticsConfig
+    tables, controls, claims, defects = TABLES, CONTROLS, CLAIMS, DEFECTS
+    items_setting = "data_dir"
+    caveats = (
+        "A norm says how much a head writes, not what for: a head that writes much may change no "
+        "answer, and a small one may decide it. Patch heads (see circuits) to learn that.",
+        "Norms of parts do not add up to the norm of the sum: heads of a layer may write against "
+        "each other. The share that is kept, and each head's cosine with the sum, are given beside "
+        "them.",
+        "What a head adds counts in relation to the residual stream it is added to, whose norm "
+        "grows with depth in most models: compare heads within a layer rather than across layers.",
+        "Items share the template's words, so that they vary less than free text would.",
+    )
 
     def open(self) -> dict[str, Any]:
         """Load model and questions, and make every prompt before the first unit."""
         config = self.config
-        questions = read_questions(config.data_dir)
+        file = find_file(config.data_dir)
+        questions = read_questions(file)
         placement = {} if config.device_map is None else {"device_map": config.device_map}
         self.model = load_subject(config, **placement)
-        self.prompts = Prompts(self.model, config, questions.read)
-        self.items, too_long = self.prompts.items()
-        self.skipped = [*questions.skipped, *too_long]
-        self.meter = HeadMeter(
-            self.model,
-            token_agg=config.token_agg,
-            weighting=config.weighting,
-            head_output=config.head_output,
-        )
+        self.prompts = Prompts(self.model, config, questions)
+        self.items, skipped = self.prompts.items()
+        how = config.model_dump(include={"token_agg", "weighting", "head_output"})
+        self.meter = HeadMeter(self.model, **how)
         return {
             "model": described(self.model, config),
-            "known_defects": config.known_defects(),
-            "data": self._described(questions),
-            "prompt_format": self.prompts.format,
+            "data": {
+                "file": file.name,
+                "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+                "clips_sha256": self._clips_hash(),
+                "n_questions": len(questions),
+                "n_measured": len(self.items),
+                "skipped": skipped,
+                "examples": [one.id for one in self.prompts.examples],
+            },
+            "prompt_format": "chat" if self.prompts.is_chat else "raw",
             "position_ids": "cumulative sum of the attention mask",
             "letter_token_ids": self._letters(),
         }
 
-    def _described(self, questions: Questions) -> Row:
-        return {
-            "file": questions.file.name,
-            "sha256": hashlib.sha256(questions.file.read_bytes()).hexdigest(),
-            "clips_sha256": _clips_hash(self.items),
-            "n_questions": len(questions.read) + len(questions.skipped),
-            "n_measured": len(self.items),
-            "skipped": self.skipped,
-            "examples": [one.id for one in self.prompts.examples],
-        }
+    def _clips_hash(self) -> str | None:
+        """Hash over every clip that is heard; None without any."""
+        digest = hashlib.sha256()
+        clips = [path for item in self.items for path in item.question.audio]
+        for path in clips:
+            digest.update(path.read_bytes())
+        return digest.hexdigest() if clips else None
 
     def _letters(self) -> dict[str, list[int]]:
+        """Tokens of every letter where it continues a prompt."""
         letters = sorted({one for item in self.items for one in item.question.option_labels})
         first = self.items[0]
-        prompt = first.prompt if self.prompts.format == "raw" else ""
+        prompt = "" if self.prompts.is_chat else first.prompt
         space = first.target.removesuffix(first.question.answer)
-        return {one: answer_ids(self.model.tokenizer, prompt, space + one) for one in letters}
+        return {one: continuation(self.model.tokenizer, prompt, space + one)[0] for one in letters}
 
     def units(self) -> list[Unit]:
         """Some batches each, in the order of the file."""
@@ -91,73 +130,155 @@ class HeadStatistics(Experiment[HeadStatisticsConfig]):
             for first in range(0, len(self.items), size)
         ]
 
-    def run_unit(self, unit: Unit) -> UnitResult:
-        """The norms of some batches, summed up."""
+    def measure(self, unit: Unit) -> UnitResult:
+        """The norms of some batches, summed up by half: even and odd items."""
         indices: range = unit.payload
-        halves: tuple[MomentsOfHalf, MomentsOfHalf] = ({}, {})
-        spans, measured = [], []
+        moments: MomentsOf = defaultdict(Moments)
+        errors, kept, spans = [], [], []
         for first in indices[:: self.config.batch_size]:
-            batch = range(first, min(first + self.config.batch_size, indices.stop))
-            items = [self.items[i] for i in batch]
+            items = self.items[first : min(first + self.config.batch_size, indices.stop)]
             x = self.prompts.batch(items)
             norms = self.meter(x)
             _check_finite(norms, items)
-            measured.append(norms)
+            errors.append(norms.identity_error)
+            kept.append(float(norms.kept.max()))
             spans.append(x.spans.to_json())
-            for number, half in enumerate(halves):
-                _take_in(half, norms, (norms.rows + first) % 2 == number)
+            measured = {**norms.heads, KEPT: norms.kept}
+            for half, (name, values) in product((0, 1), measured.items()):
+                moments[half, name].update(values[(norms.rows + first) % 2 == half])
+        asked = [self.items[i].described() for i in indices]
+        sizes = {"n_items": len(indices), "identity_error": max(errors), "most_kept": max(kept)}
         tables = {
-            "heads": _rows(unit.id, halves, HEAD_QUANTITIES, ("layer", "head")),
-            "layers": _rows(unit.id, halves, (KEPT,), ("layer",)),
-            "items": [{"unit": unit.id, **_table_row(self.items[i])} for i in indices],
-            "units": [
-                {
-                    "unit": unit.id,
-                    "n_items": len(indices),
-                    "identity_error": max(norms.identity_error for norms in measured),
-                    "most_kept": max(float(norms.kept.max()) for norms in measured),
-                }
+            "heads": _rows(unit.id, moments, HEAD_QUANTITIES, ("layer", "head")),
+            "layers": _rows(unit.id, moments, (KEPT,), ("layer",)),
+            "items": [
+                {"unit": unit.id, **{key: one[key] for key in ITEM_COLUMNS},
+                 "n_options": len(one["option_labels"])}
+                for one in asked
             ],
-        }
-        described = [self.items[i].described() for i in indices]
-        return UnitResult(tables=tables, record={"items": described, "spans": spans})
+            "units": [{"unit": unit.id, **sizes}],
+        }  # fmt: skip
+        return UnitResult(tables, record={"items": asked, "spans": spans})
 
-    def conclude(self, tables: Tables, folder: RunFolder) -> Report:
-        """The seed's files, figures, summaries and findings, from the tables."""
-        return conclude(tables, folder, self.config, self.items, self.skipped)
+    # --- What is made of it
+
+    def summaries(self, run: HeadResults) -> Iterable[tuple[str, pd.DataFrame]]:
+        """Means and standard deviations by head and by layer."""
+        yield "head_statistics", head_table(run)
+        yield "layer_statistics", layer_table(run)
+
+    def lead(self, run: HeadResults) -> str:
+        """What was taken, and where."""
+        items, config = run["items"], run.config
+        loses_the_end = config.overflow == "right" and items.is_cut.any()
+        where = "at the last token of the prompt"
+        if config.weighting == "tokens":
+            where = "at every token"
+        elif config.token_agg == "all":
+            where = "as the mean over all tokens of the prompt"
+        elif not items.is_merged.any() and not loses_the_end:
+            where += ", after which the answer follows"
+        lead = (
+            f"{len(items)} multiple-choice questions were read once each. For every head, the "
+            "norms of its output z and of what it adds to the residual stream, W_h z, were taken "
+            f"{where}."
+        )
+        if skipped := run.inputs["data"]["skipped"]:
+            lead += f" {len(skipped)} questions were left out."
+        if config.model.startswith(PREFIX):
+            lead += (
+                "\n\nThe bundled models name emotions and were never trained on such questions: "
+                "their norms show that the measurement works, not how a model reasons."
+            )
+        return lead
+
+    def page(self, page: Page, run: HeadResults) -> None:
+        """What was asked, every head, and the seed's own files."""
+        self._add_questions(page, run)
+        heads = run["head_statistics"]
+        page.section("Heads")
+        figures.add_head_maps(page, heads)
+        figures.add_depth(page, run["layer_statistics"])
+        top = heads.sort_values(f"{CONTRIBUTION}_mean", ascending=False)[list(TOP)].head(N_TOP)
+        page.table(f"The {N_TOP} heads that write most", top.rename(columns=TOP))
+        self._write_seed_files(run)
+
+    def _add_questions(self, page: Page, run: HeadResults) -> None:
+        items, skipped = run["items"], run.inputs["data"]["skipped"]
+        page.section("What was asked")
+        columns = ["id", "n_options", "answer_letter", "n_tokens", "is_cut"]
+        page.table("The questions", items[columns], max_rows=12)
+        if skipped:
+            page.table("Left out", skipped)
+        if n := int(items.is_cut.sum()):
+            page.note(f"{n} of {len(items)} prompts were cut to max_length.", is_warning=True)
+        if n := int(items.is_merged.sum()):
+            page.note(
+                f"In {n} of {len(items)} prompts the tokenizer merges the end of the prompt with "
+                "the answer: the last token that was measured is not the one that predicts it "
+                "(C35).",
+                is_warning=True,
+            )
+        heard = [item.question for item in self.items if item.question.audio][:N_CLIPS]
+        clips = [
+            Clip(self.folder.add_clip(f"clip{number:02d}", one.audio[0]), one.id,
+                 numbers={"question": one.question, "answer": one.answer})
+            for number, one in enumerate(heard)
+        ]  # fmt: skip
+        if clips:
+            page.clips(clips, f"The first {len(clips)} that are heard.")
+
+    def _write_seed_files(self, run: HeadResults) -> None:
+        """``config.json``, ``meta.json``, arrays and heat maps, where the seed had them."""
+        inputs, heads, out = run.inputs, run["head_statistics"], self.folder.path
+        copied = ("token_agg", "weighting", "ddof", "template_name", "dtype", "seed", "variant")
+        meta = {
+            "num_layers": heads.layer.nunique(), "num_heads": heads["head"].nunique(),
+            "num_processed": len(run["items"]), "num_skipped": len(inputs["data"]["skipped"]),
+            "num_samples": heads.n[0], **{key: getattr(self.config, key) for key in copied},
+            "known_defects": sorted(self.known_defects()),
+        }  # fmt: skip
+        self.folder.write_json("config.json", self.config.model_dump(mode="json"))
+        self.folder.write_json("meta.json", {**inputs, **meta})
+        for name in (OUTPUT, CONTRIBUTION):
+            for what in ("mean", "std"):
+                data = io.BytesIO()
+                np.save(data, layer_by_head(heads, f"{name}_{what}"))
+                write_atomic(out / f"{name}_{what}.npy", data.getvalue())
+            png = f"{name}_heatmap.png"
+            write_atomic(out / png, (out / "figures" / png).read_bytes())
+
+    def method(self, run: HeadResults) -> str:
+        """How norms and moments were made."""
+        config = run.config
+        counted = "token" if config.weighting == "tokens" else "item"
+        source = {
+            "hook_z": "the input of the output projection",
+            "pattern_times_v": "the attention pattern times the values, computed again",
+        }[config.head_output]
+        return (
+            f"Model: {config.model}, {config.dtype}, {config.attn_implementation}. Template: "
+            f"{config.template_name} ({config.template_form}), {config.few_shot} solved examples. "
+            f"z is {source}. Norms in fp32, moments in fp64; means and standard deviations (ddof "
+            f"{config.ddof}) are over {counted}s."
+        )
 
 
-def _take_in(half: MomentsOfHalf, norms: Norms, chosen: np.ndarray) -> None:
-    for name, values in (*norms.heads.items(), (KEPT, norms.kept)):
-        half.setdefault(name, Moments()).update(values[chosen])
-
-
-def _rows(
-    unit: str, halves: Iterable[MomentsOfHalf], names: tuple[str, ...], axes: tuple[str, ...]
-) -> list[Row]:
+def _rows(unit: str, moments: MomentsOf, names: Sequence[str], axes: Sequence[str]) -> list[Row]:
     """A row per half and cell; floats are written so that they come back as they were."""
     rows = []
-    for number, half in enumerate(halves):
-        if not half[names[0]].n:
-            continue
-        for cell in np.ndindex(half[names[0]].mean.shape):
-            row: Row = {"unit": unit, "half": number, **dict(zip(axes, cell, strict=True))}
-            row["n"] = half[names[0]].n
-            for name in names:
-                row[f"{name}_mean"] = float(half[name].mean[cell])
-                row[f"{name}_m2"] = float(half[name].m2[cell])
+    for half in (0, 1):
+        some = {name: moments[half, name] for name in names}
+        n, shape = some[names[0]].n, some[names[0]].mean.shape
+        for cell in np.ndindex(shape) if n else ():  # a half without items has no row
+            row: Row = {"unit": unit, "half": half, **dict(zip(axes, cell, strict=True)), "n": n}
+            for name, one in some.items():
+                row |= {f"{name}_mean": float(one.mean[cell]), f"{name}_m2": float(one.m2[cell])}
             rows.append(row)
     return rows
 
 
-def _table_row(item: QuestionInput) -> Row:
-    shown = ("id", "answer_letter", "n_tokens", "is_cut", "is_merged")
-    found = item.described()
-    n_options = len(item.question.option_labels)
-    return {**{key: found[key] for key in shown}, "n_options": n_options}
-
-
-def _check_finite(norms: Norms, items: list[QuestionInput]) -> None:
+def _check_finite(norms: Norms, items: Sequence[QuestionInput]) -> None:
     for name, values in norms.heads.items():
         if not np.isfinite(values).all():
             sample, layer, head = np.argwhere(~np.isfinite(values))[0]
@@ -167,12 +288,3 @@ def _check_finite(norms: Norms, items: list[QuestionInput]) -> None:
                 f"{values[sample, layer, head]}, expected a finite number. Use dtype bfloat16 or "
                 "float32 in place of float16, and check the weights."
             )
-
-
-def _clips_hash(items: list[QuestionInput]) -> str | None:
-    """Over every clip that is heard; None without any."""
-    digest = hashlib.sha256()
-    clips = [path for item in items for path in item.question.audio]
-    for path in clips:
-        digest.update(path.read_bytes())
-    return digest.hexdigest() if clips else None

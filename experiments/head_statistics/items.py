@@ -10,29 +10,30 @@ Labels and key are letters, or the numbers 1 to 5, which become A to E. Question
 5 options are left out, and counted. ``audio``, which ARC does not have, is a file, relative to this
 one, or a list of them. Any other field is kept as ``meta``.
 
-Source: seed document 004; methods card M-004-5.
+Source: seed 004; M-004-5.
 """
 
 import difflib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, model_validator
+
 from hooked_alm.errors import InputError
 
-from ..materials.bundled import ASSETS, PREFIX
+from ..materials.bundled import ASSETS
 from ..materials.clip_table import collect, raise_all
+from ..materials.jsonl import Files, LineRecord, Words, parsed, read_records, repeated_ids
+from ..workbench.settings import PREFIX
 
 LETTERS = "ABCDE"
-NEEDED = ("id", "question", "choices", "answerKey")
-FIELDS = (*NEEDED, "audio")
+LETTER_OF = dict(zip((*LETTERS, *"12345"), LETTERS * 2, strict=True))
+FIELDS = ("id", "question", "choices", "answerKey", "audio")
 N_OPTIONS = (4, 5)
 BUNDLED = "multiple_choice*.jsonl"
 FILE_NAMES = ("test.jsonl", "ARC-Challenge-test.jsonl")
-SourceLine = tuple[str, str | dict[str, Any]]
-"""Where it is, and a line of JSON or a row that was read already."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,56 +51,71 @@ class Question:
     meta: dict[str, Any] = field(default_factory=dict)
     """Fields that no template knows."""
     where: str = ""
-    """Its file and line; leads the errors about it."""
+    """The file and line; leads the errors about it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Questions:
-    """What a file holds."""
+class Choices(BaseModel):
+    """The options of a line."""
 
-    file: Path
-    read: list[Question]
-    skipped: list[dict[str, Any]]
-    """Questions that were left out: ``id``, ``where``, ``reason``."""
+    model_config = ConfigDict(frozen=True)
+
+    label: tuple[Any, ...]
+    text: tuple[Words, ...]
+
+    @model_validator(mode="after")
+    def _one_letter_each(self) -> "Choices":
+        if len(self.label) != len(self.text) or not self.label:
+            raise ValueError("as many labels as texts, and some")
+        if len(self.label) <= len(LETTERS) and "".join(self.letters) != LETTERS[: len(self.label)]:
+            raise ValueError("the labels A, B, C, ... or 1, 2, 3, ...")
+        return self
+
+    @property
+    def letters(self) -> tuple[str, ...]:
+        """The labels as letters; ? for what is none."""
+        return tuple(LETTER_OF.get(str(label), "?") for label in self.label)
 
 
-def read_questions(data: str) -> Questions:
-    """The questions of a file, in its order.
+class QuestionLine(LineRecord):
+    """A line of the file; fields that it does not know are kept."""
 
-    Args:
-        data: ``bundled:NAME``; a JSONL, arrow or parquet file; or a folder with one of them.
+    model_config = ConfigDict(extra="allow", frozen=True)
 
-    Raises:
-        InputError: no such file, or all that is wrong with it, by line and field.
-    """
-    file = find_file(data)
-    doing = f"reading questions from {file}"
-    lines = list(_jsonl(file) if file.suffix in (".jsonl", ".json") else _rows(file))
-    if not lines:
-        raise InputError(f"{doing}: got an empty file, expected a question a line.")
-    found = collect(doing, lambda line: _question(file, line), lines, lambda line: line[0])
-    first: dict[str, Question] = {}
-    doubles = [(first.setdefault(one.id, one), one) for one in found]
-    raise_all(
-        doing,
-        [f"{b.where}: id: got {b.id!r}, which {a.where} has" for a, b in doubles if a is not b],
-    )
-    skipped = [
-        {"id": one.id, "where": one.where, "reason": f"{len(one.option_labels)} options"}
-        for one in found
-        if len(one.option_labels) not in N_OPTIONS
-    ]
-    read = [one for one in found if len(one.option_labels) in N_OPTIONS]
-    if not read:
-        raise InputError(
-            f"{doing}: none of its {len(found)} questions has {N_OPTIONS[0]} or {N_OPTIONS[1]} "
-            "options. Give others."
-        )
-    return Questions(file=file, read=read, skipped=skipped)
+    id: Words
+    question: Words
+    choices: Choices
+    answerKey: Any  # noqa: N815
+    audio: Files | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> "QuestionLine":
+        # A field that is there has not been misspelled: question_id beside question is another one.
+        absent = [key for key in FIELDS if key not in self.model_fields_set]
+        for key in self.model_extra or {}:
+            if near := difflib.get_close_matches(key.lower(), absent, n=1, cutoff=0.8):
+                raise ValueError(f"no field {key} (is it {near[0]}?)")
+        # Of a question with more options than letters nothing more is asked: it is left out.
+        letters = self.choices.letters
+        if self.answer not in letters and len(letters) <= len(LETTERS):
+            raise ValueError(f"an answerKey of {', '.join(letters)}, not {self.answerKey!r}")
+        return self
+
+    @property
+    def answer(self) -> str:
+        """The key as a letter; ? for what is none."""
+        return LETTER_OF.get(str(self.answerKey), "?")
+
+    def asked(self) -> Question:
+        """The question that the line asks."""
+        return Question(
+            id=self.id, question=self.question, option_labels=self.choices.letters,
+            option_texts=self.choices.text, answer=self.answer, audio=self.audio or (),
+            meta=dict(self.model_extra or {}), where=self.where,
+        )  # fmt: skip
 
 
 def find_file(data: str) -> Path:
-    """The file that ``data`` names, or that its folder holds.
+    """The file that ``bundled:NAME`` or a path names, or the one that its folder holds.
 
     Raises:
         InputError: none, or several.
@@ -127,20 +143,34 @@ def find_file(data: str) -> Path:
     return found[0]
 
 
-def _jsonl(file: Path) -> Iterator[SourceLine]:
-    try:
-        lines = file.read_text("utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "text that is not UTF-8"
+def read_questions(file: Path) -> list[Question]:
+    """The questions of a JSONL, arrow or parquet file, in its order.
+
+    Raises:
+        InputError: all that is wrong with it, by line and field.
+    """
+    doing = f"reading questions from {file}"
+    if file.suffix in (".jsonl", ".json"):
+        lines = read_records("questions", file, QuestionLine)
+    else:
+        lines = collect(doing, lambda row: _parsed(file, *row), _rows(file), lambda row: row[0])
+        raise_all(doing, repeated_ids(lines))
+    found = [line.asked() for line in lines]
+    if not any(len(one.option_labels) in N_OPTIONS for one in found):
+        expected = " or ".join(map(str, N_OPTIONS))
         raise InputError(
-            f"reading questions from {file}: got {reason}, expected a JSONL file. Check the path."
-        ) from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield f"{file.name} line {number}", line
+            f"{doing}: none of its {len(found)} questions has {expected} options. Give others."
+        )
+    return found
 
 
-def _rows(file: Path) -> Iterator[SourceLine]:
+def _parsed(file: Path, where: str, row: dict[str, Any]) -> QuestionLine:
+    about = {"folder": file.parent, "line": where, "where": f"{file.name} {where}"}
+    return parsed(QuestionLine, row, about)
+
+
+def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every row of a table, behind where it is."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -155,92 +185,4 @@ def _rows(file: Path) -> Iterator[SourceLine]:
             "arrow or parquet as Hugging Face stores it. Download it again."
         ) from error
     for number, row in enumerate(table.to_pylist(), start=1):
-        yield f"{file.name} row {number}", row
-
-
-def _question(file: Path, line: SourceLine) -> Question:
-    where, found = line
-    if isinstance(found, str):
-        try:
-            found = json.loads(found)
-        except ValueError as error:
-            raise InputError(f"got no JSON ({error}), expected one object a line") from None
-    if not isinstance(found, dict):
-        raise InputError(f"got {_kind(found)}, expected an object with {', '.join(NEEDED)}")
-    faults = [f"{key}: missing" for key in NEEDED if key not in found]
-    meta = {key: value for key, value in found.items() if key not in FIELDS}
-    # A field that is there has not been misspelled: question_id beside question is another one.
-    absent = [key for key in FIELDS if key not in found]
-    for key in meta:
-        if near := difflib.get_close_matches(key.lower(), absent, n=1, cutoff=0.8):
-            faults.append(f"{key}: got an unknown field; is it {near[0]}?")
-    labels, texts = _choices(found.get("choices"), faults) if "choices" in found else ((), ())
-    answer = _letter(found.get("answerKey"))
-    # Of a question with more options than letters nothing more is asked: it is left out.
-    is_asked = "answerKey" in found and 0 < len(labels) <= len(LETTERS)
-    if is_asked and answer not in labels:
-        faults.append(f"answerKey: got {found['answerKey']!r}, expected one of {', '.join(labels)}")
-    question = Question(
-        id=_words("id", found.get("id"), faults) if "id" in found else "",
-        question=_words("question", found.get("question"), faults) if "question" in found else "",
-        option_labels=labels,
-        option_texts=texts,
-        answer=answer or "",
-        audio=_audio(file, found.get("audio"), faults),
-        meta=meta,
-        where=where,
-    )
-    if faults:
-        raise InputError("; ".join(faults))
-    return question
-
-
-def _choices(found: Any, faults: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    parts = found if isinstance(found, dict) else {}
-    labels, texts = parts.get("label"), parts.get("text")
-    if not isinstance(labels, list) or not isinstance(texts, list):
-        faults.append(f"choices: got {found!r}, expected an object with lists label and text")
-        return (), ()
-    if len(labels) != len(texts) or not labels:
-        faults.append(
-            f"choices: got {len(labels)} labels and {len(texts)} texts, expected as many, and some"
-        )
-        return (), ()
-    for number, text in enumerate(texts):
-        _words(f"choices.text[{number}]", text, faults)
-    letters = tuple(_letter(label) for label in labels)
-    if letters[: len(LETTERS)] != tuple(LETTERS[: len(labels)]) and len(labels) <= len(LETTERS):
-        faults.append(f"choices.label: got {labels!r}, expected A, B, C, ... or 1, 2, 3, ...")
-        return (), ()
-    return tuple(letter or "?" for letter in letters), tuple(str(text) for text in texts)
-
-
-def _letter(label: Any) -> str | None:
-    """A to E as they are, 1 to 5 as the letter they count; else None."""
-    text = str(label) if isinstance(label, str | int) and not isinstance(label, bool) else ""
-    if len(text) == 1 and text in LETTERS:
-        return text
-    return LETTERS[int(text) - 1] if text in ("1", "2", "3", "4", "5") else None
-
-
-def _audio(file: Path, found: Any, faults: list[str]) -> tuple[Path, ...]:
-    if found is None:
-        return ()
-    given = found if isinstance(found, list) else [found]
-    if not given or not all(isinstance(one, str) and one.strip() for one in given):
-        faults.append(f"audio: got {found!r}, expected a file name or a list of them")
-        return ()
-    paths = tuple(file.parent / one for one in given)
-    faults += [f"audio: got {path}, which is no file" for path in paths if not path.is_file()]
-    return paths
-
-
-def _words(key: str, found: Any, faults: list[str]) -> str:
-    if isinstance(found, str) and found.strip():
-        return found
-    faults.append(f"{key}: got {found!r}, expected text")
-    return ""
-
-
-def _kind(found: Any) -> str:
-    return "null" if found is None else f"a {type(found).__name__}"
+        yield f"row {number}", row

@@ -5,40 +5,26 @@ Keys keep the seed's names; its YAML files load, but for ``output_dir``, which i
 set by itself. The known defects of a run follow from its switches, not from the variant's name.
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ..materials.bundled import PREFIX
-from ..workbench.experiment import ExperimentConfig
+from hooked_alm.methods.reading.head_norms import HeadOutput, TokenAgg, Weighting
 
-TokenAgg = Literal["last", "all"]
-Weighting = Literal["samples", "tokens"]
-HeadOutput = Literal["hook_z", "pattern_times_v"]
-Overflow = Literal["skip", "left", "right"]
+from ..workbench.settings import ExperimentConfig
+
 Form = Literal["corrected", "seed"]
-PromptFormat = Literal["auto", "raw", "chat"]
-
-SEED_NAMES = {"model_path": "model"}
-"""The seed's name of a setting -> the workbench's."""
 SEED_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-SEED_DEFAULTS: dict[str, Any] = {
-    "head_output": "pattern_times_v",
-    "template_form": "seed",
-    "overflow": "right",
-}
-DEFECTS = {
-    "C34": "Attention is computed again from pattern and values, although the input of the output "
-    "projection is what the heads wrote; with a fused kernel it is another rounding of it.",
-    "C35": "The prompt ends with a space: where the tokenizer merges it with the letter, the last "
-    "token is not the one that predicts the answer, and labels by token count are shifted.",
-    "C36": "The instruction lists the letters A to D, whatever options there are.",
-    "C37": "Prompts that are too long lose their end, and with it 'Answer:'.",
-}
 
 
 class HeadStatisticsConfig(ExperimentConfig):
     """Which questions, which tokens of them, and how their norms are summed up."""
+
+    SEED_DEFAULTS: ClassVar = {
+        "head_output": "pattern_times_v",
+        "template_form": "seed",
+        "overflow": "right",
+    }
 
     data_dir: str = Field(
         default="bundled:multiple_choice",
@@ -50,7 +36,7 @@ class HeadStatisticsConfig(ExperimentConfig):
         default=16, ge=1, description="batches that are kept together; a killed run loses fewer"
     )
     max_length: int = Field(default=384, ge=1, description="positions of a prompt, audio included")
-    overflow: Overflow = Field(
+    overflow: Literal["skip", "left", "right"] = Field(
         default="skip", description="longer prompts are left out, or cut at one end"
     )
     token_agg: TokenAgg = Field(
@@ -70,28 +56,24 @@ class HeadStatisticsConfig(ExperimentConfig):
     few_shot: int = Field(
         default=0, ge=0, description="solved examples in every prompt: the file's first items"
     )
-    prompt_format: PromptFormat = Field(
+    prompt_format: Literal["auto", "raw", "chat"] = Field(
         default="auto", description="chat template, or raw text; auto is chat if items have audio"
     )
     device_map: str | None = Field(default=None, description="accelerate's placement, such as auto")
 
     @model_validator(mode="before")
     @classmethod
-    def _seed_spellings_and_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
+    def _seed_spellings(cls, values: dict[str, Any]) -> dict[str, Any]:
         if "output_dir" in values:
             raise ValueError("output_dir is no setting here: give the folder as --out")
-        if both := [seed for seed, ours in SEED_NAMES.items() if {seed, ours} <= values.keys()]:
-            raise ValueError(f"{both[0]} is {SEED_NAMES[both[0]]}: give one of them")
-        values = {SEED_NAMES.get(key, key): value for key, value in values.items()}
-        dtype = values.get("dtype")
-        if isinstance(dtype, str) and dtype in SEED_DTYPES:
+        if {"model", "model_path"} <= values.keys():
+            raise ValueError("model_path is model: give one of them")
+        values = {"model" if key == "model_path" else key: v for key, v in values.items()}
+        if (dtype := str(values.get("dtype"))) in SEED_DTYPES:
             values["dtype"] = SEED_DTYPES[dtype]
         if values.get("attn_implementation", "") is None:
             values["attn_implementation"] = "sdpa"  # what transformers makes of null
-        defaults = dict(SEED_DEFAULTS) if values.get("variant") == "seed" else {}
-        if str(values.get("model", PREFIX)).startswith(PREFIX):
-            defaults["n_threads"] = 1  # matrices this small are slower on several threads
-        return {**defaults, **values}
+        return values
 
     @model_validator(mode="after")
     def _what_makes_sense(self) -> "HeadStatisticsConfig":
@@ -104,13 +86,3 @@ class HeadStatisticsConfig(ExperimentConfig):
         if self.device_map is not None and self.device != "cpu":
             raise ValueError("give device or device_map, not both")
         return self
-
-    def known_defects(self) -> dict[str, str]:
-        """Defects of this run's settings, by their number in the correction register."""
-        is_present = {
-            "C34": self.head_output == "pattern_times_v",
-            "C35": self.template_form == "seed",
-            "C36": self.template_form == "seed",
-            "C37": self.overflow == "right",
-        }
-        return {name: DEFECTS[name] for name, holds in is_present.items() if holds}

@@ -5,13 +5,16 @@ its results, for the bundled clips and for a user's own recordings alike.
 
 Fundamental frequency: normalised autocorrelation of 40 ms Hann-windowed frames every 10 ms, divided
 by the window's own autocorrelation (Boersma 1993, "Accurate short-term analysis of the fundamental
-frequency", equation 9), with the peak refined by a parabola. Numpy only.
+frequency", equation 9), with the peak refined by a parabola.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hooked_alm.audio import decode_file
 
 Signal = NDArray[np.float64]
 
@@ -40,6 +43,12 @@ class ClipDescription:
     """75th minus 25th percentile of the voiced frames."""
     voiced_fraction: float
     """Voiced frames over all frames."""
+
+
+def describe_file(path: Path) -> dict[str, float]:
+    """The description of a sound file, all channels together; see `ClipDescription`."""
+    channels, rate, _ = decode_file(path)
+    return asdict(describe_clip(channels.mean(axis=0), rate))
 
 
 def describe_clip(samples: NDArray[np.floating], rate: int) -> ClipDescription:

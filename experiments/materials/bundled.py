@@ -4,10 +4,11 @@ from pathlib import Path
 
 from hooked_alm.errors import InputError
 
+from ..workbench.settings import PREFIX
+
 ASSETS = Path(__file__).parents[1] / "assets"
 MODELS = ASSETS / "models"
 CLIPS = ASSETS / "ob1"
-PREFIX = "bundled:"
 
 
 def model_folder(name: str) -> str:

@@ -30,7 +30,7 @@ class ClipEntry:
     """A clip as named, not yet opened."""
 
     where: str
-    """Its file, or its table and line; leads the errors about it."""
+    """The file, or the table and its line; leads the errors about it."""
     column: str = ""
     """``column path: `` if a table names the file, to lead the errors of opening it."""
     path: Path

@@ -4,8 +4,8 @@ One sentence is spoken with five emotions, at two intensities (neutral has one l
 and English: 2 x (4 x 2 + 1) = 18 clips named ``{language}_{emotion}_{intensity}.wav``. The prompts
 ask for the voice's emotion, and may name a second one.
 
-Source: seed document 000 (OB1 methodology), sections 1.1-1.2; the controls ``mention_only``,
-``list_all`` and ``irrelevant_adjective`` answer its defect C9 (the instruction leaks the label).
+Source: seed 000; the controls ``mention_only``, ``list_all`` and ``irrelevant_adjective`` answer C9
+(the instruction leaks the label).
 """
 
 from collections.abc import Mapping

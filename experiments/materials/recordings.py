@@ -3,7 +3,7 @@
 A clip is known by its OB1 name (``zh_cheerful_strong.wav``) or by its line in ``manifest.csv``.
 All faults of a folder are reported at once, by file, line and column, before anything is computed.
 
-Source: seed document 000, section 1.1; methods card M-000-1 and correction C28.
+Source: seed 000; M-000-1, C28.
 """
 
 import csv
@@ -20,7 +20,7 @@ from jaxtyping import Float32
 from hooked_alm.audio import UNREADABLE_SUFFIXES, decode_file
 from hooked_alm.errors import InputError
 
-from .acoustics import describe_clip
+from .acoustics import describe_file
 from .clip_table import IDENTITY, MEASURED, ClipEntry, collect, raise_all, read_clip_table, repeats
 from .ob1 import Emotion, Intensity, Language, ob1_clip_names, parse_clip_name
 
@@ -238,14 +238,13 @@ def _open(entry: ClipEntry) -> Recording:
 
 def _manifest_row(folder: Path, recording: Recording) -> dict[str, object]:
     path = recording.path
-    channels, rate, _ = decode_file(path)
-    described = asdict(describe_clip(channels.mean(axis=0), rate))
+    described = describe_file(path)
     numbers = {key: f"{x:.4f}" if math.isfinite(x) else "" for key, x in described.items()}
     return {
         "path": (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix(),
         **{column: getattr(recording, column) for column in IDENTITY},
         **numbers,
-        "sample_rate": rate,
+        "sample_rate": recording.sampling_rate,
         "sha256": recording.sha256,
         **recording.other,
     }

@@ -7,7 +7,7 @@ from typing import Any
 from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
 
-from ..workbench.experiment import ExperimentConfig
+from ..workbench.settings import ExperimentConfig
 from .bundled import model_folder
 
 WEIGHT_FILES = {".safetensors", ".pt", ".pth"}
@@ -36,7 +36,7 @@ def load_subject(config: ExperimentConfig, **placement: Any) -> HookedALM:
 
 
 def load_hearing_subject(config: ExperimentConfig, experiment: str) -> HookedALM:
-    """The same for an experiment that needs a model with ears.
+    """`load_subject` for an experiment whose model must have ears.
 
     Raises:
         InputError: a text model, or a folder without processor files.
@@ -66,7 +66,7 @@ def described(model: HookedALM, config: ExperimentConfig) -> dict[str, Any]:
 
 
 def weights_of(folder: Path) -> dict[str, Any]:
-    """Which weights a folder holds: the commit of a hub snapshot, or a SHA-256 over its files."""
+    """Identity of a folder's weights: the commit of a hub snapshot, or a SHA-256 over its files."""
     if folder.parent.name == "snapshots":  # as huggingface_hub's cache names them
         return {"revision": folder.name, "weights_sha256": None}
     digest = hashlib.sha256()

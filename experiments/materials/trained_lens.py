@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
+from hooked_alm.methods.reading.lens import Lens, LensNorm, LogitLens
 from hooked_alm.methods.reading.tuned_lens import TunedLens
 
 from ..workbench.run_folder import to_json, write_atomic
@@ -35,7 +36,7 @@ class LensCard(BaseModel):
     n_layers: int = Field(ge=1)
     d_model: int = Field(ge=1)
     unembed_sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    """Of final norm and unembedding; what a model is recognised by."""
+    """Hash of final norm and unembedding, by which a model is recognised."""
     scored: Scored
     """Positions that the loss counted."""
     training: dict[str, Any] = Field(default_factory=dict)
@@ -112,11 +113,27 @@ def read_card(folder: Path) -> LensCard:
         ) from None
 
 
-def described_lens(folder: str | Path) -> dict[str, Any]:
-    """What identifies a lens, as JSON: its card and the hash of its parameters."""
+def open_lens(folder: str | None, model: HookedALM, norm: LensNorm = "final") -> Lens:
+    """The lens that a setting names: a trained one, or with None the logit lens.
+
+    Raises:
+        InputError: see `load_lens`.
+    """
+    return LogitLens(norm) if folder is None else load_lens(folder, model)
+
+
+def described_lens(folder: str | None) -> dict[str, Any]:
+    """What identifies a trained lens, for ``inputs``: its card and the hash of its parameters."""
+    if folder is None:
+        return {}
     params = (Path(folder) / PARAMS).read_bytes()
     card = read_card(Path(folder)).model_dump()
-    return {**card, "params_sha256": hashlib.sha256(params).hexdigest()}
+    return {"tuned_lens": {**card, "params_sha256": hashlib.sha256(params).hexdigest()}}
+
+
+def lens_name(folder: str | None) -> str:
+    """What a page calls the lens that a setting names."""
+    return "logit lens" if folder is None else f"tuned lens {folder}"
 
 
 def read_tensors(path: Path, cure: str) -> dict[str, Tensor]:

@@ -1,149 +1,190 @@
-"""What ``prefix_comparison`` says: findings in words, made from its tables (card M-002-15)."""
+"""Known defects, controls and claims of ``prefix_comparison`` (cards M-002-13 to M-002-15)."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from hooked_alm.methods.statistics.bootstrap import stratified_bootstrap
+from hooked_alm.methods.reading.segment_mass import LATEST
 
-from ..workbench.controls import FAIL
-from ..workbench.experiment import Tables
-from ..workbench.findings import MIN_ITEMS, Finding, judged, shown
-from .measure import fisher_z
-from .settings import PrefixComparisonConfig
-from .tables import means, wide
+from ..workbench.claims import (
+    MIN_ITEMS,
+    Claim,
+    Defect,
+    Finding,
+    around_zero,
+    few,
+    judged,
+    not_measured,
+    shown,
+)
+from ..workbench.controls import ROUNDING, Control, Outcome, at_most
+from ..workbench.intervals import numbers
+from .tables import (
+    QUADRANTS,
+    TABLES,
+    PrefixResults,
+    benefit,
+    by_quadrant,
+    compared,
+    fisher,
+    means,
+    wide,
+)
 
 NATS = "nats per token"
+READ_BY_LENS = tuple(name for name in TABLES if name != "mass")
 
 
-def findings(
-    tables: Tables,
-    summaries: Tables,
-    compared: tuple[str, str, str],
-    config: PrefixComparisonConfig,
-) -> dict[str, Finding]:
-    """Every claim of the report, by name."""
-    a, b, segment = compared
-    items = tables["items"]
-    groups = dict(zip(items.item, items.group, strict=True))
-    own = tables["curves"][tables["curves"].run == a]
-    curve = wide(own, "depth", "delta")
-    found = {
-        "output": _output(curve, items, a, b, config),
-        "window": _window(curve, summaries["curves"], a, b, groups, config),
-        "quadrants": _quadrants(curve, items, a, b, config),
-        "coupling": _coupling(tables["coupling"], segment, groups, config),
-    }
-    of_runs = summaries["runs"].set_index("run")
-    neutral = f"neutral {segment}"
-    if neutral in of_runs.index:
-        found["content"] = _content(tables["runs"], a, neutral, segment, groups, config)
-    for mode in ("gap", "filler"):
-        rows = summaries["positions"]
-        rows = rows[rows["mode"] == mode]
-        if len(rows):
-            found[f"position: {mode}"] = _position(rows.iloc[0].to_dict(), mode)
-    failed = summaries["controls"]
-    failed = failed[failed.verdict == FAIL].control
-    # Rotary or not: a padding that acts is a fact about the model, no fault.
-    failed = [one for one in failed if not one.startswith("left padding")]
-    if failed:
-        why = [f"the control '{name}' failed" for name in failed]
-        found = {name: one.doubted(*why) for name, one in found.items()}
-    return found
+DEFECTS = (
+    Defect(
+        id="C5",
+        text="Positions are matched by left padding alone. Under rotary embeddings it changes "
+        "nothing, so that what it leaves unchanged is no evidence.",
+        holds=lambda c: "left_pad" in c.pos_modes and not {"gap", "filler"} & {*c.pos_modes},
+        touches=("positions", "matched"),
+    ),
+    Defect(
+        id="C6",
+        text="The lens reads Hugging Face's hidden_states, whose last entry is normed already: "
+        "at the last depth the final norm is applied twice.",
+        holds=lambda config: config.lens_source == "hf_tuple",
+        touches=READ_BY_LENS,
+    ),
+    Defect(
+        id="C39",
+        text="Prefix and continuation are joined as text: tokens at the boundary may merge, "
+        "and differ between the conditions.",
+        holds=lambda config: config.concatenate == "text",
+        touches=tuple(TABLES),
+    ),
+)
+
+
+# --- Controls
+
+
+def _sums_of_attention(run: PrefixResults) -> Outcome:
+    a, b, _ = compared(run)
+    mass = run["mass"]
+    whole = mass[mass.run.isin([a, b]) & (mass.segment != LATEST)]
+    sums = whole.groupby(["item", "run", "layer"])["mass"].sum()
+    return at_most(sums - 1, ROUNDING["share"][run.config.dtype])
+
+
+def _original_again(run: PrefixResults) -> Outcome:
+    runs = run["runs"].set_index("item")
+    again = runs[runs.run.str.startswith("original ")][["nll", "delta", "mass"]]
+    return at_most(again - runs[runs.role == "a"].reindex(again.index)[[*again]], 0.0)
+
+
+def _range_of_js(run: PrefixResults) -> Outcome:
+    columns = [run[name]["js"] for name in ("items", "runs", "curves", "classes", "matched")]
+    js = pd.concat([*columns, run["positions"].largest_js]).astype(np.float64)
+    outside = np.maximum(js - math.log(2), -js).clip(lower=0)
+    return at_most(outside, ROUNDING["nat"][run.config.dtype], "nats")
+
+
+CONTROLS = (
+    Control(
+        name="attention to all segments sums to 1",
+        of=("mass", "coupling"),
+        guards_against="positions that no segment has, or that two have",
+        check=_sums_of_attention,
+    ),
+    Control(
+        name="the original content put in again changes nothing",
+        of=("items", "runs", "curves", "classes", "mass", "coupling"),
+        guards_against="content put in at other positions, and runs that do not repeat",
+        check=_original_again,
+    ),
+    Control(
+        name="JS lies between 0 and ln 2",
+        of=READ_BY_LENS,
+        guards_against="logits that are summed up wrongly, so that probabilities do not add up",
+        check=_range_of_js,
+    ),
+    Control(
+        name="matched runs predict the first token at one position id",
+        of=("positions", "matched"),
+        guards_against="lengths that stay unequal",
+        check=lambda run: at_most(1.0 - run["positions"].is_matched.astype(float), 0.0),
+    ),
+)
+
+
+# --- Claims
 
 
 def _unsure(row: Mapping[str, Any]) -> dict[str, bool]:
     # Items of one group are one observation, however many they are.
     n, n_groups = int(row["n"]), int(row["n_groups"])
     what = "items" if n == n_groups else "groups of items"
-    return {
-        f"only {n_groups} {what}": n_groups < MIN_ITEMS,
-        "the interval includes 0": not (row["low"] > 0 or row["high"] < 0),
-    }
+    return {**few(n_groups, what), "the interval includes 0": around_zero(row)}
 
 
-def _mean_row(
-    values: pd.Series, groups: Mapping[str, str], config: PrefixComparisonConfig
-) -> dict[str, Any]:
-    return dict(means(values.to_frame("x"), groups, config).iloc[0])
+def _mean(values: "pd.Series[float]", run: PrefixResults) -> dict[str, Any]:
+    """Mean over items, its interval, and how many items and groups it is from."""
+    return means(values.to_frame("mean"), run.draws).iloc[0].to_dict()
 
 
-def _output(
-    curve: pd.DataFrame, items: pd.DataFrame, a: str, b: str, config: PrefixComparisonConfig
-) -> Finding:
-    groups = dict(zip(items.item, items.group, strict=True))
-    row = _mean_row(curve[curve.columns[-1]], groups, config)
+def _output(run: PrefixResults) -> Finding:
+    a, b, _ = compared(run)
+    row = _mean(benefit(run).iloc[:, -1], run)
     claim = f"With {a} the continuation is {'likelier' if row['mean'] < 0 else 'less likely'}"
     facts = (
-        f"ΔNLL ({a} − {b}) at the output {shown(row)} {NATS}, JS {items.js.mean():.3f} of at most "
-        f"0.693, {int(row['n'])} items"
+        f"ΔNLL ({a} − {b}) at the output {shown(row)} {NATS}, JS {run['items'].js.mean():.3f} of "
+        f"at most 0.693, {int(row['n'])} items"
     )
     return judged(f"{claim} than with {b}", facts, _unsure(row), numbers=row, unit=NATS)
 
 
-def _window(
-    curve: pd.DataFrame,
-    summary: pd.DataFrame,
-    a: str,
-    b: str,
-    groups: Mapping[str, str],
-    config: PrefixComparisonConfig,
-) -> Finding:
+def _window(run: PrefixResults) -> Finding:
     """The longest run of depths that differ from 0 under the band for all depths at once."""
-    own = summary[(summary.run == a) & (summary.metric == "delta")]
-    differs = ((own.low_all > 0) | (own.high_all < 0)).to_numpy()
-    signs = np.where(differs, np.sign(own["mean"].to_numpy()), 0)
-    first, last = _longest(signs)
-    if first is None or last is None:
+    a, b, _ = compared(run)
+    curve, own = benefit(run), run["curves_summary"]
+    own = own[(own.run == a) & (own.metric == "delta")]
+    differs = (own.low_all > 0) | (own.high_all < 0)
+    ends = longest(np.where(differs, np.sign(own["mean"]), 0))
+    if ends is None:
         claim = f"{a} and {b} differ from some depth on"
         why = {"no depth differs from 0 under the simultaneous band": True}
         return judged(claim, f"{len(curve)} items", why, numbers={"n": len(curve)}, unit=NATS)
-    depths = own.depth.to_numpy()
-    row = _mean_row(curve[depths[first : last + 1]].mean(axis=1), groups, config)
-    claim = f"{a} and {b} differ at depths {depths[first]}–{depths[last]} of {depths[-1]}"
+    window = own.depth.to_list()[ends[0] : ends[1] + 1]
+    row = _mean(curve[window].mean(axis=1), run)
+    claim = f"{a} and {b} differ at depths {window[0]}–{window[-1]} of {own.depth.max()}"
     facts = f"Mean ΔNLL over these depths {shown(row)} {NATS}, {int(row['n'])} items"
     return judged(claim, facts, _unsure(row), numbers=row, unit=NATS)
 
 
-def _longest(signs: np.ndarray) -> tuple[int | None, int | None]:
+def longest(signs: np.ndarray) -> tuple[int, int] | None:
     """Ends of the longest stretch of one sign; the deeper one of two as long."""
-    best: tuple[int | None, int | None] = (None, None)
-    length, start = 0, 0
+    best: tuple[int, int] | None = None
+    start = 0
     for i, sign in enumerate(signs):
-        if i == 0 or sign != signs[i - 1]:
+        if sign != signs[start]:
             start = i
-        if sign and i - start + 1 >= length:
-            best, length = (start, i), i - start + 1
+        if sign and (best is None or i - start >= best[1] - best[0]):
+            best = start, i
     return best
 
 
-def _quadrants(
-    curve: pd.DataFrame, items: pd.DataFrame, a: str, b: str, config: PrefixComparisonConfig
-) -> Finding:
-    of_items = items.set_index("item").reindex(curve.index)
-    strata = of_items.quadrant
-    counts = {name: int((strata == name).sum()) for name in ("G11", "G10", "G01", "G00")}
-    n_groups = items.groupby("quadrant").group.nunique()
-    sizes = ", ".join(f"{name} {n}" for name, n in counts.items())
+def _quadrants(run: PrefixResults) -> Finding:
+    a, b, _ = compared(run)
+    items = run["items"]
+    sizes = ", ".join(f"{name} {(items.quadrant == name).sum()}" for name in QUADRANTS)
     claim = f"The benefit of {a} is larger where only {a} succeeds than where only {b} does"
-    if not counts["G10"] or not counts["G01"]:
-        why = {"G10 or G01 has no item": True}
-        return judged(
-            claim, f"Items by outcome: {sizes}", why, numbers={"n": len(strata)}, unit=NATS
-        )
-    values = curve[curve.columns[-1]].to_numpy(np.float64)
-    _, ci = stratified_bootstrap(
-        values, strata.tolist(), seed=config.seed, difference=("G10", "G01"),
-        clusters=of_items.group.tolist(), n_resamples=config.n_resamples,
-    )  # fmt: skip
-    assert ci is not None
-    row = {"mean": float(ci.mean), "low": float(ci.low), "high": float(ci.high), "n": ci.n}
-    sizes_of = [int(n_groups[name]) for name in ("G10", "G01")]
+    _, found = by_quadrant(benefit(run).iloc[:, -1], run)
+    if found is None:
+        why, facts = {"G10 or G01 has no item": True}, f"Items by outcome: {sizes}"
+        return judged(claim, facts, why, numbers={"n": len(items)}, unit=NATS)
+    row = numbers(found)
+    groups = items.groupby("quadrant").group.nunique().to_dict()
+    a_only, b_only = groups["G10"], groups["G01"]
     why = {
-        f"only {sizes_of[0]} and {sizes_of[1]} items or groups of them": min(sizes_of) < MIN_ITEMS,
+        f"only {a_only} and {b_only} items or groups of them": min(a_only, b_only) < MIN_ITEMS,
         "the interval of G10 − G01 is not below 0": not row["high"] < 0,
     }
     facts = (
@@ -153,21 +194,15 @@ def _quadrants(
     return judged(claim, facts, why, numbers=row, unit=NATS)
 
 
-def _coupling(
-    coupling: pd.DataFrame,
-    segment: str,
-    groups: Mapping[str, str],
-    config: PrefixComparisonConfig,
-) -> Finding:
+def _coupling(run: PrefixResults) -> Finding:
     """Mean over layers, so that no layer is picked for its result."""
-    by_item = wide(coupling, "layer", "partial")
-    z = pd.DataFrame(fisher_z(by_item.to_numpy(np.float64)), by_item.index, by_item.columns)
-    defined = z.notna().any(axis=1)
-    claim = f"Tokens whose prediction attends to {segment} more benefit more"
-    if not defined.any():
-        why = {"no item has tokens enough for a correlation": True}
-        return judged(claim, f"{len(z)} items", why, numbers={}, unit="correlation")
-    row = _mean_row(z[defined].mean(axis=1), groups, config)
+    z = fisher(run["coupling"], "partial")
+    defined = z.mean(axis=1).dropna()
+    claim = f"Tokens whose prediction attends to {compared(run)[2]} more benefit more"
+    if defined.empty:
+        why_not = "no item has tokens enough for a correlation"
+        return not_measured(claim, why_not, "correlation", facts=f"{len(z)} items")
+    row = _mean(defined, run)
     row |= {name: np.tanh(row[name]) for name in ("mean", "low", "high")}
     why = {**_unsure(row), "the correlation is not below 0": not row["high"] < 0}
     facts = (
@@ -177,31 +212,45 @@ def _coupling(
     return judged(claim, facts, why, numbers=row, unit="correlation")
 
 
-def _content(
-    runs: pd.DataFrame,
-    a: str,
-    neutral: str,
-    segment: str,
-    groups: Mapping[str, str],
-    config: PrefixComparisonConfig,
-) -> Finding:
-    before, after = (runs[runs.run == name].set_index("item").delta for name in (a, neutral))
-    row = _mean_row((after - before.reindex(after.index)).dropna(), groups, config)
-    claim = f"The content of {segment} makes the continuation likelier"
+def _content(run: PrefixResults) -> Finding | None:
+    a, _, segment = compared(run)
+    runs = wide(run["runs"], "run", "delta")
+    if f"neutral {segment}" not in runs:
+        return None
+    row = _mean((runs[f"neutral {segment}"] - runs[a]).dropna(), run)
     facts = (
         f"Neutral content of the same length raises the loss by {shown(row)} {NATS}, "
         f"{int(row['n'])} items"
     )
     why = {**_unsure(row), "it does not rise": not row["low"] > 0}
+    claim = f"The content of {segment} makes the continuation likelier"
     return judged(claim, facts, why, numbers=row, unit=NATS)
 
 
-def _position(row: Mapping[str, Any], mode: str) -> Finding:
-    numbers = {"mean": row["delta"], **{key: row[key] for key in ("low", "high", "n", "n_groups")}}
-    why = {
-        **_unsure(numbers),
-        "its sign is another than as run": np.sign(row["delta"]) != np.sign(row["as_run"]),
-    }
+def _position(run: PrefixResults, mode: str) -> Finding:
+    row = run["positions_summary"].set_index("mode").loc[mode].to_dict()
+    row["mean"] = row["delta"]
     claim = f"The difference stays when lengths are matched by {mode}"
-    facts = f"ΔNLL at the output {shown(numbers)} {NATS}, as run {row['as_run']:.2f}"
-    return judged(claim, facts, why, numbers=numbers, unit=NATS)
+    facts = f"ΔNLL at the output {shown(row)} {NATS}, as run {row['as_run']:.2f}"
+    differs = bool(np.sign(row["delta"]) != np.sign(row["as_run"]))
+    why = {**_unsure(row), "its sign is another than as run": differs}
+    return judged(claim, facts, why, numbers=row, unit=NATS)
+
+
+def _modes_that_act(run: PrefixResults) -> list[str]:
+    return [mode for mode in ("gap", "filler") if mode in {*run["positions"]["mode"]}]
+
+
+CLAIMS = (
+    Claim(name="output", rests_on=("curves", "items"), judge=_output),
+    Claim(name="window", rests_on=("curves",), judge=_window),
+    Claim(name="quadrants", rests_on=("curves", "items"), judge=_quadrants),
+    Claim(name="coupling", rests_on=("coupling",), judge=_coupling),
+    Claim(name="content", rests_on=("runs",), judge=_content),
+    Claim(
+        name="position: {}",
+        rests_on=("positions", "matched", "items"),
+        judge=_position,
+        per=_modes_that_act,
+    ),
+)

@@ -1,6 +1,6 @@
 r"""Items from a file: two or more prefixes, and the one continuation that follows them all.
 
-One JSON object a line (JSONL, UTF-8); empty lines are skipped::
+One JSON object a line (see ``materials.jsonl``)::
 
     {"id": "he-0", "group": "he-0", "continuation": "    return x + 1\n", "labels": [],
      "conditions": {
@@ -24,56 +24,27 @@ recorded of its prefix, to be compared with what is rebuilt here: ``token_ids``,
 count as label words. Items of one ``group`` share a source and are resampled together.
 """
 
-import hashlib
-import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StrictBool,
-    StrictInt,
-    StrictStr,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
 
-from hooked_alm.errors import InputError
 from hooked_alm.spans import SPAN_NAMES
 
-from ..materials.clip_table import raise_all
-from ..materials.pairs import read_lines
+from ..materials.jsonl import Files, LineRecord, Name, Text, read_records, repeated_ids
 
 RESERVED = (SPAN_NAMES - {"text"}) | {"prior_output", "filler"}
-_NAME = re.compile(r"[\w+=@,-][\w+=@,.-]{0,63}")  # names files, so it is not long
+PrefixSegments = Annotated[list[tuple[Name, Text]], Field(min_length=1)]
 StrictRange = tuple[StrictInt, StrictInt]
 
 
-def _name(value: Any) -> Any:
-    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    if isinstance(text, str) and _NAME.fullmatch(text):
-        return text
-    raise ValueError("up to 64 letters, digits and any of _ + = @ , . -")
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-Name = Annotated[StrictStr, BeforeValidator(_name)]
-Text = Annotated[StrictStr, Field(min_length=1)]
-Segment = tuple[Name, Text]
-
-
-class Saved(BaseModel):
-    """What the real run recorded of its prefix; None is not compared."""
-
+class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Saved(_Strict):
+    """What the real run recorded of its prefix; None is not compared."""
 
     token_ids: list[StrictInt] | None = None
     token_texts: list[StrictStr] | None = None
@@ -81,38 +52,27 @@ class Saved(BaseModel):
     prompt_offsets: list[StrictRange] | None = None
 
 
-class Condition(BaseModel):
+class Condition(_Strict):
     """One prefix of an item."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    prefix: list[Segment] | None = Field(default=None, min_length=1)
+    prefix: PrefixSegments | None = None
     messages: list[dict[str, Any]] | None = Field(default=None, min_length=1)
     tools: list[dict[str, Any]] | None = None
-    audio: Annotated[list[StrictStr], BeforeValidator(_as_list), Field(min_length=1)] | None = None
+    audio: Files = ()
     silent: StrictBool = False
     text: Text | None = None
-    segments: list[Segment] | None = Field(default=None, min_length=1)
+    segments: PrefixSegments | None = None
     outcome: StrictBool | None = None
     saved: Saved | None = None
-    paths: tuple[Path, ...] = ()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _paths_are_ours(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "paths" in values:
-            raise ValueError("no field 'paths'; name files in audio")
-        return values
 
     @model_validator(mode="after")
     def _one_form(self) -> "Condition":
-        is_prompt = any(one is not None for one in (self.audio, self.text, self.segments))
-        forms = [self.prefix is not None, self.messages is not None, is_prompt]
-        if sum(forms) != 1:
+        is_prompt = bool(self.audio) or self.asked is not None
+        if sum([self.prefix is not None, self.messages is not None, is_prompt]) != 1:
             raise ValueError("one of: prefix; messages; or audio, text and segments")
         if self.text is not None and self.segments is not None:
             raise ValueError("text or segments, not both")
-        if self.silent and self.audio is None:
+        if self.silent and not self.audio:
             raise ValueError("audio, which silent takes its length from")
         if self.tools is not None and self.messages is None:
             raise ValueError("messages beside tools")
@@ -121,9 +81,14 @@ class Condition(BaseModel):
                 raise ValueError(f"a role in messages.{number}")
             if not isinstance(message.get("content"), str | None):
                 raise ValueError(f"text in messages.{number}.content (audio goes into audio)")
-        if taken := sorted({name for name in self.names() if name in RESERVED}):
+        if taken := sorted(RESERVED.intersection(self.names())):
             raise ValueError(f"other names than {', '.join(taken)}, which the experiment gives")
         return self
+
+    @property
+    def asked(self) -> list[tuple[str, str]] | None:
+        """Named parts of an audio model's instruction."""
+        return [("text", self.text)] if self.text is not None else self.segments
 
     def names(self) -> list[str]:
         """Names of its segments, in order."""
@@ -132,24 +97,13 @@ class Condition(BaseModel):
         return [name for name, _ in self.prefix or self.segments or []]
 
 
-class PrefixItem(BaseModel):
+class PrefixItem(LineRecord):
     """One continuation and its prefixes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    id: Name
     group: Name
     continuation: Text
-    labels: list[Text] = []
+    labels: tuple[Text, ...] = ()
     conditions: dict[Name, Condition] = Field(min_length=2)
-    where: str = ""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_group_each(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "id" in values:
-            return {"group": values["id"], **values}
-        return values
 
 
 def read_items(file: str | Path) -> list[PrefixItem]:
@@ -158,78 +112,14 @@ def read_items(file: str | Path) -> list[PrefixItem]:
     Raises:
         InputError: all that is wrong with it, by file, line and field.
     """
-    file = Path(file)
-    items = read_lines("items", file, lambda number, line: _read_line(file, number, line))
-    _check_together(f"reading items from {file}", items)
-    return items
+    return read_records("items", Path(file), PrefixItem, _together)
 
 
-def _check_together(doing: str, items: Sequence[PrefixItem]) -> None:
-    first: dict[str, PrefixItem] = {}
-    faults = []
-    names = list(items[0].conditions)
-    for item in items:
-        before = first.setdefault(item.id.casefold(), item)
-        if before is not item:
-            faults.append(f"{item.where}: id: got {item.id!r}, which {before.where} has")
-        if set(item.conditions) != set(names):
-            faults.append(
-                f"{item.where}: conditions: got {', '.join(item.conditions)}, expected those of "
-                f"{items[0].where}: {', '.join(names)}"
-            )
-    raise_all(doing, faults)
-
-
-def _read_line(file: Path, number: int, line: str) -> PrefixItem:
-    try:
-        found = json.loads(line, object_pairs_hook=_without_repeats)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"got no usable JSON ({error}), expected one object a line") from None
-    if not isinstance(found, dict):
-        raise InputError(f"got a {type(found).__name__}, expected an object")
-    if "where" in found:
-        raise InputError("where: got an unknown field")
-    try:
-        item = PrefixItem.model_validate({**found, "where": f"{file.name} line {number}"})
-    except ValidationError as error:
-        raise InputError("; ".join(_explained(error))) from None
-    conditions, faults = {}, []
-    for name, one in item.conditions.items():
-        paths = tuple(file.parent / clip for clip in one.audio or ())
-        missing = [path for path in paths if not path.is_file()]
-        faults += [f"conditions.{name}.audio: got {path}, which is no file" for path in missing]
-        conditions[name] = one.model_copy(update={"paths": paths})
-    if faults:
-        raise InputError("; ".join(faults))
-    return item.model_copy(update={"conditions": conditions})
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {key!r} twice")
-        found[key] = value
-    return found
-
-
-def _explained(error: ValidationError) -> list[str]:
-    lines = []
-    for one in error.errors(include_url=False):
-        field = ".".join(str(part) for part in one["loc"] if part != "[key]") or "the object"
-        expected = one["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        expected = "a list of two" if one["type"] == "tuple_type" else expected
-        if one["type"] == "missing":
-            lines.append(f"{field}: missing")
-        elif one["type"] == "extra_forbidden":
-            lines.append(f"{field}: got an unknown field")
-        else:
-            got = repr(one["input"])
-            got = got if len(got) <= 80 else got[:77] + "..."
-            lines.append(f"{field}: got {got}, expected {expected}")
-    return lines
-
-
-def sha256(value: bytes | str) -> str:
-    """Hexadecimal."""
-    return hashlib.sha256(value if isinstance(value, bytes) else value.encode()).hexdigest()
+def _together(items: Sequence[PrefixItem]) -> list[str]:
+    first = items[0]
+    return repeated_ids(items) + [
+        f"{item.where}: conditions: got {', '.join(item.conditions)}, expected those of "
+        f"{first.where}: {', '.join(first.conditions)}"
+        for item in items
+        if {*item.conditions} != {*first.conditions}
+    ]

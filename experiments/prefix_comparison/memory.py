@@ -22,22 +22,7 @@ from .settings import PrefixComparisonConfig
 SCORE_COPIES = 8
 """Tensors ``[head, query, key]`` that attention rows take at once, with room to spare."""
 RESULT_COPIES = 4
-"""Of results: by depth and joined, then packed and written."""
-
-
-def held_bytes(model: HookedALM, lengths: Sequence[int], n_tokens: int, n_segments: int) -> int:
-    """What a unit holds beside logits and attention rows.
-
-    Args:
-        model: to run.
-        lengths: positions of every run.
-        n_tokens: of the continuation.
-        n_segments: of the run that has most, of those whose attention is measured; 0 if none is.
-    """
-    n_runs, size = len(lengths), model.embed.weight.element_size()
-    streams = size * model.cfg.d_model * (sum(lengths) + n_runs * n_tokens)
-    per_token = n_runs * (4 + 1 + 3 * 4 + 3 * 4 * n_segments)  # nll, hit, divergences, attention
-    return streams + RESULT_COPIES * (len(model.path) + 1) * n_tokens * per_token
+"""Copies of results: by depth and joined, then packed and written."""
 
 
 def query_bytes(model: HookedALM, n_pos: int) -> tuple[int, int]:
@@ -47,31 +32,32 @@ def query_bytes(model: HookedALM, n_pos: int) -> tuple[int, int]:
     return 3 * 4 * heads * model.cfg.d_head * n_pos, 4 * SCORE_COPIES * heads * n_pos
 
 
-def queries_at_once(model: HookedALM, n_pos: int, left: int) -> int:
-    """Queries whose rows of attention fit into what ``left_over`` left."""
-    keys, per_query = query_bytes(model, n_pos)
-    return (left - keys) // per_query
-
-
 def left_over(
     model: HookedALM, lengths: Sequence[int], n_tokens: int, n_segments: int, max_bytes: int
 ) -> int:
     """What is left of ``max_bytes`` for logits, or for rows of attention; enough for one of either.
 
+    Args:
+        lengths: positions of every run.
+        n_tokens: of the continuation.
+        n_segments: of the run that has most, of those whose attention is measured; 0 if none is.
+
     Raises:
-        InputError: it is not.
+        InputError: it is not enough.
     """
-    held = held_bytes(model, lengths, n_tokens, n_segments)
-    needs = sum(row_bytes(model, len(lengths)))
+    n_runs, size = len(lengths), model.embed.weight.element_size()
+    per_token = n_runs * (4 + 1 + 3 * 4 + 3 * 4 * n_segments)  # nll, hit, divergences, attention
+    held = size * model.cfg.d_model * (sum(lengths) + n_runs * n_tokens)
+    held += RESULT_COPIES * (len(model.path) + 1) * n_tokens * per_token
+    needs = sum(row_bytes(model, n_runs))
     if n_segments:
         needs = max(needs, sum(query_bytes(model, max(lengths))))
     if max_bytes - held >= needs:
         return max_bytes - held
     raise InputError(
-        f"comparing {len(lengths)} runs of up to {max(lengths)} positions: got "
-        f"max_bytes={max_bytes}, expected {held + needs} or more: {held} for what is held "
-        f"throughout, {needs} for one position's logits or attention. Raise it, or leave out "
-        "conditions or interventions"
+        f"comparing {n_runs} runs of up to {max(lengths)} positions: got max_bytes={max_bytes}, "
+        f"expected {held + needs} or more: {held} for what is held throughout, {needs} for one "
+        "position's logits or attention. Raise it, or leave out conditions or interventions"
     )
 
 
@@ -83,7 +69,7 @@ def check_memory(
     Raises:
         InputError: ``max_bytes`` is too small for an item; it names the item.
     """
-    most: dict[str, int | str] = {"bytes": -1}
+    held: dict[str, int] = {}
     for one in items:
         n = len(one.continuation)
         lengths = [prefix.x.shape[1] + n for prefix in one.prefixes.values()]
@@ -91,10 +77,9 @@ def check_memory(
         # The continuation so far, and its latest tokens, beside those of the prefix.
         n_segments = max(len(prefix.x.spans.ranges) for prefix in one.prefixes.values()) + 2
         try:
-            left_over(model, lengths, n, n_segments, config.max_bytes)
+            left = left_over(model, lengths, n, n_segments, config.max_bytes)
         except InputError as error:
             raise InputError(f"{one.item.where}: {error}") from None
-        held = held_bytes(model, lengths, n, n_segments)
-        if held > int(most["bytes"]):
-            most = {"bytes": held, "item": one.item.id, "max_bytes": config.max_bytes}
-    return most
+        held[one.item.id] = config.max_bytes - left
+    item = max(held, key=held.__getitem__)
+    return {"bytes": held[item], "item": item, "max_bytes": config.max_bytes}

@@ -6,27 +6,28 @@ the item's segments, ``audio`` and ``audio_struct``, and ``struct`` (template).
 Source: card M-002-1.
 """
 
-import warnings
+import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from hooked_alm import HookedALM
-from hooked_alm.audio import read_audio
 from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput, AudioClip
 from hooked_alm.spans import SPAN_NAMES, as_ranges
 
 from ..materials.clip_table import collect
-from .items import Condition, PrefixItem, sha256
+from ..materials.stand_ins import silence_like
+from .items import Condition, PrefixItem
 from .saved import check_saved
 
-ClipsRead = dict[tuple[Path, bool], AudioClip]
-"""Clips by file and whether they are silenced."""
+MARK = 0xE000
+"""First of the private-use characters that stand in for messages while a template is rendered."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,15 +35,15 @@ class Prefix:
     """A prefix as the model reads it: one row, without padding."""
 
     x: ALMInput
-    offsets: list[tuple[int, int]] | None
+    offsets: list[tuple[int, int]] | None = None
     """Character range of each token in the rendered text; None for an audio model's prompt."""
-    text: str | None
+    text: str | None = None
     """The rendered text; None likewise."""
 
     @property
     def ids(self) -> list[int]:
         """Token ids, placeholders expanded."""
-        return [int(token) for token in self.x.tokens[0]]
+        return self.x.tokens[0].tolist()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,172 +69,117 @@ def prepare_items(
         raise InputError(
             f"preparing items for {model.cfg.model_name!r}: its folder has no tokenizer. Add it."
         )
-    clips: ClipsRead = {}
+    reader = _Reader(model, truncate)
 
     def prepared(item: PrefixItem) -> PreparedItem:
-        encoded = model.tokenizer(
-            item.continuation, add_special_tokens=False, return_offsets_mapping=True
-        )
-        if not encoded["input_ids"]:
-            raise InputError(f"continuation: got {item.continuation!r}, which has no token")
-        one = PreparedItem(
-            item=item,
-            prefixes={
-                name: _prefix(model, name, condition, clips, truncate)
-                for name, condition in item.conditions.items()
-            },
-            continuation=list(encoded["input_ids"]),
-            offsets=[(a, b) for a, b in encoded["offset_mapping"]],
-        )
-        _check_length(model, one)
-        return one
+        prefixes = {name: reader.prefix(name, one) for name, one in item.conditions.items()}
+        ids, offsets = reader.encoded(item.continuation, "continuation: ")
+        longest = max(prefixes, key=lambda name: prefixes[name].x.shape[1])
+        n = prefixes[longest].x.shape[1] + len(ids)
+        if n > model.cfg.n_ctx:
+            raise InputError(
+                f"conditions.{longest}: got {n} tokens with the continuation, expected at most "
+                f"{model.cfg.n_ctx}, which the model was made for. Leave the item out, or shorten "
+                "it"
+            )
+        return PreparedItem(item=item, prefixes=prefixes, continuation=ids, offsets=offsets)
 
     return collect("preparing items", prepared, items, lambda item: item.where or item.id)
 
 
-def _check_length(model: HookedALM, one: PreparedItem) -> None:
-    longest = max(one.prefixes, key=lambda name: one.prefixes[name].x.shape[1])
-    n = one.prefixes[longest].x.shape[1] + len(one.continuation)
-    if n > model.cfg.n_ctx:
-        raise InputError(
-            f"conditions.{longest}: got {n} tokens with the continuation, expected at most "
-            f"{model.cfg.n_ctx}, which the model was made for. Leave the item out, or shorten it"
+def as_input(model: HookedALM, ids: Sequence[int]) -> ALMInput:
+    """One unpadded row of token ids."""
+    row = torch.tensor([list(ids)])
+    return model.encode(input_ids=row, attention_mask=torch.ones_like(row))
+
+
+class _Reader:
+    """What makes prompts of conditions."""
+
+    def __init__(self, model: HookedALM, truncate: bool) -> None:
+        self.model, self.truncate = model, truncate
+        self.clip = cache(self._clip)
+
+    def _clip(self, path: Path, is_silent: bool) -> AudioClip:
+        read = silence_like if is_silent else HookedALM.read_clip
+        return read(self.model, path, truncate=self.truncate)
+
+    def prefix(self, name: str, condition: Condition) -> Prefix:
+        field = f"conditions.{name}"
+        try:
+            if condition.prefix is not None:
+                prefix = self._of_text(condition.prefix)
+            elif condition.messages is not None:
+                prefix = self._of_chat(condition.messages, condition.names(), condition.tools)
+            else:
+                prefix = self._of_audio(condition)
+            if prefix.x.shape[1] < 2:
+                raise InputError(f"got {prefix.x.shape[1]} token, expected two or more")
+        except InputError as error:
+            raise InputError(f"{field}: {error}") from error
+        if (saved := condition.saved) is not None:
+            check_saved(prefix.x, prefix.offsets, saved, self.model.tokenizer, f"{field}.saved")
+        return prefix
+
+    def encoded(self, text: str, where: str = "") -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of a text to which nothing is added, and their ranges of characters."""
+        found = self.model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        if not found["input_ids"]:
+            raise InputError(f"{where}got {text!r}, which has no token")
+        return list(found["input_ids"]), [(a, b) for a, b in found["offset_mapping"]]
+
+    def _of_text(self, segments: Sequence[tuple[str, str]]) -> Prefix:
+        """Each token belongs to the segment that its first character stands in."""
+        text = "".join(words for _, words in segments)
+        ids, offsets = self.encoded(text)
+        owners = [name for name, words in segments for _ in words]
+        names = [owners[min(start, len(owners) - 1)] for start, _ in offsets]
+        x = _partitioned(as_input(self.model, ids), names)
+        return Prefix(x=x, offsets=offsets, text=text)
+
+    def _of_chat(
+        self, messages: Sequence[Mapping[str, Any]], names: Sequence[str], tools: Any
+    ) -> Prefix:
+        """Messages by the template; a private-use character stands in for each text at first.
+
+        Searching the prompt for the texts would find them in the template, or in each other.
+        """
+        texts = [message["content"] for message in messages if message.get("content")]
+        given = {chr(MARK + i): one for i, one in enumerate(zip(names, texts, strict=True))}
+        left = iter(given)
+        marked = [{**m, "content": next(left)} if m.get("content") else m for m in messages]
+        parts = re.split(f"({'|'.join(given) or '(?!)'})", self._rendered(marked, tools))
+        segments = [given.get(part, ("struct", part)) for part in parts]
+        if "".join(words for _, words in segments) != self._rendered(messages, tools):
+            raise InputError(
+                "messages: got a template that rewrites their text (trims it, perhaps), so that "
+                "segments cannot be located. Give the rendered text in prefix"
+            )
+        return self._of_text(segments)
+
+    def _rendered(self, messages: Sequence[Mapping[str, Any]], tools: Any) -> str:
+        prompts, tokenizer = self.model.prompts, self.model.tokenizer
+        template = prompts.chat_template if prompts is not None else None
+        if template is None and not getattr(tokenizer, "chat_template", None):
+            raise InputError("messages: the tokenizer has no chat template. Give prefix instead")
+        return tokenizer.apply_chat_template(
+            [{key: value for key, value in one.items() if key != "segment"} for one in messages],
+            tools=tools,
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=messages[-1]["role"] != "assistant",
         )
 
-
-def _prefix(
-    model: HookedALM, name: str, condition: Condition, clips: ClipsRead, truncate: bool
-) -> Prefix:
-    field = f"conditions.{name}"
-    try:
-        if condition.prefix is not None:
-            made = _tokenised(model, "".join(text for _, text in condition.prefix))
-            prefix = _with_segments(made, _ends(condition.prefix))
-        elif condition.messages is not None:
-            prefix = _chat(model, condition)
-        else:
-            prefix = _audio_prompt(model, condition, clips, truncate)
-    except InputError as error:
-        raise InputError(f"{field}: {error}") from error
-    if prefix.x.shape[1] < 2:
-        raise InputError(f"{field}: got {prefix.x.shape[1]} token, expected two or more")
-    if condition.saved is not None:
-        check_saved(prefix.x, prefix.offsets, condition.saved, model.tokenizer, f"{field}.saved")
-    return prefix
-
-
-# --- Three ways to make a prompt
-
-
-def _tokenised(model: HookedALM, text: str) -> Prefix:
-    # Nothing is added: what the model read is given whole.
-    encoded = model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    if not encoded["input_ids"]:
-        raise InputError(f"got {text!r}, which has no token")
-    ids = torch.tensor([encoded["input_ids"]])
-    x = model.encode(input_ids=ids, attention_mask=torch.ones_like(ids))
-    return Prefix(x=x, offsets=[(a, b) for a, b in encoded["offset_mapping"]], text=text)
-
-
-def _ends(segments: Sequence[tuple[str, str]]) -> list[tuple[str, int]]:
-    ends, at = [], 0
-    for name, text in segments:
-        at += len(text)
-        ends.append((name, at))
-    return ends
-
-
-def _with_segments(made: Prefix, ends: Sequence[tuple[str, int]]) -> Prefix:
-    """Each token belongs to the segment that its first character stands in."""
-    assert made.offsets is not None
-    names = [
-        next((name for name, end in ends if start < end), ends[-1][0]) for start, _ in made.offsets
-    ]
-    return replace(made, x=_partitioned(made.x, names))
-
-
-def _chat(model: HookedALM, condition: Condition) -> Prefix:
-    """Messages by the template; a private-use character stands in for each text at first.
-
-    Searching the prompt for the texts would find them in the template, or in each other.
-    """
-    messages = condition.messages or []
-    texts = [message["content"] for message in messages if message.get("content")]
-    names = condition.names()
-    marks = iter(range(len(texts)))
-    marked = [
-        {**m, "content": chr(0xE000 + next(marks)) if m.get("content") else m.get("content")}
-        for m in messages
-    ]
-    ends: list[tuple[str, int]] = []
-    rendered = ""
-    for char in _render(model, marked, condition.tools):
-        index = ord(char) - 0xE000
-        if 0 <= index < len(texts):
-            ends.append(("struct", len(rendered)))
-            rendered += texts[index]
-            ends.append((names[index], len(rendered)))
-        else:
-            rendered += char
-    ends.append(("struct", len(rendered)))
-    if rendered != _render(model, messages, condition.tools):
-        raise InputError(
-            "messages: got a template that rewrites their text (trims it, perhaps), so that "
-            "segments cannot be located. Give the rendered text in prefix"
-        )
-    return _with_segments(_tokenised(model, rendered), ends)
-
-
-def _render(model: HookedALM, messages: Sequence[Mapping[str, Any]], tools: Any) -> str:
-    template = model.prompts.chat_template if model.prompts is not None else None
-    if template is None and not getattr(model.tokenizer, "chat_template", None):
-        raise InputError("messages: the tokenizer has no chat template. Give prefix instead")
-    return model.tokenizer.apply_chat_template(
-        [{key: value for key, value in one.items() if key != "segment"} for one in messages],
-        tools=tools,
-        chat_template=template,
-        tokenize=False,
-        add_generation_prompt=messages[-1]["role"] != "assistant",
-    )
-
-
-def _audio_prompt(
-    model: HookedALM, condition: Condition, clips: ClipsRead, truncate: bool
-) -> Prefix:
-    heard = [_clip(model, path, condition.silent, clips, truncate) for path in condition.paths]
-    segments = condition.segments or ([("text", condition.text)] if condition.text else None)
-    x = model.prepare([heard] if heard else None, segments=segments)
-    names = ["struct"] * x.shape[1]
-    own = list(dict.fromkeys(name for name, _ in segments or [] if name != "text"))
-    for name in ("text", "audio_struct", "audio", *own):
-        for position in x.spans.positions(name, 0):
-            names[position] = name
-    return Prefix(x=_partitioned(x, names), offsets=None, text=None)
-
-
-def _clip(
-    model: HookedALM, path: Path, is_silent: bool, clips: ClipsRead, truncate: bool
-) -> AudioClip:
-    if (path, is_silent) not in clips:
-        clips[path, is_silent] = (
-            silence_like(model, path, truncate)
-            if is_silent
-            else model.read_clip(path, truncate=truncate)
-        )
-    return clips[path, is_silent]
-
-
-def silence_like(model: HookedALM, path: Path, truncate: bool) -> AudioClip:
-    """A clip of zeros, as long as a file."""
-    if model.prompts is None:
-        raise InputError("silent: the model hears no audio, or its folder has no processor files")
-    rate = model.prompts.feature_extractor.sampling_rate
-    longest = model.prompts.front_end.tokens.max_seconds
-    samples = read_audio(path, sampling_rate=rate, max_seconds=longest, truncate=truncate).samples
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*silent")  # it is meant to be
-        clip = model.read_clip((np.zeros_like(samples), rate))
-    return replace(clip, name=f"silence like {path.name}")
+    def _of_audio(self, condition: Condition) -> Prefix:
+        heard = [self.clip(path, condition.silent) for path in condition.audio]
+        asked = condition.asked
+        x = self.model.prepare([heard] if heard else None, segments=asked)
+        names = ["struct"] * x.shape[1]
+        own = dict.fromkeys(name for name, _ in asked or [] if name != "text")
+        for name in ("text", "audio_struct", "audio", *own):
+            for position in x.spans.positions(name, 0):
+                names[position] = name
+        return Prefix(x=_partitioned(x, names))
 
 
 def _partitioned(x: ALMInput, names: Sequence[str]) -> ALMInput:
@@ -246,25 +192,25 @@ def _partitioned(x: ALMInput, names: Sequence[str]) -> ALMInput:
     return replace(x, spans=replace(x.spans, ranges=ranges))
 
 
+def sha256(value: bytes | str) -> str:
+    """Hexadecimal."""
+    return hashlib.sha256(value if isinstance(value, bytes) else value.encode()).hexdigest()
+
+
 def prefix_check(items: Sequence[PreparedItem]) -> list[dict[str, Any]]:
     """What identifies every prefix, and what it was compared with: ``prefix_check.json``."""
-    rows = []
-    for one in items:
-        for name, prefix in one.prefixes.items():
-            saved = one.item.conditions[name].saved
-            compared = sorted(saved.model_fields_set) if saved else []
-            audio = [sha256(path.read_bytes()) for path in one.item.conditions[name].paths]
-            rows.append(
-                {
-                    "item": one.item.id,
-                    "condition": name,
-                    "n_tokens": len(prefix.ids),
-                    "sha256_of_ids": sha256(" ".join(map(str, prefix.ids))),
-                    "sha256_of_audio": audio,
-                    "silent": one.item.conditions[name].silent,
-                    "compared": compared,
-                    # A difference ends the run before it begins.
-                    "first_differing_token": None,
-                }
-            )
-    return rows
+    return [
+        {
+            "item": one.item.id,
+            "condition": name,
+            "n_tokens": len(one.prefixes[name].ids),
+            "sha256_of_ids": sha256(" ".join(map(str, one.prefixes[name].ids))),
+            "sha256_of_audio": [sha256(path.read_bytes()) for path in condition.audio],
+            "silent": condition.silent,
+            "compared": sorted(condition.saved.model_fields_set) if condition.saved else [],
+            # A difference ends the run before it begins.
+            "first_differing_token": None,
+        }
+        for one in items
+        for name, condition in one.item.conditions.items()
+    ]

@@ -9,50 +9,39 @@ from hooked_alm.inputs import ALMInput
 
 from .items import Saved, StrictRange
 
+CURE = "Rebuild the prefix from the run's own record"
+
 
 def check_saved(
-    x: ALMInput,
-    offsets: Sequence[tuple[int, int]] | None,
-    saved: Saved,
-    tokenizer: Any,
-    field: str,
+    x: ALMInput, offsets: Sequence[tuple[int, int]] | None, saved: Saved, tokenizer: Any, field: str
 ) -> None:
-    """Compare a rebuilt prefix with what was recorded of the real one.
+    """Compares a rebuilt prefix with what was recorded of the real one.
 
     Raises:
         InputError: they differ; it names the first token that does, and what either side has there.
     """
-    ids = [int(token) for token in x.tokens[0]]
-    if saved.token_ids is not None:
-        _same(f"{field}.token_ids", saved.token_ids, ids, tokenizer.convert_ids_to_tokens(ids))
-    if saved.token_texts is not None:
-        # In whichever of two ways they were written down, all of them.
-        pieces = tokenizer.convert_ids_to_tokens(ids)
-        ways = [[decoded(tokenizer, i) for i in ids], pieces]
-        found = [first_difference(saved.token_texts, way) for way in ways]
-        agree = [len(ids) + 1 if at is None else at for at in found]
-        likelier = max(range(2), key=agree.__getitem__)
-        _same(f"{field}.token_texts", saved.token_texts, ways[likelier], ways[likelier])
-    if saved.prompt_offsets is not None:
-        if offsets is None:
-            raise InputError(
-                f"{field}.prompt_offsets: an audio prompt has none. Leave the field out"
-            )
-        _same(f"{field}.prompt_offsets", saved.prompt_offsets, list(offsets), [""] * len(ids))
+    if saved.prompt_offsets is not None and offsets is None:
+        raise InputError(f"{field}.prompt_offsets: an audio prompt has none. Leave the field out")
+    ids = x.tokens[0].tolist()
+    pieces = tokenizer.convert_ids_to_tokens(ids)
+    # Texts were written down in one of two ways, all of them.
+    texts = [[decoded(tokenizer, token) for token in ids], pieces]
+    for name, ways in (("token_ids", [ids]), ("token_texts", texts), ("prompt_offsets", [offsets])):
+        recorded = getattr(saved, name)
+        if recorded is not None and recorded not in ways:
+            raise InputError(f"{field}.{name}: {_difference(recorded, ways, pieces)}. {CURE}")
     for name, ranges in (saved.token_spans or {}).items():
-        made = segment_ranges(x, name)
-        if [*map(tuple, ranges)] != made:
+        made = _segment_ranges(x, name)
+        if ranges != made:
             raise InputError(
                 f"{field}.token_spans.{name}: got {[list(r) for r in ranges]}, the rebuilt prefix "
-                f"has {[list(r) for r in made]}. Rebuild the prefix from the run's own record"
+                f"has {[list(r) for r in made]}. {CURE}"
             )
 
 
-def segment_ranges(x: ALMInput, name: str) -> list[StrictRange]:
+def _segment_ranges(x: ALMInput, name: str) -> list[StrictRange]:
     """Token ranges of a segment; at the ends, sink and readout count as the segment beside them."""
-    if name not in x.spans.ranges:
-        return []
-    ranges = list(x.spans[name][0])
+    ranges = list(x.spans[name][0]) if name in x.spans.ranges else []
     last = x.spans.n_pos - 1
     if ranges and ranges[0][0] == 1:
         ranges[0] = (0, ranges[0][1])
@@ -61,22 +50,17 @@ def segment_ranges(x: ALMInput, name: str) -> list[StrictRange]:
     return ranges
 
 
-def first_difference(saved: Sequence[Any] | None, made: Sequence[Any]) -> int | None:
-    """Index of the first element that differs or that one side lacks; None for equal lists."""
-    pairs = enumerate(zip_longest(saved or [], made))
-    return next((index for index, (one, other) in pairs if one != other), None)
-
-
-def _same(field: str, saved: Sequence[Any], made: Sequence[Any], shown: Sequence[str]) -> None:
-    at = first_difference(saved, made)
-    if at is None:
-        return
+def _difference(saved: Sequence[Any], ways: Sequence[Any], pieces: Sequence[str]) -> str:
+    """The first token that differs, by the way that agrees the longest."""
+    pairs = [enumerate(zip_longest(saved, made)) for made in ways]
+    differ = [next(i for i, (one, own) in some if one != own) for some in pairs]
+    at = max(differ)
+    made = ways[differ.index(at)]
     got = repr(saved[at]) if at < len(saved) else "nothing"
-    own = f"{made[at]!r} {shown[at]!r}".strip(" '") if at < len(made) else "nothing"
-    raise InputError(
-        f"{field}: the first token that differs is {at}: the real run has {got}, the rebuilt "
-        f"prefix {own} ({len(saved)} and {len(made)} tokens). Rebuild the prefix from the run's "
-        "own record"
+    own = f"{made[at]!r} ({pieces[at]!r})" if at < len(made) else "nothing"
+    return (
+        f"the first token that differs is {at}: the real run has {got}, the rebuilt prefix {own} "
+        f"({len(saved)} and {len(made)} tokens)"
     )
 
 

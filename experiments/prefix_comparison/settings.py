@@ -1,28 +1,28 @@
-"""Settings of ``prefix_comparison``, and what seed 002's own choices got wrong.
+"""Settings of ``prefix_comparison``.
 
-``variant: seed`` changes the defaults of the switches to what the seed did; each can also be set by
+``variant: seed`` changes the defaults of the switches to what seed 002 did; each can also be set by
 itself. The known defects of a run follow from its switches, not from its name.
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ..materials.bundled import PREFIX
-from ..workbench.experiment import ExperimentConfig
+from ..workbench.settings import ExperimentConfig
 
 PosMode = Literal["as_run", "left_pad", "gap", "filler"]
 PrefixControl = Literal["original", "neutral", "repeat_spec", "wrong_task"]
 Anchor = Literal["first_return", "last_return", "first_if", "first_loop"]
-SEED_DEFAULTS: dict[str, Any] = {
-    "lens_source": "hf_tuple",
-    "concatenate": "text",
-    "pos_modes": ("as_run", "left_pad"),
-}
 
 
 class PrefixComparisonConfig(ExperimentConfig):
     """What is compared, and how it is read; defaults are the corrected experiment."""
+
+    SEED_DEFAULTS: ClassVar[dict[str, Any]] = {
+        "lens_source": "hf_tuple",
+        "concatenate": "text",
+        "pos_modes": ("as_run", "left_pad"),
+    }
 
     items: str = Field(
         default="bundled", description="a JSONL file (see experiments/prefix_comparison/items.py)"
@@ -63,38 +63,9 @@ class PrefixComparisonConfig(ExperimentConfig):
         "residual streams, results, and the logits or attention rows at work; fixed, so that "
         "results do not depend on what memory is free",
     )
-    n_resamples: int = Field(default=2000, ge=1000)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _defaults_of_the_variant(cls, values: dict[str, Any]) -> dict[str, Any]:
-        defaults = dict(SEED_DEFAULTS) if values.get("variant") == "seed" else {}
-        if str(values.get("model", PREFIX)).startswith(PREFIX):
-            defaults["n_threads"] = 1  # matrices this small are slower on several threads
-        return {**defaults, **values}
 
     @model_validator(mode="after")
     def _what_makes_sense(self) -> "PrefixComparisonConfig":
         if "as_run" not in self.pos_modes:
             raise ValueError("pos_modes must include as_run, which the others are compared with")
         return self
-
-    def known_defects(self) -> dict[str, str]:
-        """Defects of this run's settings, by their number in the correction register."""
-        found: dict[str, str] = {}
-        if "left_pad" in self.pos_modes and not {"gap", "filler"} & set(self.pos_modes):
-            found["C5"] = (
-                "Positions are matched by left padding alone. Under rotary embeddings it changes "
-                "nothing, so that what it leaves unchanged is no evidence."
-            )
-        if self.lens_source == "hf_tuple":
-            found["C6"] = (
-                "The lens reads Hugging Face's hidden_states, whose last entry is normed already: "
-                "at the last depth the final norm is applied twice."
-            )
-        if self.concatenate == "text":
-            found["C39"] = (
-                "Prefix and continuation are joined as text: tokens at the boundary may merge, "
-                "and differ between the conditions."
-            )
-        return found

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from ..workbench.run_folder import RunFolder
 from .settings import PrefixComparisonConfig
-from .tokens import Tokens, anchor_of, around, binned, first_tokens
+from .tokens import ANCHOR_WINDOW, Tokens, anchor_of, binned, window
 
 METRICS = ("delta", "js")
+"""What a map shows, in the order of its first axis."""
 
 
 def pack(values: np.ndarray) -> dict[str, Any]:
@@ -32,6 +33,12 @@ def unpack(packed: Mapping[str, Any]) -> np.ndarray:
     return flat.reshape(packed["shape"]).copy()
 
 
+def divided(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Quotients; NaN where nothing was counted."""
+    out = np.full(total.shape, np.nan, total.dtype)
+    return np.divide(total, count, out=out, where=count > 0)
+
+
 @dataclass
 class NanMean:
     """Mean of maps that leave cells open; every map has the same weight."""
@@ -39,16 +46,15 @@ class NanMean:
     total: np.ndarray = field(default_factory=lambda: np.zeros(()))
     count: np.ndarray = field(default_factory=lambda: np.zeros(()))
 
-    def add(self, values: Float[np.ndarray, "depth column"]) -> None:
-        """Take one map in."""
-        is_known: Bool[np.ndarray, "depth column"] = np.isfinite(values)
+    def add(self, values: Float[np.ndarray, "*map"]) -> None:
+        """Takes one map in."""
+        is_known = np.isfinite(values)
         self.total = self.total + np.where(is_known, values, 0)
         self.count = self.count + is_known
 
-    def mean(self) -> Float[np.ndarray, "depth column"]:
+    def mean(self) -> Float[np.ndarray, "*map"]:
         """NaN where no map has a value."""
-        out = np.full(self.total.shape, np.nan)
-        return np.divide(self.total, self.count, out=out, where=self.count > 0)
+        return divided(self.total, self.count)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,42 +64,35 @@ class Shard:
     item: str
     quadrant: str
     tokens: Tokens
-    delta: Float[np.ndarray, "depth token"]
-    js: Float[np.ndarray, "depth token"]
+    maps: Float[np.ndarray, "metric depth token"]
+    """ΔNLL and JS of a against b on the semantic tokens."""
     heads: Float[np.ndarray, "layer head"]
     nll: Float[np.ndarray, "run depth any_token"]
-    runs: list[str]
 
 
 def shards(folder: RunFolder, items: pd.DataFrame) -> Iterator[Shard]:
     """One item after the other, so that no more than one is held."""
     for item, quadrant in zip(items.item, items.quadrant, strict=True):
         record = folder.read_unit(f"{item}__as_run")["record"]
-        parts = record["tokens"]
-        tokens = Tokens(**{name: parts[name] for name in parts if name != "ids"})
-        semantic = tokens.semantic
-        nll, js = unpack(record["nll"]), unpack(record["js"])
+        tokens = Tokens(**{name: of for name, of in record["tokens"].items() if name != "ids"})
+        nll = unpack(record["nll"])
+        maps = np.stack([nll[0] - nll[1], unpack(record["js"])[0]])
         yield Shard(
             item=item,
             quadrant=quadrant,
             tokens=tokens,
-            delta=(nll[0] - nll[1])[:, semantic].astype(np.float64),
-            js=js[0][:, semantic].astype(np.float64),
+            maps=maps[..., tokens.semantic].astype(np.float64),
             heads=unpack(record["heads"]),
             nll=nll,
-            runs=record["runs"],
         )
-
-
-MapKey = tuple[str, str, str]
-"""Alignment, metric, and quadrant or ``all``."""
 
 
 @dataclass
 class Maps:
     """Maps of depth by aligned token, over all items and by quadrant."""
 
-    found: dict[MapKey, NanMean] = field(default_factory=dict)
+    found: dict[tuple[str, str], NanMean] = field(default_factory=dict)
+    """By alignment, and quadrant or ``all``."""
     heads: NanMean = field(default_factory=NanMean)
     most: int = 0
     """Semantic tokens of the longest item."""
@@ -101,20 +100,16 @@ class Maps:
     """Items that have each anchor."""
 
     def add(self, shard: Shard, config: PrefixComparisonConfig) -> None:
-        """Take one item in."""
+        """Takes one item in."""
         self.heads.add(shard.heads.astype(np.float64))
         self.most = max(self.most, len(shard.tokens.semantic))
-        for metric in METRICS:
-            values = getattr(shard, metric)
-            for group in ("all", shard.quadrant):
-                self._add(("progress", metric, group), binned(values, config.n_bins))
-            self._add(("first", metric, "all"), first_tokens(values, config.first_k))
-        for anchor in config.anchors:
-            at = anchor_of(shard.tokens, anchor)
-            self.anchored[anchor] = self.anchored.get(anchor, 0) + (at is not None)
+        found = {("first", "all"): window(shard.maps, 0, config.first_k)}
+        for group in ("all", shard.quadrant):
+            found["progress", group] = binned(shard.maps, config.n_bins)
+        for name in config.anchors:
+            at = anchor_of(shard.tokens, name)
+            self.anchored[name] = self.anchored.get(name, 0) + (at is not None)
             if at is not None:
-                for metric in METRICS:
-                    self._add((anchor, metric, "all"), around(getattr(shard, metric), at))
-
-    def _add(self, key: MapKey, values: np.ndarray) -> None:
-        self.found.setdefault(key, NanMean()).add(values)
+                found[name, "all"] = window(shard.maps, *(at + end for end in ANCHOR_WINDOW))
+        for key, values in found.items():
+            self.found.setdefault(key, NanMean()).add(values)

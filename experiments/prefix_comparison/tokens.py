@@ -10,16 +10,16 @@ import tokenize
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from .saved import decoded
 from .settings import Anchor
 
 Kind = Literal["code", "speech"]
-KEYWORDS = {*keyword.kwlist, *"if for while return try except with".split()}
 FUNCTION_WORDS = frozenset(
     "a an the this that these those i you he she it we they me him her us them my your his its our "
     "their and or but if because while as of at by for with about to from in on off over under not "
@@ -34,9 +34,7 @@ ANCHOR_WORDS: dict[Anchor, tuple[str, ...]] = {
     "first_if": ("if",),
     "first_loop": ("for", "while"),
 }
-_ANCHORS = re.compile(
-    rf"\b({'|'.join({word for words in ANCHOR_WORDS.values() for word in words})})\b"
-)
+_ANCHORS = re.compile(rf"\b({'|'.join(sum(ANCHOR_WORDS.values(), ()))})\b")
 ANCHOR_WINDOW = (-8, 24)
 """Semantic tokens around an anchor that are kept, half-open."""
 
@@ -69,17 +67,18 @@ def read_tokens(
 ) -> Tokens:
     """Texts, semantic indices and classes of a continuation.
 
-    Args:
-        tokenizer: that made the ids.
-        ids: of the continuation.
-        offsets: each token's range of characters in ``text``.
-        text: the continuation.
-        kind: whose classes; ``code`` is read by Python's own tokenizer.
-        labels: words that are label words, where they occur in a text of kind ``speech``.
+    Code is read by Python's own tokenizer; of speech, ``labels`` are the label words. ``offsets``
+    are each token's range of characters in the text.
     """
     texts = [decoded(tokenizer, token) for token in ids]
-    special = set(tokenizer.all_special_ids)
+    special = {*tokenizer.all_special_ids}
     by_character = _code_classes(text) if kind == "code" else _speech_classes(text, labels)
+    # Keywords are found in the text: tokens decoded one by one may lack the spaces between them.
+    begin = {
+        match.start(): match.group()
+        for match in _ANCHORS.finditer(text)
+        if by_character[match.start()] == "structure"  # not in a string or comment
+    }
     return Tokens(
         texts=texts,
         semantic=[
@@ -87,9 +86,12 @@ def read_tokens(
             for index, (token, shown) in enumerate(zip(ids, texts, strict=True))
             if token not in special and shown.strip()
         ],
-        classes=[_majority(by_character, text, start, stop) for start, stop in offsets],
+        classes=[_majority(by_character, text, *offset) for offset in offsets],
         is_fragment=[REPLACEMENT in shown for shown in texts],
-        keywords=_keywords(by_character, text, offsets),
+        keywords=[
+            next((word for at, word in begin.items() if start <= at < stop), "")
+            for start, stop in offsets
+        ],
     )
 
 
@@ -99,27 +101,10 @@ def _majority(by_character: Sequence[str], text: str, start: int, stop: int) -> 
     return Counter(found).most_common(1)[0][0] if found else "other"
 
 
-def _keywords(
-    by_character: Sequence[str], text: str, offsets: Sequence[tuple[int, int]]
-) -> list[str]:
-    """Found in the text: tokens decoded one by one may lack the spaces between them."""
-    begin = {
-        match.start(): match.group()
-        for match in _ANCHORS.finditer(text)
-        if by_character[match.start()] == "structure"  # not in a string or comment
-    }
-    return [
-        next((word for at, word in begin.items() if start <= at < stop), "")
-        for start, stop in offsets
-    ]
-
-
 def _code_classes(text: str) -> list[str]:
     """Class of every character, by Python's tokenizer; what it cannot read is ``other``."""
     classes = ["other"] * len(text)
-    starts = [0]
-    for line in text.split("\n"):
-        starts.append(starts[-1] + len(line) + 1)
+    starts = [0, *accumulate(len(line) + 1 for line in text.split("\n"))]
     try:
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
             found = _class_of(token)
@@ -135,7 +120,7 @@ def _code_classes(text: str) -> list[str]:
 
 def _class_of(token: tokenize.TokenInfo) -> str | None:
     if token.type == tokenize.NAME:
-        return "structure" if token.string in KEYWORDS else "identifier"
+        return "structure" if keyword.iskeyword(token.string) else "identifier"
     if token.type == tokenize.OP:
         return "operator"
     name = tokenize.tok_name[token.type]
@@ -145,15 +130,14 @@ def _class_of(token: tokenize.TokenInfo) -> str | None:
 
 def _speech_classes(text: str, labels: Sequence[str]) -> list[str]:
     classes: list[str] = []
-    for start, word in _words(text):
-        is_mark = not any(char.isalnum() for char in word)
+    # Runs of letters and digits of one script, and every other character by itself.
+    for word in re.findall(r"[A-Za-z0-9]+|.", text, re.DOTALL):
         found = (
-            "punctuation" if is_mark
+            "punctuation" if not any(char.isalnum() for char in word)
             else "number" if any(char.isdigit() for char in word)
             else "function word" if word.lower() in FUNCTION_WORDS
             else "other"
         )  # fmt: skip
-        assert start == len(classes)
         classes += [found] * len(word)
     for label in labels:
         # As a word of its own: "sad" is no part of "sadly".
@@ -162,40 +146,27 @@ def _speech_classes(text: str, labels: Sequence[str]) -> list[str]:
     return classes
 
 
-def _words(text: str) -> list[tuple[int, str]]:
-    """Runs of letters and digits of one script, and every other character by itself."""
-    words: list[tuple[int, str]] = []
-    for index, char in enumerate(text):
-        joins = char.isalnum() and char.isascii()
-        if words and joins and words[-1][1][-1].isalnum() and words[-1][1][-1].isascii():
-            words[-1] = (words[-1][0], words[-1][1] + char)
-        else:
-            words.append((index, char))
-    return words
-
-
 # --- Alignment of continuations of unequal length
 
 
-def progress_bins(n: int, n_bins: int) -> Int[np.ndarray, " token"]:
-    """For each of ``n`` semantic tokens its bin of progress: ``floor(n_bins k / n)``."""
-    return np.arange(n) * n_bins // max(n, 1)
-
-
-def binned(values: Float[np.ndarray, "depth token"], n_bins: int) -> Float[np.ndarray, "depth bin"]:
-    """Mean of each bin of progress; NaN where no token falls into it."""
-    bins = progress_bins(values.shape[1], n_bins)
-    out = np.full((len(values), n_bins), np.nan)
+def binned(values: Float[np.ndarray, "*map token"], n_bins: int) -> Float[np.ndarray, "*map bin"]:
+    """Mean of each bin of progress, ``floor(n_bins k / n)``; NaN where no token falls into it."""
+    n = values.shape[-1]
+    bins = np.arange(n) * n_bins // max(n, 1)
+    out = np.full((*values.shape[:-1], n_bins), np.nan)
     for number in np.unique(bins):
-        out[:, number] = values[:, bins == number].mean(axis=1)
+        out[..., number] = values[..., bins == number].mean(axis=-1)
     return out
 
 
-def first_tokens(values: Float[np.ndarray, "depth token"], k: int) -> Float[np.ndarray, "depth k"]:
-    """The first ``k`` semantic tokens; NaN beyond the last."""
-    out = np.full((len(values), k), np.nan)
-    n = min(k, values.shape[1])
-    out[:, :n] = values[:, :n]
+def window(
+    values: Float[np.ndarray, "*map token"], start: int, stop: int
+) -> Float[np.ndarray, "*map column"]:
+    """Semantic tokens ``start`` to ``stop``, half-open; NaN outside the item."""
+    columns = np.arange(start, stop)
+    inside = (columns >= 0) & (columns < values.shape[-1])
+    out = np.full((*values.shape[:-1], len(columns)), np.nan)
+    out[..., inside] = values[..., columns[inside]]
     return out
 
 
@@ -207,13 +178,3 @@ def anchor_of(tokens: Tokens, anchor: Anchor) -> int | None:
     words = ANCHOR_WORDS[anchor]
     found = [k for k, index in enumerate(tokens.semantic) if tokens.keywords[index] in words]
     return None if not found else found[-1] if anchor.startswith("last") else found[0]
-
-
-def around(values: Float[np.ndarray, "depth token"], at: int) -> Float[np.ndarray, "depth offset"]:
-    """Tokens by their distance from an anchor, within ``ANCHOR_WINDOW``; NaN outside the item."""
-    low, high = ANCHOR_WINDOW
-    out = np.full((len(values), high - low), np.nan)
-    for column, k in enumerate(range(at + low, at + high)):
-        if 0 <= k < values.shape[1]:
-            out[:, column] = values[:, k]
-    return out

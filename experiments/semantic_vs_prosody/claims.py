@@ -1,30 +1,37 @@
-"""What a ``semantic_vs_prosody`` run says: findings in words, made from its tables.
+"""What a ``semantic_vs_prosody`` run may establish, in sentences made from its numbers.
 
-A claim that rests on a failed control, or on a measurement with a known defect, is not established.
-
-Source: seed document 001, its conclusions; methods cards M-001-2 to M-001-8.
+Source: seed 001, its conclusions; M-001-2 to M-001-8.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from hooked_alm.methods.statistics.bootstrap import bootstrap_mean, resampled_means
+from hooked_alm.methods.statistics.label_scores import readable_depth
 
-from ..workbench.controls import FAIL
-from ..workbench.experiment import Tables
-from ..workbench.findings import MIN_ITEMS, Finding, judged, shown
-from .controls import ProsodyEvidence
-from .flips import margin, readable_depth
+from ..workbench.claims import (
+    MIN_ITEMS,
+    Claim,
+    Finding,
+    around_zero,
+    few,
+    judged,
+    not_measured,
+    shown,
+)
 from .settings import SemanticVsProsodyConfig
-from .tables import cluster_labels, label_index, lens_scores
+from .tables import (
+    ProsodyResults,
+    cluster_labels,
+    first_depth,
+    mean_of,
+    over_depths,
+    pair_types,
+    read_lens,
+)
 
-DEFECTS_OF: dict[ProsodyEvidence, tuple[str, ...]] = {
-    "lens": ("C6", "C32", "M-001-2"),
-    "patching": ("C7", "C31", "M-001-5", "M-001-8"),
-}
 MOST_UNDEFINED = 0.05
 """Share of the replicates that may lack a depth before its interval means nothing."""
 WORDS_OF = {"semantic": "words", "prosody": "voice"}
@@ -32,142 +39,81 @@ UNITS = {"text": "sentences", "speaker": "speakers", "item": "clips"}
 WHOSE = {"semantic": "words'", "prosody": "voice's"}
 
 
-def findings(
-    tables: Tables,
-    summaries: Tables,
-    controls: pd.DataFrame,
-    config: SemanticVsProsodyConfig,
-    n_blocks: int,
-) -> dict[str, Finding]:
-    """Every claim of the report, by name."""
-    types = list(dict.fromkeys(tables["pairs"].type))
-    found: dict[str, tuple[Finding, tuple[ProsodyEvidence, ...]]] = {
-        "decides": (_decides(tables["runs"], config), ()),
-        "readable_from": (_readable(tables, config, n_blocks), ("lens",)),
-    }
-    if len(types) > 1:
-        found["moves_the_answer"] = (_moves(tables["pairs"], config), ())
-    for which in types:
-        found[f"handoff_{which}"] = (_handoff(summaries, which, n_blocks, config), ("patching",))
-    return {name: _checked(one, parts, controls, config) for name, (one, parts) in found.items()}
+def _few(numbers: Mapping[Any, Any], config: SemanticVsProsodyConfig) -> dict[str, bool]:
+    return few(numbers["n_clusters"], UNITS[config.cluster])
 
 
-def _checked(
-    one: Finding,
-    parts: Sequence[ProsodyEvidence],
-    controls: pd.DataFrame,
-    config: SemanticVsProsodyConfig,
-) -> Finding:
-    """The claim, taken back if one of its controls failed or a defect touches it."""
-    failed = controls[controls.part.isin(parts) & (controls.verdict == FAIL)].control
-    touching = {defect for part in parts for defect in DEFECTS_OF[part]}
-    defects = [defect for defect in config.known_defects() if defect in touching]
-    reasons = [f"the control '{name}' failed" for name in failed]
-    reasons += [f"known defects {', '.join(defects)}"] if defects else []
-    return one.doubted(*reasons)
-
-
-def _gap(
-    values: np.ndarray, table: pd.DataFrame, config: SemanticVsProsodyConfig
-) -> dict[str, float]:
-    clusters = cluster_labels(table, config)
-    found = bootstrap_mean(
-        values, seed=config.seed, n_resamples=config.n_resamples, clusters=clusters
-    )
-    ends = {"mean": float(found.mean), "low": float(found.low), "high": float(found.high)}
-    return {**ends, "n": found.n, "n_clusters": len(set(clusters))}
-
-
-def _few(numbers: Mapping[str, Any], config: SemanticVsProsodyConfig) -> dict[str, bool]:
-    n = int(numbers["n_clusters"])
-    return {f"only {n} {UNITS[config.cluster]}": n < MIN_ITEMS}
-
-
-def _decides(runs: pd.DataFrame, config: SemanticVsProsodyConfig) -> Finding:
+def _decides(run: ProsodyResults) -> Finding:
     """Which label the final answer is, by the model's own logits."""
-    words, voice = ((runs.prediction == runs[which]).to_numpy(float) for which in WORDS_OF)
-    gap = _gap(words - voice, runs, config)
+    runs = run["runs"]
+    words, voice = ((runs.prediction == runs[which]).astype(float) for which in WORDS_OF)
+    gap = mean_of(run, words - voice, runs)
     side = "voice decides" if gap["mean"] < 0 else "words decide"
     facts = (
         f"The answer is the words' emotion in {words.mean():.2f} of the clips, the voice's in "
         f"{voice.mean():.2f}, another in {1 - words.mean() - voice.mean():.2f}; difference "
-        f"{shown(gap)}, {len(runs)} clips of {gap['n_clusters']} {UNITS[config.cluster]}"
+        f"{shown(gap)}, {len(runs)} clips of {gap['n_clusters']} {UNITS[run.config.cluster]}"
     )
-    undecided = not (gap["low"] > 0 or gap["high"] < 0)
-    why_not = {**_few(gap, config), "the interval includes 0": undecided}
+    why_not = {**_few(gap, run.config), "the interval includes 0": around_zero(gap)}
     return judged(f"The {side} where the two disagree", facts, why_not, numbers=gap, unit="rate")
 
 
-def _readable(tables: Tables, config: SemanticVsProsodyConfig, n_blocks: int) -> Finding:
+def _readable(run: ProsodyResults) -> Finding:
     """From which depth on the lens leans as the output does, and reads the output (C32)."""
-    lens = tables["lens"]
-    who, depths, scores = lens_scores(lens, config)
-    values = margin(scores, label_index(who.semantic, config), label_index(who.prosody, config))
-    agrees = lens.agrees.to_numpy(np.float64).reshape(values.shape)
-    output = tables["runs"].set_index("item").top_token.loc[who["item"]]
-    outputs = pd.get_dummies(output).to_numpy(np.float64)
-    every = np.concatenate([values, agrees, outputs], axis=1)
-    drawn = resampled_means(
-        every,
-        seed=config.seed,
-        n_resamples=config.n_resamples,
-        clusters=cluster_labels(who, config),
-    )
+    lens = read_lens(run)
+    who, depths = first_depth(lens), lens.depth.unique()
+    values, agrees = (over_depths(lens, column) for column in ("margin", "agrees"))
+    outputs = run["runs"].set_index("item").top_token.loc[who["item"]]
+    shares = pd.get_dummies(outputs).to_numpy(np.float64)
 
     def readable(means: np.ndarray) -> np.ndarray:
-        margins, agreement, shares = np.split(means, [len(depths), 2 * len(depths)], axis=1)
-        return depths[0] + readable_depth(margins, agreement, shares.max(axis=1))
+        margins, agreement, share = np.split(means, [len(depths), 2 * len(depths)], axis=1)
+        return depths[0] + readable_depth(margins, agreement, share.max(axis=1))
 
-    mean, commonest = values.mean(0), outputs.mean(0).max()
-    depth, found = float(readable(every.mean(0, keepdims=True))[0]), readable(drawn)
-    undefined = float(np.isnan(found).mean())
-    found = found[np.isfinite(found)]
-    low, high = np.quantile(found, [0.025, 0.975]) if len(found) else (np.nan, np.nan)
-    final = _gap(values[:, -1], who, config)
-    numbers = {"mean": depth, "low": float(low), "high": float(high), "n": len(who)}
-    side = "voice" if mean[-1] > 0 else "words"
+    every = np.concatenate([values, agrees, shares], axis=1)
+    found = run.draws.where(every, cluster_labels(run, who), readable)
+    final = mean_of(run, values[:, -1], who)
+    numbers = {"mean": found.at, "low": found.low, "high": found.high, "n": len(who)}
+    side = "voice" if values[:, -1].mean() > 0 else "words"
+    where = _depth(numbers, f" of 0 to {run.n_blocks}")
     facts = (
         f"The mean margin (voice minus words) is {shown(final)} logits at the last depth. It has "
         "its sign, and the lens' top token is the output's in half of the clips or more, and in "
-        f"more than have the commonest output ({commonest:.2f}), from depth "
-        f"{_depth(numbers, n_blocks)} on"
+        f"more than have the commonest output ({shares.mean(0).max():.2f}), from depth {where} on"
     )
     why_not = {
-        **_few(final, config),
-        "the margin at the last depth includes 0": not (final["low"] > 0 or final["high"] < 0),
-        "no such depth in some resamples": not undefined <= MOST_UNDEFINED,
+        **_few(final, run.config),
+        "the margin at the last depth includes 0": around_zero(final),
+        "no such depth in some resamples": not found.undefined <= MOST_UNDEFINED,
     }
-    claim = f"The lens reads the {side} ahead from depth {depth:.0f} on"
-    if not np.isfinite(depth):
-        claim = f"The lens reads the {side} ahead"
+    from_depth = f" from depth {found.at:.0f} on" if np.isfinite(found.at) else ""
+    claim = f"The lens reads the {side} ahead{from_depth}"
     return judged(claim, facts, why_not, numbers=numbers, unit="depth")
 
 
-def _depth(numbers: Mapping[str, Any], n_blocks: int) -> str:
-    if not np.isfinite(numbers["mean"]):
-        return "none"
-    return f"{numbers['mean']:.0f} [{numbers['low']:.0f}, {numbers['high']:.0f}] of 0 to {n_blocks}"
+def _depth(numbers: Mapping[Any, Any], of: str = "") -> str:
+    return f"{shown(numbers, 0)}{of}" if np.isfinite(numbers["mean"]) else "none"
 
 
-def _moves(pairs: pd.DataFrame, config: SemanticVsProsodyConfig) -> Finding:
+def _moves(run: ProsodyResults) -> Finding | None:
     """Which exchange of whole recordings brings its target: the ceiling above the base rate (C7).
 
     Over the sentences (speakers, clips) that are a base of both types.
     """
+    pairs, config = run["pairs"], run.config
+    if len(pair_types(run)) < 2:
+        return None
     unit = "A" if config.cluster == "item" else config.cluster
-    gain = (pairs.donor_prediction == pairs.target).astype(float) - (
-        pairs.base_prediction == pairs.target
-    ).astype(float)
-    wide = pairs.assign(gain=gain).pivot_table(
-        index=unit, columns="type", values="gain", aggfunc="mean"
+    base, donor = (
+        (pairs[f"{end}_prediction"] == pairs.target).astype(float) for end in ("base", "donor")
     )
+    wide = pairs.assign(gain=donor - base).pivot_table("gain", index=unit, columns="type")
     wide = wide.dropna().reset_index()
     if not len(wide):
-        why = {f"no {config.cluster} is the base of both types of pairs": True}
         claim = "Exchanging the words moves the answer otherwise than exchanging the voice"
-        return judged(claim, "Not measured", why, numbers={}, unit="rate")
-    gap = _gap((wide.semantic - wide.prosody).to_numpy(), wide, config)
-    rates = {which: _gap(wide[which].to_numpy(), wide, config) for which in WORDS_OF}
+        return not_measured(claim, f"no {config.cluster} is the base of both types", "rate")
+    gap = mean_of(run, wide.semantic - wide.prosody, wide)
+    rates = {which: mean_of(run, wide[which], wide) for which in WORDS_OF}
     more, less = list(WORDS_OF)[:: -1 if gap["mean"] < 0 else 1]
     claim = (
         f"Exchanging the {WORDS_OF[more]} moves the answer, exchanging the {WORDS_OF[less]} less"
@@ -180,63 +126,62 @@ def _moves(pairs: pd.DataFrame, config: SemanticVsProsodyConfig) -> Finding:
         f"{shown(rates['prosody'])} where the voice was; difference {shown(gap)}, "
         f"{len(wide)} {UNITS[config.cluster]}"
     )
-    undecided = not (gap["low"] > 0 or gap["high"] < 0)
     why_not = {
         **_few(gap, config),
-        "the difference includes 0": undecided,
+        "the difference includes 0": around_zero(gap),
         f"the effect of the {WORDS_OF[more]} includes 0": not rates[more]["low"] > 0,
     }
     return judged(claim, facts, why_not, numbers=gap, unit="rate")
 
 
-def _handoff(
-    summaries: Tables, which: str, n_blocks: int, config: SemanticVsProsodyConfig
-) -> Finding:
+def _handoff(run: ProsodyResults, which: str) -> Finding:
     """Where the audio lets go of what was exchanged, and who has it then (M-001-8)."""
-    rows = summaries["handoffs"]
-    rows = rows[rows.type == which].set_index("span")
-    leaves = _numbers(rows.loc["audio"])
+    table = run["handoffs"].rename(columns={"depth": "mean"})
+    heirs = {row["span"]: row for row in table[table.type == which].to_dict("records")}
+    audio = heirs.pop("audio")
+    depth, n = audio["mean"], int(audio["n"])
     claim = f"The {WHOSE[which]} emotion leaves the audio span"
-    n = int(leaves["n"])
-    why_not = {f"only {n} pairs whose answer the donor can move": n < MIN_ITEMS}
+    why_not = few(n, "pairs whose answer the donor can move")
     facts = "It was not measured where it goes"
     if n:
-        facts = f"Recovery of the audio stays below one half from depth {_depth(leaves, n_blocks)}"
+        leaves = _depth(audio, f" of 0 to {run.n_blocks}")
+        facts = f"Recovery of the audio stays below one half from depth {leaves}"
     if n >= MIN_ITEMS:
-        claim += f" by depth {leaves['mean']:.0f}" if np.isfinite(leaves["mean"]) else ""
-        audio, heirs = rows.loc["audio"], rows[rows.index != "audio"]
-        why_not |= _few({"n_clusters": audio.n_clusters}, config)
-        why_not["no such depth in some resamples"] = not audio.undefined <= MOST_UNDEFINED
-        why_not["the audio never has half of it"] = audio.recovery < 0.5
-        why_not["no other span was patched"] = not len(heirs)
-        if len(heirs) and np.isfinite(leaves["mean"]):
-            taken = _taken(summaries["recovery"], which, leaves["mean"])
+        claim += f" by depth {depth:.0f}" if np.isfinite(depth) else ""
+        why_not |= _few(audio, run.config)
+        why_not["no such depth in some resamples"] = not audio["undefined"] <= MOST_UNDEFINED
+        why_not["the audio never has half of it"] = audio["recovery"] < 0.5
+        why_not["no other span was patched"] = not heirs
+        if heirs and np.isfinite(depth):
+            taken = _taken(run["recovery"], which, depth)
             facts += f", where those of the other spans add up to {taken:.2f}"
             why_not["the other spans have less than half of it there"] = taken < 0.5
-        facts += "".join(f"; {_heir(span, row)}" for span, row in heirs.iterrows())
-    numbers = leaves | {"n": n}
-    return judged(claim, f"{facts}; {n} pairs", why_not, numbers=numbers, unit="depth")
+        facts += "".join(f"; {_heir(row)}" for row in heirs.values())
+    return judged(claim, f"{facts}; {n} pairs", why_not, numbers=audio, unit="depth")
 
 
 def _taken(recovery: pd.DataFrame, which: str, depth: float) -> float:
-    """What others have where the audio lets go.
+    """What other spans have where the audio lets go.
 
-    Not what one of them has at its best: at the last depth the readout has everything (I5).
+    Not what one of them has at its best: at the last depth the readout has everything (I5). Nor
+    what all positions together have, which is everything at every depth (I4).
     """
     there = recovery[(recovery.type == which) & (recovery.depth == depth)]
     return float(there[~there.span.isin(["audio", "all"])]["mean"].sum())
 
 
-def _numbers(row: pd.Series) -> dict[str, Any]:
-    return {"mean": row.depth, "low": row.low, "high": row.high, "n": row.n}
+def _heir(row: Mapping[Any, Any]) -> str:
+    span, most = row["span"], row["recovery"]
+    if most < 0.1:
+        return f"the {span} never has more than {max(most, 0):.2f}"
+    if row["event"] == "arrives":
+        return f"that of the {span} stays at one half or above from depth {_depth(row)}"
+    return f"that of the {span} is largest, {most:.2f}, at depth {_depth(row)}"
 
 
-def _heir(span: Any, row: pd.Series) -> str:
-    if row.recovery < 0.1:
-        return f"the {span} never has more than {max(row.recovery, 0):.2f}"
-    at = "none"
-    if np.isfinite(row.depth):
-        at = f"{row.depth:.0f} [{row.low:.0f}, {row.high:.0f}]"
-    if row.event == "arrives":
-        return f"that of the {span} stays at one half or above from depth {at}"
-    return f"that of the {span} is largest, {row.recovery:.2f}, at depth {at}"
+CLAIMS = (
+    Claim(name="decides", rests_on=("runs",), judge=_decides),
+    Claim(name="readable_from", rests_on=("lens",), judge=_readable),
+    Claim(name="moves_the_answer", rests_on=("pairs",), judge=_moves),
+    Claim(name="handoff_{}", rests_on=("patches",), judge=_handoff, per=pair_types),
+)

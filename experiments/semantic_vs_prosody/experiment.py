@@ -5,39 +5,45 @@ emotion words at every depth; then the audio of clip A is replaced by that of cl
 in the words alone (semantic pairs) or in the voice alone (prosody pairs), depth by depth and span
 by span.
 
-Source: seed document 001; methods cards M-001-1 to M-001-8. Tables: ``runs`` (a row per clip),
-``lens`` (by clip and depth), ``pairs`` (a row per pair), ``patches`` (by pair, depth and span),
-``controls`` (by clip, donor and depth). ``semantic_vs_prosody_report`` makes figures and findings
-of them.
+Source: seed 001; M-001-1 to M-001-8.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import pandas as pd
 
 from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput, AudioClip
 from hooked_alm.methods.patching.alignment import align
 from hooked_alm.methods.reading.labels import LabelSet
 
-from ..materials.bundled import ASSETS, PREFIX
+from ..materials.bundled import ASSETS
 from ..materials.clip_table import collect
+from ..materials.stand_ins import noise_like, silence_like
 from ..materials.subject import described, load_hearing_subject
-from ..workbench.experiment import Experiment, Row, Tables, Unit, UnitResult
-from ..workbench.report import Report
-from ..workbench.run_folder import RunFolder
+from ..workbench.experiment import Experiment, Unit, UnitResult
+from ..workbench.page import Page
+from ..workbench.results import Row
+from .claims import CLAIMS
+from .controls import CONTROLS
 from .items import (
     PAIR_TYPES,
+    PairType,
     SpokenItem,
     SpokenPair,
     conflict_items,
     draw_pairs,
     like_in_labels,
+    manifest,
     read_items,
 )
-from .measure import Measures, noise_like, silence_like
-from .report import conclude
-from .settings import SPANS, SemanticVsProsodyConfig, SweepControl
+from .measure import Measures
+from .pages import CAVEATS, fill_page, lead, method
+from .settings import DEFECTS, SPANS, SemanticVsProsodyConfig, SweepControl
+from .tables import MAY_LACK, TABLES, ProsodyResults, summarise
 
 BUNDLED_ITEMS = ASSETS / "semantic_vs_prosody"
 
@@ -54,8 +60,12 @@ class SemanticVsProsody(Experiment[SemanticVsProsodyConfig]):
     """The experiment of seed 001 on any model with an audio front-end."""
 
     name = "semantic_vs_prosody"
+    title = "Semantic against prosody"
     question = "When words and voice disagree, which decides, and where?"
     Config = SemanticVsProsodyConfig
+    tables, may_lack = TABLES, MAY_LACK
+    defects, controls, claims, caveats = DEFECTS, CONTROLS, CLAIMS, CAVEATS
+    items_setting = "audio"
 
     def open(self) -> dict[str, Any]:
         """Load model and clips, draw the pairs, and check every prompt before the first unit."""
@@ -66,19 +76,16 @@ class SemanticVsProsody(Experiment[SemanticVsProsodyConfig]):
         self.model = load_hearing_subject(config, self.name)
         self.labels = LabelSet.from_texts(self.model.tokenizer, config.labels, config.label_mode)
         self.clips = self._heard(source)
-        self.pairs = self._draw_pairs()
-        first = self._input(self.items[0])
-        self.spans = {
-            name: tuple(
-                part for part in SPANS[name] if part in first.spans and first.spans[part][0]
-            )
+        self.pairs = [pair for which in config.pair_types for pair in self._drawn(which)]
+        first = self._input(self.items[0]).spans
+        there = {
+            name: tuple(part for part in SPANS[name] if part in first and first[part][0])
             for name in config.spans
         }
-        self.spans = {name: parts for name, parts in self.spans.items() if parts}
+        self.spans = {name: parts for name, parts in there.items() if parts}
         self._check_alignment()
         return {
             "model": described(self.model, config),
-            "known_defects": config.known_defects(),
             "label_token_ids": dict(zip(self.labels.names, self.labels.spellings, strict=True)),
             "clips_that_agree_and_are_left_out": len(every) - len(self.items),
             "spans": self.spans,
@@ -113,21 +120,18 @@ class SemanticVsProsody(Experiment[SemanticVsProsodyConfig]):
             "notes": [*item.notes, *clip.notes],
         }
 
-    def _draw_pairs(self) -> list[SpokenPair]:
+    def _drawn(self, which: PairType) -> list[SpokenPair]:
         config = self.config
-        found: list[SpokenPair] = []
-        for which in config.pair_types:
-            drawn = draw_pairs(self.items, which, config.n_pairs, config.seed, tokens=self._lengths)
-            if not drawn:
-                rest = "prosody_label" if which == "semantic" else "text"
-                raise InputError(
-                    f"pairing the clips of {config.audio}: got {len(self.items)} conflict items, "
-                    f"none of which makes a {which} pair, expected two of one speaker and the same "
-                    f"{rest} with different {which}_label. Add such clips, or set pair_types to "
-                    f"[{', '.join(one for one in PAIR_TYPES if one != which)}]."
-                )
-            found += drawn
-        return found
+        drawn = draw_pairs(self.items, which, config.n_pairs, config.seed, tokens=self._lengths)
+        if not drawn:
+            rest = "prosody_label" if which == "semantic" else "text"
+            raise InputError(
+                f"pairing the clips of {config.audio}: got {len(self.items)} conflict items, none "
+                f"of which makes a {which} pair, expected two of one speaker and the same {rest} "
+                f"with different {which}_label. Add such clips, or set pair_types to "
+                f"[{', '.join(one for one in PAIR_TYPES if one != which)}]."
+            )
+        return drawn
 
     def _check_alignment(self) -> None:
         """Align the spans of all sweeps between two clips, which could fail amid a run."""
@@ -135,16 +139,14 @@ class SemanticVsProsody(Experiment[SemanticVsProsodyConfig]):
             return
         for unit in self.units():
             match unit.payload:
-                case SpokenPair(a=a, b=b):
-                    base, donor, spans = self._input(a), self._input(b), self.spans
-                case ControlSweep(item=item, kind="same_labels"):
-                    base, donor = self._input(item), self._prompt(self._control_clip(unit.payload))
-                    spans = {"audio": self.spans["audio"]}
-                case _:
+                case SpokenPair() | ControlSweep(kind="same_labels") as sweep:
+                    base, donor, spans = self._exchanged(sweep)
+                case _:  # no exchange, or one for what is as long
                     continue
+            assert isinstance(donor, ALMInput)
             try:
                 for parts in spans.values():
-                    align(base, donor, parts, policy=self.config.align_policies())
+                    align(base, donor, parts, policy={"audio": self.config.align})
             except InputError as error:
                 error.add_note(f"This would happen in unit {unit.id}; nothing was run.")
                 raise
@@ -165,38 +167,32 @@ class SemanticVsProsody(Experiment[SemanticVsProsodyConfig]):
                 Unit(f"{kind}__{item.name}", ControlSweep(item, kind))
                 for kind in self.config.controls
                 for item in self.items
-                if item.name in bases and self._donor_exists(item, kind)
+                if item.name in bases and (kind != "same_labels" or self._like(item))
             ),
         ]
 
-    def run_unit(self, unit: Unit) -> UnitResult:
+    def measure(self, unit: Unit) -> UnitResult:
         """One clip with its read-outs, or one sweep."""
-        if isinstance(unit.payload, SpokenItem):
-            return self._run_item(unit.payload)
-        if isinstance(unit.payload, SpokenPair):
-            return self._run_pair(unit.payload)
-        return self._run_control(unit.payload)
+        work = unit.payload
+        if isinstance(work, SpokenItem):
+            return self._run_item(work)
+        return self._run_pair(work) if isinstance(work, SpokenPair) else self._run_control(work)
 
     def _run_item(self, item: SpokenItem) -> UnitResult:
-        found, x = self._measures(), self._input(item)
-        lens, final = found.lens(x)
-        about = {
-            **_identity(item),
-            **final,
-            "n_audio_tokens": len(x.spans.positions("audio", 0)),
-        }
+        x, who = self._input(item), _identity(item)
+        lens, final = self._measures().lens(x)
+        about = {**who, **final, "n_audio_tokens": self._lengths[item.name]}
         record = {
             **about,
             "spans": {name: ranges[0] for name, ranges in x.spans.to_json().items()},
             "token_ids": x.tokens[0].tolist(),
             "position_ids": x.position_ids[0].tolist(),
         }
-        rows = [{**_identity(item), **row} for row in lens]
+        rows = [{**who, **row} for row in lens]
         return UnitResult(tables={"lens": rows, "runs": [about]}, record=record)
 
     def _run_pair(self, pair: SpokenPair) -> UnitResult:
-        base, donor = self._input(pair.a), self._input(pair.b)
-        cells, ends = self._measures().sweep(base, donor, self.spans)
+        cells, ends = self._measures().sweep(*self._exchanged(pair))
         who = {
             "pair_id": pair.id,
             "type": pair.type,
@@ -206,11 +202,10 @@ class SemanticVsProsody(Experiment[SemanticVsProsodyConfig]):
             "text": pair.a.text,
             "speaker": pair.a.speaker,
         }
-        n_audio = [len(x.spans.positions("audio", 0)) for x in (base, donor)]
         about = {
             **who,
-            "len_A": n_audio[0],
-            "len_B": n_audio[1],
+            "len_A": self._lengths[pair.a.name],
+            "len_B": self._lengths[pair.b.name],
             "same_speaker": pair.a.speaker == pair.b.speaker,
             **ends,
         }
@@ -218,46 +213,57 @@ class SemanticVsProsody(Experiment[SemanticVsProsodyConfig]):
         return UnitResult(tables={"pairs": [about], "patches": patches}, record=about)
 
     def _run_control(self, sweep: ControlSweep) -> UnitResult:
-        item, base = sweep.item, self._input(sweep.item)
-        donor: ALMInput | Literal["self"] = "self"
-        if sweep.kind != "self":
-            donor = self._prompt(self._control_clip(sweep))
-        audio = {"audio": self.spans["audio"]}
-        cells, ends = self._measures().sweep(base, donor, audio)
-        rows = [{**_identity(item), "control": sweep.kind, **ends, **cell} for cell in cells]
-        return UnitResult(tables={"controls": rows}, record={**_identity(item), **ends})
+        cells, ends = self._measures().sweep(*self._exchanged(sweep))
+        who = _identity(sweep.item)
+        rows = [{**who, "control": sweep.kind, **ends, **cell} for cell in cells]
+        return UnitResult(tables={"control_patches": rows}, record={**who, **ends})
 
-    def _measures(self) -> Measures:
-        return Measures(self.model, self.labels, self.config)
+    def _exchanged(
+        self, sweep: SpokenPair | ControlSweep
+    ) -> tuple[ALMInput, ALMInput | Literal["self"], dict[str, tuple[str, ...]]]:
+        """Base and donor of a sweep, and the spans of the base that it replaces."""
+        if isinstance(sweep, SpokenPair):
+            return self._input(sweep.a), self._input(sweep.b), self.spans
+        base, audio = self._input(sweep.item), {"audio": self.spans["audio"]}
+        if sweep.kind == "self":
+            return base, "self", audio
+        return base, self._prompt(self._control_clip(sweep)), audio
 
-    def _donor_exists(self, item: SpokenItem, kind: SweepControl) -> bool:
-        return kind != "same_labels" or self._like(item) is not None
+    def _control_clip(self, sweep: ControlSweep) -> AudioClip:
+        """Another clip of the same labels, or silence or white noise of the item's length."""
+        item, seconds = sweep.item, self.clips[sweep.item.name].seconds
+        if sweep.kind == "silence":
+            return silence_like(self.model, item.path, seconds)
+        if sweep.kind == "noise":
+            return noise_like(self.model, item.path, seconds, f"{self.config.seed}/{item.name}")
+        like = self._like(item)
+        assert like is not None  # or there were no such unit
+        return self.clips[like.name]
 
     def _like(self, item: SpokenItem) -> SpokenItem | None:
         return like_in_labels(self.items, item, self.config.seed, tokens=self._lengths)
 
-    def _control_clip(self, sweep: ControlSweep) -> AudioClip:
-        """Another clip of the same labels, or silence or white noise of the item's length."""
-        item, seed = sweep.item, self.config.seed
-        if sweep.kind == "same_labels":
-            like = self._like(item)
-            assert like is not None
-            return self.clips[like.name]
-        seconds = self.clips[item.name].seconds
-        if sweep.kind == "silence":
-            return silence_like(self.model, item, seconds)
-        return noise_like(self.model, item, seconds, seed)
+    def _measures(self) -> Measures:
+        return Measures(self.model, self.labels, self.config)
 
-    def conclude(self, tables: Tables, folder: RunFolder) -> Report:
-        """Figures, summaries and findings, from the tables alone."""
-        return conclude(
-            tables,
-            folder,
-            self.config,
-            items=self.items,
-            n_blocks=self.model.cfg.n_layers,
-            is_calibration=self.config.model.startswith(PREFIX),
-        )
+    # --- What is made of it
+
+    def summaries(self, run: ProsodyResults) -> Iterator[tuple[str, pd.DataFrame]]:
+        """The clips, and what `summarise` makes of the tables."""
+        yield "manifest", manifest(self.items)
+        yield from summarise(run)
+
+    def lead(self, run: ProsodyResults) -> str:
+        """What was asked of which clips."""
+        return lead(self.items, self.config.prompt, is_calibration=self.is_calibration)
+
+    def page(self, page: Page, run: ProsodyResults) -> None:
+        """What was asked, the answers, lens and patching."""
+        fill_page(page, run, self.items)
+
+    def method(self, run: ProsodyResults) -> str:
+        """How intervals, depths and recoveries are to be understood."""
+        return method(run)
 
 
 def _identity(item: SpokenItem) -> Row:

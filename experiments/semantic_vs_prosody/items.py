@@ -4,7 +4,7 @@ A manifest is a CSV file with the columns ``path`` (relative to it), ``semantic_
 the words), ``prosody_label`` (emotion of the voice), ``speaker`` and ``text``; others are kept, and
 ``sha256`` is checked. All its faults are reported at once, by line and column.
 
-Source: seed document 001, sections 2.0 and 3.1; methods card M-001-4.
+Source: seed 001; M-001-4.
 """
 
 import hashlib
@@ -13,14 +13,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
+import pandas as pd
 
 from hooked_alm.audio import decode_file
 from hooked_alm.errors import InputError
 
+from ..materials.acoustics import describe_file
 from ..materials.clip_table import MEASURED, check_cells, collect, raise_all, read_lines
 
 SpokenEmotion = Literal["neutral", "happy", "sad", "angry", "surprised"]
@@ -145,7 +148,6 @@ def _open(path: Path, cells: dict[str, str], where: str) -> SpokenItem:
             f"column sha256: got {cells['sha256']}, expected {sha256} for {path.name}. The file "
             "was changed since; put the original back, or empty the cell"
         )
-    known = {*NEEDED, *MEASURED}
     return SpokenItem(
         path=path,
         semantic=cells["semantic_label"],
@@ -156,7 +158,7 @@ def _open(path: Path, cells: dict[str, str], where: str) -> SpokenItem:
         seconds=channels.shape[1] / rate,
         where=where,
         notes=tuple(notes),
-        other={column: cell for column, cell in cells.items() if column not in known},
+        other={name: cell for name, cell in cells.items() if name not in (*NEEDED, *MEASURED)},
     )
 
 
@@ -179,8 +181,25 @@ def _repeats(items: Sequence[SpokenItem]) -> Iterator[str]:
             )
 
 
+def manifest(items: Sequence[SpokenItem]) -> pd.DataFrame:
+    """Who says what how in which file, with length, level and pitch, which may give it away."""
+    return pd.DataFrame(
+        {
+            "path": item.path.name,
+            "semantic_label": item.semantic,
+            "prosody_label": item.prosody,
+            "speaker": item.speaker,
+            "text": item.text,
+            **describe_file(item.path),
+            "sha256": item.sha256,
+            "notes": "; ".join(item.notes),
+        }
+        for item in items
+    )
+
+
 def conflict_items(items: Sequence[SpokenItem]) -> list[SpokenItem]:
-    """Those whose words and voice disagree.
+    """The clips whose words and voice disagree.
 
     Raises:
         InputError: there are none.
@@ -196,12 +215,9 @@ def conflict_items(items: Sequence[SpokenItem]) -> list[SpokenItem]:
 
 def candidates(items: Sequence[SpokenItem], which: PairType) -> list[tuple[SpokenItem, SpokenItem]]:
     """Unordered pairs that differ in this and share the rest."""
-
-    def shares(a: SpokenItem, b: SpokenItem) -> bool:
-        same_rest = a.prosody == b.prosody if which == "semantic" else a.text == b.text
-        return same_rest and a.speaker == b.speaker and a.label(which) != b.label(which)
-
-    return [(a, b) for a, b in combinations(items, 2) if shares(a, b)]
+    rest = attrgetter("speaker", "prosody" if which == "semantic" else "text")
+    pairs = combinations(items, 2)
+    return [(a, b) for a, b in pairs if rest(a) == rest(b) and a.label(which) != b.label(which)]
 
 
 def draw_pairs(
@@ -227,17 +243,15 @@ def draw_pairs(
     found = candidates(items, which)
     n = len(found) if n is None else min(n, len(found))
     order = np.random.default_rng([seed, PAIR_TYPES.index(which)]).permutation(len(found))
-    rank = {index: place for place, index in enumerate(order.tolist())}
-    left, used = dict(enumerate(found)), Counter[str]()
+    left, used = {index: found[index] for index in order.tolist()}, Counter[str]()
+
+    def cost(index: int) -> tuple[bool, int, int]:
+        a, b = (item.name for item in left[index])
+        return tokens[a] != tokens[b], max(used[a], used[b]), min(used[a], used[b])
+
     chosen: list[int] = list(left) if n == len(found) else []
     while len(chosen) < n:
-
-        def cost(index: int) -> tuple[bool, int, int, int]:
-            a, b = (item.name for item in left[index])
-            uses = sorted((used[a], used[b]))
-            return tokens[a] != tokens[b], uses[1], uses[0], rank[index]
-
-        best = min(left, key=cost)
+        best = min(left, key=cost)  # the first of them in the order drawn
         used.update(item.name for item in left.pop(best))
         chosen.append(best)
     return [
@@ -258,12 +272,9 @@ def like_in_labels(
         seed: of the choice.
         tokens: number of audio tokens by item name.
     """
-    found = [
-        other
-        for other in items
-        if (other.semantic, other.prosody) == (item.semantic, item.prosody) and other is not item
-    ]
-    as_long = [other for other in found if tokens[other.name] == tokens[item.name]]
-    found = as_long or found
+    labels = attrgetter("semantic", "prosody")
+    alike = [other for other in items if other is not item and labels(other) == labels(item)]
+    as_long = [other for other in alike if tokens[other.name] == tokens[item.name]]
+    found = as_long or alike
     digest = hashlib.sha256(f"{seed}/{item.name}".encode()).digest()
     return found[int.from_bytes(digest[:8], "big") % len(found)] if found else None

@@ -1,7 +1,5 @@
 """What ``semantic_vs_prosody`` reads off a model: the lens of a clip, the patches of a sweep."""
 
-import hashlib
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -12,17 +10,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_alm import HookedALM
-from hooked_alm.audio import read_audio
-from hooked_alm.inputs import ALMInput, AudioClip
+from hooked_alm.inputs import ALMInput
 from hooked_alm.methods.patching.metrics import LabelScores
 from hooked_alm.methods.patching.patch import patch
 from hooked_alm.methods.reading.labels import LabelSet
 from hooked_alm.methods.reading.lens import lens_fidelity, residual_rows, unembed_rows
 from hooked_alm.points import Site
 
-from ..workbench.experiment import Row
-from .items import SpokenItem
+from ..workbench.results import Row
 from .settings import SemanticVsProsodyConfig
+
+FIDELITY = ("kl", "agrees", "entropy", "residual_norm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,17 +50,12 @@ class Measures:
                 "depth": depth,
                 **self._by_label(scores[i]),
                 **self._among_all_words(unembed_rows(model, read[i, 0, 0])),
-                "kl": float(fidelity.kl[i, 0, 0]),
-                "agrees": float(fidelity.agrees[i, 0, 0]),
-                "entropy": float(fidelity.entropy[i, 0, 0]),
-                "residual_norm": float(fidelity.residual_norm[i, 0, 0]),
+                **{name: float(getattr(fidelity, name)[i, 0, 0]) for name in FIDELITY},
             }
             for i, depth in enumerate(depths)
         ]
-        final_scores = labels.scores(final[labels.tokens])
         return table, {
-            "prediction": self._answer(final_scores),
-            **self._by_label(final_scores),
+            **self._said(labels.scores(final[labels.tokens])),
             **self._among_all_words(final),
             "top_token": model.tokenizer.decode([int(final.argmax())]),
         }
@@ -77,10 +70,8 @@ class Measures:
 
         Depth k is patched before block k, so that depth 0 exchanges inputs; L after the last block.
         """
-        last = self.model.cfg.n_layers - 1
-        sites: tuple[tuple[Site, list[int] | None], ...] = (
-            ("resid_pre", None), ("resid_post", [last])
-        )  # fmt: skip
+        last = [self.model.cfg.n_layers - 1]
+        sites: dict[Site, list[int] | None] = {"resid_pre": None, "resid_post": last}
         found = [
             patch(
                 self.model,
@@ -90,29 +81,21 @@ class Measures:
                 site=site,
                 layers=layers,
                 places=list(spans.values()),
-                policy=self.config.align_policies(),
+                policy={"audio": self.config.align},
                 engine=self.config.engine,
                 max_bytes=self.config.max_bytes,
             )
-            for site, layers in sites
+            for site, layers in sites.items()
         ]
-        # In fp32, as they were measured, and as the scores of whole runs are.
-        values = torch.from_numpy(np.concatenate([one.values for one in found])).float()
+        values = _fp32(np.concatenate([one.values for one in found]))[:, :, 0]
         cells = [
-            {
-                "depth": depth,
-                "span": span,
-                "prediction": self._answer(values[depth, j, 0]),
-                **self._by_label(values[depth, j, 0]),
-            }
-            for depth in range(len(values))
-            for j, span in enumerate(spans)
+            {"depth": depth, "span": span, **self._said(scores)}
+            for depth, at_depth in enumerate(values)
+            for span, scores in zip(spans, at_depth, strict=True)
         ]
-        ends: Row = {}
-        for end, scores in (("base", found[0].base), ("donor", found[0].donor)):
-            if end == "base" or donor != "self":
-                own = torch.from_numpy(scores[0]).float()
-                ends |= {f"{end}_prediction": self._answer(own), **self._by_label(own, end)}
+        ends = self._said(_fp32(found[0].base[0]), "base")
+        if donor != "self":
+            ends |= self._said(_fp32(found[0].donor[0]), "donor")
         return cells, ends
 
     def _among_all_words(self, logits: Float[Tensor, " vocab"]) -> Row:
@@ -123,36 +106,17 @@ class Measures:
             "best_label_rank": int((logits > ours.max()).sum()) + 1,
         }
 
-    def _answer(self, scores: Float[Tensor, " label"]) -> str:
-        return self.labels.names[int(scores.argmax())]
+    def _said(self, scores: Float[Tensor, " label"], end: str = "") -> Row:
+        """The label with the highest score, and the scores of all."""
+        answer = self.labels.names[int(scores.argmax())]
+        named = f"{end}_prediction" if end else "prediction"
+        return {named: answer, **self._by_label(scores, end or "z")}
 
-    def _by_label(self, scores: Float[Tensor, " label"], prefix: str = "z") -> dict[str, float]:
-        names = [f"{prefix}_{name}" for name in self.labels.names]
+    def _by_label(self, scores: Float[Tensor, " label"], end: str = "z") -> Row:
+        names = [f"{end}_{name}" for name in self.labels.names]
         return dict(zip(names, scores.tolist(), strict=True))
 
 
-# --- Donors that say nothing
-
-
-def silence_like(model: HookedALM, item: SpokenItem, seconds: float | None) -> AudioClip:
-    """Digital silence of the item's length."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*silent")  # it is meant to be
-        return model.read_clip(np.zeros_like(_heard(model, item, seconds)))
-
-
-def noise_like(model: HookedALM, item: SpokenItem, seconds: float | None, seed: int) -> AudioClip:
-    """White noise of the item's length and level, the same whenever it is made."""
-    heard = _heard(model, item, seconds)
-    digest = hashlib.sha256(f"{seed}/{item.name}".encode()).digest()
-    rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
-    level = np.sqrt(np.square(heard, dtype=np.float64).mean())
-    noise = np.clip(level * rng.standard_normal(heard.shape), -1, 1)
-    return model.read_clip(noise.astype(np.float32))
-
-
-def _heard(model: HookedALM, item: SpokenItem, seconds: float | None) -> np.ndarray:
-    """The item's samples at the model's rate, as far as it hears them."""
-    assert model.prompts is not None
-    rate = model.prompts.feature_extractor.sampling_rate
-    return read_audio(item.path, sampling_rate=rate, max_seconds=seconds, truncate=True).samples
+def _fp32(scores: np.ndarray) -> Tensor:
+    """Scores as they were measured, and as those of whole runs are."""
+    return torch.from_numpy(scores).float()

@@ -8,27 +8,27 @@ either lens from the output is measured at every depth.
 The run folder has the lens in ``lens/``, for any experiment that takes one
 (``-s tuned_lens=RUN/lens`` of emotion_conflict).
 
-Source: Belrose et al. 2023; methods block S-2. Tables: ``training`` (by step and depth),
-``held_out`` (by prompt, place and depth), ``controls`` (by prompt); ``depths``, ``settling``,
-``findings`` (summaries).
+Source: Belrose et al. 2023; S-2.
 """
 
 import contextlib
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput
-from hooked_alm.methods.reading.lens import lens_fidelity, residual_rows, unembed_rows
+from hooked_alm.methods.reading.lens import lens_fidelity, read_rows, residual_rows
 from hooked_alm.methods.reading.tuned_lens import LensTrainer, TunedLens, unembed_hash
 
-from ..materials.bundled import CLIPS, PREFIX
+from ..materials.bundled import CLIPS
 from ..materials.held_out import split_groups
 from ..materials.recordings import load_recordings
 from ..materials.subject import described, load_subject, weights_of
@@ -40,12 +40,13 @@ from ..materials.trained_lens import (
     save_lens,
     write_tensors,
 )
-from ..workbench.experiment import Experiment, Tables, Unit, UnitResult
-from ..workbench.report import Report
-from ..workbench.run_folder import RunFolder
+from ..workbench.experiment import Experiment, Unit, UnitResult
+from ..workbench.page import Page
+from .claims import CLAIMS, CONTROLS
 from .items import LensPrompt, ob1_prompts, prepare_prompts, read_prompts
-from .report import conclude
+from .pages import CAVEATS, fill_page, lead, method
 from .settings import TunedLensConfig
+from .tables import TABLES, LensResults, summarise
 
 PLACES = {"audio": ("audio",), "text": ("text",), "struct": ("audio_struct", "struct"),
           "readout": ("readout",)}  # fmt: skip
@@ -61,8 +62,12 @@ class TuneLens(Experiment[TunedLensConfig]):
     """
 
     name = "tuned_lens"
+    title = "Tuned lens"
     question = "What can be read off each depth, once a translator is trained to?"
     Config = TunedLensConfig
+    tables, controls, claims = TABLES, CONTROLS, CLAIMS
+    items_setting = "audio"
+    caveats = CAVEATS
 
     def open(self) -> dict[str, Any]:
         """Load model and prompts, and prepare every prompt before the first step."""
@@ -137,13 +142,14 @@ class TuneLens(Experiment[TunedLensConfig]):
         """Training, a few steps a unit; then a unit per held-out prompt."""
         steps = range(0, self.config.n_steps, self.config.steps_per_checkpoint)
         ends = [*steps, self.config.n_steps]
+        names = [f"train__{number:04d}" for number in range(len(steps))]
         train = [
-            Unit(f"train__{number:04d}", range(*bounds))
-            for number, bounds in enumerate(pairwise(ends))
+            Unit(name, range(*bounds), after=before)
+            for name, bounds, before in zip(names, pairwise(ends), [None, *names], strict=False)
         ]
-        return train + [Unit(f"heldout__{p.id}", p) for p in self.held_out]
+        return train + [Unit(f"heldout__{p.id}", p, after=names[-1]) for p in self.held_out]
 
-    def run_unit(self, unit: Unit) -> UnitResult:
+    def measure(self, unit: Unit) -> UnitResult:
         """Some steps, or one prompt's evaluation."""
         if isinstance(unit.payload, range):
             return self._run_steps(unit.payload)
@@ -172,7 +178,7 @@ class TuneLens(Experiment[TunedLensConfig]):
         return self._trainer
 
     def _prompts_of(self, step: int) -> list[LensPrompt]:
-        """Of one step: the next of an endless row of shuffled passes over all prompts."""
+        """The prompts of one step: the next of an endless row of shuffled passes over all."""
         n, size = len(self.train), self.config.prompts_per_step
         places = [divmod(i, n) for i in range(step * size, (step + 1) * size)]
         orders = {
@@ -199,7 +205,7 @@ class TuneLens(Experiment[TunedLensConfig]):
         rows = residual_rows(model, x, real[None])
         by_lens = {
             "logit": lens_fidelity(model, rows, chunk=self.config.chunk),
-            "tuned": lens_fidelity(model, rows, translators=lens, chunk=self.config.chunk),
+            "tuned": lens_fidelity(model, rows, lens=lens, chunk=self.config.chunk),
         }
         places = {"scored": self._positions(x)} | {
             place: sorted(pos for span in spans for pos in x.spans.positions(span, 0))
@@ -218,17 +224,17 @@ class TuneLens(Experiment[TunedLensConfig]):
                     row[f"kl_{name}"] = float(fidelity.kl[depth, 0, at].double().mean())
                     row[f"agrees_{name}"] = float(fidelity.agrees[depth, 0, at].mean())
                 found.append({**row, "n_positions": len(positions)})
-        control = {**who, "untrained_difference": self._untrained_difference(rows[:, :, -1:])}
+        control = {**who, "difference": self._untrained_difference(rows[:, :, -1:])}
         return UnitResult(
-            {"held_out": found, "controls": [control]},
+            {"held_out": found, "untrained": [control]},
             {**who, "spans": {name: ranges[0] for name, ranges in x.spans.to_json().items()}},
         )
 
     def _untrained_difference(self, rows: Tensor) -> float:
         """Largest difference between the logit lens and an untrained tuned lens."""
-        untrained = TunedLens.untrained(self.model)
-        plain, translated = (unembed_rows(self.model, one) for one in (rows, untrained(rows)))
-        return float((plain - translated).abs().max())
+        plain = read_rows(self.model, rows)
+        untrained = read_rows(self.model, rows, lens=TunedLens.untrained(self.model))
+        return float((plain - untrained).abs().max())
 
     # --- What is kept between units
 
@@ -258,16 +264,29 @@ class TuneLens(Experiment[TunedLensConfig]):
             self._trained.requires_grad_(False)
         return self._trained
 
-    def conclude(self, tables: Tables, folder: RunFolder) -> Report:
-        """Write the lens; figures, summaries and findings, from the tables alone."""
-        save_lens(self._lens(), self.card, folder.path / "lens")
+    # --- What is made of it
+
+    def summaries(self, run: LensResults) -> Iterable[tuple[str, pd.DataFrame]]:
+        """By depth and place, where answers settle, and the end of training."""
+        return summarise(run)
+
+    @property
+    def is_calibration(self) -> bool:
+        """Whether model and prompts are bundled ones."""
+        return super().is_calibration and self.config.prompts is None
+
+    def lead(self, run: LensResults) -> str:
+        """What the two lenses are, and where the trained one is."""
+        return lead(run)
+
+    def page(self, page: Page, run: LensResults) -> None:
+        """Writes the lens; both lenses on held-out prompts, and the training."""
+        save_lens(self._lens(), self.card, self.folder.path / "lens")
         self._forget_checkpoints(set())
         with contextlib.suppress(FileNotFoundError):
             self._checkpoint(0).parent.rmdir()
-        return conclude(
-            tables,
-            folder,
-            self.config,
-            self.card,
-            is_calibration=self.config.model.startswith(PREFIX),
-        )
+        fill_page(page, run)
+
+    def method(self, run: LensResults) -> str:
+        """How the lens was trained and judged."""
+        return method(run)

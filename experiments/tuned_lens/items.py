@@ -1,6 +1,6 @@
 """Prompts that a tuned lens is trained on: OB1's, or those of a file.
 
-A file has one JSON object a line (JSONL, UTF-8); empty lines are skipped::
+A file has one JSON object a line (see ``materials.jsonl``)::
 
     {"prompt": {"audio": "sad.wav", "text": "Which emotion is it?"},
      "group": "speaker 3", "id": "s3-01"}
@@ -12,43 +12,27 @@ prompt stands alone. ``id`` names the prompt in results; without it, its line do
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hooked_alm import HookedALM
-from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput, AudioClip
 
-from ..materials.clip_table import collect, raise_all
+from ..materials.clip_table import collect
+from ..materials.jsonl import LineRecord, read_records
 from ..materials.ob1 import EMOTIONS, Emotion, PromptMode, prompt_segments
-from ..materials.pairs import (
-    Side,
-    described_side,
-    prepare_side,
-    read_lines,
-    read_name,
-    read_object,
-    read_side,
-)
+from ..materials.pairs import Side, prepare_side
 from ..materials.recordings import Recording
 
-KEYS = ("prompt", "group", "id")
 
-
-@dataclass(frozen=True, kw_only=True)
-class LensPrompt:
+class LensPrompt(LineRecord):
     """One prompt, and what it shares with others."""
 
-    id: str
-    group: str
     prompt: Side
-    where: str = ""
-    """Its file and line; leads the errors about it."""
 
     def described(self) -> dict[str, Any]:
         """What identifies it, as JSON: names and hashes of clips, words."""
-        return {"id": self.id, "group": self.group, **described_side(self.prompt)}
+        return {"id": self.id, "group": self.group, **self.prompt.described()}
 
 
 def read_prompts(file: str | Path) -> list[LensPrompt]:
@@ -57,28 +41,7 @@ def read_prompts(file: str | Path) -> list[LensPrompt]:
     Raises:
         InputError: all that is wrong with it, by file, line and field.
     """
-    file = Path(file)
-    prompts = read_lines("prompts", file, lambda number, line: _read_line(file, number, line))
-    first: dict[str, LensPrompt] = {}
-    doubles = [(first.setdefault(one.id.casefold(), one), one) for one in prompts]
-    raise_all(
-        f"reading prompts from {file}",
-        [f"{b.where}: id: got {b.id!r}, which {a.where} has" for a, b in doubles if a is not b],
-    )
-    return prompts
-
-
-def _read_line(file: Path, number: int, line: str) -> LensPrompt:
-    found, faults = read_object(line, KEYS, KEYS[:1])
-    side = Side(audio=(), segments=())
-    if "prompt" in found:
-        side = read_side(file, "prompt", found["prompt"], faults)
-    default = f"line{number:04d}"
-    group = read_name("group", found.get("group", default), faults)
-    prompt_id = read_name("id", found.get("id", default), faults)
-    if faults:
-        raise InputError("; ".join(faults))
-    return LensPrompt(id=prompt_id, group=group, prompt=side, where=f"{file.name} line {number}")
+    return read_records("prompts", Path(file), LensPrompt)
 
 
 def ob1_prompts(recordings: Sequence[Recording]) -> list[LensPrompt]:
@@ -122,7 +85,7 @@ def prepare_prompts(
 
     def prepared(one: LensPrompt) -> ALMInput:
         if model.audio is None and not one.prompt.audio:
-            text = "".join(words for _, words in one.prompt.segments)
+            text = "".join(words for _, words in one.prompt.parts)
             return model.to_input(text)
         return prepare_side(model, one.prompt, "prompt", clips, truncate)
 

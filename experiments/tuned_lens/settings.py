@@ -1,15 +1,12 @@
 """Settings of ``tuned_lens``."""
 
-from typing import Any
-
 from pydantic import Field, model_validator
 
 from hooked_alm.errors import InputError
 from hooked_alm.methods.reading.tuned_lens import LensOptimizer, LensTraining
 
-from ..materials.bundled import PREFIX
 from ..materials.trained_lens import Scored
-from ..workbench.experiment import ExperimentConfig
+from ..workbench.settings import ExperimentConfig, Truncate
 
 SCORED: dict[Scored, str] = {
     "all": "every position, audio included",
@@ -30,9 +27,7 @@ class TunedLensConfig(ExperimentConfig):
         default=None,
         description="a JSONL file of your own prompts instead (see experiments/tuned_lens_prompts)",
     )
-    truncate: bool = Field(
-        default=False, description="cut over-long clips instead of refusing them"
-    )
+    truncate: Truncate = False
     scored: Scored = Field(
         default="all",
         description="positions that the loss counts; with readout a prompt is one token, so give "
@@ -63,18 +58,9 @@ class TunedLensConfig(ExperimentConfig):
         description="residual streams that are kept between steps instead of being run again; "
         "changes no number",
     )
-    n_resamples: int = Field(default=2000, ge=1000)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_thread_for_small_matrices(cls, values: dict[str, Any]) -> dict[str, Any]:
-        is_bundled = str(values.get("model", PREFIX)).startswith(PREFIX)
-        return {**({"n_threads": 1} if is_bundled else {}), **values}
 
     @model_validator(mode="after")
     def _what_makes_sense(self) -> "TunedLensConfig":
-        if self.variant == "seed":
-            raise ValueError("no seed document has this experiment: variant must be corrected")
         if self.prompts is not None and self.audio != "bundled":
             raise ValueError("prompts name their own audio: give prompts or audio, not both")
         try:

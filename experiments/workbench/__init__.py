@@ -1,1 +1,1 @@
-"""Run folder, runner, controls, findings, figures and report: what every experiment needs."""
+"""What runs, keeps, judges and shows experiments."""

@@ -1,83 +1,109 @@
 """Controls: what must come out if the measurements of a run are what they claim to be."""
 
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
-from .report import Note
+from .results import Results
 
 PASS, FAIL, SKIPPED = "pass", "FAIL", "not applicable"
-ROUNDING = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 2e-1}
-"""Largest difference, in logits, between two roads to the same number; by dtype.
+ROUNDING = {
+    "logit": {"float32": 1e-4, "float16": 2e-2, "bfloat16": 2e-1},
+    "relative": {"float32": 1e-4, "float16": 5e-3, "bfloat16": 1e-2},
+    "share": {"float32": 1e-4, "float16": 1e-4, "bfloat16": 1e-4},
+    "nat": {"float32": 1e-6, "float16": 1e-6, "bfloat16": 1e-6},
+}
+"""Largest difference between two roads to the same number, by its unit and the model's dtype.
 
-The fast engine is another road than whole runs: it multiplies other numbers of rows at once, by
-other kernels, and attends in two parts. With ``engine="hooks"`` cells are whole runs, and what
-should not change does not change by a bit.
+``logit``: the fast engine multiplies other numbers of rows at once than a whole run does, by other
+kernels, and attends in two parts. ``relative``: sums of what parts of the model wrote against the
+whole, which it rounds to its dtype (half a unit of bf16 is 4e-3). ``share``: attention that adds up
+to 1, in fp32 over thousands of keys whatever the dtype. ``nat``: divergences, in fp32 likewise.
 """
 
 
-def control_row(
-    name: str,
-    part: str,
-    expected: str,
-    guards_against: str,
-    *,
-    found: str = "",
-    passed: bool | None = None,
-) -> dict[str, Any]:
-    """One row of the table of controls.
+class Outcome(NamedTuple):
+    """What a control found."""
+
+    found: str
+    expected: str
+    passed: bool | None
+    """None where the run has nothing that the control applies to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """One thing that must come out, whatever the answer to the experiment's question is."""
+
+    name: str
+    of: tuple[str, ...]
+    """Measured tables that it vouches for, or claims by name: what rests on them falls with it."""
+    guards_against: str
+    """The fault that it would show."""
+    check: Callable[[Results[Any]], Outcome]
+
+
+def at_most(off: Any, allowed: float, unit: str = "") -> Outcome:
+    """Differences, in absolute value, that must all be small; a NaN is none.
 
     Args:
-        name: of the control.
-        part: of the measurements that rest on it.
-        expected: what should be found.
-        guards_against: the fault that it would show.
-        found: what was found.
-        passed: None where the control does not apply.
+        off: the differences; a control of an empty list does not apply.
+        allowed: the largest that passes.
+        unit: of the differences, in words.
     """
-    verdict = SKIPPED if passed is None else PASS if passed else FAIL
-    return {
-        "control": name,
-        "verdict": verdict,
-        "found": found,
-        "expected": expected,
-        "guards_against": guards_against,
-        "part": part,
-    }
+    values = np.abs(np.asarray(off, np.float64)).ravel()
+    expected = f"at most {allowed:g}" if allowed else "exactly 0"
+    if not len(values):
+        return Outcome("no such values", expected, None)
+    worst = float(values.max())
+    found = f"largest difference {worst:.2g} {unit}".rstrip()
+    return Outcome(f"{found} of {len(values)}", expected, worst <= allowed)
 
 
-def labels_are_said(runs: pd.DataFrame, part: str) -> dict[str, Any]:
-    """The model's top token is a label in most runs."""
-    first = runs.best_label_rank == 1
-    return control_row(
-        "a label is the top token",
-        part,
-        "in most runs",
-        "reading a few labels where the model would answer something else",
-        found=f"{first.sum()} of {len(runs)} runs, worst rank {runs.best_label_rank.max()}",
-        passed=bool(first.mean() > 0.5),
-    )
+def label_controls(table: str, *also: str) -> tuple[Control, Control]:
+    """Controls that the labels are what the model says at all, for a table of whole runs.
+
+    Args:
+        table: with the columns ``best_label_rank`` and ``label_mass``.
+        also: other tables whose meaning depends on it.
+    """
+
+    def said(run: Results[Any]) -> Outcome:
+        rank = run[table].best_label_rank
+        found = f"{(rank == 1).sum()} of {len(rank)} runs, worst rank {rank.max()}"
+        return Outcome(found, "in most runs", bool((rank == 1).mean() > 0.5))
+
+    def heavy(run: Results[Any]) -> Outcome:
+        mass = run[table].label_mass
+        found = f"median {mass.median():.4f}, least {mass.min():.4f}"
+        return Outcome(found, "median above one half", bool(mass.median() > 0.5))
+
+    of = (table, *also)
+    return (
+        Control(name="a label is the top token", of=of, check=said,
+                guards_against="reading a few labels where the model would answer something else"),
+        Control(name="probability of the labels together", of=of, check=heavy,
+                guards_against="differences among labels that the model hardly considers"),
+    )  # fmt: skip
 
 
-def label_mass(runs: pd.DataFrame, part: str) -> dict[str, Any]:
-    """The labels have most of the probability."""
-    mass = runs.label_mass
-    return control_row(
-        "probability of the labels together",
-        part,
-        "median above one half",
-        "differences among labels that the model hardly considers",
-        found=f"median {mass.median():.4f}, least {mass.min():.4f}",
-        passed=bool(mass.median() > 0.5),
-    )
-
-
-def failures(checks: pd.DataFrame) -> list[Note]:
-    """What a report says before anything else of controls that failed."""
-    failed = checks[checks.verdict == FAIL]
-    if not len(failed):
-        return []
-    lines = "; ".join(
-        f"{row.control} (found {row.found}, expected {row.expected})" for row in failed.itertuples()
-    )
-    return [Note(f"Failed controls: {lines}. No claim that rests on them is made.", "warning")]
+def control_table(controls: Iterable[Control], run: Results[Any]) -> pd.DataFrame:
+    """A row per control, in the one form that all experiments share."""
+    rows = []
+    for control in controls:
+        found, expected, passed = control.check(run)
+        rows.append(
+            {
+                "control": control.name,
+                "verdict": SKIPPED if passed is None else PASS if passed else FAIL,
+                "found": found,
+                "expected": expected,
+                "guards_against": control.guards_against,
+                "tables": ", ".join(control.of),
+            }
+        )
+    columns = ["control", "verdict", "found", "expected", "guards_against", "tables"]
+    return pd.DataFrame(rows, columns=columns)

@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from packaging.requirements import Requirement
+
 GIB = 2**30
 # Not needed here, and able to break transformers when they do not fit torch (issue text: "operator
 # torchvision::nms does not exist"); they get in as dependencies of other packages.
@@ -45,47 +47,20 @@ def examine() -> Iterator[Check]:
 def _requirements() -> Iterator[Check]:
     """Every declared dependency against its declared range: the package's metadata has both."""
     for line in metadata.requires("hooked_alm") or []:
-        requirement, _, marker = line.partition(";")
-        if "extra" in marker:
+        wanted = Requirement(line)
+        if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
             continue
-        name, wanted = _split(requirement)
-        cure = f'pip install "{name}{wanted}"'
+        name, versions = wanted.name, wanted.specifier
+        cure = f'pip install "{name}{versions}"'
         try:
             found = metadata.version(name)
         except metadata.PackageNotFoundError:
-            yield Check("fail", f"{name} is missing (supported: {wanted})", cure)
+            yield Check("fail", f"{name} is missing (supported: {versions})", cure)
             continue
-        if not fits(found, wanted):
-            yield Check("fail", f"{name} {found} is not supported (supported: {wanted})", cure)
+        if not versions.contains(found, prereleases=True):
+            yield Check("fail", f"{name} {found} is not supported (supported: {versions})", cure)
         elif name in SHOWN:
-            yield Check("ok", f"{name} {found} (supported: {wanted})")
-
-
-def _split(requirement: str) -> tuple[str, str]:
-    match = re.match(r"\s*([\w.-]+)(?:\[[^]]*\])?\s*(.*?)\s*$", requirement)
-    assert match
-    return match[1], match[2]
-
-
-def fits(version: str, wanted: str) -> bool:
-    """True if a version lies in a range made of ``>=``, ``<`` and ``==`` (with ``.*``)."""
-    for operator, bound in re.findall(r"(>=|<|==)\s*([\w.*+]+)", wanted):
-        # A trailing 0 does not matter: 5 and 5.0 are one version.
-        left, right = _release(version), _release(bound)
-        if operator == "==" and bound.endswith(".*"):
-            good = left[: len(right)] == right
-        else:
-            width = max(len(left), len(right))
-            left, right = (part + (0,) * (width - len(part)) for part in (left, right))
-            good = {">=": left >= right, "<": left < right, "==": left == right}[operator]
-        if not good:
-            return False
-    return True
-
-
-def _release(version: str) -> tuple[int, ...]:
-    match = re.match(r"\d+(\.\d+)*", version)
-    return tuple(int(part) for part in match[0].split(".")) if match else (0,)
+            yield Check("ok", f"{name} {found} (supported: {versions})")
 
 
 def _intruders() -> Iterator[Check]:

@@ -1,39 +1,21 @@
-"""What an experiment is: settings, units of work, and the report that its tables lead to."""
+"""What an experiment declares; the runner runs it, and ``conclude`` judges and shows it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar, Generic
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field
 
-from .report import Report
+from hooked_alm.errors import InputError
+
+from .claims import Claim, Defect, Verdict, judge
+from .controls import Control
+from .page import Page
+from .results import C, Results, Row, Tables
 from .run_folder import RunFolder
-
-Row = dict[str, Any]
-"""Of a tidy table: column -> value."""
-Tables = Mapping[str, pd.DataFrame]
-"""Tidy tables by name."""
-
-
-class ExperimentConfig(BaseModel):
-    """The settings that every experiment has; an experiment adds its own in a subclass."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str = Field(default="bundled:follows_text", description="id, folder or bundled:NAME")
-    revision: str | None = Field(default=None, description="branch, tag or commit of a model id")
-    components: dict[str, str] = Field(
-        default={}, description="parts whose weights are elsewhere: name to folder or id"
-    )
-    lora: str | None = Field(default=None, description="a PEFT adapter's folder or id, merged")
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: str = "cpu"
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    seed: int = 0
-    variant: Literal["corrected", "seed"] = "corrected"
-    n_threads: int | None = Field(default=None, ge=1, description="None leaves torch's own number")
+from .settings import PREFIX, ExperimentConfig
 
 
 @dataclass(frozen=True)
@@ -42,6 +24,8 @@ class Unit:
 
     id: str
     payload: Any = None
+    after: str | None = None
+    """The unit whose result, or what it left in the folder, this one goes on from."""
 
 
 @dataclass(frozen=True)
@@ -55,29 +39,68 @@ class UnitResult:
     record: dict[str, Any] = field(default_factory=dict)
 
 
-C = TypeVar("C", bound=ExperimentConfig)
-
-
 class Experiment(ABC, Generic[C]):
     """One question, asked of one model.
 
-    The runner calls `open`, `units`, `run_unit` for every unit that has no result yet, the same for
-    `further_units`, then `conclude`. `run_unit` and `conclude` may run in different processes: what
-    `conclude` needs comes from `open` and from the tables, never from what `run_unit` left on
-    `self`.
+    The runner calls `open`, `units`, `measure` for every unit that has no result yet, and the same
+    for `further_units`. From the tables alone it then makes summaries, judges controls and claims,
+    and writes the page. `measure` and what comes after it may run in different processes: what is
+    needed later comes from `open` and from the tables, never from what `measure` left on `self`.
     """
 
     name: ClassVar[str]
+    title: ClassVar[str]
     question: ClassVar[str]
     Config: ClassVar[type[ExperimentConfig]] = ExperimentConfig
     # Raise it when the meaning of a unit's result changes: older runs are then not resumed.
     schema_version: ClassVar[int] = 1
+    tables: ClassVar[Mapping[str, str]]
+    """Measured table -> what a row of it is."""
+    may_lack: ClassVar[Mapping[str, Sequence[str]]] = {}
+    """Tables that some settings leave empty -> the columns that are read of them."""
+    defects: ClassVar[Sequence[Defect]] = ()
+    controls: ClassVar[Sequence[Control]] = ()
+    claims: ClassVar[Sequence[Claim]] = ()
+    caveats: ClassVar[Sequence[str]] = ()
+    """What a reader has to bear in mind, a paragraph each."""
+    items_setting: ClassVar[str] = ""
+    """The setting that names the items, where the package carries some."""
+    location: ClassVar[Path | None] = None
+    """The file of a user's own experiment; set where it is loaded."""
     folder: RunFolder
-    """Where the run is kept: set by the runner before `open`, for work that is too large for JSON
-    or goes on from what an earlier unit left, such as a checkpoint."""
+    """Where the run is kept: set before `open`, for work that is too large for JSON or goes on from
+    what an earlier unit left, such as a checkpoint."""
 
     def __init__(self, config: C) -> None:
         self.config = config
+
+    def __init_subclass__(cls) -> None:
+        """Refuse declarations that rest on nothing, or on tables that are not measured.
+
+        Raises:
+            InputError: all that is wrong with them.
+        """
+        super().__init_subclass__()
+        named = {
+            **{f"control {one.name!r}": one.of for one in cls.controls},
+            **{f"claim {one.name!r}": one.rests_on for one in cls.claims},
+            **{f"defect {one.id!r}": one.touches for one in cls.defects},
+        }
+        known = getattr(cls, "tables", {})
+        claims = {f"claim {one.name!r}" for one in cls.claims}
+        allowed = {*known, *(one.name for one in cls.claims)}
+        wrong = [
+            f"{what} names {', '.join(names) or 'no table'}"
+            for what, names in named.items()
+            if not names or {*names} - (set(known) if what in claims else allowed)
+        ]
+        if wrong:
+            raise InputError(
+                f"declaring the experiment {cls.__name__}: got {'; '.join(wrong)}; expected some "
+                f"of its tables: {', '.join(known) or 'none are declared'}."
+            )
+
+    # --- What is measured
 
     @abstractmethod
     def open(self) -> dict[str, Any]:
@@ -85,8 +108,7 @@ class Experiment(ABC, Generic[C]):
 
         The result goes into ``run.json`` as ``inputs`` and must be JSON and the same every time:
         a run resumes only with equal inputs. Beside free keys, ``model`` (a mapping: name,
-        revision, weights_sha256, ...) and ``known_defects`` (id -> sentence) are shown in the
-        report.
+        revision, weights_sha256, blocks, ...) is shown on the page.
         """
 
     @abstractmethod
@@ -102,9 +124,53 @@ class Experiment(ABC, Generic[C]):
         return []
 
     @abstractmethod
-    def run_unit(self, unit: Unit) -> UnitResult:
+    def measure(self, unit: Unit) -> UnitResult:
         """Does one unit; depends on nothing but `open`, the unit and the unit's own seed."""
 
+    # --- What is made of it
+
+    def summaries(self, run: Results[C]) -> Iterable[tuple[str, pd.DataFrame]]:
+        """Names and summary tables; each finds those before it in the results."""
+        return ()
+
     @abstractmethod
-    def conclude(self, tables: Tables, folder: RunFolder) -> Report:
-        """Writes summaries and figures into `folder` and returns the report."""
+    def page(self, page: Page, run: Results[C]) -> None:
+        """Fills the page: sections with figures, tables and clips, and how to read them."""
+
+    def lead(self, run: Results[C]) -> str:
+        """What was done, in a paragraph or two, derived from this run's own inputs."""
+        return ""
+
+    def method(self, run: Results[C]) -> str:
+        """How numbers and intervals were made."""
+        return ""
+
+    # --- What follows
+
+    def known_defects(self) -> dict[str, str]:
+        """The defects of this run's settings, by their number in ``docs/methods.md``."""
+        return {one.id: one.text for one in self.defects if one.holds(self.config)}
+
+    @property
+    def is_calibration(self) -> bool:
+        """Whether the answer is known beforehand: a bundled model, asked about bundled items."""
+        items = getattr(self.config, self.items_setting, "")
+        return self.config.model.startswith(PREFIX) and f"{items}:".startswith(PREFIX)
+
+    @classmethod
+    def source(cls) -> str:
+        """What names it on the command line: its file, or its name where it is installed."""
+        return str(cls.location or cls.name)
+
+    @classmethod
+    def results(cls, config: C, inputs: Mapping[str, Any], tables: Tables) -> Results[C]:
+        """The results of a run, with empty tables in place of those that it lacks."""
+        empty = {
+            name: pd.DataFrame(columns=list(columns)) for name, columns in cls.may_lack.items()
+        }
+        return Results(config, inputs, {**empty, **tables})
+
+    @classmethod
+    def judge(cls, run: Results[C]) -> Verdict:
+        """What its controls and claims come to."""
+        return judge(cls.controls, cls.claims, cls.defects, run)

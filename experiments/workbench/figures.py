@@ -7,7 +7,7 @@ style and marker too.
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
@@ -32,6 +32,8 @@ CJK_FONTS = (
 WIDTH_INCHES = 6.0
 DOTS_PER_INCH = 200
 MAX_CELLS_WITH_NUMBERS = 120
+Limits = tuple[int | float | None, int | float | None]
+"""Ends of a scale; None leaves one to the data."""
 
 
 def styled() -> AbstractContextManager[None]:
@@ -79,21 +81,53 @@ def save_figure(folder: RunFolder, name: str, figure: Figure, numbers: pd.DataFr
     write_atomic(folder.path / "figures" / f"{name}.csv", csv.encode())
 
 
-def curves_with_band(
+def panels(
+    draw: Callable[..., Figure],
+    parts: Iterable[tuple[pd.DataFrame, Mapping[str, Any]]],
+    *,
+    height: float = 3.8,
+    **options: Any,
+) -> Figure:
+    """One drawing below the other.
+
+    Args:
+        draw: `curves`, `bars` or `heat_map`.
+        parts: tables, each with the options that are its own.
+        height: of each, in inches.
+        options: that all share.
+    """
+    given = list(parts)
+    for axes, (data, own) in zip(new_axes(len(given), height=height), given, strict=True):
+        figure = draw(data, **{**options, **own}, axes=axes)
+    return figure
+
+
+def limits_of(values: Any) -> tuple[float, float]:
+    """A scale that holds all values, for figures that are to be compared."""
+    low, high = float(np.min(values)), float(np.max(values))
+    edge = 0.05 * (high - low) or 1.0
+    return low - edge, high + edge
+
+
+def curves(
     data: pd.DataFrame,
     x: str,
-    y: str,
+    y: str = "mean",
     *,
-    lo: str | None = None,
-    hi: str | None = None,
+    lo: str = "low",
+    hi: str = "high",
     group: str | None = None,
     title: str = "",
     x_label: str | None = None,
     y_label: str | None = None,
+    y_limits: Limits = (None, None),
     reference: int | float | None = None,
     axes: Axes | None = None,
 ) -> Figure:
-    """One curve per group with its interval; `reference` is a horizontal line, such as 0."""
+    """One curve per group, with its interval where the table has one.
+
+    `reference` is a horizontal line, such as 0.
+    """
     with styled():
         axes = axes or new_axes()[0]
         if reference is not None:
@@ -109,28 +143,31 @@ def curves_with_band(
                 marker=MARKERS[index % len(MARKERS)] if len(part) <= 40 else None,
                 label=label,
             )
-            if lo and hi:
+            if {lo, hi} <= {*part}:
                 axes.fill_between(part[x], part[lo], part[hi], color=colour, alpha=0.16, lw=0)
         if pd.api.types.is_integer_dtype(data[x]):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if y_limits != (None, None):
+            axes.set_ylim(*y_limits)
         return _finish(axes, title, x_label or x, y_label or y, labels=_labels(data, group))
 
 
 def bars(
     data: pd.DataFrame,
     x: str,
-    y: str,
+    y: str = "mean",
     *,
-    lo: str | None = None,
-    hi: str | None = None,
+    lo: str = "low",
+    hi: str = "high",
     group: str | None = None,
     title: str = "",
     x_label: str = "",
     y_label: str | None = None,
+    y_limits: Limits = (None, None),
     reference: int | float | None = None,
     axes: Axes | None = None,
 ) -> Figure:
-    """Bars with interval whiskers, side by side for the groups, in the table's order."""
+    """Bars side by side for the groups, in the table's order; whiskers where `curves` has bands."""
     with styled():
         axes = axes or new_axes()[0]
         ticks = list(dict.fromkeys(data[x]))
@@ -140,12 +177,14 @@ def bars(
             part = part.set_index(x).reindex(ticks)
             at = np.arange(len(ticks)) + (index - (len(groups) - 1) / 2) * width
             axes.bar(at, part[y], width * 0.92, color=COLOURS[index % len(COLOURS)], label=label)
-            if lo and hi:
+            if {lo, hi} <= {*part}:
                 spread = np.abs([part[y] - part[lo], part[hi] - part[y]])
                 axes.errorbar(at, part[y], spread, fmt="none", ecolor="#222222", capsize=3, lw=1.4)
         if reference is not None:
             axes.axhline(reference, color="#555555", linewidth=1.2)
         axes.grid(visible=False, axis="x")
+        if y_limits != (None, None):
+            axes.set_ylim(*y_limits)
         _name_ticks(axes, "x", ticks)
         return _finish(axes, title, x_label, y_label or y, labels=_labels(data, group))
 
@@ -162,11 +201,14 @@ def heat_map(
     value_label: str | None = None,
     centre: int | float | None = None,
     limits: tuple[int | float, int | float] | None = None,
+    decimals: int | None = None,
+    is_upwards: bool = False,
     axes: Axes | None = None,
 ) -> Figure:
     """A cell per row of the table; missing cells stay grey.
 
     With `centre` the colours diverge from it, blue below and red above, equally far both ways.
+    `decimals` is for the numbers in the cells; `is_upwards` begins with the lowest row.
     """
     columns, rows = list(dict.fromkeys(data[x])), list(dict.fromkeys(data[y]))
     table = data.pivot(index=y, columns=x, values=value).reindex(index=rows, columns=columns)
@@ -185,17 +227,23 @@ def heat_map(
         _name_ticks(axes, "x", columns)
         _name_ticks(axes, "y", rows)
         if cells.size <= MAX_CELLS_WITH_NUMBERS and len(columns) <= 10:
-            _write_numbers(axes, cells, image)
+            _write_numbers(axes, cells, image, decimals)
+        if is_upwards:
+            axes.invert_yaxis()
         axes.figure.colorbar(image, ax=axes, label=value_label or value, pad=0.02)
         return _finish(axes, title, x_label or x, y_label or y, labels=[])
 
 
-def _write_numbers(axes: Axes, cells: np.ma.MaskedArray[Any, Any], image: Any) -> None:
+def _write_numbers(
+    axes: Axes, cells: np.ma.MaskedArray[Any, Any], image: Any, decimals: int | None
+) -> None:
     for (row, column), number in np.ndenumerate(cells):
         if np.isfinite(number):
             red, green, blue, _ = image.cmap(image.norm(number))
             is_dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
             colour = "white" if is_dark else "black"
+            if decimals is not None:
+                number = round(float(number), decimals) + 0.0  # no minus before a zero
             text = f"{number:.2g}" if abs(number) < 100 else f"{number:.0f}"
             text = text.replace("-", "−")
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=10)

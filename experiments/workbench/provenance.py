@@ -1,5 +1,6 @@
 """What a run was made with: versions, machine, source revision, the command that repeats it."""
 
+import hashlib
 import platform
 import shlex
 import subprocess
@@ -10,20 +11,26 @@ import yaml
 
 import hooked_alm
 
-from .experiment import ExperimentConfig
 from .run_folder import flatten, to_json
+from .settings import ExperimentConfig
 
 PACKAGES = ("hooked_alm", "torch", "transformers", "transformer-lens", "numpy", "safetensors")
 
 
-def environment() -> dict[str, str | None]:
-    """Versions of what the numbers depend on, and the kind of machine."""
+def environment(experiment: Path | None = None) -> dict[str, str | None]:
+    """Versions of what the numbers depend on, and the kind of machine.
+
+    Args:
+        experiment: the file of a user's own experiment, which is known by its hash.
+    """
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = None
+    if experiment is not None:
+        found["experiment_sha256"] = hashlib.sha256(experiment.read_bytes()).hexdigest()
     return {**found, "platform": platform.platform(), "source_revision": source_revision()}
 
 

@@ -67,7 +67,7 @@ SectionItem = Annotated[Figure | Table | Clips | Note, Discriminator("type")]
 
 @dataclass(frozen=True)
 class Headline:
-    """One finding, made from the tables; `detail` carries its interval and numbers."""
+    """One finding: the claim, whether it is made, why not, and what was measured."""
 
     text: str
     established: bool
@@ -85,19 +85,25 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """The whole report. `is_calibration` says that the answer was known beforehand."""
+    """The whole report."""
 
     title: str
     question: str
     lead: str
     is_calibration: bool
+    """Whether the answer was known beforehand."""
+    warnings: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Heading -> name -> what has to be known before the first number is read."""
     headlines: list[Headline] = field(default_factory=list)
     sections: list[Section] = field(default_factory=list)
 
 
-def headline_lines(report: Report) -> list[str]:
-    """The headlines for a terminal."""
-    return [
+def report_lines(report: Report) -> list[str]:
+    """Warnings and headlines for a terminal."""
+    lines = []
+    for heading, reasons in report.warnings.items():
+        lines += [f"{heading}:", *(f"  {name}: {text}" for name, text in reasons.items())]
+    return lines + [
         f"{'' if item.established else 'not established: '}{item.text} {item.detail}".rstrip()
         for item in report.headlines
     ]

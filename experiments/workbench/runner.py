@@ -20,10 +20,11 @@ from tqdm.auto import tqdm
 from hooked_alm.errors import InputError
 
 from . import provenance
-from .experiment import Experiment, ExperimentConfig, Unit
+from .conclude import conclude
+from .experiment import Experiment, Unit
 from .render import render
-from .report import write_report
 from .run_folder import RunFolder, fingerprint
+from .settings import ExperimentConfig
 
 FILE_NAME_SAFE = re.compile(r"[\w+=@,-][\w+=@,.-]*")
 
@@ -53,25 +54,26 @@ def run(experiment: Experiment[Any], out: Path | str | None = None) -> RunFolder
             "experiment": experiment.name,
             "question": experiment.question,
             "schema_version": experiment.schema_version,
-            "command": provenance.command_line(experiment.name, config),
+            "command": provenance.command_line(experiment.source(), config),
             "config": config.model_dump(mode="json"),
+            "known_defects": experiment.known_defects(),
             # Sums depend on it, so a run keeps the number it began with.
             "n_threads": torch.get_num_threads(),
             "inputs": inputs,
-            "environment": provenance.environment(),
+            "environment": provenance.environment(experiment.location),
         }
         identity = {key: made_with[key] for key in ("config", "schema_version", "inputs")}
         made_with["config_hash"] = fingerprint(identity)
         resumes = folder.start(made_with)
-        _warn_of_defects(inputs.get("known_defects") or {})
+        _warn_of_defects(experiment.known_defects())
         if resumes:
             _warn_of_other_versions(folder, made_with["environment"])
         try:
-            _run_units(experiment, units, folder, "resume" if resumes else "start")
+            _measure_units(experiment, units, folder, "resume" if resumes else "start")
             if further := experiment.further_units(_merged(units, folder)):
                 units = _checked([*units, *further])
-                _run_units(experiment, units, folder, "further")
-            _conclude(experiment, units, folder)
+                _measure_units(experiment, units, folder, "further")
+            _finish(experiment, inputs, units, folder)
         except KeyboardInterrupt:
             folder.log("interrupted")
             _say_how_to_resume(experiment, folder)
@@ -83,7 +85,7 @@ def _say_how_to_resume(experiment: Experiment[Any], folder: RunFolder) -> None:
     settings, out = shlex.quote(str(folder.path / "config.yaml")), shlex.quote(str(folder.path))
     print(
         f"\nStopped; finished units are kept. The same command resumes, as does:\n"
-        f"  hooked-alm run {experiment.name} --config {settings} --out {out}",
+        f"  hooked-alm run {shlex.quote(experiment.source())} --config {settings} --out {out}",
         file=sys.stderr,
     )
 
@@ -98,6 +100,12 @@ def _checked(units: Sequence[Unit]) -> Sequence[Unit]:
         raise InputError(
             f"listing the units of work: got {sorted(bad) or 'none'}, expected unique ids that "
             f"can be file names. Change the experiment's units()."
+        )
+    late = [unit.id for n, unit in enumerate(units) if unit.after and unit.after not in ids[:n]]
+    if late:
+        raise InputError(
+            f"ordering the units of work: got {', '.join(late)} before what they come after, "
+            f"expected it earlier. Change the order of the experiment's units()."
         )
     return units
 
@@ -117,7 +125,7 @@ def _warn_of_other_versions(folder: RunFolder, environment: dict[str, Any]) -> N
         print("Warning: this run began with other versions:", *lines, sep="\n  ", file=sys.stderr)
 
 
-def _run_units(
+def _measure_units(
     experiment: Experiment[Any], units: Sequence[Unit], folder: RunFolder, event: str
 ) -> None:
     left = []
@@ -133,15 +141,20 @@ def _run_units(
     bar = tqdm(total=len(units), initial=n_done, desc=experiment.name, unit="unit", disable=is_off)
     with bar:
         for unit in left:
-            _run_unit(experiment, unit, folder)
+            _measure(experiment, unit, folder)
             bar.update()
 
 
-def _run_unit(experiment: Experiment[Any], unit: Unit, folder: RunFolder) -> None:
+def _measure(experiment: Experiment[Any], unit: Unit, folder: RunFolder) -> None:
     began = time.perf_counter()
     seed_everything(experiment.config.seed, unit.id)
     try:
-        result = experiment.run_unit(unit)
+        result = experiment.measure(unit)
+        if strange := {*result.tables} - {*experiment.tables}:
+            raise InputError(
+                f"measuring {unit.id}: got rows of {', '.join(sorted(strange))}, expected tables "
+                f"that the experiment declares: {', '.join(experiment.tables)}. Add it to `tables`."
+            )
     except Exception as error:
         folder.log("failed", unit=unit.id, error=str(error))
         error.add_note(f"This happened in unit {unit.id}; finished units are kept.")
@@ -168,11 +181,13 @@ def _merged(units: Sequence[Unit], folder: RunFolder) -> dict[str, pd.DataFrame]
     return {name: pd.DataFrame(found) for name, found in rows.items()}
 
 
-def _conclude(experiment: Experiment[Any], units: Sequence[Unit], folder: RunFolder) -> None:
+def _finish(
+    experiment: Experiment[Any], inputs: dict[str, Any], units: Sequence[Unit], folder: RunFolder
+) -> None:
     tables = _merged(units, folder)
     for name, table in tables.items():
         folder.write_table(name, table)
     seed_everything(experiment.config.seed, "conclude")
-    write_report(folder, experiment.conclude(tables, folder))
+    conclude(experiment, inputs, tables, folder)
     render(folder)
     folder.log("done")

@@ -1,16 +1,72 @@
-"""Settings: defaults, then a YAML file, then ``key=value`` words; the last one wins."""
+"""Settings: those that every experiment has, and how they are read.
+
+Defaults, then a YAML file, then ``key=value`` words; the last one wins.
+"""
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hooked_alm.errors import InputError
 
 M = TypeVar("M", bound=BaseModel)
+PREFIX = "bundled:"
+"""Begins the name of a model or of items that the package carries."""
+
+Truncate = Annotated[bool, Field(description="cut over-long clips instead of refusing them")]
+TunedLensFolder = Annotated[
+    str | None,
+    Field(description="folder of a trained lens, such as RUN/lens of tuned_lens; None is the "
+          "logit lens"),
+]  # fmt: skip
+EngineBytes = Annotated[
+    int,
+    Field(ge=1, description="activations that the fast engine holds; fixed, so that results do "
+          "not depend on what memory is free"),
+]  # fmt: skip
+"""Settings that several experiments have."""
+
+
+class ExperimentConfig(BaseModel):
+    """The settings that every experiment has; an experiment adds its own in a subclass."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    SEED_DEFAULTS: ClassVar[Mapping[str, Any]] = {}
+    """Defaults under ``variant: seed``; empty where no seed document has the experiment."""
+
+    model: str = Field(default=f"{PREFIX}follows_text", description="id, folder or bundled:NAME")
+    revision: str | None = Field(default=None, description="branch, tag or commit of a model id")
+    components: dict[str, str] = Field(
+        default={}, description="parts whose weights are elsewhere: name to folder or id"
+    )
+    lora: str | None = Field(default=None, description="a PEFT adapter's folder or id, merged")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "cpu"
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    seed: int = 0
+    variant: Literal["corrected", "seed"] = Field(
+        default="corrected", description="seed makes the defaults what the seed document did"
+    )
+    n_threads: int | None = Field(default=None, ge=1, description="None leaves torch's own number")
+    n_resamples: int = Field(default=2000, ge=1000, description="draws behind every interval")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_variant_and_model(cls, values: dict[str, Any]) -> dict[str, Any]:
+        defaults = dict(cls.SEED_DEFAULTS) if values.get("variant") == "seed" else {}
+        if str(values.get("model", cls.model_fields["model"].default)).startswith(PREFIX):
+            defaults["n_threads"] = 1  # matrices this small are slower on several threads
+        return {**defaults, **values}
+
+    @model_validator(mode="after")
+    def _has_the_variant(self) -> "ExperimentConfig":
+        if self.variant == "seed" and not self.SEED_DEFAULTS:
+            raise ValueError("no seed document has this experiment: variant must be corrected")
+        return self
 
 
 def load_settings(

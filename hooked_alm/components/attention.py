@@ -19,23 +19,24 @@ from .rotary import RotaryTables, rotate
 HeadsFirst = Float[Tensor, "batch head pos d_head"]
 KeyValues = Float[Tensor, "batch kv_head key_pos d_head"]
 SplitInputs = Mapping[str, Tensor]
-"""Normalised ``[batch, pos, head, d_model]`` of those of ``q``, ``k``, ``v`` that hooks changed."""
+"""Normalised inputs ``[batch, pos, head, d_model]`` of ``q``, ``k`` or ``v``, where hooks changed
+them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionContext:
-    """What every block's attention needs besides the residual stream."""
+    """Inputs of every block's attention besides the residual stream."""
 
     rotary: RotaryTables
     kernel_masks: Mapping[LayerType, Any]
-    """As the kernel wants them: None where its own causal masking is enough."""
+    """Masks as the kernel wants them: None where its own causal masking is enough."""
     additive_masks: Mapping[LayerType, Float[Tensor, "batch 1 query_pos key_pos"]]
-    """Added to explicit scores; made only when a block asks."""
+    """Masks to be added to explicit scores; made only when a block asks."""
     cache: Any = None
     """transformers ``Cache`` of earlier keys and values, or None."""
     attend: Callable[..., Heads] | None = None
-    """Mixes values instead of the kernel, from ``(attention, q, k, v)``. The patch engine's way to
-    run rows of many runs as one."""
+    """Function of ``(attention, q, k, v)`` that mixes values instead of the kernel: the patch
+    engine's way to run rows of many runs as one."""
 
 
 class Attention(nn.Module):
@@ -107,7 +108,7 @@ class Attention(nn.Module):
         return out if self.cfg.residual_multiplier == 1 else out * self.cfg.residual_multiplier
 
     def project(self, part: Literal["q", "k", "v"], x: Resid) -> Heads:
-        """What ``hook_q`` (k, v) shows for the normalised ``x``; fires nothing."""
+        """Values of ``hook_q`` (k, v) for the normalised ``x``; fires no hook."""
         return self._project(getattr(self, f"{part}_proj"), x, None)
 
     def keys_values(self, x: Resid, rotary: RotaryTables) -> tuple[KeyValues, KeyValues]:

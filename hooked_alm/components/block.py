@@ -1,4 +1,4 @@
-"""One pre-norm decoder block."""
+"""The pre-norm decoder block."""
 
 from collections.abc import Iterator
 from typing import Any, cast
@@ -16,7 +16,7 @@ from .norm import RMSNorm
 
 
 class Block(nn.Module):
-    """``x + attn(ln1(x))``, then ``x + mlp(ln2(x))``.
+    """Decoder block: ``x + attn(ln1(x))``, then ``x + mlp(ln2(x))``.
 
     Hook points, ``[batch, pos, d_model]`` unless said: ``hook_resid_pre``, ``hook_attn_out``,
     ``hook_resid_mid``, ``hook_mlp_out``, ``hook_resid_post``; on demand: ``hook_q_input
@@ -86,11 +86,11 @@ class Blocks(nn.ModuleList):
     """The blocks, typed."""
 
     def __iter__(self) -> Iterator[Block]:
-        """First to last."""
+        """Iterate over the blocks, first to last."""
         return cast(Iterator[Block], super().__iter__())
 
     def __getitem__(self, layer: Any) -> Any:
-        """One block, or a slice of them."""
+        """A block by its index, or a slice of the blocks."""
         return super().__getitem__(layer)
 
 

@@ -40,7 +40,7 @@ class Unembed(nn.Linear):
         self.hook_out = HookPoint()
 
     def forward(self, x: Resid) -> FullLogits:
-        """``W_U x``."""
+        """Logits ``W_U x``."""
         logits = super().forward(self.hook_in(x))
         return self.hook_out(logits if self.scaling == 1 else logits / self.scaling)
 

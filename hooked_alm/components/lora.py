@@ -13,7 +13,7 @@ def plus_low_rank(
     b: Float[Tensor, "d_out rank"],
     scaling: float,
 ) -> Float[Tensor, "d_out d_in"]:
-    """``weight + scaling * b @ a``, rounded once to the weight's dtype.
+    """Merged weight ``weight + scaling * b @ a``, rounded once to the weight's dtype.
 
     Source: PEFT 0.21 ``LoraLayer.merge``, which keeps the factors in fp32.
     """

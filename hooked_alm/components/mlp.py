@@ -10,7 +10,7 @@ from ..hooks import HookPoint
 
 
 class GatedMLP(nn.Module):
-    """``down(act(gate(x)) * up(x))``, without biases.
+    """Gated MLP ``down(act(gate(x)) * up(x))``, without biases.
 
     Hook points, all ``[batch, pos, d_mlp]``, in firing order: ``hook_pre`` = gate(x);
     ``hook_gate`` = act(gate(x)), which TransformerLens does not have and neuron methods need;
@@ -41,7 +41,7 @@ class GatedMLP(nn.Module):
         return self.written(post)
 
     def neurons(self, x: Resid) -> Float[Tensor, "batch pos d_mlp"]:
-        """What ``hook_post`` shows for the normalised ``x``; fires nothing."""
+        """Values of ``hook_post`` for the normalised ``x``; fires no hook."""
         return self.act_fn(self.gate_proj(x)) * self.up_proj(x)
 
     def written(self, post: Float[Tensor, "*batch d_mlp"]) -> Float[Tensor, "*batch d_model"]:

@@ -44,11 +44,11 @@ class RMSNorm(nn.Module):
         return self.weight * self.hook_normalized(normalized)
 
     def scale(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... 1"]:
-        """``sqrt(mean(x^2) + eps)`` in fp32."""
+        """Scale ``sqrt(mean(x^2) + eps)`` of the last axis, in fp32."""
         return (x.to(torch.float32).pow(2).mean(-1, keepdim=True) + self.eps).sqrt()
 
     def normalize(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """``x / scale(x)`` without hooks and without ``w``, by Hugging Face's formula."""
+        """Normalised ``x / scale(x)``, without hooks and ``w``, by Hugging Face's formula."""
         x32 = x.to(torch.float32)
         mean_square = x32.pow(2).mean(-1, keepdim=True)
         return (x32 * torch.rsqrt(mean_square + self.eps)).to(x.dtype)

@@ -37,7 +37,7 @@ class Rotary(nn.Module):
     def forward(
         self, position_ids: Int[Tensor, "*axis batch pos"], dtype: torch.dtype
     ) -> RotaryTables:
-        """``cos`` and ``sin`` of every position and rotary dimension.
+        """Tables ``cos`` and ``sin`` of every position and rotary dimension.
 
         Raises:
             InputError: three axes, and a model that has one.

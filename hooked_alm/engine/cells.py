@@ -1,4 +1,4 @@
-"""What a sweep asks: edits of one run, looks at it, and the cells made of them."""
+"""Cells of a sweep: a row of the batch, the edits of its run, and the looks at it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +12,12 @@ from ..points import SITES, Site, hook_name
 from .record import Record
 
 Write = Callable[[Tensor], Tensor]
-"""New values from the run's own, both ``[pos, *features]``; features are as the hook shows them,
-and ``[head, key_pos]`` for the pattern."""
+"""Function from a run's own values to new ones, both ``[pos, *features]``. Features are as the hook
+shows them, for the pattern ``[head, key_pos]``."""
 
 
 class DonorRows(NamedTuple):
-    """Says that an edit writes another run's own rows, as they are."""
+    """Rows of another run that an edit writes unchanged; the engine may splice them (rule 2)."""
 
     record: Record
     positions: Sequence[int]
@@ -25,7 +25,7 @@ class DonorRows(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """One site of one block, changed at some positions of one row.
+    """A change of one site of one block, at some positions of one row.
 
     Positions are those of the padded prompt, at real tokens; with ``pattern`` they are query
     positions.
@@ -33,11 +33,11 @@ class Edit:
 
     site: Site
     layer: int
-    """Along the path to the head that is read."""
+    """Index of the block, along the path to the head that is read."""
     positions: Sequence[int]
     write: Write
     donor: DonorRows | None = None
-    """Where the written values come from, if they are whole rows of another run's same site."""
+    """Source of the values, if they are whole rows of the same site of another run."""
 
 
 @dataclass(eq=False)
@@ -55,7 +55,7 @@ class Look:
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One row of the batch under one or several edits at once."""
+    """A row of the batch under one or several edits at once: one question of a sweep."""
 
     row: int
     edits: tuple[Edit, ...]
@@ -64,6 +64,7 @@ class Cell:
     @property
     def marks(self) -> list[Edit | Look]:
         """Edits and looks in the order in which they act; those of one site as they were given."""
+        # Edits first: the sort is stable, so a look sees what the edits of its site wrote.
         marks: list[Edit | Look] = [*self.edits, *self.looks]
         return sorted(marks, key=lambda mark: (mark.layer, _ORDER[mark.site]))
 
@@ -81,8 +82,10 @@ def hooks_of(cells: Sequence[Cell], path: Sequence[str]) -> list[tuple[str, Call
 
     def hook_for(marks: list[tuple[int, Edit | Look]]) -> Callable[..., Tensor]:
         def act(value: Tensor, hook: HookPoint) -> Tensor:
+            # In place, the edit would reach tensors that the run or a cache still holds.
             value = value.clone()
             for row, mark in marks:
+                # A view with positions first: assigning to it below writes into ``value``.
                 rows = value[row].transpose(0, 1) if mark.site == "pattern" else value[row]
                 where = list(mark.positions)
                 if isinstance(mark, Look):

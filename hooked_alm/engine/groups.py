@@ -1,4 +1,4 @@
-"""Cells that recompute the same rows of one record, and what these run at a block."""
+"""Groups of cells that recompute the same rows of one record, and what they run at a block."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +19,7 @@ from .record import Agreement, Record, Spliced
 from .rows import Bundle, Placed, own_key_values
 
 RecordRows = Int[Tensor, " _row"]
+"""Indices of rows of a record: real positions, pads left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +28,9 @@ class Finals:
 
     row: int
     cells: list[int]
-    """Indices of the cells, as they were given."""
+    """Indices of the cells in the sequence that was given."""
     resid: Float[Tensor, "cell read d_model"]
-    """At the rows that were asked for."""
+    """The stream at the rows that were asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +42,12 @@ class _Member:
 
     @cached_property
     def layer(self) -> int:
-        """Block of the first of them."""
+        """Block of the first edit or look; 0 without any."""
         return min((mark.layer for _, mark in self.marks), default=0)
 
     @cached_property
     def is_whole(self) -> bool:
-        """Whether all rows that it reaches change in that very block; else only the edited ones."""
+        """Whether the first block changes all rows that the cell reaches; else the edited alone."""
         edits = [mark for _, mark in self.at(self.layer) if isinstance(mark, Edit)]
         return any(SITES[edit.site].reach == "reading rows" for edit in edits)
 
@@ -62,13 +63,14 @@ class _Member:
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """What a group runs at one block."""
+    """The bundles that a group runs at one block."""
 
     bundles: list[Bundle]
-    """First the members that are under way, if any; then those whose edited rows alone run."""
+    """First the members that are under way, if any; then one for each list of entrants."""
     entrants: list[list[_Member]]
+    """Members whose first block this is and whose edited rows alone run."""
     rows: RecordRows
-    """That exist after the block."""
+    """Rows of the group that exist after the block."""
 
 
 @dataclass(eq=False)
@@ -78,17 +80,21 @@ class Group:
     row: int
     record: Record
     beside: Record | Spliced
-    """What the rows are that no member changes."""
+    """The run that the rows are taken from which no member changes."""
     changed: tuple[Range, ...]
     """Rows that a member can change (rule 1); behind a splice, from its end on (rule 2)."""
     read: RecordRows
+    """Rows that are asked for, ascending."""
     members: list[_Member]
     resid: Float[Tensor, "cell row d_model"]
-    """Of the members that have joined, at ``rows``."""
+    """Streams of the members that have joined, the first of ``members``, at ``rows``."""
     rows: RecordRows
+    """The changed rows; behind the last block, those of them that are read."""
 
     def __post_init__(self) -> None:
         """Order the members as they join: behind block b - 1 with some rows, at b with all."""
+        # The members under way are the first ones, as many as ``resid`` is long: nothing else says
+        # whose streams these are.
         self.members.sort(key=lambda m: (m.layer + (not m.is_whole), m.is_whole, m.index))
 
     @property
@@ -113,6 +119,7 @@ class Group:
         Rows before the first changed one are a slice, which copies nothing.
         """
         n = len(self.record)
+        # A tail of the prompt changes, as always in a causal stack; a splice ends where it begins.
         if not self.changed or self.changed[0][1] == n:
             start = self.changed[0][0] if self.changed else n
             return slice(start), torch.arange(start)
@@ -121,13 +128,13 @@ class Group:
         return rows, rows
 
     def restarted(self) -> "Group":
-        """Itself before the first block, holding nothing of the climb."""
+        """The group before the first block again, without anything of a climb that broke off."""
         rows = rows_in(self.changed)
         resid = self.record.resid[0].new_empty(0, len(rows), self.record.resid[0].shape[-1])
         return replace(self, resid=resid, rows=rows)
 
     def with_members(self, members: list[_Member]) -> "Group":
-        """Some of its members alone."""
+        """A group of some of the members alone."""
         return replace(self, members=members)
 
     @property
@@ -138,6 +145,8 @@ class Group:
     def enter(self, layer: int) -> None:
         """Start from the base run, and write what is edited in the stream before a block."""
         new = [m for m in self.members if m.is_whole and m.layer == layer]
+        # Below their first block members are the base run. ``cat`` copies its expanded rows: the
+        # edits must not write into the record.
         base = self.record.resid[layer][self.rows].expand(len(new), -1, -1)
         self.resid = torch.cat([self.resid, base]) if new else self.resid
         for placed in self._placed(self.joined, layer, self.rows):
@@ -152,6 +161,8 @@ class Group:
         bundles, entrants = [], []
         if self.joined:
             bundles.append(self._under_way(block, layer, rows))
+        # In their first block these members change their own rows alone: no others need to run, and
+        # all keys and values are still the base run's.
         late: dict[tuple[int, ...], list[_Member]] = {}
         for member in self.members:
             if member.layer == layer and not member.is_whole:
@@ -186,6 +197,8 @@ class Group:
         )
         if len(rows) == len(self.rows):
             return bundle
+        # The last block: all changed rows give keys and values, but only rows that are read go on.
+        # Edits of k and v act on the former, and must not act twice.
         own = own_key_values(block, bundle)
         placed = self._placed(self.joined, layer, rows)
         marks = [one for one in placed if one.mark.site not in ("k", "v")]
@@ -197,6 +210,7 @@ class Group:
         under_way = outputs[: len(outputs) - len(step.entrants)]
         none = self.resid.new_empty(0, len(step.rows), self.resid.shape[-1])
         self.resid = under_way[0] if under_way else none
+        # By index: bundles have the members by edited rows, ``resid`` in the order of ``members``.
         arrived: dict[int, Tensor] = {}
         entrants = zip(step.entrants, outputs[len(under_way) :], strict=True)
         for (members, out), bundle in zip(entrants, step.bundles[len(under_way) :], strict=True):
@@ -213,6 +227,7 @@ class Group:
         placed = []
         for cell, member in enumerate(members):
             for where, mark in member.at(layer):
+                # ``searchsorted`` finds a place for any row; the comparison tells which are there.
                 places = torch.searchsorted(rows, where).clamp(max=max(len(rows) - 1, 0))
                 kept = rows[places] == where if len(rows) else torch.zeros_like(where).bool()
                 if kept.any():
@@ -221,7 +236,7 @@ class Group:
         return placed
 
     def finals(self) -> Finals:
-        """What was asked for, of every member."""
+        """The residual stream of every member at the rows that are read."""
         changed = self.read_changed
         resid = self.beside.final(self.read).expand(len(self.members), -1, -1)
         if len(changed):
@@ -230,6 +245,7 @@ class Group:
             if len(changed) == len(self.read):
                 resid = ours
             else:
+                # Expanded over the cells so far: one memory for all.
                 resid = resid.clone()
                 resid[:, torch.searchsorted(self.read, changed)] = ours
         return Finals(row=self.row, cells=[m.index for m in self.members], resid=resid)
@@ -241,7 +257,7 @@ def grouped(
     cells: Sequence[Cell],
     read: Sequence[RecordRows],
 ) -> list[Group]:
-    """Cells by the rows they recompute and what stands beside these.
+    """Groups of the cells that recompute the same rows beside the same unchanged ones.
 
     Raises:
         InputError: an edit at a pad, or at a block that does not exist.
@@ -250,7 +266,7 @@ def grouped(
     common: dict[tuple[Record, Record], Agreement] = {}
     stacks = model.path_stacks
     n_layers = len(stacks)
-    # Of every block and those above it; what is edited behind the last is in the last's stack.
+    # Stacks from each block up. The entry after the last is for edits behind the last block.
     above = [tuple(dict.fromkeys(stacks[min(b, n_layers - 1) :])) for b in range(n_layers + 1)]
     for index, cell in enumerate(cells):
         marks = cell.marks
@@ -260,6 +276,7 @@ def grouped(
         marks = [_before_a_block(mark) for mark in marks if len(mark.positions)]
         member = _Member(index, [(record.rows_of(mark.positions), mark) for mark in marks])
         changed, beside = _changed_and_beside(record, member, above[member.layer], common)
+        # Its end is in ``changed``, or is the end of the record.
         splice = (id(beside.donor), beside.start) if isinstance(beside, Spliced) else None
         key = (cell.row, changed, splice)
         if key not in groups:
@@ -270,11 +287,12 @@ def grouped(
                 empty.expand(0, len(rows), -1), rows,
             )  # fmt: skip
         groups[key].members.append(member)
+    # Made anew, because ``__post_init__`` orders the members, which are complete only now.
     return [replace(group) for group in groups.values()]
 
 
 def _before_a_block(mark: Edit | Look) -> Edit | Look:
-    """The stream behind a block is the stream before the next."""
+    """The mark itself, or an edit behind a block as one before the next: the same stream."""
     if mark.site != "resid_post" or isinstance(mark, Look):
         return mark
     return replace(mark, site="resid_pre", layer=mark.layer + 1)
@@ -286,13 +304,15 @@ def _changed_and_beside(
     above: Sequence[Stack],
     common: dict[tuple[Record, Record], Agreement],
 ) -> tuple[tuple[Range, ...], Record | Spliced]:
-    """The rows to recompute, and what the others are."""
+    """Ranges of rows to recompute, and the run that the others are taken from."""
     edits = [(rows, mark) for rows, mark in member.marks if isinstance(mark, Edit)]
     if not edits:
         return (), record
     rows, edit = edits[0]
     if len(edits) == 1 and edit.site == "resid_pre" and edit.donor is not None:
         first, stop = int(rows.min()), int(rows.min()) + len(rows)
+        # Rule 2. Whether the donor's rows are exact here is compared, not assumed: no row is left
+        # out, both runs have the span at the same rows, and they agree before it.
         is_whole_span = torch.equal(rows.sort().values, torch.arange(first, stop))
         theirs = edit.donor.record.rows_of(edit.donor.positions)
         pair = record, edit.donor.record
@@ -305,6 +325,8 @@ def _changed_and_beside(
             and common[pair].allows(first, stop)
         ):
             return ((stop, len(record)),) if stop < len(record) else (), Spliced(*pair, first, stop)
+    # Rows that are looked at have to run, too. The widest reach holds for all blocks, so that a
+    # member keeps one set of rows on its way up.
     changed = ranges_of(*(rows for rows, _ in member.marks))
     for stack in above:
         changed = stack.reached(changed, len(record))

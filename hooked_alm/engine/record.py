@@ -1,4 +1,4 @@
-"""What a run keeps, so that runs which differ from it later need not be computed whole."""
+"""Records of runs, so that runs which differ from them later need not be computed whole."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ KeyValue = tuple[Float[Tensor, "kv_head key_row d_head"], Float[Tensor, "kv_head
 
 @dataclass(eq=False)
 class Record:
-    """One row's run at its real positions: ``row`` counts them, pads left out."""
+    """The run of one prompt at its real positions; the axis ``row`` counts these, pads left out."""
 
     where: Int[Tensor, " row"]
-    """Their places in the padded prompt, on the CPU like all indices."""
+    """Positions of the rows in the padded prompt; on the CPU, like all indices."""
     n_pos: int
     """Length of the padded prompt."""
     tokens: Int[Tensor, " row"]
@@ -27,12 +27,14 @@ class Record:
     resid: list[Float[Tensor, "row d_model"]]
     """The residual stream at every depth of the path to the head in use."""
     keys: list[Float[Tensor, "kv_head row d_head"]]
-    """Per block, rotated."""
+    """Keys of every block, after rotation."""
     values: list[Float[Tensor, "kv_head row d_head"]]
+    """Values of every block."""
     rotary: tuple[Float[Tensor, "row d_head"], Float[Tensor, "row d_head"]]
+    """Tables ``cos`` and ``sin`` of every row."""
 
     def __len__(self) -> int:
-        """Real positions."""
+        """Number of real positions."""
         return len(self.where)
 
     def rows_of(self, positions: Sequence[int]) -> Int[Tensor, " row"]:
@@ -43,12 +45,13 @@ class Record:
         """
         where = torch.as_tensor(positions, dtype=torch.long)
         inside = (where >= 0) & (where < self.n_pos)
+        # Clamped so that the look-up works; a position outside counts as a pad, -1.
         rows = self._row_of[where.clamp(0, self.n_pos - 1)].masked_fill(~inside, -1)
         if (rows < 0).any():
             pads = where[rows < 0].tolist()
             raise InputError(
                 f"editing positions {pads[:8]}: they are pads, or beyond the {self.n_pos} "
-                "positions of the prompt."
+                "positions of the prompt. Use positions where the attention mask is 1."
             )
         return rows
 
@@ -62,7 +65,7 @@ class Record:
         return self.keys[layer], self.values[layer]
 
     def final(self, rows: Int[Tensor, " read"]) -> Float[Tensor, "read d_model"]:
-        """The residual stream after the last block."""
+        """The residual stream after the last block, at some rows."""
         return self.resid[-1][rows]
 
 
@@ -80,6 +83,7 @@ class Spliced:
 
     def key_values(self, layer: int) -> KeyValue:
         """Keys and values of rows 0 to ``stop`` at a block above the splice."""
+        # Nothing from ``stop`` on: those rows are recomputed, and bring their own.
         pairs = zip(self.record.key_values(layer), self.donor.key_values(layer), strict=True)
         keys, values = (
             torch.cat([ours[:, : self.start], theirs[:, self.start : self.stop]], dim=1)
@@ -90,32 +94,37 @@ class Spliced:
     def final(self, rows: Int[Tensor, " read"]) -> Float[Tensor, "read d_model"]:
         """The residual stream after the last block, of rows before ``stop``."""
         inside = (rows >= self.start) & (rows < self.stop)
+        # The donor may end before the rows that are read; clamped ones are not selected.
         ours, theirs = self.record.final(rows), self.donor.final(rows.clamp(max=self.stop - 1))
         return torch.where(inside[:, None].to(ours.device), theirs, ours)
 
 
 class Agreement(NamedTuple):
-    """How many first rows two runs have in common: what makes a splice safe, and a prefix shared.
+    """Numbers of first rows in which two runs agree: a splice or a shared prefix needs enough.
 
     Runs are functions of embeddings, places and position ids; rows up to the first difference are
     the same rows.
     """
 
     embeddings: int
+    """Rows with the same embeddings, bit for bit."""
     positions: int
+    """Rows with the same position ids and the same distances in the padded prompt."""
 
     @classmethod
     def of(cls, ours: Record, theirs: Record) -> "Agreement":
         """Compare two runs."""
         n = min(len(ours), len(theirs))
         same = (ours.resid[0][:n] == theirs.resid[0][:n]).all(dim=-1).cpu()
+        # Distances, which a sliding window counts; the amount of padding in front cancels.
         places = ours.where[:n] - ours.where[0] == theirs.where[:n] - theirs.where[0]
         same_ids = ours.position_ids[..., :n] == theirs.position_ids[..., :n]
         places &= same_ids.reshape(-1, n).all(0)
         return cls(embeddings=_n_leading(same), positions=_n_leading(places))
 
     def allows(self, start: int, stop: int) -> bool:
-        """Whether rows ``start`` to ``stop`` of one may stand for the other's with them edited."""
+        """Whether a run with rows ``start`` to ``stop`` replaced becomes the other run there."""
+        # The span's embeddings are written over; its keys stay rotated by the donor's positions.
         return start <= self.embeddings and stop <= self.positions
 
 

@@ -1,4 +1,4 @@
-"""One block over the rows of many cells at once."""
+"""Run of one block over the rows of many cells at once."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,15 +20,16 @@ from .cells import Edit, Look
 from .record import KeyValue, Record
 
 CellRows = Float[Tensor, "cell row d_model"]
+"""The residual stream of some cells at the rows that run."""
 OwnKeyValue = tuple[
     Float[Tensor, "kv_head cell own_row d_head"], Float[Tensor, "kv_head cell own_row d_head"]
 ]
 
 
 KERNEL_ROWS = 64
-"""From so many rows on, a cell's attention runs by the fused kernel. Measured with 12 cells, 800
-keys and 8 heads of 64 on a CPU: 12.6 against 14.7 ms at 32 rows, 24.7 against 24.0 at 64, 97
-against 48 at 128."""
+"""Rows from which on a cell's attention runs by the fused kernel. Explicit scores against the
+kernel, with 12 cells, 800 keys and 8 heads of 64 on a CPU: 12.6 against 14.7 ms at 32 rows, 24.7
+against 24.0 at 64, 97 against 48 at 128."""
 
 
 class Placed(NamedTuple):
@@ -38,12 +39,14 @@ class Placed(NamedTuple):
     places: list[int]
     mark: Edit | Look
     kept: Bool[Tensor, " pos"] | None = None
-    """Which of its positions these are, if not all."""
+    """True at the positions of the mark that run; None if all do."""
 
     def act(self, value: Tensor) -> Tensor | None:
         """New values at the places, or None where it only looks."""
         every = value
         if self.kept is not None:
+            # ``write`` expects all positions in their order: those that do not run are zeros here,
+            # and dropped afterwards.
             every = value.new_zeros(len(self.kept), *value.shape[1:])
             every[self.kept.to(value.device)] = value
         if isinstance(self.mark, Look):
@@ -59,15 +62,15 @@ class Bundle:
 
     record: Record
     rows: Int[Tensor, " row"]
-    """Which rows of the record run."""
+    """Rows of the record that run."""
     resid: CellRows
     shared: KeyValue
-    """Of rows that no cell changes; read by all cells, held once (rule 3)."""
+    """Keys and values of rows that no cell changes; read by all cells, held once (rule 3)."""
     shared_rows: Int[Tensor, " key_row"]
     own_rows: Int[Tensor, " own_row"] | None = None
-    """The rows whose keys each cell has for itself; None if the shared ones are all there is."""
+    """Rows whose keys each cell has for itself; None if the shared ones are all there is."""
     own: OwnKeyValue | None = None
-    """Those keys and values; None if they are of the very rows that run."""
+    """Keys and values of ``own_rows``; None if they are made of the very rows that run."""
     marks: list[Placed] = field(default_factory=list)
 
     @property
@@ -83,6 +86,8 @@ class Bundle:
 
 def run_block(block: Block, stack: Stack, bundles: Sequence[Bundle]) -> list[CellRows]:
     """The residual stream of every bundle one block of a stack deeper, edits applied."""
+    # All rows of all cells run as one prompt. Norms, projections and MLP treat a row by itself;
+    # attention alone must know which rows belong together, so it mixes by ``_attend_all``.
     context = AttentionContext(
         rotary=_rotary(bundles),
         kernel_masks={},
@@ -117,6 +122,7 @@ def pieces(flat: Tensor, bundles: Sequence[Bundle], dim: int = 0) -> Iterator[Te
 
 def _rotary(bundles: Sequence[Bundle]) -> tuple[Tensor, Tensor]:
     def table(which: int) -> Tensor:
+        # Repeated cell by cell, in the order of ``_flat``.
         parts = [b.record.rotary[which][b.rows].repeat(len(b.resid), 1) for b in bundles]
         return torch.cat(parts)[None]
 
@@ -127,13 +133,14 @@ def _rotary(bundles: Sequence[Bundle]) -> tuple[Tensor, Tensor]:
 def _edits_attached(
     block: Block, bundles: Sequence[Bundle], sites: tuple[Site, ...]
 ) -> Iterator[None]:
-    """Hooks that write the edits into the flat activations. ``pattern`` has a place of its own."""
+    """Attach hooks that write edits into flat activations; ``_attend`` edits patterns itself."""
     by_site: dict[Site, list[tuple[int, Placed]]] = {}
     start = 0
     for bundle in bundles:
         n_cells, n_rows = bundle.resid.shape[:2]
         for placed in bundle.at(*sites):
             if placed.mark.site != "pattern":
+                # Where the cell's rows begin among those of all cells.
                 first = start + placed.cell * n_rows
                 by_site.setdefault(placed.mark.site, []).append((first, placed))
         start += n_cells * n_rows
@@ -151,6 +158,7 @@ def _edits_attached(
 
 def _hook(marks: list[tuple[int, Placed]]) -> Callable[..., Tensor]:
     def act(point: HookPoint, inputs: object, value: Tensor) -> Tensor:
+        # The block may still read the memory that the value is a view of.
         value = value.clone()
         for first, placed in marks:
             where = torch.tensor(placed.places, device=value.device) + first
@@ -191,6 +199,9 @@ def _attend(
     visible = _visible(bundle, stack, attn.sliding_window).to(q.device)
     if len(bundle.rows) >= KERNEL_ROWS and not bundle.at("pattern"):
         return _by_kernel(q, bundle.shared, own, visible, attn.scaling)
+    # Explicit scores, by the formula and in the precision of Hugging Face's eager attention. The
+    # queries of all cells meet the shared keys in one product (rule 3), their own keys in another;
+    # the softmax is over both.
     keys, values = bundle.shared
     n_kv, n_shared = keys.shape[:2]
     by_kv = q.unflatten(0, (n_kv, -1))  # kv_head group cell row d_head
@@ -215,12 +226,12 @@ def _by_kernel(
     visible: Bool[Tensor, "row key"],
     scaling: float,
 ) -> Float[Tensor, "head cell row d_head"]:
-    """The same by the fused kernel, which holds no scores.
+    """Attention of a bundle by the fused kernel, which holds no scores.
 
-    It wants all keys of a cell in one piece: worth a copy where many rows read them.
+    The kernel wants all keys of a cell in one piece: worth a copy where many rows read them.
     """
     n_groups, n_cells = q.shape[0] // shared[0].shape[0], q.shape[1]
-    if own is None:  # one run of all cells' rows
+    if own is None:  # all cells read the same keys: their rows are queries of one run
         q, visible = q.flatten(1, 2)[:, None], visible.repeat(n_cells, 1)
         keys, values = (part[:, None] for part in shared)
     else:
@@ -242,6 +253,7 @@ def _visible(bundle: Bundle, stack: Stack, window: int | None) -> Bool[Tensor, "
     seen = stack.sees(bundle.rows[:, None], keys)
     if window is None:
         return seen
+    # Windows count padded positions, as the masks of a whole run do.
     at, key_at = bundle.record.where[bundle.rows, None], bundle.record.where[keys]
     return seen & (key_at > at - window)
 
@@ -249,7 +261,7 @@ def _visible(bundle: Bundle, stack: Stack, window: int | None) -> Bool[Tensor, "
 def _edit_pattern(
     pattern: Float[Tensor, "kv_head group row key"], bundle: Bundle, placed: Placed
 ) -> None:
-    """Edit one cell's pattern; edits know the keys of the padded prompt."""
+    """Edit one cell's pattern in place, spread out over the keys of the padded prompt meanwhile."""
     n_kv, n_groups, n_rows = pattern.shape[:3]
     padded = pattern.new_zeros(n_rows, n_kv * n_groups, bundle.record.n_pos)
     where = bundle.record.where[bundle.key_rows]

@@ -25,7 +25,7 @@ class Runs:
     kept: dict[str, Tensor]
     """Activations that were asked for, of the whole batch, by hook name. Pad rows mean nothing."""
     logits: Float[Tensor, "batch pos vocab"] | None = None
-    """If they were asked for."""
+    """Logits of every position, if they were asked for."""
 
 
 class _Branch(NamedTuple):
@@ -56,16 +56,18 @@ def record_runs(
     once. Their activations differ from those of a whole run by rounding.
 
     Args:
-        model: without hooks.
+        model: to run; no hook may be attached.
         x: prompts.
         keep: hook points whose activations are kept besides.
-        with_logits: of every position; nothing is shared then.
+        with_logits: return logits of every position; nothing is shared then.
         after: earlier runs; they serve if they kept the same points.
 
     Raises:
         InputError: a hook is attached to the model.
     """
     refuse_hooks(model)
+    # A prefix can be shared if its rows read no later ones, and if all that is kept has one value
+    # per row: scores and patterns have keys of the whole prompt.
     along = tuple(f"{block}." for block in model.path)
     shareable = all(stack.reach == "later rows" for stack in model.path_stacks)
     shareable &= all(name.startswith(along) or name == "hook_embed" for name in keep)
@@ -93,9 +95,10 @@ def record_runs(
 def _parents(
     records: Sequence[Record], earlier: Sequence[Record]
 ) -> dict[int, tuple[bool, int, int]]:
-    """Per row that can branch off: whether off a row of this batch, which one, after how much."""
+    """Rows that can branch off: whether off a row of this batch, which one, after how many rows."""
     found: dict[int, tuple[bool, int, int]] = {}
     for row, record in enumerate(records):
+        # Of this batch only rows that run whole serve: those of a branch are computed later.
         candidates = [(False, i, other) for i, other in enumerate(earlier)]
         candidates += [(True, i, records[i]) for i in range(row) if i not in found]
         best = (False, -1, 0)
@@ -146,7 +149,9 @@ def _joined(
                 new = seen[hook_name(point, block)][row].transpose(0, 1)
                 store.append(torch.cat([old[layer][:, :n], new], dim=1))
         for name in keep:
+            # Rows by their padded places, which differ where the prompts are padded differently.
             before = branch.runs.kept[name][branch.row, parent.where[:n]]
+            # ``hook_embed`` fires before the blocks, which are all that ran for the rest.
             rest = embedded[row].resid[0][n:] if name == "hook_embed" else seen[name][row]
             kept[name][row, record.where] = torch.cat([before, rest])
         records[row] = record
@@ -159,7 +164,7 @@ def _run_rest(
     keep: Sequence[str],
     branches: Mapping[int, _Branch],
 ) -> dict[str, dict[int, Tensor]]:
-    """What rows behind the shared prefix make, all branches in one pass: name -> row -> value."""
+    """Activations of rows behind shared prefixes, all in one pass: name -> batch row -> value."""
     seen: dict[str, dict[int, Tensor]] = {}
     streams = {
         row: embedded[row].resid[0][branch.n_rows :][None] for row, branch in branches.items()
@@ -175,6 +180,7 @@ def _run_rest(
             bundles.append(Bundle(embedded[row], rows, streams[row], shared, before, own_rows=rows))
 
         def see(value: Tensor, hook: HookPoint, bundles: list[Bundle] = bundles) -> None:
+            # Every bundle is one branch with a single cell.
             parts = (part[0] for part in pieces(value[0], bundles))
             seen[str(hook.name)] = dict(zip(branches, parts, strict=True))
 
@@ -194,7 +200,7 @@ def _run_whole(
     with_logits: bool,
     stream: Float[Tensor, "batch pos d_model"] | None = None,
 ) -> Runs:
-    """One forward; nothing is copied, the records are what it computed."""
+    """Records and activations of one forward, not copies of them."""
     resid = model.depth_names()
     keys = [hook_name("rot_k", block) for block in model.path]
     values = [hook_name("v", block) for block in model.path]
@@ -208,6 +214,7 @@ def _run_whole(
         if stream is None:
             logits = model(x, return_type)
         else:
+            # The point does not fire in a run that starts behind it.
             seen["hook_embed"] = stream
             logits = model(stream, return_type, start_at_layer=0, inputs=x)
     return Runs(
@@ -224,7 +231,7 @@ def _records(
     keys: Sequence[Tensor],
     values: Sequence[Tensor],
 ) -> list[Record]:
-    """Real rows of every prompt."""
+    """Records of every prompt, from activations of the whole batch ``[batch, pos, *features]``."""
     rotary = model.rotary(x.position_ids.to(resid[0].device), resid[0].dtype)
     records = []
     for row in range(len(x)):
@@ -251,7 +258,7 @@ def _real_rows(value: Tensor, real: Bool[Tensor, " pos"]) -> Tensor:
 
 
 def refuse_hooks(model: HookedALM) -> None:
-    """Hooks would see the rows that are recomputed, not the run they were written for.
+    """Refuse a hooked model: hooks would see the rows that are recomputed, not a whole run.
 
     Raises:
         InputError: a hook is attached to the model.

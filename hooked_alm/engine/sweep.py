@@ -1,4 +1,4 @@
-"""All cells of a sweep in one pass over the blocks."""
+"""A sweep: all cells in one pass over the blocks."""
 
 import os
 import warnings
@@ -13,9 +13,9 @@ from .record import Record
 from .rows import KERNEL_ROWS, run_block
 
 CPU_BYTES = 2**27
-"""Larger tensors come fresh from the operating system in every operation, page by page. Measured on
-a sweep over layers and positions, 800 positions, width 512: 7.3 forwards without a limit, 6.2 with
-this one, 6.4 to 6.5 with half or a quarter of it."""
+"""Bytes of a sweep's activations on a CPU. Larger tensors come fresh from the operating system in
+every operation, page by page. Measured on a sweep over layers and positions, 800 positions, width
+512: 7.3 forwards without a limit, 6.2 with this one, 6.4 to 6.5 with half or a quarter of it."""
 
 
 def sweep(
@@ -29,9 +29,9 @@ def sweep(
     """Compute every cell at the rows that are read, a memory budget's worth at a time.
 
     Args:
-        model: that made the records.
-        records: of the base run, one per row of the batch.
-        cells: in any order.
+        model: the one that made the records.
+        records: base runs, one per row of the batch.
+        cells: edits to answer, in any order.
         read: per row of the batch, the record's rows to return, ascending.
         max_bytes: budget for activations; None takes a quarter of what is free, and at most 128 MiB
             on a CPU. It changes results by rounding only.
@@ -56,6 +56,7 @@ def sweep(
                 RuntimeWarning,
                 stacklevel=2,
             )
+            # From the start: a climb that broke off leaves its groups between two blocks.
             groups = [group.restarted() for group in part] + rest
             continue
         yield from (group.finals() for group in part)
@@ -65,7 +66,8 @@ def sweep(
 # Not on the generator above, which a decorator sees as such only where nothing else wraps it.
 @torch.no_grad()
 def _climb(model: HookedALM, groups: Sequence[Group]) -> None:
-    """Once up through the blocks (rule 3): every cell joins at its own."""
+    """Run the blocks once, bottom to top (rule 3): every cell joins at its own."""
+    # Where no row that is read can change, what stands beside the group is the answer.
     reached = [group for group in groups if len(group.read_changed)]
     stacks = model.path_stacks
     n_layers = len(stacks)
@@ -77,18 +79,20 @@ def _climb(model: HookedALM, groups: Sequence[Group]) -> None:
         for group in reached:
             group.enter(layer)
             steps.append(group.step(block, layer, is_last))
+        # All groups in one call: the weights of a block are read once per climb.
         bundles = [bundle for step in steps for bundle in step.bundles]
         outputs = iter(run_block(block, stacks[layer], bundles))
         for group, step in zip(reached, steps, strict=True):
             group.absorb(step, [next(outputs) for _ in step.bundles], layer)
     for group in reached:
+        # Edits of the stream behind the last block; nothing runs after them.
         group.enter(n_layers)
 
 
 def _split(
     model: HookedALM, groups: Sequence[Group], budget: int
 ) -> tuple[list[Group], list[Group]]:
-    """As many cells as fit into the budget, at least one, and the others."""
+    """Groups of as many cells as fit into the budget, at least one, and groups of the others."""
     part: list[Group] = []
     for i, group in enumerate(groups):
         fit = budget // max(_bytes(model, group) // len(group.members), 1)
@@ -103,7 +107,7 @@ def _split(
 
 
 def _bytes(model: HookedALM, group: Group) -> int:
-    """What a group holds at its largest block: streams, MLP, and attention over all keys."""
+    """Bytes a group holds within a block, estimated: streams, MLP, and attention over all keys."""
     cfg, size = model.cfg, group.resid.element_size()
     heads = cfg.n_heads * cfg.d_head
     per_row = size * (6 * cfg.d_model + 4 * cfg.d_mlp + 4 * heads)
@@ -114,7 +118,7 @@ def _bytes(model: HookedALM, group: Group) -> int:
 
 
 def _budget(device: torch.device) -> int:
-    """A quarter of the free memory; on a CPU no more than fits the allocator's reuse."""
+    """Bytes for activations: a quarter of what is free; on a CPU no more than ``CPU_BYTES``."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 4
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

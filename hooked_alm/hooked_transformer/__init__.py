@@ -1,1 +1,1 @@
-"""What users of HookedTransformer expect of a model: names, tokens, weights, folding."""
+"""HookedTransformer's surface over the model: names, tokens, weights, folding."""

@@ -20,7 +20,7 @@ from ..errors import InputError
 from .weights import NORM_SCALES, Weights
 
 _BUFFERS = (".attn.mask", ".attn.IGNORE", ".attn.rotary_sin", ".attn.rotary_cos")
-"""In a HookedTransformer's state dict; nothing is learned in them."""
+"""Ends of the names of buffers in a HookedTransformer's state dict, in which nothing is learned."""
 
 
 class WeightProcessing(Weights):
@@ -95,7 +95,7 @@ class WeightProcessing(Weights):
         self._record("fold_value_biases")
 
     def center_writing_weights(self) -> None:
-        """Refused: only LayerNorm ignores the mean of the residual stream.
+        """Refuse: only LayerNorm ignores the mean of the residual stream.
 
         Raises:
             InputError: always.
@@ -106,7 +106,7 @@ class WeightProcessing(Weights):
         )
 
     def refactor_factored_attn_matrices(self) -> None:
-        """Refused: queries and keys of rotary models are rotated between the two factors.
+        """Refuse: queries and keys of rotary models are rotated between the two factors.
 
         Raises:
             InputError: always.
@@ -131,7 +131,7 @@ class WeightProcessing(Weights):
         Args:
             state_dict: names and shapes of ``to_hooked_transformer_state_dict``; processed or not.
                 Scales of norms may be missing, as they are after folding, and are 1 then.
-            fold_ln: see ``process_weights_``, like the others.
+            fold_ln: see ``process_weights_``.
             center_writing_weights: refused.
             center_unembed: see ``process_weights_``.
             fold_value_biases: see ``process_weights_``.
@@ -229,7 +229,7 @@ class WeightProcessing(Weights):
 
     @torch.no_grad()
     def _rewrite_unembed(self, *, fold: bool, center: bool) -> None:
-        """Both at once, so that a bf16 head is rounded once."""
+        """Fold and centre the unembedding at once, so that a bf16 head is rounded once."""
         self.refuse_beyond_hooked_transformer()
         weight = _wide(self.unembed.weight)
         if fold:

@@ -1,7 +1,7 @@
 """The rest of HookedTransformer's surface, so that code written for it runs on ``HookedALM``.
 
 The flags and their setters, the loss, and what the analysis tools of TransformerLens 4.3 ask for.
-Strings are in ``tokens``, weights in ``weights``, their folding in ``weight_processing``.
+Strings are in ``tokens``, weights in ``weights``, their folding in ``folding``.
 """
 
 from typing import TYPE_CHECKING, Any, cast
@@ -46,8 +46,8 @@ class HookedTransformerSurface(TokenMethods, WeightProcessing):
         Audio placeholders are positions, not words: predicting one is never scored.
 
         Args:
-            logits: of the run.
-            x: its prompt, or ids that are all text.
+            logits: logits of the run.
+            x: prompt of the run, or ids that are all text.
             per_token: ``[batch, pos - 1]`` instead of the mean, 0 at targets that are not scored,
                 as in TransformerLens; their number is not the mean's denominator.
         """
@@ -59,7 +59,7 @@ class HookedTransformerSurface(TokenMethods, WeightProcessing):
         return nll.where(scored, 0.0) if per_token else nll[scored].mean()
 
     def all_head_labels(self) -> list[str]:
-        """``L0H0``, ``L0H1``, ..."""
+        """Names of all heads: ``L0H0``, ``L0H1``, ..."""
         return [
             f"L{layer}H{head}"
             for layer in range(self.cfg.n_layers)
@@ -75,12 +75,13 @@ class HookedTransformerSurface(TokenMethods, WeightProcessing):
     ) -> Float[Tensor, " d_model"]:
         """Sum of the biases written to the residual stream before a block.
 
-        Zeros until ``fold_value_biases``: q, k and v alone have biases, inside the attention.
+        The sum is zero until ``fold_value_biases``: q, k and v alone have biases, inside the
+        attention.
 
         Args:
             layer: block whose input is meant; ``n_layers`` is the input of the final norm.
             mlp_input: the input of the block's MLP instead, after its attention.
-            include_mlp_biases: of no consequence, as the MLPs have none.
+            include_mlp_biases: changes nothing, as the MLPs have none.
 
         Raises:
             InputError: a layer that does not exist.

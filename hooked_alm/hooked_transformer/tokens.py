@@ -78,12 +78,12 @@ class TokenMethods:
     def to_str_tokens(
         self, text: str | list[str] | ALMInput | Any, prepend_bos: bool | None = None
     ) -> list[str] | list[list[str]]:
-        """Every token as text; a list of such lists for a list of texts.
+        """Tokens as texts; a list of such lists for a list of texts.
 
         Args:
             text: a string, a list of strings, ids ``[pos]`` or ``[1, pos]``, or an ``ALMInput`` of
                 one row, whose audio placeholders are tokens like any other.
-            prepend_bos: see ``to_tokens``; of text only.
+            prepend_bos: see ``to_tokens``; for text only.
 
         Raises:
             InputError: ids or an ``ALMInput`` of several rows.
@@ -110,7 +110,8 @@ class TokenMethods:
         ids = self._tokenizer()(text, add_special_tokens=False)["input_ids"]
         if len(ids) != 1:
             raise InputError(
-                f"looking up the token {text!r}: the tokenizer makes {len(ids)} of it."
+                f"looking up the token {text!r}: the tokenizer makes {len(ids)} of it, expected "
+                "one. A leading space often counts."
             )
         return int(ids[0])
 
@@ -121,14 +122,14 @@ class TokenMethods:
         mode: str = "first",
         prepend_bos: bool | None = None,
     ) -> int:
-        """Where a token stands in a prompt, in positions of the padded row.
+        """Position of a token in a prompt, in the padded row.
 
         Args:
             single_token: an id, or a string that is one token.
             input: text, ids ``[pos]`` or ``[1, pos]``, or an ``ALMInput`` of one row, whose pads
                 are not searched.
-            mode: which of several: "first" or "last".
-            prepend_bos: see ``to_tokens``; of text only.
+            mode: "first" or "last", where there are several.
+            prepend_bos: see ``to_tokens``; for text only.
 
         Raises:
             InputError: the token is not there, the input has several rows, or an unknown mode.
@@ -176,7 +177,8 @@ class TokenMethods:
     def _tokenizer(self) -> Any:
         if self.tokenizer is None:
             raise InputError(
-                f"tokenising text for {self.cfg.model_name!r}: its folder has no tokenizer."
+                f"tokenising text for {self.cfg.model_name!r}: its folder has no tokenizer. Pass "
+                "token ids, or give it one with `set_tokenizer`."
             )
         return self.tokenizer
 

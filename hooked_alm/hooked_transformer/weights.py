@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..config import HookedALMConfig
 
 NORM_SCALES = ("ln1.w", "ln2.w", "ln_final.w")
-"""Left out of a state dict whose ``normalization_type`` is RMSPre."""
+"""Scales that a state dict leaves out if its ``normalization_type`` is RMSPre."""
 
 _EMBED = {"embed.W_E": ("embed.weight", "vocab d_model -> vocab d_model")}
 _BLOCK = {
@@ -146,24 +146,24 @@ class Weights:
 
     @property
     def QK(self) -> FactoredMatrix:
-        """``W_Q W_K^T`` of every head: which position attends to which, before rotation.
+        """Products ``W_Q W_K^T`` of every head: which position attends to which, before rotation.
 
-        Without the norms' scales: those of ``ln1`` are in it after ``fold_layer_norm``, those of
-        q/k norm never.
+        The norms' scales are left out: those of ``ln1`` are in it after ``fold_layer_norm``, those
+        of q/k norm never.
         """
         return FactoredMatrix(self.W_Q, self.W_K.transpose(-2, -1))
 
     @property
     def OV(self) -> FactoredMatrix:
-        """``W_V W_O`` of every head: what is moved from an attended position.
+        """Products ``W_V W_O`` of every head: what is moved from an attended position.
 
-        Without the scale of ``ln1``, which ``fold_layer_norm`` puts in.
+        The scale of ``ln1`` is left out; ``fold_layer_norm`` puts it in.
         """
         return FactoredMatrix(self.W_V, self.W_O)
 
     @property
     def n_params_total(self) -> int:
-        """Parameters of the whole model, audio encoder included; a tied head counts once."""
+        """Number of parameters, those of the audio encoder included; a tied head counts once."""
         assert isinstance(self, nn.Module)
         return sum(parameter.numel() for parameter in self.parameters())
 
@@ -171,7 +171,7 @@ class Weights:
     def all_composition_scores(
         self, mode: str
     ) -> Float[Tensor, "layer head later_layer later_head"]:
-        """How much of what each head writes is read by the queries, keys or values of later heads.
+        """Composition scores: the share of each head's writing that later heads' inputs read.
 
         ``|L R| / (|L| |R|)`` in Frobenius norms, with ``L = W_V W_O`` of the earlier head and
         ``R`` = ``W_Q W_K^T``, ``W_K W_Q^T`` or ``W_V W_O`` of the later one; 0 where the second
@@ -213,7 +213,7 @@ class Weights:
         return scores
 
     def tl_parameters(self) -> dict[str, Tensor]:
-        """Every decoder weight under TransformerLens' name: ``blocks.0.attn.W_Q`` and so on.
+        """Decoder weights under TransformerLens' names: ``blocks.0.attn.W_Q`` and so on.
 
         Views of the parameters, but for key and value weights of grouped models, which are repeated
         for every query head, and for absent biases, which are zeros.
@@ -274,7 +274,7 @@ class Weights:
         return {**_EMBED, **layers, **_HEAD}
 
     def refuse_beyond_hooked_transformer(self) -> None:
-        """Weights alone would not be this model.
+        """Refuse a model that its weights alone do not describe.
 
         Raises:
             InputError: the config has what HookedTransformer's has not.
@@ -312,7 +312,7 @@ class Weights:
 
 
 def _triangle(x: Float[Tensor, "head d_model d_head"]) -> Float[Tensor, "head rank d_head"]:
-    """``R`` of ``x = Q R``: as long as ``x`` in every direction."""
+    """Factor ``R`` of ``x = Q R``: as long as ``x`` in every direction."""
     return torch.linalg.qr(x, mode="r").R
 
 

@@ -1,5 +1,5 @@
-"""The checks of the shared building blocks S-1 to S-13 that have no other home, and where those
-that have one are: every number that a block's *Test* line gives is asserted somewhere."""
+"""The checks of the shared building blocks S-1 to S-13 that have no other home, and where the
+others are: every number that ``docs/methods.md`` gives with a block is asserted somewhere."""
 
 import ast
 import itertools
@@ -77,7 +77,7 @@ TESTS: dict[str, dict[str, tuple[str, ...]]] = {
     "S-12": {"methods/test_shared_blocks": ("test_noising_and_denoising_of_gates",)},
     "S-13": {"methods/test_shared_blocks": ("test_metrics_of_a_moved_logit",)},
 }
-"""Block -> test module, by its path -> the functions that hold its *Test* line."""
+"""Block -> test module, by its path -> the functions that assert its numbers."""
 
 
 def test_every_block_has_its_tests() -> None:

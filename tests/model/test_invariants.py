@@ -5,8 +5,9 @@ under another instruction, and another audio under the same instruction. What is
 ``torch.equal`` is the same kernel on the same positions of the same batch; so patches by the fast
 engine, which are not, have their rounding in ``tolerances.py``.
 
-Elsewhere: I13 (JS and NLL), I17 (win fractions) and I20 (edge patches) wait for their functions;
-I18 and I19 are in ``methods/statistics/test_bootstrap.py``.
+Elsewhere in ``tests/methods``: I13 (JS and NLL) in ``reading/test_divergence.py``, I17 (win shares)
+in ``statistics/test_label_scores.py``, I18 and I19 in ``statistics/test_bootstrap.py``, I20 (edge
+patches) in ``patching/test_paths.py``.
 """
 
 from collections.abc import Iterator

@@ -9,12 +9,20 @@ import numpy as np
 import pandas as pd
 import soundfile
 
+from hooked_alm.experiments.emotion_conflict.curves import handoffs
+from hooked_alm.experiments.emotion_conflict.experiment import EmotionConflict
 from hooked_alm.experiments.emotion_conflict.plan import NAMES_TARGET
 from hooked_alm.experiments.emotion_conflict.settings import EmotionConflictConfig
+from hooked_alm.experiments.emotion_conflict.tables import (
+    EmotionResults,
+    conflict_items,
+    flip_summary,
+)
 from hooked_alm.experiments.materials.ob1 import CONFLICT_MAP, EMOTIONS, ob1_clip_names
 from hooked_alm.experiments.materials.recordings import Recording, load_recordings
 
 N_BLOCKS = 4
+INPUTS = {"model": {"blocks": N_BLOCKS}, "audio_is_first": True}
 SEGMENTS = {
     "audio": 0.4,
     "audio_struct": 0.1,
@@ -182,3 +190,13 @@ def toy_recordings(folder: Path, n_clips: int) -> list[Recording]:
         tone = 0.1 * np.sin(np.arange(4000) / 16_000 * 2 * np.pi * (120 + 10 * number))
         soundfile.write(folder / f"{clip.stem}.wav", tone, 16_000)
     return load_recordings(folder)
+
+
+def toy_results(
+    config: EmotionConflictConfig, tables: dict[str, pd.DataFrame] | None = None, **made: Any
+) -> EmotionResults:
+    """Hand-made tables (or given ones) as results, with the summaries that claims are made of."""
+    run = EmotionConflict.results(config, INPUTS, tables or toy_tables(config, **made))
+    run.tables["handoffs"] = handoffs(run["patching"], run.draws)
+    run.tables["ob1_flip_summary"] = flip_summary(conflict_items(run["runs"]))
+    return run

@@ -1,7 +1,7 @@
 """One row of the families' test table: a tiny checkpoint, and the reference it is held against.
 
 A module of ``cases`` has one ``CASE``, or several ``CASES``, per family;
-``converters/test_families.py`` runs them.
+``tests/converters/test_families.py`` runs them.
 """
 
 from collections.abc import Callable, Mapping, Sequence

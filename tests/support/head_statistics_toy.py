@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
@@ -94,6 +95,19 @@ def experiment(model: Path, data: Path, **settings: Any) -> HeadStatistics:
     return HeadStatistics(
         HeadStatisticsConfig.model_validate({"model": str(model), "data_dir": str(data), **values})
     )
+
+
+def tables(whole: HeadStatistics) -> dict[str, pd.DataFrame]:
+    """Measured tables and summaries of a run that writes no folder."""
+    inputs = whole.open()
+    rows: dict[str, list[Any]] = {}
+    for unit in whole.units():
+        for name, found in whole.measure(unit).tables.items():
+            rows.setdefault(name, []).extend(found)
+    run = whole.results(whole.config, inputs, {name: pd.DataFrame(r) for name, r in rows.items()})
+    for name, table in whole.summaries(run):
+        run.tables[name] = table
+    return run.tables
 
 
 # --- The same with nothing but Hugging Face and PyTorch hooks

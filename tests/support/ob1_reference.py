@@ -1,6 +1,6 @@
-"""OB1 with nothing but a plain Hugging Face model and PyTorch hooks, as the seed's scripts did it.
+"""OB1 with nothing but a plain Hugging Face model and PyTorch hooks, as seed 000's scripts did it.
 
-Written from ``facts/methods.md`` section 5 and seed 000, not from the experiment's code: it finds
+Written from the definitions M-000-1 to M-000-13, not from the experiment's code: it finds
 spans by counting the bytes of tokens, keeps the whole residual stream, multiplies the whole
 vocabulary, and runs one full forward per patched cell. Only prompt texts are shared.
 """

@@ -1,6 +1,6 @@
 """Seed 001 with nothing but a plain Hugging Face model and PyTorch hooks.
 
-Written from ``facts/methods.md`` section 6 and the seed, not from the experiment's code. Depth d is
+Written from the definitions M-001-1 to M-001-8, not from the experiment's code. Depth d is
 the residual stream after d blocks: it is patched before block d, or after the last one.
 """
 

@@ -48,14 +48,14 @@ def units(out: Path) -> set[str]:
 
 def interrupted(experiment: Experiment[Any], before: Collection[int]) -> Experiment[Any]:
     """The experiment, with Ctrl-C pressed as it begins the given units, counted from one."""
-    run_unit, calls = experiment.run_unit, itertools.count(1)
+    measure, calls = experiment.measure, itertools.count(1)
 
     def run_or_stop(unit: Unit) -> UnitResult:
         if next(calls) in before:
             raise KeyboardInterrupt
-        return run_unit(unit)
+        return measure(unit)
 
-    vars(experiment)["run_unit"] = run_or_stop
+    vars(experiment)["measure"] = run_or_stop
     return experiment
 
 

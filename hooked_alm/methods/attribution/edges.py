@@ -40,11 +40,11 @@ from .trust import Attribution, CheckOptions, attribution, score_table
 EdgeMethod = Literal["eap", "eap-ig"]
 Endpoint = Literal["base", "donor"]
 CHUNK_BYTES = 2**28
-"""Messages and gradients that are held at once."""
+"""Bytes of messages and gradients that are held at once."""
 
 
 class EdgeAttributionOptions(SharedOptions, HeadsOption, PlacesOption, CheckOptions, total=False):
-    """Of ``attribute_edges``. EAP-IG needs prompts of one length, whatever the policy."""
+    """Options of ``attribute_edges``. EAP-IG needs prompts of one length, whatever the policy."""
 
     method: Annotated[EdgeMethod, Option("eap", '"eap" or "eap-ig".')]
     steps: Annotated[int, Option(5, 'm of EAP-IG; of no effect on "eap".')]
@@ -84,7 +84,7 @@ def attribute_edges(
         metric: differentiable.
         from_nodes: as in ``path_patch``; the score of a set is the sum over its pairs, and over the
             positions of a place.
-        to_nodes: as in ``path_patch``, likewise.
+        to_nodes: as in ``path_patch``; sets are summed over in the same way.
 
     Returns:
         Scores with the axes of ``path_patch``; NaN where the receiver comes before the sender.
@@ -173,7 +173,7 @@ class _Edges:
         ways: Sequence[float],
         rows_at_once: int | None,
     ) -> Float[Tensor, "cell batch label"]:
-        """Of every pair of sets at every place; means over points of the way to the donor."""
+        """Scores of every pair of sets and place, means over points of the way to the donor."""
         found = score_table(len(pairs) * len(self.places), self.measured)
         table = found.view(len(pairs), len(self.places), *found.shape[1:])
         table[[i for i, members in enumerate(pairs) if not members]] = torch.nan
@@ -194,7 +194,7 @@ class _Edges:
         return found
 
     def _embeddings(self, way: float) -> Float[Tensor, "batch pos d_model"]:
-        """Some share of the way from the base's to the donor's."""
+        """Embeddings at some share of the way from the base's to the donor's."""
         base, donor, runs = self.measured.base, self.measured.donor, self.measured.donor_runs
         assert donor is not None
         assert runs is not None
@@ -233,7 +233,7 @@ class _Edges:
         return total
 
     def _messages(self, row: int, place: int, part: Tensor) -> Iterator[Tensor]:
-        """What donor's senders write more than the base's, ``[sender, pos, d_model]``, in order."""
+        """Messages of senders, donor minus base, ``[sender, pos, d_model]``, in order."""
         alignment, runs = self.placement.alignments[place][row], self.measured.donor_runs
         assert runs is not None
         for point, some in groupby(self.senders, attrgetter("activation")):
@@ -274,7 +274,7 @@ class _Edges:
 
 
 def _receiving_point(receiver: Receiver) -> str:
-    """Where the gradient of a receiver is taken."""
+    """Hook point at which the gradient of a receiver is taken."""
     at = "ln2.normalized" if receiver.kind == "mlp" else receiver.kind
     return hook_name(at, receiver.block)
 
@@ -286,7 +286,7 @@ def _through_norm(
 ) -> Float[Tensor, "receiver pos d_model"]:
     """Gradient at a norm's input, from that at its output before the scale.
 
-    Of ``n = x / s`` with ``s^2 = mean(x^2) + eps``: ``(g - n mean(n g)) / s``.
+    For ``n = x / s`` with ``s^2 = mean(x^2) + eps``: ``(g - n mean(n g)) / s``.
     """
     scale = norm.scale(stream)
     normalized = stream.float() / scale

@@ -22,13 +22,14 @@ class GradientRun:
     """Activations of some rows of the batch, and the gradient of one value of the metric."""
 
     rows: list[int]
-    """Which rows of the batch: axis 0 of the activations."""
+    """Rows of the batch that are axis 0 of the activations."""
     label: int
-    """Which value of the metric; 0 where it has one."""
+    """Index of the metric's value; 0 where it has one."""
     values: dict[str, Tensor]
-    """By hook name, as the hook shows them."""
+    """Activations by hook name, as the hook shows them."""
     gradients: dict[str, Tensor]
-    """Likewise. A row's metric depends on that row alone, so this is each row's own gradient."""
+    """Gradients by hook name. A row's metric depends on that row alone, so these are each row's
+    own."""
 
 
 def gradient_runs(
@@ -45,7 +46,7 @@ def gradient_runs(
     Args:
         measured: the base, its runs without gradients, and the metric.
         embeddings: what enters the first block; the base's own, or others in their place.
-        names: hook points that lie on the path of the computation.
+        names: hook points, of those that lie on the path of the computation.
         rows_at_once: rows whose graph is held at a time; None is the whole batch.
 
     Yields:
@@ -104,7 +105,7 @@ def _forward(
 
 
 def embeddings_of(runs: Runs, x: ALMInput) -> Float[Tensor, "batch pos d_model"]:
-    """What entered the first block in recorded runs; zeros at pads, which nothing reads."""
+    """Embeddings that entered the first block of recorded runs; zeros at pads, read by nothing."""
     first = runs.records[0].resid[0]
     stream = first.new_zeros(*x.shape, first.shape[-1])
     for row, record in enumerate(runs.records):
@@ -114,7 +115,7 @@ def embeddings_of(runs: Runs, x: ALMInput) -> Float[Tensor, "batch pos d_model"]
 
 @contextmanager
 def frozen(model: HookedALM) -> Iterator[None]:
-    """No gradients of weights, for a while."""
+    """Switch gradients of the weights off within the context."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)

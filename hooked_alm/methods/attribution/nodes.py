@@ -38,7 +38,7 @@ from .trust import Attribution, CheckOptions, attribution, score_table
 
 
 class NodeAttributionOptions(NodeOptions, CheckOptions, total=False):
-    """Of ``attribute_nodes``."""
+    """Options of ``attribute_nodes``."""
 
     qk_fix: Annotated[
         bool,
@@ -136,7 +136,7 @@ class _Nodes:
         self.kept = self.measured.base_runs.kept
 
     def scores(self) -> Float[Tensor, "cell batch label"]:
-        """Of every product of layers, units and places."""
+        """Scores of every combination of layers, units and places."""
         units, n_places = self.choice.units, len(self.choice.places)
         found = score_table(len(self.layers) * len(units) * n_places, self.measured)
         table = found.view(len(self.layers), len(units), n_places, *found.shape[1:])
@@ -207,7 +207,7 @@ class _Nodes:
 
 
 class _Row:
-    """One row's attention at its real positions, in fp64: what patched queries and keys do to z.
+    """Attention of one row at its real positions, in fp64: what patched queries and keys do to z.
 
     ``sum_j (pattern' - pattern)_j dL/dpattern_j``, where ``dL/dpattern_ij`` is ``dL/dz_i . v_j``,
     is ``(z' - z) . dL/dz``.
@@ -222,7 +222,7 @@ class _Row:
         mask: Float[Tensor, "row key_row"],
         gradient: Float[Tensor, "row head d_head"],
     ) -> None:
-        """``heads`` are q before rotation, k and v as recorded; ``gradient`` is at z."""
+        """Take q before rotation, k and v as recorded in ``heads``, and the ``gradient`` at z."""
         q, *others = heads
         self.attn, self.stack, self.rotary, self.n_heads = attn, stack, rotary, q.shape[1]
         self.mask, self.gradient = mask.double(), gradient.double()
@@ -236,7 +236,7 @@ class _Row:
         before: Float[Tensor, "patched head d_head"],
         after: Float[Tensor, "patched head d_head"],
     ) -> Float[Tensor, " head"]:
-        """Of queries exchanged at some rows."""
+        """Scores of queries exchanged at some rows."""
         new, old = (self._rotated(self.attn.q_norm, q, rows) for q in (after, before))
         moved = self._z(new, self.k, rows) - self._z(old, self.k, rows)
         return (moved * self.gradient[rows]).sum((0, 2))
@@ -247,7 +247,7 @@ class _Row:
         before: Float[Tensor, "patched kv_head d_head"],
         after: Float[Tensor, "patched kv_head d_head"],
     ) -> Float[Tensor, " kv_head"]:
-        """Of keys exchanged at some rows, to every query that may see them."""
+        """Scores of keys exchanged at some rows, over every query that may see them."""
         readers = rows_in(self.stack.reached(ranges_of(rows), len(self.q)))
 
         def z(k: Tensor) -> Tensor:

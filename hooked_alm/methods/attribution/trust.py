@@ -20,7 +20,7 @@ Stratum = Literal["top", "random"]
 
 
 class CheckOptions(TypedDict, total=False):
-    """Of every attribution."""
+    """Options of every attribution."""
 
     check: Annotated[
         int,
@@ -44,9 +44,9 @@ class Checked:
     """Cells whose exact effect was measured, beside their scores."""
 
     coordinates: tuple[dict[str, Any], ...]
-    """Of every cell: axis -> its coordinate."""
+    """Place of every cell: axis -> coordinate."""
     strata: tuple[Stratum, ...]
-    """Of every cell: whether it is one of the largest scores, or drawn from the others."""
+    """Stratum of every cell: among the largest scores, or drawn from the others."""
     scores: Float[np.ndarray, "cell example *label"]
     exact: Float[np.ndarray, "cell example *label"]
     """Patched - base by the exact engine."""
@@ -58,12 +58,12 @@ class Checked:
         stratum: Stratum | None = None,
         of_means: bool = False,
     ) -> float:
-        """Of scores and exact effects; NaN where either is constant, or cells are too few.
+        """Correlation of scores and exact effects; NaN if either is constant or cells are too few.
 
         Args:
             kind: "pearson" or "spearman".
             stratum: only the cells of one; cells of large scores alone flatter a method.
-            of_means: of means over examples, which circuits are made of, not of single values.
+            of_means: correlate means over examples, which circuits are made of, not single values.
         """
         among = [i for i, one in enumerate(self.strata) if stratum in (None, one)]
         pair = [values[among] for values in (self.scores, self.exact)]
@@ -80,12 +80,12 @@ class Checked:
 
     @property
     def worst(self) -> dict[str, Any]:
-        """Where score and exact effect differ most, as a row of ``columns``."""
+        """Row of ``columns`` in which score and exact effect differ most."""
         at = int(np.argmax(np.abs(self.scores - self.exact)))
         return {name: values[at] for name, values in self.columns().items()}
 
     def columns(self) -> dict[str, list[Any]]:
-        """A row per cell, example and label, by columns, as ``pandas.DataFrame`` takes them."""
+        """Columns by name, with a row per cell, example and label, for ``pandas.DataFrame``."""
         columns: dict[str, list[Any]] = {name: [] for name in self.coordinates[0]}
         columns |= {"stratum": [], "example": []}
         columns |= {"label": []} if self.scores.ndim == 3 else {}
@@ -104,13 +104,13 @@ class Checked:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Attribution:
-    """What ``patch`` or ``path_patch`` would find, to first order."""
+    """Gradient scores of the cells of ``patch`` or ``path_patch``: their effects to first order."""
 
     scores: PatchResult
-    """With the axes of the exact sweep. ``effect`` is the score: what patching would change,
+    """Scores on the axes of the exact sweep. ``effect`` is the score: what patching would change,
     approximately; ``values`` the base's metric plus that."""
     checked: Checked | None
-    """None if no cells were to be checked."""
+    """Exact effects of a sample of cells; None if none were to be checked."""
 
     @property
     def effect(self) -> Float[np.ndarray, "..."]:
@@ -124,7 +124,7 @@ class Attribution:
 
     @property
     def spearman(self) -> float:
-        """Rank correlation, likewise."""
+        """Rank correlation of all checked values with their exact effects; NaN without any."""
         return float("nan") if self.checked is None else self.checked.correlation("spearman")
 
 
@@ -141,8 +141,8 @@ def attribution(
     """Scores as a result, with the exact effects of some cells.
 
     Args:
-        measured: base, donor and metric.
-        axes: of the cells.
+        measured: runs of base and donor, and the metric.
+        axes: axes of the cells, with their coordinates.
         scores: NaN where there is no such cell.
         exact: effects ``[cell, batch, *label]`` of the cells at some places of the product of axes.
         engine: how they were found.
@@ -172,7 +172,7 @@ def attribution(
 def _sample(
     scores: Float[np.ndarray, "cell batch *label"], n: int, seed: int
 ) -> tuple[list[int], tuple[Stratum, ...]]:
-    """Half the largest, half drawn from the others."""
+    """Indices of cells, half of them the largest scores and half drawn from the others; strata."""
     size = np.abs(scores).reshape(len(scores), -1).mean(axis=1)
     order = [int(cell) for cell in np.argsort(-size, kind="stable") if not np.isnan(size[cell])]
     n_top = min(-(-n // 2), len(order))

@@ -1,4 +1,4 @@
-"""Which donor position stands for which base position (block S-4)."""
+"""Alignment of base positions with donor positions (block S-4)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ AlignPolicy = Literal[
     "error", "resample_linear", "nearest", "truncate", "pad_last", "dtw", "min_len"
 ]
 AlignPolicies = AlignPolicy | Mapping[str, AlignPolicy]
-"""One policy, or one per span; spans that are not named get ``error``."""
+"""Policy for all spans, or one per span; spans that are not named get ``error``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +72,13 @@ def align(
         base: the run to be patched.
         donor: the run that values come from.
         spans: names, each present in both.
-        row: of both batches.
+        row: index of the row in both batches.
         policy: for spans of unequal length. ``error`` refuses; ``resample_linear`` stretches the
             time axis (audio only); ``nearest`` stretches without mixing positions, and for a single
             one takes the last, which has seen the whole word; ``truncate`` leaves the longer end
             out; ``pad_last`` repeats the last donor position; ``dtw`` follows the best warping path
             (needs ``features``); ``min_len`` ignores spans and takes the same index from the start
-            of both prompts, up to the shorter one: seed 000's rule, kept to reproduce it (C10).
+            of both prompts, up to the shorter one: kept to reproduce work that did so (C10).
         features: residual stream ``[pos, d_model]`` of base and donor at depth 0, for ``dtw``.
 
     Raises:
@@ -190,7 +190,7 @@ class Window:
     start_s: float
     stop_s: float
     clip: int = 0
-    """Which of the row's clips, in order of appearance."""
+    """Index of the clip among the row's, in order of appearance."""
 
 
 Place = str | int | Window | Sequence[str | int | Window]
@@ -275,9 +275,11 @@ def _align_lists(
 def dtw_indices(
     base: Float[Tensor, "base_pos d"], donor: Float[Tensor, "donor_pos d"]
 ) -> list[int]:
-    """For each base row, the donor row at the middle of its stretch of the best warping path.
+    """Indices of donor rows: for each base row the middle of its stretch of the best warping path.
 
-    Of two in the middle, the earlier. Cost is the cosine distance; steps are (1,0), (0,1), (1,1).
+    Of two in the middle, the earlier is taken. Cost is the cosine distance; steps are (1,0), (0,1),
+    (1,1).
+
     Source: Sakoe & Chiba 1978.
     """
     a = torch.nn.functional.normalize(base.float(), dim=-1)

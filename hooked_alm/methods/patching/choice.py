@@ -1,4 +1,4 @@
-"""What a sweep over nodes patches: layers, heads or neurons, places; and their coordinates."""
+"""Choice of what a sweep over nodes patches: layers, heads or neurons, places; coordinates."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,15 +21,15 @@ class Choice:
     """Layers, units and places of a sweep over nodes."""
 
     layers: list[tuple[int, ...]]
-    """Each of blocks that are patched together."""
+    """Blocks, in tuples that are patched together."""
     unit: str | None
-    """What the units are, if any were chosen."""
+    """Name of the units' axis (head, kv_head, neuron), if any were chosen."""
     units: list[Units]
     places: list[Place]
 
     @classmethod
     def of(cls, model: HookedALM, base: ALMInput, options: NodeOptions) -> "Choice":
-        """What the options choose.
+        """Layers, units and places that the options of a sweep name.
 
         Raises:
             InputError: layers, heads or neurons that do not exist or that the site does not have.
@@ -90,7 +90,7 @@ def _joint_ticks(joint: Sequence[Units]) -> tuple[Any, ...]:
 
 @contextmanager
 def per_query_head(model: HookedALM, is_wanted: bool) -> Iterator[None]:
-    """Keys and values of every query head, for a while."""
+    """Compute keys and values once per query head within the context, if that is wanted."""
     before = model.cfg.ungroup_grouped_query_attention
     model.set_ungroup_grouped_query_attention(is_wanted or before)
     try:

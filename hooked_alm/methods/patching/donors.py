@@ -1,4 +1,4 @@
-"""Where the values of a patch come from: another run, a mean, noise, zeros, or the run itself."""
+"""Donors: a patch takes its values from another run, a mean, noise, zeros, or the run itself."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ from .placement import Placement
 class Mean:
     """Mean activation over the rows of some prompts: the value of mean ablation.
 
-    Over all positions of the patched place, or position by position (places must then be as long
-    as the base's).
+    The mean is over all positions of the patched place, or taken position by position (places must
+    then be as long as the base's).
     """
 
     inputs: ALMInput
@@ -45,7 +45,7 @@ Donor = ALMInput | Mean | Noise | Literal["self", "zero"]
 
 
 def run_of(donor: Donor) -> ALMInput | None:
-    """The donor, where it is a run.
+    """The donor itself if it is a run, else None.
 
     Raises:
         InputError: an unknown donor.
@@ -117,7 +117,7 @@ class DonorValues:
     def values(
         self, name: str, row: int, place: int, units: Sequence[int] | None
     ) -> Float[Tensor, " aligned *features"] | float:
-        """What is to be written at a place of a row, over some units or all."""
+        """Values to write at a place of a row, for some units or all."""
         if self.donor == "zero":
             return 0.0
         alignment = self.placement.alignments[place][row]
@@ -128,6 +128,8 @@ class DonorValues:
         found = alignment.donor_values(chosen)
         if isinstance(self.donor, Noise):
             real = donor[self.base.attention_mask[row].bool().to(donor.device)]
+            # Drawn for the whole row and then cut: the noise at a position does not depend on the
+            # cell.
             generator = torch.Generator().manual_seed(self.donor.seed)
             every = torch.randn(donor.shape, generator=generator).to(donor)
             noise = every if units is None else every[:, list(units)]
@@ -139,6 +141,8 @@ class DonorValues:
     ) -> Tensor:
         """Mean over the donor's rows, of the place's positions one by one or all together."""
         where = [
+            # Position by position each row is aligned with the base; else its own place counts, of
+            # any length.
             align_place(self.base[row], donor.inputs[other], self.placement.places[place])
             if donor.by_position
             else align_place(donor.inputs[other], donor.inputs[other], self.placement.places[place])

@@ -1,4 +1,4 @@
-"""What nodes of the residual graph tell one another, and the cells that change it."""
+"""Messages between nodes of the residual graph, and the cells that patch them."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -32,11 +32,11 @@ Pairs = Sequence[NodePair]
 """Senders and receivers whose edges are patched at once."""
 Kept = TypeVar("Kept")
 CACHED_STREAM_BYTES = 2**29
-"""Streams of ``ioi`` that are kept instead of computed again for every receiver."""
+"""Bytes of the streams of ``ioi`` that are kept, not computed again for every receiver."""
 
 
 class Latest(Generic[Kept]):
-    """The values that were made or asked for last, some number of them."""
+    """A cache of the values that were made or asked for last, at most ``size`` of them."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -74,7 +74,7 @@ class Graph:
         Args:
             model: to run.
             base: prompts to be patched.
-            donor: as many prompts.
+            donor: as many prompts as ``base``.
             metric: what is read off each run.
             pair_sets: each patched in a run of its own.
             places: where messages are read.
@@ -90,6 +90,7 @@ class Graph:
         written = {sender.activation for pairs in pair_sets for sender, _ in pairs}
         read = {receiver.stream for pairs in pair_sets for _, receiver in pairs}
         if mode == "ioi":
+            # Heads are frozen: the stream is put together of the base's attention outputs.
             read |= {"hook_embed"}
             read |= {hook_name(at, b) for at in ("attn_out", "resid_pre") for b in model.path}
         self.measured = Measurement(
@@ -98,6 +99,7 @@ class Graph:
         )  # fmt: skip
         self._messages: Latest[Stream] = Latest(512)
         self._received: Latest[Tensor] = Latest(8)
+        # Bytes of one entry at most: all positions in fp32, before every attention and MLP.
         per_stream = base.shape[1] * model.cfg.d_model * 4 * 2 * len(model.path)
         self._streams: Latest[list[Stream]] = Latest(max(CACHED_STREAM_BYTES // per_stream, 1))
 
@@ -112,6 +114,7 @@ class Graph:
         cell = self.ioi_cell if self.mode == "ioi" else self.edge_cell
         cells = [
             [
+                # A pair that was named twice sends its message once.
                 cell(tuple(dict.fromkeys(pairs)), row, place)
                 for row in range(len(self.placement.base))
             ]
@@ -119,6 +122,7 @@ class Graph:
         ]
         found = self.measured.values(cells)
         for i, (pairs, _) in enumerate(product(pair_sets, places)):
+            # No pair is left where the receiver comes first: that is no edge, not an effect of 0.
             if not pairs and "receiver" in axes:
                 found[i] = torch.nan
         every = {**axes, "place": place_ticks(places)}
@@ -127,17 +131,17 @@ class Graph:
         )
 
     def base_rows(self, name: str, row: int, place: int) -> Tensor:
-        """A base activation at a place."""
+        """A base activation at a place, ``[pos, *features]``."""
         return self.measured.base_runs.kept[name][row, self.placement.positions(place, row)]
 
     def donor_rows(self, name: str, row: int, place: int) -> Tensor:
-        """A donor activation, aligned with the place."""
+        """A donor activation aligned with a place of the base, ``[pos, *features]``."""
         runs = self.measured.donor_runs
         assert runs is not None
         return self.placement.alignments[place][row].donor_values(runs.kept[name][row])
 
     def written(self, sender: Sender, activation: Tensor) -> Stream:
-        """What a sender adds to the stream, from its activation ``[pos, ...]``."""
+        """Write of a sender to the stream, made of its activation ``[pos, *features]``."""
         if sender.unit is None:
             return activation
         block = self.model.block(sender.layer)
@@ -146,7 +150,7 @@ class Graph:
         return activation[:, sender.unit, None] * block.mlp.W_out[sender.unit]
 
     def message(self, sender: Sender, row: int, place: int) -> Stream:
-        """What the donor's sender writes more than the base's."""
+        """Message of a sender: its write in the donor run minus that in the base run."""
 
         def make() -> Stream:
             pair = (r(sender.activation, row, place) for r in (self.donor_rows, self.base_rows))
@@ -158,12 +162,13 @@ class Graph:
     def edge_cell(self, pairs: tuple[NodePair, ...], row: int, place: int) -> Cell:
         """Edits that give each receiver its senders' messages, everything else recomputed.
 
-        The first receivers read what the base run has there. Later ones, and messages of senders
-        behind a receiver, are taken from the run as it goes.
+        The first receivers read the base run. What later ones read, and what senders behind a
+        receiver write, is taken from the run as it goes.
         """
         positions = self.placement.positions(place, row)
         if not pairs or not positions:
             return Cell(row, ())
+        # Before this place the cell's run is the base run; behind it, nodes may have changed.
         first = min(receiver.reads for _, receiver in pairs)
         # What is seen of the run as it goes: senders' activations, and streams.
         looks = {
@@ -177,10 +182,13 @@ class Graph:
         edits = []
         for receiver, those in by_receiver.items():
             online = {s: looks[s.activation] for s in those if s.writes >= first}
+            # Called when the receiver's block runs: by then the looks below it have values.
             delta = partial(self._delta, tuple(those), online, row, place)
             if receiver.is_stream:
+                # Added to whatever the stream holds by then.
                 edits.append(Edit(receiver.site, receiver.layer, positions, partial(_add, delta)))
                 continue
+            # Unchanged so far: base plus messages, the same for all heads of a kind.
             if receiver.reads <= first:
                 value = partial(self._first_received, tuple(those), receiver, row, place)
             else:
@@ -209,7 +217,7 @@ class Graph:
     def _first_received(
         self, those: tuple[Sender, ...], receiver: Receiver, row: int, place: int
     ) -> Tensor:
-        """What the first receivers of a kind make of some messages, every head at once."""
+        """Activation of the first receivers of a kind under some messages, every head at once."""
 
         def make() -> Tensor:
             base = self.base_rows(receiver.stream, row, place)
@@ -219,7 +227,7 @@ class Graph:
         return self._received.of((those, receiver.layer, receiver.kind, row, place), make)
 
     def _read(self, receiver: Receiver, stream: Look, delta: Callable[[], Stream]) -> Tensor:
-        """The same from a stream that this run has changed already."""
+        """Activation of a later receiver: its stream, as this run has changed it, plus messages."""
         return self._of_stream(receiver, stream.value + delta(), None)
 
     def _of_stream(self, receiver: Receiver, stream: Stream, base: Stream | None) -> Tensor:
@@ -227,6 +235,7 @@ class Graph:
         block, kind = self.model.block(receiver.layer), receiver.kind
         ln = block.ln2 if kind == "mlp" else block.ln1
         if self.norm == "frozen":
+            # As ``normalize`` does it, with the base's scale.
             assert base is not None
             normed = (stream.float() / ln.scale(base)).to(stream.dtype) * ln.weight
         else:
@@ -236,13 +245,14 @@ class Graph:
         return block.attn.project(cast(Literal["q", "k", "v"], kind), normed[None])[0]
 
     def chain_cell(self, sender: Sender, receivers: Sequence[Receiver], row: int) -> Cell:
-        """The edit of a chain's last receiver, by what reaches it."""
+        """Cell that edits the last receiver of a chain, by the message that reaches it."""
         positions = list(self.placement.positions(0, row))
         if not positions:
             return Cell(row, ())
         message = self.message(sender, row, 0)
         *relays, last = receivers
         for relay in relays:
+            # Every relay hears the message over its base input, so that no other path is open.
             positions, message = self._passed_on(relay, row, positions, message)
         if last.is_stream:
             write = partial(_add, lambda: message)
@@ -254,13 +264,15 @@ class Graph:
     def _passed_on(
         self, relay: Receiver, row: int, positions: list[int], message: Stream
     ) -> tuple[list[int], Float[Tensor, "passed d_model"]]:
-        """What a receiver writes more than in the base run, and where, when it hears a message."""
+        """Positions and message of a relay: its write on hearing a message minus the base's."""
         kept = self.measured.base_runs.kept
         new = self._of_stream(relay, kept[relay.stream][row][positions] + message, None)
         block = self.model.block(relay.layer)
         if relay.kind == "mlp":
+            # Row by row: the message goes on where it came.
             before = kept[hook_name("post", relay.block)][row, positions]
             return positions, block.mlp.written(new - before)
+        # Attention mixes rows: its block runs with this edit, and z shows what changed where.
         edit = _receive(relay, positions, lambda: new)
         x = self.placement.base[row]
         name = hook_name("z", relay.block)
@@ -279,7 +291,9 @@ class Graph:
                 inputs=x,
             )
         delta = seen[name][0] - kept[name][row]
-        if relay.kind != "q":  # whoever attends there hears it
+        if relay.kind != "q":
+            # Whoever attends to these positions hears the message. Stacks count real positions,
+            # messages those of the padded prompt.
             real = x.attention_mask[0].bool().nonzero().flatten().cpu()
             heard = ranges_of(torch.searchsorted(real, torch.tensor(positions)))
             stack = self.model.path_stacks[relay.layer]
@@ -287,7 +301,7 @@ class Graph:
         return positions, torch.einsum("phe,hed->pd", delta[positions], block.attn.W_O)
 
     def ioi_cell(self, pairs: tuple[NodePair, ...], row: int, place: int) -> Cell:
-        """Receivers get what reaches them from the senders through MLPs alone, heads frozen."""
+        """Cell whose receivers get what reaches them through MLPs alone, heads frozen."""
         positions = self.placement.positions(place, row)
         if not pairs or not positions:
             return Cell(row, ())
@@ -309,14 +323,14 @@ class Graph:
     def _reached(
         self, those: tuple[Sender, ...], receiver: Receiver, row: int, place: int
     ) -> Stream:
-        """The stream at a receiver."""
+        """The stream that a receiver reads in ``ioi``."""
         streams = self._streams.of(
             (those, row, place), partial(self._frozen_streams, those, row, place)
         )
         return streams[receiver.reads]
 
     def _frozen_streams(self, those: tuple[Sender, ...], row: int, place: int) -> list[Stream]:
-        """The stream at every read, senders at the donor's, heads frozen, MLPs recomputed.
+        """Streams at all places of reading: senders as in the donor, heads frozen, MLPs recomputed.
 
         Entry ``2 b`` is before block b, ``2 b + 1`` between its attention and its MLP.
         """
@@ -324,6 +338,7 @@ class Graph:
         stream = self.base_rows(hook_name("resid_pre", self.model.path[first]), row, place)
         if any(sender.kind == "embed" for sender in those):
             stream = self.donor_rows("hook_embed", row, place)
+        # No receiver reads before the first sender; these entries only keep the count.
         streams = [stream] * (2 * first + 1)
         for layer in range(first, len(self.model.path)):
             block, name = self.model.block(layer), self.model.path[layer]
@@ -333,6 +348,7 @@ class Graph:
                 if sender.kind in ("head", "attn"):
                     stream = stream + self.message(sender, row, place)
             streams.append(stream)
+            # An MLP that sends does not listen: it writes what the donor's wrote.
             if mlp := next((sender for sender in sent if sender.kind == "mlp"), None):
                 stream = stream + self.donor_rows(mlp.activation, row, place)
             else:
@@ -367,7 +383,7 @@ def check_set(pairs: Pairs) -> None:
 
 
 def relayed(relay: Receiver) -> list[str]:
-    """Points whose base values say what a relay writes more."""
+    """Hook points whose base values are compared to find what a relay passes on."""
     points = ("post",) if relay.kind == "mlp" else ("z", "resid_pre")
     return [hook_name(point, relay.block) for point in points]
 
@@ -381,6 +397,7 @@ def _replace(new: Callable[[], Tensor], value: Tensor) -> Tensor:
 
 
 def _write_head(new: Callable[[], Tensor], head: int, value: Tensor) -> Tensor:
+    # ``new`` has every head of the kind; only this one receives.
     out = value.clone()
     out[:, head] = new()[:, head]
     return out

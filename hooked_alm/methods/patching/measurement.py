@@ -21,7 +21,7 @@ from .options import Engine
 from .results import PatchResult
 
 CHUNK_BYTES = 2**28
-"""Logits over the whole vocabulary that are held at once."""
+"""Bytes of logits over the whole vocabulary that are held at once."""
 
 
 class Measurement:
@@ -114,7 +114,7 @@ class Measurement:
         """The values of ``values`` under labelled axes, in their order.
 
         Args:
-            axes: of the cells; examples and labels are added.
+            axes: axes of the cells; examples and labels are added.
             values: ``[cell, batch, *label]``.
             about: ``site``, ``mode`` and what else a ``PatchResult`` says of itself.
         """
@@ -143,7 +143,7 @@ class Measurement:
         return torch.cat([self.of_stream(one[None], row) for row, one in enumerate(streams)])
 
     def _of_logits(self, x: ALMInput, logits: Tensor) -> Float[Tensor, " batch *label"]:
-        """From whole logits ``[batch, pos, vocab]``."""
+        """Metric of whole logits ``[batch, pos, vocab]``."""
         if isinstance(self.metric, OnLogits):
             found = torch.as_tensor(self.metric.function(logits))
             if found.ndim == 0 and len(logits) == 1:
@@ -166,7 +166,7 @@ class Measurement:
     def of_stream(
         self, resid: Float[Tensor, "cell read d_model"], row: int
     ) -> Float[Tensor, " cell *label"]:
-        """From the stream after the last block, at the rows that were read."""
+        """Metric of cells of one row, from the stream after the last block at the rows read."""
         if isinstance(self.metric, OnLogits):
             where = self.base_runs.records[row].where
             found = []
@@ -192,7 +192,7 @@ class Measurement:
         return self.metric(logits, row, _Unpatched(self, row))
 
     def readout_logits(self, x: ALMInput, runs: Runs, row: int) -> Float[Tensor, " token"]:
-        """Of an unpatched run, over the metric's tokens."""
+        """Readout logits of an unpatched run of one row, over the metric's tokens."""
         if runs.logits is not None:
             return runs.logits[row, _readout_positions(x)[row]][self._tokens(row)].float()
         stream = runs.records[row].final(self.readouts(x, runs)[row])
@@ -212,7 +212,7 @@ class Measurement:
         return self.model.head_unembed.directions(None if tokens is None else list(tokens))
 
     def readouts(self, x: ALMInput, runs: Runs) -> list[Int[Tensor, " read"]]:
-        """Per row, the record's row whose logits predict the first answer token."""
+        """Rows of the records, one per prompt, whose logits predict the first answer token."""
         positions = _readout_positions(x)
         return [r.rows_of([at]) for r, at in zip(runs.records, positions, strict=True)]
 
@@ -254,7 +254,10 @@ class _Unpatched(Reference):
     def donor(self) -> Tensor:
         m = self.measurement
         if m.donor is None or m.donor_runs is None:
-            raise InputError("measuring a divergence from the donor: this donor is not a run.")
+            raise InputError(
+                "measuring a divergence from the donor: this donor is not a run. Compare with the "
+                "base, or give prompts as donor."
+            )
         return m.readout_logits(m.donor, m.donor_runs, self.row)
 
 

@@ -1,4 +1,4 @@
-"""What a patch is measured by: numbers from the logits that predict the first answer token.
+"""Metrics of a patch: numbers from the logits that predict the first answer token.
 
 A metric says which tokens' logits it needs, so that the others are never computed.
 """
@@ -17,7 +17,7 @@ from ...errors import InputError
 from ..reading.labels import LabelSet
 
 PerRow = int | Sequence[int]
-"""One token for all rows of the batch, or one per row."""
+"""Token for all rows of the batch, or one per row."""
 Scores = Float[Tensor, " cell *label"]
 
 
@@ -27,17 +27,21 @@ class Reference(ABC):
     @property
     @abstractmethod
     def base(self) -> Float[Tensor, " token"]:
-        """Of the base."""
+        """Logits of the base run."""
 
     @property
     @abstractmethod
     def donor(self) -> Float[Tensor, " token"]:
-        """Of the donor; raises ``InputError`` where the donor is not a run."""
+        """Logits of the donor's run.
+
+        Raises:
+            InputError: the donor is not a run.
+        """
 
 
 @runtime_checkable
 class Metric(Protocol):
-    """One number, or one per label, for every cell."""
+    """A function from logits to one number, or one per label, for every cell."""
 
     def tokens(self, row: int) -> Sequence[int] | None:
         """Ids whose logits are needed for a row of the batch; None is the whole vocabulary."""
@@ -67,13 +71,13 @@ class LogitDiff:
     other: PerRow
 
     def tokens(self, row: int) -> Sequence[int]:
-        """The two."""
+        """Ids of the two tokens of a row."""
         return [_of_row(self.answer, row), _of_row(self.other, row)]
 
     def __call__(
         self, logits: Float[Tensor, "cell token"], row: int, reference: Reference
     ) -> Scores:
-        """``[cell]``, in logits."""
+        """Differences ``[cell]``, in logits."""
         return logits[:, 0] - logits[:, 1]
 
 
@@ -84,13 +88,13 @@ class Logits:
     ids: Sequence[int]
 
     def tokens(self, row: int) -> Sequence[int]:
-        """As given."""
+        """Ids of the tokens that were given."""
         return self.ids
 
     def __call__(
         self, logits: Float[Tensor, "cell token"], row: int, reference: Reference
     ) -> Scores:
-        """``[cell, token]``."""
+        """Logits ``[cell, token]``."""
         return logits
 
 
@@ -112,17 +116,17 @@ class LabelScores:
     def __call__(
         self, logits: Float[Tensor, "cell token"], row: int, reference: Reference
     ) -> Scores:
-        """``[cell, label]``, in logits."""
+        """Scores ``[cell, label]``, in logits."""
         return self.labels.scores(logits)
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """1 where the target has the highest score among the labels, else 0; ties count as 0."""
+    """Whether the target has the highest score among the labels: 1, else 0; ties count as 0."""
 
     labels: LabelSet
     target: str | Sequence[str]
-    """One label for all rows, or one per row."""
+    """Name of the label that is right: one for all rows, or one per row."""
 
     def tokens(self, row: int) -> Sequence[int]:
         """First tokens of all spellings."""
@@ -131,7 +135,7 @@ class Accuracy:
     def __call__(
         self, logits: Float[Tensor, "cell token"], row: int, reference: Reference
     ) -> Scores:
-        """``[cell]``."""
+        """Accuracies ``[cell]``, 0 or 1."""
         target = self.target if isinstance(self.target, str) else self.target[row]
         scores = self.labels.scores(logits)
         mine = scores[:, self.labels.index(target)]
@@ -147,12 +151,12 @@ class LogProb:
     answer: PerRow
 
     def tokens(self, row: int) -> None:
-        """All: the normaliser needs them."""
+        """Ask for the whole vocabulary, which the normaliser needs."""
 
     def __call__(
         self, logits: Float[Tensor, "cell token"], row: int, reference: Reference
     ) -> Scores:
-        """``[cell]``."""
+        """Log-probabilities ``[cell]``, in nats."""
         return logits.log_softmax(-1)[:, _of_row(self.answer, row)]
 
 
@@ -163,7 +167,7 @@ class Prob(LogProb):
     def __call__(
         self, logits: Float[Tensor, "cell token"], row: int, reference: Reference
     ) -> Scores:
-        """``[cell]``."""
+        """Probabilities ``[cell]``."""
         return super().__call__(logits, row, reference).exp()
 
 
@@ -174,12 +178,12 @@ class KL:
     to: Literal["base", "donor"] = "base"
 
     def tokens(self, row: int) -> None:
-        """All."""
+        """Ask for the whole vocabulary, which a divergence needs."""
 
     def __call__(
         self, logits: Float[Tensor, "cell token"], row: int, reference: Reference
     ) -> Scores:
-        """``[cell]``."""
+        """Divergences ``[cell]``, in nats."""
         log_p = _reference_log_probs(reference, self.to)
         return F.kl_div(
             logits.log_softmax(-1), log_p.expand_as(logits), reduction="none", log_target=True
@@ -193,7 +197,7 @@ class JS(KL):
     def __call__(
         self, logits: Float[Tensor, "cell token"], row: int, reference: Reference
     ) -> Scores:
-        """``[cell]``."""
+        """Divergences ``[cell]``, in nats."""
         log_q = logits.log_softmax(-1)
         log_p = _reference_log_probs(reference, self.to).expand_as(log_q)
         log_m = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0))
@@ -215,5 +219,5 @@ class OnLogits:
     """
 
     function: Callable[[Float[Tensor, "batch pos vocab"]], Any]
-    """From logits of the padded prompts to ``[batch]`` or ``[batch, label]``; a row's value must
-    depend neither on the other rows nor on the logits at its pads, which mean nothing."""
+    """Function from logits of the padded prompts to ``[batch]`` or ``[batch, label]``. The value of
+    a row may depend neither on other rows nor on the logits at its pads, which mean nothing."""

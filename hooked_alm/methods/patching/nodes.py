@@ -1,4 +1,4 @@
-"""Nodes of the residual graph: what writes to the stream, and what reads it.
+"""Nodes of the residual graph: senders write to the stream, receivers read it.
 
 A node is named by a hook point and, where it has several, a head or neuron:
 ``blocks.9.attn.hook_z[3]``, ``blocks.14.attn.hook_q_input[7]``, ``blocks.2.hook_mlp_out``,
@@ -15,14 +15,16 @@ from ...model import HookedALM
 from ...points import RECEIVERS, SENDERS, Point, Reader, Site, hook_name
 
 SenderKind = Literal["embed", "attn", "head", "mlp", "neuron"]
+# Only where sweeps can edit: a head is seen at z, not at the costly ``hook_result``.
 _ACTIVATIONS = {
     cast(SenderKind, point.unit or point.writes): point
     for point in SENDERS.values()
     if point.reach or point.writes == "embed"
 }
-"""Where senders' activations are read: a writer's whole, or its units. All heads together are the
+"""Points that show senders' activations: a writer's whole, or its units. All heads together are the
 attention, all neurons the MLP."""
 
+# Block of any stack, point below it, and in brackets the head or neuron.
 _NAME = re.compile(
     r"(?:(?P<block>[\w.]*blocks\.(?:\d+|\*))\.)?(?P<point>[a-z_.]+)(?:\[(?P<unit>\d+|\*)\])?"
 )
@@ -46,18 +48,19 @@ class Sender:
     @property
     def writes(self) -> int:
         """Place among the writes: -1 for the embedding, then 0, 1, 2, ..."""
+        # Heads write with their attention, neurons with their MLP.
         return {"embed": -1, "attn": 2 * self.layer, "head": 2 * self.layer}.get(
             self.kind, 2 * self.layer + 1
         )
 
     @property
     def site(self) -> Site:
-        """Where a sweep edits or sees the activation; the embedding has no site."""
+        """Site at which a sweep edits or sees the activation; the embedding has none."""
         return cast(Site, _ACTIVATIONS[self.kind].short)
 
     @property
     def activation(self) -> str:
-        """Hook point that the activation is read at."""
+        """Hook point that shows the activation."""
         point = _ACTIVATIONS[self.kind]
         return hook_name(point.short if self.block else point.name, self.block)
 
@@ -69,41 +72,45 @@ class Receiver:
     layer: int
     kind: Reader
     unit: int | None = None
-    """Head; a kv head for k and v."""
+    """Query head for q, kv head for k and v."""
+    # Not compared: ``logits`` is a residual stream, too, and split inputs have two names.
     name: str = field(default="", compare=False)
     block: str = field(default="", compare=False)
     """Name of the block that it is in."""
 
     @property
     def reads(self) -> int:
-        """It reads the writes before this place, and changes those from it on."""
+        """Place among the writes: those before it are read, those from it on can change."""
         return 2 * self.layer + {"mlp": 1, "resid_mid": 1, "resid_post": 2}.get(self.kind, 0)
 
     @property
     def is_stream(self) -> bool:
-        """Whether it is the stream itself, which everything behind it reads."""
+        """Whether the receiver is the stream itself, which everything behind it reads."""
         return self.kind.startswith("resid")
 
     @property
     def stream_site(self) -> Site:
-        """The stream that it reads, or is."""
+        """Site of the stream that the receiver reads, or is."""
         if self.is_stream:
             return cast(Site, self.kind)
         return "resid_mid" if self.kind == "mlp" else "resid_pre"
 
     @property
     def stream(self) -> str:
-        """Hook point of that stream."""
+        """Hook point of the stream that the receiver reads, or is."""
         return hook_name(self.stream_site, self.block)
 
     @property
     def site(self) -> Site:
-        """Where it is made to act on another input: its q, k or v, or the MLP's neurons."""
+        """Site that is edited to make the receiver act on another input.
+
+        That is its q, k or v, or the MLP's neurons: the input itself is read by others, too.
+        """
         return "post" if self.kind == "mlp" else cast(Site, self.kind)
 
 
 def senders(model: HookedALM, names: str | Sequence[str]) -> list[Sender]:
-    """Writers by name.
+    """Senders of some names, in order; ``*`` gives one for each block, head or neuron.
 
     Raises:
         InputError: a point that does not write to the stream, or a layer or index out of range.
@@ -122,13 +129,14 @@ def senders(model: HookedALM, names: str | Sequence[str]) -> list[Sender]:
 
 
 def receivers(model: HookedALM, names: str | Sequence[str]) -> list[Receiver]:
-    """Readers by name; ``logits`` is the stream after the last block.
+    """Receivers of some names, in order; ``logits`` is the stream after the last block.
 
     Raises:
         InputError: a point that does not read the stream, or a layer or index out of range.
     """
     found = []
     for name in _listed(names):
+        # Nothing but the head reads the last stream; the receiver keeps the name that was given.
         given = hook_name("resid_post", model.path[-1]) if name == "logits" else name
         block, point, unit = _split(given, "receiver", RECEIVERS)
         kind = RECEIVERS[point].reads
@@ -139,6 +147,7 @@ def receivers(model: HookedALM, names: str | Sequence[str]) -> list[Receiver]:
                 f"naming the receiver {name!r}: {point} "
                 + ("needs a head, as in '[3]' or '[*]'." if has_heads else "has no heads.")
             )
+        # Grouped heads share a k and a v, so there are fewer of these to name.
         size = model.cfg.n_heads if kind == "q" else model.cfg.n_key_value_heads
         for layer, at in _blocks(model, name, block):
             for index in _indices(name, unit, size):
@@ -159,6 +168,7 @@ def _split(name: str, role: str, known: Mapping[str, Point]) -> tuple[str | None
     """Block, point and index of a name."""
     match = _NAME.fullmatch(name)
     point = match["point"] if match else ""
+    # The embedding alone stands outside of blocks.
     if match is None or point not in known or (match["block"] is None) != (point == "hook_embed"):
         raise InputError(
             f"naming the {role} {name!r}: expected a hook point and, in brackets, a head or "
@@ -172,6 +182,7 @@ def _blocks(model: HookedALM, name: str, given: str | None) -> list[tuple[int, s
     """Blocks on the path to the head in use, with their places; ``*`` is all of a stack."""
     if given is None:
         return [(0, "")]
+    # Layers count along the path, names within their stack: the two differ in a branch.
     stack, _, index = given.rpartition(".")
     found = [
         (layer, block)
@@ -192,5 +203,5 @@ def _indices(name: str, given: str | None, size: int) -> Sequence[int | None]:
     if given == "*":
         return range(size)
     if int(given) >= size:
-        raise InputError(f"naming {name!r}: index {given}, but there are {size}.")
+        raise InputError(f"naming {name!r}: got index {given}, expected 0 to {size - 1}.")
     return [int(given)]

@@ -1,4 +1,4 @@
-"""What sweeps take by keyword: every option once, with its default and its meaning.
+"""Options that sweeps take by keyword: each once, with its default and its meaning.
 
 ``takes`` puts the options of a function into its signature and its docstring, where ``help(patch)``
 shows them as if they had been written there.
@@ -18,19 +18,19 @@ PatchMode = Literal["replace", "interpolate", "add", "scale"]
 PathMode = Literal["edge", "ioi"]
 NormMode = Literal["exact", "frozen"]
 Joint = int | Sequence[int]
-"""One index, or several patched at once."""
+"""Index to patch, or several that are patched at once."""
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
 class Option(NamedTuple):
-    """Default and meaning of one."""
+    """Default and meaning of an option."""
 
     default: Any
     meaning: str
 
 
 class SharedOptions(TypedDict, total=False):
-    """Of every sweep and attribution."""
+    """Options of every sweep and attribution."""
 
     policy: Annotated[
         AlignPolicies, Option("error", "for places of unequal length; see ``align``.")
@@ -46,7 +46,7 @@ class SharedOptions(TypedDict, total=False):
 
 
 class HeadsOption(TypedDict, total=False):
-    """Of what tells kv heads from query heads."""
+    """Option of what tells kv heads from query heads."""
 
     kv: Annotated[
         Literal["group", "query"],
@@ -55,13 +55,13 @@ class HeadsOption(TypedDict, total=False):
 
 
 class ExactOptions(SharedOptions, total=False):
-    """Of every exact sweep."""
+    """Options of every exact sweep."""
 
     engine: Annotated[Engine, Option("fast", '"fast", or "hooks" for the plain loop.')]
 
 
 class PlacesOption(TypedDict, total=False):
-    """Of sweeps over places."""
+    """Option of sweeps over places."""
 
     places: Annotated[
         Sequence[Place],
@@ -74,13 +74,13 @@ class PlacesOption(TypedDict, total=False):
 
 
 class PlaceOption(TypedDict, total=False):
-    """Of what is patched at one place."""
+    """Option of what is patched at one place."""
 
     place: Annotated[Place, Option("readout", "one of what ``path_patch`` takes as ``places``.")]
 
 
 class NodeOptions(SharedOptions, HeadsOption, total=False):
-    """Of sweeps over nodes: which there are, and what is written."""
+    """Options of sweeps over nodes: which nodes, and what is written there."""
 
     places: Annotated[
         Sequence[Place] | Literal["each"],
@@ -126,7 +126,7 @@ class NodeOptions(SharedOptions, HeadsOption, total=False):
 
 
 class PatchOptions(NodeOptions, ExactOptions, total=False):
-    """Of ``patch``."""
+    """Options of ``patch``."""
 
     donor_site: Annotated[
         Site | None,
@@ -139,7 +139,7 @@ class PatchOptions(NodeOptions, ExactOptions, total=False):
 
 
 class PathOptions(ExactOptions, HeadsOption, PlacesOption, total=False):
-    """Of ``path_patch``."""
+    """Options of ``path_patch``."""
 
     mode: Annotated[PathMode, Option("edge", '"edge" or "ioi"; see the module.')]
     norm: Annotated[
@@ -153,15 +153,15 @@ class PathOptions(ExactOptions, HeadsOption, PlacesOption, total=False):
 
 
 class EdgeSetOptions(ExactOptions, HeadsOption, PlacesOption, total=False):
-    """Of ``patch_edges``."""
+    """Options of ``patch_edges``."""
 
 
 class ChainOptions(ExactOptions, PlaceOption, total=False):
-    """Of ``patch_chains``."""
+    """Options of ``patch_chains``."""
 
 
 class PruneOptions(ChainOptions, HeadsOption, total=False):
-    """Of ``prune_edges``."""
+    """Options of ``prune_edges``."""
 
     candidates: Annotated[
         Sequence[tuple[str, str]] | None,
@@ -180,7 +180,7 @@ def takes(options: type, **defaults: Any) -> Callable[[FunctionT], FunctionT]:
 
     Args:
         options: a ``TypedDict`` whose fields are annotated with an ``Option``.
-        defaults: in place of the options' own.
+        defaults: defaults in place of the options' own.
     """
     hints = get_type_hints(options, include_extras=True)
     known: dict[str, Option] = {name: hint.__metadata__[0] for name, hint in hints.items()}

@@ -39,7 +39,7 @@ class DonorWrite:
     units: Units = None
 
     def __call__(self, value: Tensor) -> Tensor:
-        """From and to ``[pos, *features]``."""
+        """New values ``[pos, *features]`` from the site's own."""
         c, units = self.coefficient, self.units
         own = value if units is None else value[:, list(units)]
         new: Tensor | float
@@ -73,8 +73,9 @@ def patch(
     Args:
         model: to run.
         base: prompts to be patched.
-        donor: as many prompts, whose activations are written in; or ``Mean``, ``Noise``, ``"zero"``
-            (ablation), ``"self"`` (for ``mode="scale"``, and to see rounding).
+        donor: as many prompts as ``base``, whose activations are written in; or ``Mean``,
+            ``Noise``, ``"zero"`` (ablation), ``"self"`` (for ``mode="scale"``, and to see
+            rounding).
         metric: what is read off each run; see ``metrics``.
 
     Returns:

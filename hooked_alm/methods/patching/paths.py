@@ -29,7 +29,7 @@ from .results import PatchResult
 
 NodeT = TypeVar("NodeT", Sender, Receiver)
 Nodes = str | Sequence[str | Sequence[str]]
-"""One name (``*`` stands for all layers or heads), or several; a tuple is patched as one set."""
+"""Names of nodes, one or several; ``*`` stands for all layers or heads, a tuple is one set."""
 Edge = tuple[str, str]
 """Names of a sender and a receiver."""
 
@@ -50,13 +50,14 @@ def path_patch(
     Args:
         model: to run.
         base: prompts to be patched.
-        donor: as many prompts, whose messages are sent; they stay at their positions.
+        donor: as many prompts as ``base``, whose messages are sent; they stay at their positions.
         metric: what is read off each run.
         from_nodes: senders, by hook point and head, as in ``blocks.9.attn.hook_z[3]``: heads
             (hook_z), attention and MLP outputs, neurons (mlp.hook_post), ``hook_embed``. ``*``
             stands for each layer or head; a tuple of names is one set, patched at once.
-        to_nodes: receivers: ``attn.hook_q_input[7]``, k and v likewise, ``hook_mlp_in``, the
-            residual stream, or ``logits``.
+        to_nodes: receivers: ``attn.hook_q_input[7]``, ``attn.hook_k_input[1]`` and
+            ``attn.hook_v_input[1]`` (by kv head), ``hook_mlp_in``, the residual stream, or
+            ``logits``.
 
     Returns:
         Axes ``sender``, ``receiver``, ``place``, ``example`` and, if the metric has several values,
@@ -67,6 +68,7 @@ def path_patch(
             contradict each other.
     """
     mode, norm = options["mode"], options["norm"]
+    # Around the names, too: it decides how many k and v heads there are.
     with per_query_head(model, options["kv"] == "query"):
         from_sets = node_sets(model, from_nodes, senders)
         to_sets = node_sets(model, to_nodes, receivers)
@@ -100,7 +102,7 @@ def patch_edges(
     Args:
         model: to run.
         base: prompts to be patched.
-        donor: as many prompts.
+        donor: as many prompts as ``base``.
         metric: what is read off each run.
         edge_sets: name -> edges, of sender and receiver as in ``path_patch``.
 
@@ -119,7 +121,7 @@ def patch_edges(
 
 
 def parse_edges(model: HookedALM, edges: Sequence[Edge]) -> list[NodePair]:
-    """Senders and receivers by name.
+    """Pairs of senders and receivers from pairs of their names.
 
     Raises:
         InputError: nodes that do not exist, or a receiver that comes before its sender.
@@ -130,7 +132,8 @@ def parse_edges(model: HookedALM, edges: Sequence[Edge]) -> list[NodePair]:
     for sender, receiver in pairs:
         if sender.writes >= receiver.reads:
             raise InputError(
-                f"patching the edge {sender.name} -> {receiver.name}: the receiver comes first."
+                f"patching the edge {sender.name} -> {receiver.name}: the receiver comes first. "
+                "Name a receiver that reads what the sender has written."
             )
     return pairs
 
@@ -145,7 +148,7 @@ def patch_chains(
     chains: Sequence[Sequence[str]],
     **options: Unpack[ChainOptions],
 ) -> PatchResult:
-    """Patch paths of more than two nodes: each hears only the one before it.
+    """Patch paths of more than two nodes, of which each hears only the one before it.
 
     The sender's message changes the first receiver's input and nothing else; what that receiver
     then writes more than in the base run is the message to the next. A k or v receiver passes its
@@ -154,7 +157,7 @@ def patch_chains(
     Args:
         model: to run.
         base: prompts to be patched.
-        donor: as many prompts.
+        donor: as many prompts as ``base``.
         metric: what is read off each run.
         chains: each a sender and two or more receivers in the order of the stream, as in
             ``path_patch``: ``("blocks.2.attn.hook_z[1]", "blocks.5.attn.hook_v_input[0]",
@@ -167,6 +170,7 @@ def patch_chains(
         InputError: nodes out of order or that do not exist, or a residual stream on the way.
     """
     parsed = [_chain(model, chain) for chain in chains]
+    # The graph keeps what these read and write. They are not patched: messages go step by step.
     pairs = [[(sender, receiver)] for sender, those in parsed for receiver in those]
     relays = [relay for _, those in parsed for relay in those[:-1]]
     graph = Graph(
@@ -184,7 +188,8 @@ def patch_chains(
 
 
 def all_edges(model: HookedALM) -> list[Edge]:
-    """Every edge between embedding, heads, MLPs and logits, as pairs of names."""
+    """Names of all edges between embedding, heads, MLPs and logits, sender before receiver."""
+    # Stacks on the path, each once and in order: ``*`` in a name stands for the blocks of one.
     stacks = dict.fromkeys(block.rpartition(".")[0] for block in model.path)
 
     def every(*points: str) -> list[str]:
@@ -209,8 +214,12 @@ def _chain(model: HookedALM, names: Sequence[str]) -> tuple[Sender, list[Receive
     for name in names[1:]:
         receiver = _one(receivers(model, name), name)
         if writes >= receiver.reads:
-            raise InputError(f"patching the chain {list(names)}: {name} comes too early in it.")
+            raise InputError(
+                f"patching the chain {list(names)}: {name} comes too early in it. Give nodes in "
+                "the order in which they read and write the stream."
+            )
         those.append(receiver)
+        # What a relay passes on is written by its attention, or its MLP.
         writes = 2 * receiver.layer + (receiver.kind == "mlp")
     if on_the_way := [receiver.name for receiver in those[:-1] if receiver.is_stream]:
         raise InputError(
@@ -223,10 +232,11 @@ def _chain(model: HookedALM, names: Sequence[str]) -> tuple[Sender, list[Receive
 def node_sets(
     model: HookedALM, names: Nodes, parse: Callable[[HookedALM, Any], list[NodeT]]
 ) -> list[tuple[NodeT, ...]]:
-    """Each name on its own, tuples of names together."""
+    """Sets of nodes: a name is a set of its own, a tuple of names one set together."""
     listed = [names] if isinstance(names, str) else names
     sets: list[tuple[NodeT, ...]] = []
     for name in listed:
+        # A name with ``*`` gives several nodes, each a set of its own.
         found = parse(model, name)
         sets += [(node,) for node in found] if isinstance(name, str) else [tuple(found)]
     return sets
@@ -268,6 +278,8 @@ def _check_modes(
         raise InputError(
             "patching paths from neurons with mode='ioi': their MLPs are recomputed. Use 'edge'."
         )
+    # The base's norm scale stands for one receiver's input; the stream has no norm, sets have
+    # several.
     single = all(len(one) == 1 and not one[0].is_stream for one in to_sets)
     if norm == "frozen" and (mode == "ioi" or not single):
         raise InputError(

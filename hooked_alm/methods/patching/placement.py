@@ -1,4 +1,4 @@
-"""Where the places of a sweep are in the base, and in the run that values come from."""
+"""Positions of a sweep's places in the base, and in the run that values come from."""
 
 from collections.abc import Sequence
 
@@ -21,13 +21,13 @@ class Placement:
         places: Sequence[Place],
         policy: AlignPolicies = "error",
     ) -> None:
-        """Align; nothing runs but, for ``dtw``, the embeddings.
+        """Align every place in every row; for ``dtw``, prompts are embedded, else nothing runs.
 
         Args:
-            model: that embeds.
+            model: the one that embeds.
             base: the run to be patched.
             other: the run that values come from; None is the base itself.
-            places: to align.
+            places: places to align.
             policy: for places of unequal length; see ``align``.
 
         Raises:
@@ -35,9 +35,13 @@ class Placement:
         """
         other = base if other is None else other
         if len(other) != len(base):
-            raise InputError(f"patching {len(base)} base rows with {len(other)} donor rows.")
+            raise InputError(
+                f"patching {len(base)} base rows with {len(other)} donor rows. Give one donor "
+                "prompt per base prompt."
+            )
         self.base, self.places = base, list(places)
         features: list[tuple[Tensor, Tensor] | None] = [None] * len(base)
+        # Compared as they enter the first block, before positions mix.
         if "dtw" in ({policy} if isinstance(policy, str) else policy.values()):
             pair = model(base, stop_at_layer=0), model(other, stop_at_layer=0)
             features = [(pair[0][row], pair[1][row]) for row in range(len(base))]
@@ -48,7 +52,7 @@ class Placement:
             ]
             for place in places
         ]
-        """Per place and row."""
+        """The alignment of every place in every row: ``alignments[place][row]``."""
         for place, rows in zip(places, self.alignments, strict=True):
             # A single position may be a pad of every row; a span that is nowhere is a mistake.
             if not isinstance(place, int) and not any(one.base for one in rows):
@@ -59,12 +63,12 @@ class Placement:
                 )
 
     def positions(self, place: int, row: int) -> list[int]:
-        """Base positions of a place."""
+        """Base positions of a place in a row, in the padded prompt."""
         return self.alignments[place][row].base
 
     @property
     def length_ratios(self) -> tuple[dict[str, float], ...]:
-        """Per row: span -> donor length / base length."""
+        """Ratios of each row: span -> donor length / base length."""
         return tuple(
             {name: r for rows in self.alignments for name, r in rows[row].length_ratio.items()}
             for row in range(len(self.base))

@@ -1,4 +1,4 @@
-"""Find a circuit by removing edges that the metric does not miss (ACDC), on exact edge effects."""
+"""ACDC on exact edge effects: a circuit is what is left when edges the metric spares are gone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,15 +18,16 @@ from .paths import Edge, all_edges, parse_edges
 
 @dataclass(frozen=True, kw_only=True)
 class PrunedCircuit:
-    """What is left of a model's edges, and what each removal cost."""
+    """Edges of a model that were kept, and the cost of each removal."""
 
     kept: tuple[Edge, ...]
+    """The circuit, in the order of testing."""
     removed: tuple[Edge, ...]
-    """In the order of their removal."""
+    """The other edges, in the order of their removal."""
     values: tuple[float, ...]
     """The metric, mean over examples: with all edges, then after every removal."""
     tested: tuple[tuple[Edge, float], ...]
-    """Every edge that was tested, and how much the metric rose without it."""
+    """Edges in the order of testing, each with the metric's rise without it."""
 
 
 @torch.no_grad()
@@ -39,7 +40,7 @@ def prune_edges(
     metric: Metric | OnLogits | None = None,
     **options: Unpack[PruneOptions],
 ) -> PrunedCircuit:
-    """Remove, last receiver first, every edge whose removal raises the metric by less than a bit.
+    """Remove, last receiver first, every edge without which the metric rises less than a threshold.
 
     A removed edge carries what its sender would write in the donor run; everything else is
     recomputed. Edges are tested one after the other, each with those that went before it.
@@ -48,9 +49,10 @@ def prune_edges(
         model: to run.
         base: prompts on which the circuit should do what the model does.
         donor: the corrupted prompts.
-        threshold: in the metric's unit; the more, the smaller the circuit.
-        metric: to be kept low; None is KL(unpruned || pruned) at the readout, in nats. Mean over
-            examples.
+        threshold: least rise of the metric that keeps an edge, in its unit; the higher, the smaller
+            the circuit.
+        metric: quantity to be kept low, mean over examples; None is KL(unpruned || pruned) at the
+            readout, in nats.
 
     Raises:
         InputError: a threshold that is not positive, a metric with several values, or edges that do
@@ -62,6 +64,7 @@ def prune_edges(
         raise InputError(f"pruning with threshold {threshold}: expected a positive number.")
     candidates = options["candidates"]
     with per_query_head(model, options["kv"] == "query"):
+        # Within the context, which decides how many k and v heads there are.
         edges = all_edges(model) if candidates is None else list(candidates)
         # Under two spellings, an edge is still one.
         named = dict(zip(parse_edges(model, edges), edges, strict=True))
@@ -90,6 +93,7 @@ def _pruned(
         without = tuple(pair for _, pair in [*gone, (edge, pair)])
         rows = range(len(graph.placement.base))
         cells = [graph.edge_cell(without, row, 0) for row in rows]
+        # One edge at a time: each is tested on what the removals before it have left.
         value = _value(graph.measured.values([cells])[0])
         tested.append((edge, value - values[-1]))
         if value - values[-1] < threshold:
@@ -108,6 +112,7 @@ def _pruned(
 def _value(per_example: torch.Tensor) -> float:
     if per_example.ndim != 1:
         raise InputError(
-            f"pruning by a metric with {per_example.shape[1]} values: expected one number."
+            f"pruning by a metric with {per_example.shape[1]} values: expected one number. Use "
+            "a metric without labels, such as LogitDiff."
         )
     return float(per_example.double().mean())

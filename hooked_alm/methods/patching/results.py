@@ -1,4 +1,4 @@
-"""What a sweep found: labelled axes, values per example, and what they are measured against."""
+"""Results of a sweep: labelled axes, values per example, and what they are measured against."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,23 +27,23 @@ class PatchResult:
     the metric has several values."""
     values: Values
     base: Values
-    """Unpatched."""
+    """Metric of the unpatched runs."""
     donor: Values
-    """The donor's own run; NaN where the donor is not a run."""
+    """Metric of the donor's runs; NaN where the donor is not a run."""
     site: str
     mode: str
     engine: str
     length_ratios: tuple[dict[str, float], ...] = ()
-    """Per example: span -> donor length / base length, where they were aligned."""
+    """Ratios of each example: span -> donor length / base length, where spans were aligned."""
 
     @property
     def effect(self) -> Values:
-        """Patched − base, in the metric's unit."""
+        """Difference patched − base, in the metric's unit."""
         return self.values - self.base
 
     @property
     def total_effect(self) -> Values:
-        """Donor − base."""
+        """Difference donor − base, in the metric's unit."""
         return self.donor - self.base
 
     @property
@@ -84,8 +84,8 @@ class PatchResult:
         Args:
             what: "effect", "recovery" (examples where it is undefined are left out and counted) or
                 "values".
-            seed: of the resampling.
-            options: of ``bootstrap_mean``.
+            seed: seed of the resampling.
+            options: further options of ``bootstrap_mean``.
         """
         samples = np.moveaxis(getattr(self, what), list(self.axes).index("example"), 0)
         policy = "omit" if what == "recovery" else "raise"
@@ -113,7 +113,7 @@ class PatchResult:
 
         Args:
             what: "effect", "recovery" or "values".
-            label: which value of the metric, if it has several.
+            label: coordinate of the metric's value to show, if it has several.
             ax: matplotlib axes to draw on; None makes a figure.
 
         Returns:

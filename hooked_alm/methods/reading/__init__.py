@@ -1,1 +1,1 @@
-"""What a run shows without being changed: lenses, attention, divergence, labels."""
+"""Readings of a run that leave it unchanged: lenses, attention, divergence, labels."""

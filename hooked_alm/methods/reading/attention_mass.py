@@ -1,4 +1,4 @@
-"""How much attention chosen positions pay to each span (block S-6), without T x T scores."""
+"""Attention that chosen positions pay to each span (block S-6), without T x T scores."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -39,7 +39,7 @@ def attention_mass(
             Pads see no key, and their masses are NaN.
 
     Returns:
-        Per query head: grouped kv heads are expanded.
+        Masses from 0 to 1 by query head: grouped kv heads are expanded.
 
     Raises:
         InputError: a block, a position or a span that does not exist, or no block.
@@ -85,7 +85,7 @@ def attention_mass(
 def visible_keys(
     model: HookedALM, x: ALMInput, layer: int, queries: Int[Tensor, "batch query"]
 ) -> Bool[Tensor, "batch query key_pos"]:
-    """Which keys each query sees: real, not later, and inside the block's window."""
+    """True at the keys that a query sees: real, not later, and inside the block's window."""
     keys = torch.arange(x.shape[1], device=x.device)
     behind = queries[..., None] - keys
     seen = (behind >= 0) & x.attention_mask.bool()[:, None]

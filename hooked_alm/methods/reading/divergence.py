@@ -1,4 +1,4 @@
-"""How two runs differ in what they predict, at every depth (cards M-002-3 and M-002-4).
+"""Differences between runs in what they predict, at every depth (cards M-002-3 and M-002-4).
 
 Runs are teacher-forced on one continuation. Through the logit lens, every depth and position gives
 a distribution over the vocabulary: its loss on the next token, and its Jensen-Shannon and
@@ -22,8 +22,7 @@ from ...errors import InputError
 from ...hooks import Hook
 from ...inputs import ALMInput
 from ...model import HookedALM
-from .lens import LensNorm, normalised
-from .tuned_lens import TunedLens
+from .lens import LOGIT_LENS, Lens, LensNorm, check_depths, normalised
 
 LN2 = math.log(2)
 TILE = (128, 1024)
@@ -31,7 +30,7 @@ TILE = (128, 1024)
 times as fast as tiles of 400 x 4096, measured)."""
 TILE_ELSEWHERE = (4096, 2**15)
 TEMPORARIES = 8
-"""Tensors of a tile's size that such a step makes, for each run, at most."""
+"""Tensors of a tile's size that a step of the sums makes for each run, at most."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,7 +63,7 @@ def lockstep(
     Args:
         model: to run.
         inputs: prompts of one row each, of any lengths.
-        positions: per run, of the rows to give.
+        positions: per run, positions of the rows to give.
         hooks: per run, forward hooks that are active while its blocks run.
     """
     own = [list(some) for some in hooks] or [[] for _ in inputs]
@@ -99,30 +98,24 @@ def compare_depths(
     targets: Int[Tensor, "run pos"],
     pairs: Sequence[tuple[int, int]],
     *,
-    norm: LensNorm = "final",
-    lens: TunedLens | None = None,
+    lens: Lens = LOGIT_LENS,
     max_bytes: int = 2**28,
 ) -> Divergence:
     """Losses and divergences at every depth; nothing of size depths x positions x vocabulary.
 
     Args:
-        model: whose final norm and unembedding decode the rows.
+        model: the model whose final norm and unembedding decode the rows.
         depths: residual rows, from ``lockstep``, or caches stacked ``[depth, run, pos, d_model]``.
         targets: per run, the token that each position predicts.
-        pairs: of runs, to compare.
-        norm: see ``lens.unembed_rows``.
-        lens: a tuned lens of this model that rows go through first; None is the logit lens.
+        pairs: indices of runs to compare.
+        lens: the lens that reads every depth.
         max_bytes: for logits and what is summed from them; streams and results come on top.
 
     Raises:
-        InputError: ``max_bytes`` is too small for a single position; or a tuned lens without the
-            final norm.
+        InputError: ``max_bytes`` is too small for a single position, or the lens was trained for a
+            model of another number of depths.
     """
-    if lens is not None and norm != "final":
-        raise InputError(
-            f"comparing runs through a tuned lens with norm={norm!r}: its translators were trained "
-            "under the final norm. Leave `norm` at 'final', or the lens out."
-        )
+    check_depths(lens, len(model.path) + 1)
     n_rows = rows_at_once(model, len(targets), max_bytes)
     found: dict[str, list[Tensor]] = {field.name: [] for field in fields(Divergence)}
     (n_runs, n_pos), n_pairs = targets.shape, len(pairs)
@@ -132,9 +125,9 @@ def compare_depths(
         # Before the logits: small tensors kept after large ones would split the heap.
         kept = {name: rows.new_empty(n, n_pos, dtype=dtype) for name, (n, dtype) in kinds.items()}
         for at in torch.arange(rows.shape[1], device=rows.device).split(n_rows):
-            some = rows[:, at] if lens is None else lens.translate(rows[:, at], depth)
+            some = lens.translate(rows[:, at], depth)
             aims = targets[:, at].to(rows.device)
-            part = _compare_block(model, some, aims, pairs, norm)
+            part = _compare_block(model, some, aims, pairs, lens.norm)
             for name, value in kept.items():
                 value[..., at] = getattr(part, name)
         for name, value in kept.items():
@@ -143,7 +136,7 @@ def compare_depths(
 
 
 def row_bytes(model: HookedALM, n_runs: int) -> tuple[int, int]:
-    """What comparing runs holds: once, and for every position at work."""
+    """Bytes that comparing runs holds: once, and for every position at work."""
     chunk = min(_tile(model.head_unembed.weight)[1], len(model.head_unembed.weight))
     # Logits, what is summed from them, and the row in fp32: squared, normed, and weighted.
     per_row = len(model.head_unembed.weight) + TEMPORARIES * chunk + 4 * model.cfg.d_model

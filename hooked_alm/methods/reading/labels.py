@@ -30,7 +30,7 @@ class LabelSet:
 
     names: tuple[str, ...]
     spellings: tuple[tuple[tuple[int, ...], ...], ...]
-    """Per label and spelling, its token ids."""
+    """Token ids of every spelling of every label."""
     mode: LabelMode = "first_token"
 
     def __post_init__(self) -> None:
@@ -64,7 +64,7 @@ class LabelSet:
         """Tokenise the labels as they would begin the answer.
 
         Args:
-            tokenizer: of the checkpoint.
+            tokenizer: tokenizer of the checkpoint.
             labels: name -> its text, or several under ``variants``.
             mode: see the class.
 

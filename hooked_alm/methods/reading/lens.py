@@ -5,9 +5,9 @@ states come from hook points, so that depth L is not normed twice as it is with 
 ``hidden_states[-1]``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -21,8 +21,70 @@ from ...model import HookedALM
 
 LensNorm = Literal["final", "none"]
 Rows = Float[Tensor, "depth batch pos d_model"]
-Translators = Callable[[Rows], Rows]
-"""What a tuned lens does to the rows of every depth before they are read; see ``TunedLens``."""
+
+
+@runtime_checkable
+class Lens(Protocol):
+    """How a depth is read: rows are translated, normed or not, and unembedded."""
+
+    @property
+    def norm(self) -> LensNorm:
+        """What rows pass between translation and unembedding."""
+        ...
+
+    @property
+    def n_depths(self) -> int | None:
+        """Depths of the model that it was trained for; None reads any model."""
+        ...
+
+    def translate(
+        self, rows: Float[Tensor, "*rows d_model"], depth: int
+    ) -> Float[Tensor, "*rows d_model"]:
+        """Rows of one depth as the unembedding is to read them."""
+        ...
+
+
+@dataclass(frozen=True)
+class LogitLens:
+    """The lens that reads rows as they are.
+
+    ``norm="none"`` leaves the final norm out; see ``unembed_rows``.
+    """
+
+    norm: LensNorm = "final"
+    n_depths: None = None
+
+    def translate(
+        self, rows: Float[Tensor, "*rows d_model"], depth: int
+    ) -> Float[Tensor, "*rows d_model"]:
+        """The rows."""
+        return rows
+
+
+LOGIT_LENS = LogitLens()
+
+
+def check_depths(lens: Lens, n_depths: int) -> None:
+    """Refuses a lens that was trained for a model of another number of depths.
+
+    Raises:
+        InputError: it was.
+    """
+    if lens.n_depths not in (None, n_depths):
+        raise InputError(
+            f"reading residual rows: got {n_depths} depths, expected the {lens.n_depths} of the "
+            "model that the lens was trained for. Give what `residual_rows` returns."
+        )
+
+
+def translated(lens: Lens, rows: Rows) -> Rows:
+    """Residual rows of every depth 0..L, as a lens hands them to the unembedding.
+
+    Raises:
+        InputError: rows of another number of depths than the lens was trained for.
+    """
+    check_depths(lens, len(rows))
+    return torch.stack([lens.translate(row, depth) for depth, row in enumerate(rows)])
 
 
 def readout_positions(x: ALMInput) -> Int[Tensor, "batch 1"]:
@@ -64,7 +126,7 @@ def unembed_rows(
     """Lens logits of residual rows, in fp32, over given tokens or the whole vocabulary.
 
     Args:
-        model: whose final norm and unembedding are applied.
+        model: the model whose final norm and unembedding are applied.
         rows: residual stream at any depth.
         tokens: only these rows of the unembedding are multiplied; None is all of them.
         norm: "none" leaves the final norm out. Then magnitudes follow the residual norm and signs
@@ -99,8 +161,7 @@ def logit_lens(
     tokens: Sequence[int],
     *,
     positions: Int[Tensor, "batch pos"] | None = None,
-    norm: LensNorm = "final",
-    translators: Translators | None = None,
+    lens: Lens = LOGIT_LENS,
 ) -> Float[Tensor, "depth batch pos token"]:
     """Lens logits of chosen tokens at every depth 0..L; one forward, no vocabulary-sized tensor.
 
@@ -109,28 +170,21 @@ def logit_lens(
         x: prompts.
         tokens: ids to read out.
         positions: per row; None is the readout.
-        norm: see ``unembed_rows``.
-        translators: a tuned lens; None is the logit lens.
-
-    Raises:
-        InputError: translators without the final norm, under which they were trained.
+        lens: a ``TunedLens``, or a ``LogitLens`` without the final norm.
     """
-    rows = _translated(residual_rows(model, x, positions), norm, translators)
-    return unembed_rows(model, rows, tokens, norm)
+    return read_rows(model, residual_rows(model, x, positions), tokens, lens)
 
 
-def _translated(rows: Rows, norm: LensNorm, translators: Translators | None) -> Rows:
-    if translators is not None and norm != "final":
-        raise InputError(
-            f"reading a tuned lens with norm={norm!r}: its translators were trained under the "
-            "final norm. Leave `norm` at 'final', or the translators out."
-        )
-    return rows if translators is None else translators(rows)
+def read_rows(
+    model: HookedALM, rows: Rows, tokens: Sequence[int] | None = None, lens: Lens = LOGIT_LENS
+) -> Float[Tensor, "depth batch pos token"]:
+    """Lens logits of residual rows of every depth 0..L; see ``unembed_rows``."""
+    return unembed_rows(model, translated(lens, rows), tokens, lens.norm)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LensFidelity:
-    """How far the lens at each depth is from the model's output.
+    """Distances of the lens at each depth from the model's output.
 
     A lens that decodes nothing yet also shows small differences between labels (defect C32).
     """
@@ -138,9 +192,9 @@ class LensFidelity:
     kl: Float[Tensor, "depth batch pos"]
     """KL(final || depth), in nats."""
     agrees: Float[Tensor, "depth batch pos"]
-    """1 where the top token is the final one."""
+    """Agreement with the output: 1 where the top token is the final one, else 0."""
     entropy: Float[Tensor, "depth batch pos"]
-    """Of the lens distribution, in nats."""
+    """Entropy of the lens distribution, in nats."""
     residual_norm: Float[Tensor, "depth batch pos"]
 
 
@@ -149,24 +203,18 @@ def lens_fidelity(
     model: HookedALM,
     rows: Rows,
     *,
-    norm: LensNorm = "final",
-    translators: Translators | None = None,
+    lens: Lens = LOGIT_LENS,
     chunk: int = 64,
 ) -> LensFidelity:
     """Compare every depth with the last over the whole vocabulary, a chunk of rows at a time.
 
     Args:
         model: whose lens it is.
-        rows: from ``residual_rows``.
-        norm: of the lens at depths below L; the model's own output is always normed.
-        translators: a tuned lens; None is the logit lens. ``residual_norm`` is of the rows as they
-            came.
+        rows: from ``residual_rows``; ``residual_norm`` is of these, whatever the lens.
+        lens: that reads depths below L; the model's own output is always normed.
         chunk: rows of the vocabulary-sized tensors held at once.
-
-    Raises:
-        InputError: translators without the final norm.
     """
-    flat = _translated(rows, norm, translators).flatten(1, 2)
+    flat, norm = translated(lens, rows).flatten(1, 2), lens.norm
     weight = model.head_unembed.directions().float()  # cast once, not for every depth
     parts: list[list[Tensor]] = [[], [], []]
     for start in range(0, flat.shape[1], chunk):

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from ...errors import InputError
 from ...model import HookedALM
-from .lens import normalised
+from .lens import LensNorm, normalised
 
 LensOptimizer = Literal["sgd", "adam"]
 TokenRows = Float[Tensor, "depth token d_model"]
@@ -33,11 +33,10 @@ _HASHED_ROWS = 4096
 
 
 class TunedLens(nn.Module):
-    """One affine translator for each depth 0..L−1, in fp32.
+    """Affine translators, one for each depth 0..L−1, in fp32; a ``Lens``."""
 
-    Usable wherever the logit lens is: call it on the rows of ``residual_rows``, and go on with what
-    it returns; ``logit_lens`` and ``lens_fidelity`` take it as ``translators``.
-    """
+    norm: LensNorm = "final"
+    """Under which translators are trained."""
 
     def __init__(self, n_layers: int, d_model: int, *, unembed_sha256: str) -> None:
         """Translators that change nothing.
@@ -45,7 +44,7 @@ class TunedLens(nn.Module):
         Args:
             n_layers: L, the number of blocks on the way to the head.
             d_model: width of the residual stream.
-            unembed_sha256: of the model's final norm and unembedding; see ``unembed_hash``.
+            unembed_sha256: hash of the model's final norm and unembedding; see ``unembed_hash``.
         """
         super().__init__()
         self.translators = nn.ModuleList(nn.Linear(d_model, d_model) for _ in range(n_layers))
@@ -55,32 +54,21 @@ class TunedLens(nn.Module):
             nn.init.zeros_(parameter)
         self.requires_grad_(False)
 
+    @property
+    def n_depths(self) -> int:
+        """Depths 0..L of the model that it was trained for."""
+        return len(self.translators) + 1
+
     @classmethod
     def untrained(cls, model: HookedALM) -> "TunedLens":
         """The lens of a model before training: exactly its logit lens."""
         lens = cls(len(model.path), model.cfg.d_model, unembed_sha256=unembed_hash(model))
         return lens.to(model.head_unembed.weight.device)
 
-    def forward(
-        self, rows: Float[Tensor, "depth *rows d_model"]
-    ) -> Float[Tensor, "depth *rows d_model"]:
-        """Translate the rows of every depth 0..L; fp32.
-
-        Raises:
-            InputError: rows of another number of depths.
-        """
-        if len(rows) != len(self.translators) + 1:
-            raise InputError(
-                f"translating residual rows: got {len(rows)} depths, expected the "
-                f"{len(self.translators) + 1} of the model that the lens was trained for. Give "
-                "what `residual_rows` returns."
-            )
-        return torch.stack([self.translate(row, depth) for depth, row in enumerate(rows)])
-
     def translate(
         self, rows: Float[Tensor, "*rows d_model"], depth: int
     ) -> Float[Tensor, "*rows d_model"]:
-        """Translate rows of one depth; those of depth L are only cast to fp32."""
+        """Rows of one depth in fp32, translated; those of depth L are only cast."""
         x = rows.float()
         return x if depth == len(self.translators) else x + self.translators[depth](x)
 
@@ -109,7 +97,7 @@ class TunedLens(nn.Module):
 def unembed_hash(model: HookedALM) -> str:
     """SHA-256 of what every lens of a model ends in: final norm, its epsilon, and unembedding.
 
-    Of the values in fp32, so that bf16 weights have one hash however they are loaded.
+    The values are hashed in fp32, so that bf16 weights have one hash however they are loaded.
     """
     norm, unembed = model.head_norm, model.head_unembed.directions()
     digest = hashlib.sha256(repr(float(norm.eps)).encode())
@@ -120,7 +108,7 @@ def unembed_hash(model: HookedALM) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class LensTraining:
-    """How translators are trained; the defaults are those of the authors' code.
+    """Settings of the training of translators; the defaults are those of the authors' code.
 
     ``sgd``: Nesterov momentum 0.9, rate 1.0·(1 − 0.9), no warm-up. ``adam``: AMSGrad, rate 1e-3,
     over a warm-up of a fifth of the steps, at most 1000. Both decay linearly to 0.
@@ -132,10 +120,10 @@ class LensTraining:
     n_steps: int = 250
     optimizer: LensOptimizer = "sgd"
     learning_rate: float | None = None
-    """At its highest; None is the optimiser's own."""
+    """Highest rate of the schedule; None is the optimiser's own."""
     weight_decay: float = 1e-3
     max_grad_norm: float = 1.0
-    """Of all depths' gradients together."""
+    """Largest norm of all depths' gradients together; beyond it they are scaled down."""
 
     def __post_init__(self) -> None:
         """Refuse settings under which nothing would be learnt."""
@@ -164,12 +152,12 @@ class LensTraining:
 
 @dataclass(frozen=True, kw_only=True)
 class LensStep:
-    """What a step of training saw, before it changed anything."""
+    """Loss and gradient of a training step, before it changed anything."""
 
     kl: Float[Tensor, " translator"]
     """Mean KL(output || lens) over the step's tokens at depths 0..L−1, in nats."""
     grad_norm: float
-    """Of all depths together, before clipping."""
+    """Norm of the gradients of all depths together, before clipping."""
     learning_rate: float
     n_tokens: int
 
@@ -188,7 +176,7 @@ class LensTrainer:
         """Begin at step 0.
 
         Args:
-            model: whose norm and unembedding end the lens; it is not changed.
+            model: the model whose norm and unembedding end the lens; it is not changed.
             lens: trained in place.
             training: optimiser and schedule.
             chunk: tokens of the vocabulary-sized tensors held at once.
@@ -196,7 +184,7 @@ class LensTrainer:
         lens.check(model)
         self.model, self.lens, self.training, self.chunk = model, lens, training, chunk
         self.n_done = 0
-        """Steps behind it."""
+        """Number of steps that were made."""
         # Cast once, not for every chunk.
         self._weight = model.head_unembed.directions().detach().float()
         parameters = list(lens.requires_grad_(True).parameters())
@@ -210,7 +198,7 @@ class LensTrainer:
             self._optimizer = torch.optim.Adam(parameters, lr=0.0, amsgrad=True, weight_decay=decay)
 
     def step(self, batches: Iterable[TokenRows]) -> LensStep:
-        """One step on the tokens of some batches, each of any number of tokens.
+        """Train one step on the tokens of some batches, each of any number of tokens.
 
         Raises:
             InputError: no tokens, or the loss is no longer finite.
@@ -257,7 +245,7 @@ class LensTrainer:
         return F.linear(normalised(self.model, rows), self._weight).log_softmax(-1)
 
     def state(self) -> dict[str, Tensor]:
-        """All that another trainer needs to go on with the same numbers."""
+        """Tensors by name, from which another trainer goes on with the same numbers."""
         found = {"n_done": torch.tensor(self.n_done)}
         for name, parameter in self.lens.named_parameters():
             found[name] = parameter.detach()

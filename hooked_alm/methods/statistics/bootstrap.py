@@ -8,7 +8,7 @@ and counted. An interval from fewer than two units is NaN, not zero-width.
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -66,7 +66,7 @@ def bootstrap_mean(
     Raises:
         InputError: no samples, infinite or (under ``raise``) NaN values, or a bad option.
 
-    Source: Efron and Tibshirani 1993, section 13.3; methods block S-7.
+    Source: Efron and Tibshirani 1993, section 13.3; docs/methods.md, S-7.
     """
     rng = np.random.default_rng(seed)
     options = _Options(n_resamples, confidence, band, nan_policy)
@@ -86,8 +86,11 @@ def resampled_means(
 
     Args:
         samples: finite; see ``bootstrap_mean`` for what raises.
-        seed: of the draws, or a generator that has been used before.
+        seed: seed of the draws, or a generator that has been used before.
         clusters: as for ``bootstrap_mean``.
+
+    Raises:
+        InputError: fewer than 1000 resamples, or clusters that are not one for each sample.
     """
     samples = samples.astype(np.float64)
     usable_samples(samples, "raise")
@@ -118,6 +121,48 @@ def resampled_means(
     return origin + total / size.reshape(-1, *[1] * (samples.ndim - 1))
 
 
+class Located(NamedTuple):
+    """Where a mean curve has an event."""
+
+    at: float
+    """The place on the mean curve; NaN if it has none."""
+    low: float
+    high: float
+    """Ends of the interval over resampled means; NaN without a place."""
+    undefined: float
+    """Share of the resampled means without the event; the interval is that of the others."""
+
+
+def located(
+    curves: Float[np.ndarray, "sample point"],
+    find: Callable[[np.ndarray], np.ndarray],
+    *,
+    seed: int,
+    n_resamples: int = 2000,
+    confidence: float = 0.95,
+    clusters: Sequence[Hashable] | None = None,
+) -> Located:
+    """The place where the mean curve has an event, and its percentile interval over resamples.
+
+    Args:
+        curves: one finite curve per sample.
+        find: curves -> for each where the event is (such as a depth), NaN if it has none.
+        clusters: as for ``bootstrap_mean``.
+
+    Source: S-7, for a statistic of the mean curve.
+    """
+    at = float(find(curves.mean(axis=0)[None])[0])
+    drawn = resampled_means(curves, seed=seed, n_resamples=n_resamples, clusters=clusters)
+    drawn = drawn[np.isfinite(drawn).all(axis=1)]  # NaN throughout where one unit is all there is
+    found = find(drawn) if len(drawn) else np.empty(0)
+    found = found[np.isfinite(found)]
+    undefined = 1 - len(found) / len(drawn) if len(drawn) else 1.0
+    tail = (1 - confidence) / 2
+    is_known = len(found) > 0 and np.isfinite(at)
+    low, high = np.quantile(found, [tail, 1 - tail]) if is_known else (np.nan, np.nan)
+    return Located(at, float(low), float(high), undefined)
+
+
 def stratified_bootstrap(
     samples: Samples,
     strata: Sequence[Hashable],
@@ -142,7 +187,7 @@ def stratified_bootstrap(
     Raises:
         InputError: as ``bootstrap_mean``; or ``difference`` names an unknown or the same stratum.
 
-    Source: methods block S-8.
+    Source: docs/methods.md, S-8.
     """
     _check_labels(strata, len(samples), "strata")
     names = list(dict.fromkeys(strata))
@@ -172,7 +217,11 @@ def stratified_bootstrap(
 
 
 def wilson(k: int, n: int, confidence: float = 0.95) -> Interval:
-    """The rate k/n with its Wilson score interval; NaN for n = 0."""
+    """The rate k/n with its Wilson score interval; NaN for n = 0.
+
+    Raises:
+        InputError: counts that are not 0 ≤ k ≤ n, or a confidence that is not between 0 and 1.
+    """
     if not 0 <= k <= n:
         raise InputError(f"a rate of {k} in {n}: expected 0 ≤ k ≤ n. Check the counts.")
     mean = low = high = np.asarray(np.nan)
@@ -189,7 +238,7 @@ def recovery(
     *,
     eps: float = 1e-4,
 ) -> np.ndarray:
-    """(patched − base)/(donor − base): 0 where the patch did nothing, 1 where it did everything.
+    """Recovery (patched − base)/(donor − base): 0 if the patch did nothing, 1 if everything.
 
     NaN where |donor − base| < eps: there is no effect to recover, and the ratio is rounding noise
     (the default is well above that of fp32 logits). Count the NaN when you report a mean.
@@ -206,9 +255,10 @@ def handoff_index(
 ) -> Int[np.ndarray, " curve"]:
     """The first index from which a curve stays below one half (S-11); its length if none.
 
-    Of recovery when a span is patched block by block, it is where the span's information has been
-    handed off: what comes later no longer reads it there. With ``includes_half``, one half counts
-    as below; 1 − recovery of the place it arrives at then gives where that stays at half or above.
+    For the recovery of a span that is patched block by block, it is where the span's information
+    has been handed off: what comes later no longer reads it there. With ``includes_half``, one half
+    counts as below; 1 − recovery of the place it arrives at then gives where that stays at half or
+    above.
     """
     below = recovery <= 0.5 if includes_half else recovery < 0.5
     n_settled = np.logical_and.accumulate(below[:, ::-1], axis=1).sum(axis=1)
@@ -271,7 +321,7 @@ def _limits(
 
 
 def usable_samples(samples: Samples, nan_policy: NanPolicy) -> Bool[np.ndarray, " sample"]:
-    """Which samples to use: all, or under ``omit`` those without a NaN.
+    """True at the samples to use: all, or under ``omit`` those without a NaN.
 
     Raises:
         InputError: infinite or unwanted NaN values, or nothing left.

@@ -15,7 +15,7 @@ class Moments:
     ``update`` takes batches, ``merge`` joins two partial runs; any batching of the same samples
     gives the same moments up to float64 rounding.
 
-    Source: Chan, Golub and LeVeque 1983, equation 1.5; methods block S-9.
+    Source: Chan, Golub and LeVeque 1983, equation 1.5; docs/methods.md, S-9.
     """
 
     n: int = 0

@@ -14,7 +14,7 @@ Alternative = Literal["two-sided", "greater", "less"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Significance:
-    """A p-value and what it is of."""
+    """A p-value, its statistic, and the number of samples."""
 
     p: float
     statistic: float

@@ -25,7 +25,7 @@ def linear_cka(
 
     Args:
         x: a row per sample; features in any number.
-        y: the same samples in another representation.
+        y: another representation of the samples of ``x``, row by row.
         debiased: use the unbiased estimator.
 
     Returns:
@@ -64,7 +64,7 @@ def _centred_gram(x: Tensor, debiased: bool) -> Float[Tensor, "sample sample"]:
 
 
 def _unbiased_hsic(a: Tensor, b: Tensor) -> Float[Tensor, ""]:
-    """Of two kernels with zero diagonals."""
+    """Unbiased HSIC of two kernels with zero diagonals."""
     n = len(a)
     means = a.sum() * b.sum() / ((n - 1) * (n - 2)) - 2 * a.sum(0) @ b.sum(0) / (n - 2)
     return ((a * b).sum() + means) / (n * (n - 3))

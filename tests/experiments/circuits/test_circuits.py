@@ -13,7 +13,8 @@ import torch
 from circuits_toy import PLANTED, planted_model, toy, write_pairs
 from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
-from hooked_alm.experiments.circuits.claims import findings
+from hooked_alm.experiments.circuits.claims import CLAIMS
+from hooked_alm.experiments.circuits.experiment import Circuits
 from hooked_alm.experiments.circuits.measure import PairSweeps, metric_of
 from hooked_alm.experiments.circuits.plan import (
     CircuitNode,
@@ -181,11 +182,11 @@ def test_stopped_amid_either_stage_it_ends_with_the_same_bytes(
 
 
 def rows_of(sweeps: PairSweeps, nodes: list[CircuitNode]) -> list[pd.DataFrame]:
-    parts = (
-        *(sweeps.nodes()[1], sweeps.direct(), sweeps.paths(nodes, nodes[:2])),
-        *(sweeps.reads(nodes), sweeps.circuits({"circuit": nodes})),
-    )
-    return [pd.DataFrame(rows) for rows in parts]
+    heads = [node for node in nodes if node.is_head]
+    return [
+        *(sweeps.nodes()[1], sweeps.direct(), sweeps.paths(nodes, heads)),
+        *(sweeps.reads(heads), sweeps.circuits({"circuit": nodes})),
+    ]
 
 
 def test_the_plain_loop_gives_the_same(planted: tuple[Path, Path], gqa: HookedALM) -> None:
@@ -208,7 +209,7 @@ def test_both_directions_point_to_the_donor(planted: tuple[Path, Path]) -> None:
     model = HookedALM.from_pretrained(planted[0])
     one = prepare_pairs(model, read_pairs(planted[1])[:1])[0]
     unpatched, rows = PairSweeps(model, one, ["readout"], CircuitsConfig()).nodes()
-    own = [row for row in rows if (row["layer"], row["head"]) == (2, 3)]
+    own = rows[(rows.layer == 2) & (rows["head"] == 3)].to_dict("records")
     assert [row["direction"] for row in own] == ["noising", "denoising"]
     # The metric is the base's answer against the donor's; either patch undoes what the other does.
     assert own[0]["value"] == pytest.approx(unpatched["donor"], abs=ENGINES)
@@ -240,14 +241,14 @@ def test_bundled_pairs_differ_in_one_thing() -> None:
     assert len({pair.id for pair in pairs}) == len(pairs)
     for pair in pairs:
         same_clip = pair.base.audio == pair.donor.audio
-        same_words = pair.base.segments == pair.donor.segments
+        same_words = pair.base.parts == pair.donor.parts
         assert (same_clip, same_words) == {
             "voice": (False, True), "instruction": (True, False)
         }[pair.contrast]  # fmt: skip
         assert pair.group == pair.base.audio[0].stem
-        named = dict(pair.base.segments)["label"]
+        named = dict(pair.base.parts)["label"]
         if pair.contrast == "instruction":
-            assert pair.answers == (named, dict(pair.donor.segments)["label"])
+            assert pair.answers == (named, dict(pair.donor.parts)["label"])
         else:
             assert named not in pair.answers
 
@@ -279,10 +280,10 @@ def test_random_circuits_are_of_equal_size_and_others(gqa: HookedALM) -> None:
     winners = [CircuitNode(0, 1), CircuitNode(3, 5), *(CircuitNode(i, -1) for i in range(3))]
     drawn = random_nodes(gqa, winners, np.random.default_rng(0))
     assert drawn == random_nodes(gqa, winners, np.random.default_rng(0))
-    assert sum(node.kind == "head" for node in drawn) == 2
-    assert sum(node.kind == "mlp" for node in drawn) == 3
+    assert sum(node.is_head for node in drawn) == 2
+    assert sum(not node.is_head for node in drawn) == 3
     assert len(set(drawn)) == 5
-    assert not {node for node in winners if node.kind == "head"} & set(drawn)
+    assert not {node for node in winners if node.is_head} & set(drawn)
     assert CircuitNode(3, -1) in drawn
 
 
@@ -304,18 +305,13 @@ def test_what_moves_the_answer_reverses_between_the_twins() -> None:
             who = {"contrast": one.pair.contrast, "group": one.pair.group, "total_effect": effect}
             rows.append({**who, "base_as_given": True, "donor_as_given": True})
         pairs = pd.DataFrame(rows)
-        effects = total_effects(pairs, config)
-        cells = pd.DataFrame(
-            {"contrast": ["voice", "instruction"], "n_groups": 11, "q": np.nan, "mean": 0.0}
-        )
-        cells = cells.assign(found=False, layer=0, head=0)
-        nothing = cells.iloc[:0].assign(confirmed=[], held_out_mean=[])
-        summaries = {
-            "effects": effects, "node_cells": cells, "winners": nothing,
-            "faithfulness": pd.DataFrame(columns=["contrast", "circuit", "what", "mean"]),
-            "controls": pd.DataFrame(columns=["control", "verdict"]),
-        }  # fmt: skip
-        found[name] = findings({"pairs": pairs}, summaries, config)
+        run = Circuits.results(config, {}, {"pairs": pairs})
+        run.tables["effects"] = total_effects(pairs, run.draws)
+        dominance, effect = CLAIMS[:2]
+        found[name] = {"dominance": dominance.judge(run)}
+        found[name] |= {
+            f"{one}: effect": effect.judge(run, one) for one in ("voice", "instruction")
+        }
     text, voice = found["follows_text"], found["follows_voice"]
     assert text["dominance"].established
     assert voice["dominance"].established

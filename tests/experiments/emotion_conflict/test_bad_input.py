@@ -342,7 +342,7 @@ def test_labels_of_unequal_length_align_or_are_refused_before_the_first_unit(
     )
     experiment = EmotionConflict(EmotionConflictConfig(**settings, donors=("text_swap",)))
     experiment.open()
-    sweeps = [experiment.run_unit(u) for u in experiment.units() if u.id.startswith("patch")]
+    sweeps = [experiment.measure(u) for u in experiment.units() if u.id.startswith("patch")]
     assert len(sweeps) == 2
     for sweep in sweeps:
         ratios = sweep.record["span_length_ratio"]

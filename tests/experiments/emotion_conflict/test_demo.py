@@ -6,14 +6,12 @@ from typing import Any
 
 import pytest
 
-from emotion_toy import N_BLOCKS, Side, toy_recordings, toy_tables
+from emotion_toy import INPUTS, Side, toy_recordings, toy_tables
 from hooked_alm.experiments.emotion_conflict import demo
-from hooked_alm.experiments.emotion_conflict.claims import claims, finding_by_id
-from hooked_alm.experiments.emotion_conflict.controls import controls
+from hooked_alm.experiments.emotion_conflict.experiment import EmotionConflict
 from hooked_alm.experiments.emotion_conflict.settings import EmotionConflictConfig
-from hooked_alm.experiments.emotion_conflict.tables import summarise
-from hooked_alm.experiments.workbench.findings import finding_table
-from hooked_alm.experiments.workbench.report import Report, read_report, write_report
+from hooked_alm.experiments.workbench.conclude import conclude
+from hooked_alm.experiments.workbench.report import read_report
 from hooked_alm.experiments.workbench.run_folder import RunFolder
 
 N_CLIPS = 10
@@ -38,18 +36,13 @@ def finished_run(path: Path, side: Side) -> RunFolder:
     )
     for name, table in tables.items():
         folder.write_table(name, table)
-    recordings = toy_recordings(path / "audio", N_CLIPS)
-    summaries = summarise(tables, config, recordings, N_BLOCKS)
-    checks = controls(tables, config, N_BLOCKS, audio_is_first=True)
-    found = claims(tables, summaries, checks, config, N_BLOCKS)
-    for name, table in {
-        **summaries,
-        "controls": checks,
-        "findings": finding_table(finding_by_id(found)),
-    }.items():
-        folder.write_table(name, table)
-    lines = [claim.finding.headline() for claim in found]
-    write_report(folder, Report("title", "question", "lead", is_calibration=True, headlines=lines))
+    experiment = EmotionConflict(config)
+    experiment.folder = folder
+    experiment.recordings = toy_recordings(path / "audio", N_CLIPS)
+    # The page of each run is not what is tested here.
+    with pytest.MonkeyPatch().context() as patched:
+        patched.setattr(EmotionConflict, "page", lambda self, page, run: page.section("Empty"))
+        conclude(experiment, INPUTS, tables, folder)
     return folder
 
 

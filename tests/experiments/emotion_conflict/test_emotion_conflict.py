@@ -17,13 +17,15 @@ import soundfile
 import torch
 from torch import Tensor
 
-from hooked_alm.experiments.emotion_conflict.experiment import SEGMENTS, EmotionConflict
+from hooked_alm.experiments.emotion_conflict.experiment import EmotionConflict
+from hooked_alm.experiments.emotion_conflict.measure import SEGMENTS
 from hooked_alm.experiments.emotion_conflict.plan import PatchRun, PromptRun
 from hooked_alm.experiments.emotion_conflict.settings import EmotionConflictConfig
 from hooked_alm.experiments.materials.bundled import CLIPS, MODELS
 from hooked_alm.experiments.materials.ob1 import CONFLICT_MAP, EMOTIONS, LABELS
 from hooked_alm.experiments.workbench.experiment import Unit, UnitResult
 from hooked_alm.methods.patching.options import Engine
+from hooked_alm.methods.reading.lens import LogitLens
 from ob1_reference import PATCHED, PlainOB1, Prompt
 from tolerances import ATTENTION_MASS, FAST_ENGINE, LENS_ROWS, RESAMPLED_DONOR
 
@@ -53,8 +55,9 @@ def opened(model: str = "follows_text", **settings: Any) -> EmotionConflict:
     """The experiment on the 18 clips; what ``open`` loads is shared between settings."""
     first = _opened(model)
     experiment = EmotionConflict(EmotionConflictConfig(model=f"bundled:{model}", **settings))
-    for loaded in ("model", "recordings", "clips", "labels", "tuned_lens"):
+    for loaded in ("model", "recordings", "clips", "labels"):
         setattr(experiment, loaded, getattr(first, loaded))
+    experiment.lens = LogitLens(experiment.config.lens_norm)
     return experiment
 
 
@@ -76,7 +79,7 @@ def plain_sweep(
 @functools.cache
 def _result(unit_id: str, model: str, settings: tuple[tuple[str, Any], ...]) -> UnitResult:
     experiment = opened(model, **dict(settings))
-    return experiment.run_unit(unit_of(experiment, unit_id))
+    return experiment.measure(unit_of(experiment, unit_id))
 
 
 def result(unit_id: str, model: str = "follows_text", **settings: Any) -> UnitResult:
@@ -458,7 +461,7 @@ def swept(unequal: Path, **settings: Any) -> tuple[EmotionConflict, UnitResult, 
     config = EmotionConflictConfig(audio=str(unequal), patch_layers=SOME_BLOCKS, **settings)
     experiment = EmotionConflict(config)
     experiment.open()
-    done = experiment.run_unit(unit_of(experiment, "patch__zh_sad_strong__cheerful__audio_swap"))
+    done = experiment.measure(unit_of(experiment, "patch__zh_sad_strong__cheerful__audio_swap"))
     hf = plain("follows_text")
     return (
         experiment,
@@ -609,13 +612,14 @@ def test_the_control_prompt_that_only_mentions_has_a_label_to_patch() -> None:
     ],
 )
 def test_each_switch_names_its_defect(settings: dict[str, Any], defects: set[str]) -> None:
-    assert EmotionConflictConfig(**settings).known_defects().keys() == defects
+    experiment = EmotionConflict(EmotionConflictConfig(**settings))
+    assert experiment.known_defects().keys() == defects
 
 
 def test_known_defects_are_in_every_result() -> None:
     experiment = EmotionConflict(EmotionConflictConfig(variant="seed"))
-    defects = experiment.open()["known_defects"]
-    assert defects.keys() == experiment.config.known_defects().keys() >= {"C1", "C3", "C8"}
+    defects = experiment.known_defects()
+    assert defects.keys() >= {"C1", "C3", "C8"}
     record = result("zh_sad_strong__conflict", variant="seed").record
     assert record["variant"] == "seed"
     assert record["known_defects"] == sorted(defects)

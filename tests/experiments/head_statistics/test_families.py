@@ -11,7 +11,7 @@ from torch import Tensor
 from all_cases import CASES
 from family_case import Case
 from hooked_alm import HookedALM
-from hooked_alm.experiments.head_statistics.measure import CONTRIBUTION, OUTPUT, HeadMeter
+from hooked_alm.methods.reading.head_norms import CONTRIBUTION, OUTPUT, HeadMeter
 from tolerances import HEAD_NORMS
 
 

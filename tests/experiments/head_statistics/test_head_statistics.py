@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -33,32 +34,33 @@ from head_statistics_toy import (
     per_item,
     prompt,
     some_items,
+    tables,
     tokenizer,
     write_items,
 )
 from hooked_alm.errors import InputError
 from hooked_alm.experiments.cli import main
-from hooked_alm.experiments.head_statistics import templates
+from hooked_alm.experiments.head_statistics import prompts as prompts_module
 from hooked_alm.experiments.head_statistics.claims import rank_correlations
 from hooked_alm.experiments.head_statistics.experiment import HeadStatistics
-from hooked_alm.experiments.head_statistics.items import Question, read_questions
-from hooked_alm.experiments.head_statistics.settings import HeadStatisticsConfig
-from hooked_alm.experiments.head_statistics.templates import (
+from hooked_alm.experiments.head_statistics.items import Question, find_file, read_questions
+from hooked_alm.experiments.head_statistics.prompts import (
     IGNORED,
+    continuation,
     find_template,
-    is_merged,
-    letter_list,
-    prompt_and_target,
     register_template,
     sft_labels,
 )
+from hooked_alm.experiments.head_statistics.settings import HeadStatisticsConfig
+from hooked_alm.experiments.head_statistics.tables import merged
 from hooked_alm.experiments.materials.bundled import CLIPS, model_folder
 from hooked_alm.experiments.workbench import figures, runner
 from hooked_alm.experiments.workbench.run_folder import RunFolder
 from hooked_alm.experiments.workbench.settings import load_settings
+from hooked_alm.methods.reading.head_norms import OUTPUT
 from stopped_runs import interrupted, results
 from tiny import edit_tensors
-from tolerances import HEAD_NORMS, PADDED_ROW
+from tolerances import HEAD_NORMS, MERGED_MOMENTS, PADDED_ROW
 
 SEED_FILES = (
     "config.json", "meta.json",
@@ -120,17 +122,21 @@ def test_numbers_become_letters(tmp_path: Path) -> None:
     one["choices"]["label"] = ["1", "2", "3", "4", "5"]
     two = item(1, 4, answerKey=4)
     two["choices"]["label"] = [1, 2, 3, 4]
-    found = read_questions(str(write_items(tmp_path / "q.jsonl", [one, two]))).read
+    found = read_questions(write_items(tmp_path / "q.jsonl", [one, two]))
     assert [one.answer for one in found] == ["B", "D"]
     assert found[0].option_labels == ("A", "B", "C", "D", "E")
 
 
-def test_three_and_six_options_are_left_out(tmp_path: Path) -> None:
-    made = [item(0), item(1, 3), item(2, 6), item(3, 5)]
-    found = read_questions(str(write_items(tmp_path / "q.jsonl", made)))
-    assert [one.id for one in found.read] == ["item0", "item3"]
-    assert found.skipped == [
-        {"id": "item1", "where": "q.jsonl line 2", "reason": "3 options"},
+def test_three_and_six_options_are_left_out(llama: Path, tmp_path: Path) -> None:
+    """They are no solved examples either."""
+    made = [item(0, 3), item(1), item(2, 6), item(3, 5)]
+    whole = experiment(llama, write_items(tmp_path / "q.jsonl", made), few_shot=1)
+    data = whole.open()["data"]
+    assert data["examples"] == ["item1"]
+    assert [one.question.id for one in whole.items] == ["item3"]
+    assert (data["n_questions"], data["n_measured"]) == (4, 1)
+    assert data["skipped"] == [
+        {"id": "item0", "where": "q.jsonl line 1", "reason": "3 options"},
         {"id": "item2", "where": "q.jsonl line 3", "reason": "6 options"},
     ]
 
@@ -138,7 +144,7 @@ def test_three_and_six_options_are_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["test.jsonl", "ARC-Challenge-test.jsonl"])
 def test_a_folder_holds_arc(tmp_path: Path, name: str) -> None:
     write_items(tmp_path / name, some_items(2))
-    assert read_questions(str(tmp_path)).file.name == name
+    assert find_file(str(tmp_path)).name == name
 
 
 @pytest.mark.parametrize("kind", ["arrow", "parquet"])
@@ -154,53 +160,60 @@ def test_a_hugging_face_cache(tmp_path: Path, kind: str) -> None:
         else:
             with pa.ipc.new_stream(pa.OSFile(str(file), "wb"), table.schema) as writer:
                 writer.write_table(table)
-    found = read_questions(str(tmp_path / "cache"))
-    plain = read_questions(str(write_items(tmp_path / "q.jsonl", some_items(3))))
-    assert found.file.name == f"ai2_arc-test.{kind}"
-    assert [vars(q) | {"where": ""} for q in found.read] == [
-        vars(q) | {"where": ""} for q in plain.read
-    ]
-    assert found.read[1].where == f"ai2_arc-test.{kind} row 2"
+    file = find_file(str(tmp_path / "cache"))
+    found = read_questions(file)
+    plain = read_questions(write_items(tmp_path / "q.jsonl", some_items(3)))
+    assert file.name == f"ai2_arc-test.{kind}"
+    assert [vars(q) | {"where": ""} for q in found] == [vars(q) | {"where": ""} for q in plain]
+    assert found[1].where == f"ai2_arc-test.{kind} row 2"
+    table = pa.Table.from_pylist([item(0), item(1, question=None)])
+    pq.write_table(table, tmp_path / "bad.parquet")
+    with pytest.raises(InputError, match=r"bad.parquet: row 2: question: got null, expected text"):
+        read_questions(tmp_path / "bad.parquet")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"answerKey": "E"}, "line 2: answerKey: got 'E', expected one of A, B, C, D"),
-        ({"answerKey": None}, "line 2: answerKey: got None"),
+        ({"answerKey": "E"}, "line 2: the line: .* an answerKey of A, B, C, D, not 'E'"),
+        ({"answerKey": None}, "line 2: the line: .* an answerKey of A, B, C, D, not None"),
         ({"question": " "}, "line 2: question: got ' ', expected text"),
-        ({"choices": ["a", "b"]}, "line 2: choices: got .* expected an object with lists"),
-        ({"choices": {"label": ["A"], "text": []}}, "line 2: choices: got 1 labels and 0 texts"),
+        ({"choices": ["a", "b"]}, "line 2: choices: got .* expected an object"),
+        (
+            {"choices": {"label": ["A"], "text": []}},
+            "line 2: choices: got .* as many labels as texts",
+        ),
         (
             {"choices": {"label": ["A", "A", "B", "C"], "text": ["a", "b", "c", "d"]}},
-            "line 2: choices.label: got .* expected A, B, C",
+            "line 2: choices: got .* the labels A, B, C",
         ),
         (
             {"choices": {"label": ["A", "B", "C", "D"], "text": ["a", "b", 3, "d"]}},
-            r"line 2: choices.text\[2\]: got 3, expected text",
+            "line 2: choices.text.2: got 3, expected text",
         ),
         ({"id": 7}, "line 2: id: got 7, expected text"),
-        ({"audio": "none.wav"}, "line 2: audio: got .*none.wav, which is no file"),
+        ({"audio": "none.wav"}, "line 2: audio: got 'none.wav', expected files that exist"),
         ({"audio": []}, r"line 2: audio: got \[\], expected a file name"),
-        ({"Audio": "a.wav"}, "line 2: Audio: got an unknown field; is it audio?"),
+        ({"Audio": "a.wav"}, r"line 2: the line: .*no field Audio \(is it audio\?\)"),
     ],
 )
 def test_a_bad_field_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     file = write_items(tmp_path / "q.jsonl", [item(0), item(1, **changes)])
-    with pytest.raises(InputError, match=f"q.jsonl {message}"):
-        read_questions(str(file))
+    with pytest.raises(InputError, match=f"q.jsonl: {message}"):
+        read_questions(file)
 
 
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["{broken"], "q.jsonl line 1: got no JSON"),
-        (["[1, 2]"], "q.jsonl line 1: got a list, expected an object"),
+        (["{broken"], "q.jsonl: line 1: got no usable JSON"),
+        (["[1, 2]"], "q.jsonl: line 1: the line: got \\[1, 2\\], expected an object"),
         ([{"id": "x", "question": "Why?"}], "line 1: choices: missing; answerKey: missing"),
         (
             [{**{k: v for k, v in item(0).items() if k != "answerKey"}, "answer_key": "A"}],
-            "line 1: answerKey: missing; answer_key: got an unknown field; is it answerKey?",
+            "line 1: answerKey: missing",
         ),
+        (['{"id": "x", "id": "y"}'], "line 1: .*'id' twice"),
         ([item(0), item(0)], "q.jsonl line 2: id: got 'item0', which q.jsonl line 1 has"),
         (["", ""], "got an empty file"),
         ([item(0, 3)], "none of its 1 questions has 4 or 5 options"),
@@ -210,56 +223,56 @@ def test_a_bad_field_is_named(tmp_path: Path, changes: dict[str, Any], message: 
 def test_a_bad_file_is_refused(tmp_path: Path, lines: Sequence[Any], message: str) -> None:
     file = write_items(tmp_path / "q.jsonl", lines)
     with pytest.raises(InputError, match=message):
-        read_questions(str(file))
+        read_questions(file)
 
 
 def test_as_windows_writes_it(tmp_path: Path) -> None:
     """A byte order mark, CRLF, no end of line at the end: the same questions, on the same lines."""
     plain = write_items(tmp_path / "q.jsonl", [item(0), item(1)])
-    expected = read_questions(str(plain)).read
+    expected = read_questions(plain)
     plain.write_bytes(
         b"\xef\xbb\xbf" + plain.read_text("utf-8").rstrip().replace("\n", "\r\n").encode()
     )
-    assert read_questions(str(plain)).read == expected
+    assert read_questions(plain) == expected
     plain.write_bytes(b"\xef\xbb\xbf")
     with pytest.raises(InputError, match="got an empty file"):
-        read_questions(str(plain))
+        read_questions(plain)
 
 
 def test_a_field_of_ones_own_is_kept(tmp_path: Path) -> None:
     """Its name may resemble one that is there as well."""
     one = item(0, question_id="x", answer_keys=["A"], subject="physics")
-    found = read_questions(str(write_items(tmp_path / "q.jsonl", [one]))).read[0]
+    found = read_questions(write_items(tmp_path / "q.jsonl", [one]))[0]
     assert found.meta == {"question_id": "x", "answer_keys": ["A"], "subject": "physics"}
 
 
 def test_a_missing_or_damaged_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such path.*expected one of test.jsonl"):
-        read_questions(str(tmp_path / "none"))
+        find_file(str(tmp_path / "none"))
     with pytest.raises(InputError, match="got none of them, expected one of test.jsonl"):
-        read_questions(str(tmp_path))
+        find_file(str(tmp_path))
     (tmp_path / "a-test.parquet").write_bytes(b"PAR1 but not really")
     with pytest.raises(InputError, match="a-test.parquet: got a damaged file"):
-        read_questions(str(tmp_path))
+        read_questions(find_file(str(tmp_path)))
     (tmp_path / "b-test.arrow").write_bytes(b"")
     with pytest.raises(InputError, match="got .*a-test.parquet, .*b-test.arrow, expected"):
-        read_questions(str(tmp_path))
+        find_file(str(tmp_path))
     with pytest.raises(InputError, match="b-test.arrow: got a damaged file"):
-        read_questions(str(tmp_path / "b-test.arrow"))
+        read_questions(tmp_path / "b-test.arrow")
     (tmp_path / "c.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match="c.jsonl: got text that is not UTF-8"):
-        read_questions(str(tmp_path / "c.jsonl"))
+    with pytest.raises(InputError, match="c.jsonl: line 1: got text that is not UTF-8"):
+        read_questions(tmp_path / "c.jsonl")
     with pytest.raises(InputError, match=f"the package carries .*{BUNDLED}"):
-        read_questions("bundled:none")
+        find_file("bundled:none")
 
 
 def test_the_bundled_questions() -> None:
-    found = read_questions(BUNDLED)
-    assert len(found.read) >= 40
-    assert not found.skipped
-    answers = [one.answer for one in found.read]
+    found = read_questions(find_file(BUNDLED))
+    assert len(found) >= 40
+    assert {len(one.option_labels) for one in found} == {4, 5}
+    answers = [one.answer for one in found]
     assert max(answers.count(letter) for letter in "ABCD") < len(answers) / 3
-    voices = read_questions(VOICES).read
+    voices = read_questions(find_file(VOICES))
     for one in voices:
         right = one.option_texts[one.option_labels.index(one.answer)]
         assert right == one.audio[0].stem.split("_")[1]
@@ -271,24 +284,23 @@ def test_the_bundled_questions() -> None:
 
 def test_the_corrected_prompt_ends_before_the_space(data: Path) -> None:
     """C35, C36: no space at the end, the letters of the question, a target that begins with one."""
-    for one, given in zip(read_questions(str(data)).read, some_items(), strict=True):
-        made, target = prompt_and_target(one, [], "arc_mcq_v1", "corrected")
+    for one, given in zip(read_questions(data), some_items(), strict=True):
+        made, target = find_template("arc_mcq_v1", "corrected")(one, [])
         assert made == prompt(given, is_seed=False)
         assert made.endswith("\n\nAnswer:")
         assert target == f" {one.answer}"
-        seeds, seeds_target = prompt_and_target(one, [], "arc_mcq_v1", "seed")
+        seeds, seeds_target = find_template("arc_mcq_v1", "seed")(one, [])
         assert seeds == prompt(given, is_seed=True)
         assert seeds_target == one.answer
-    five, _ = prompt_and_target(question(5), [], "arc_mcq_v1", "corrected")
+    five, _ = find_template("arc_mcq_v1", "corrected")(question(5), [])
     assert "(A, B, C, D, or E)" in five
-    five, _ = prompt_and_target(question(5), [], "arc_mcq_v1", "seed")
+    five, _ = find_template("arc_mcq_v1", "seed")(question(5), [])
     assert "(A, B, C, or D)" in five
     assert "E. z" in five
-    assert letter_list("ABC") == "A, B, or C"
 
 
 def test_solved_examples() -> None:
-    made, _ = prompt_and_target(question(), [question(5, answer="E")], "arc_mcq_v1", "corrected")
+    made, _ = find_template("arc_mcq_v1", "corrected")(question(), [question(5, answer="E")])
     assert made.count("Question:") == 2
     assert "E. z\n\nAnswer: E\n\nQuestion: Why?" in made
     assert "(A, B, C, D, or E)" in made
@@ -297,7 +309,7 @@ def test_solved_examples() -> None:
 def test_labels_cover_the_answer_alone() -> None:
     """M-004-7, C35: what is not masked decodes to the target; the seed's count of tokens shifts."""
     bpe = tokenizer()
-    made, target = prompt_and_target(question(), [], "arc_mcq_v1", "corrected")
+    made, target = find_template("arc_mcq_v1", "corrected")(question(), [])
     ids, labels = sft_labels(bpe, made, target)
     learned = [label for label in labels if label != IGNORED]
     assert bpe.decode(learned) == target == " B"
@@ -305,26 +317,27 @@ def test_labels_cover_the_answer_alone() -> None:
     assert bpe.decode(ids, skip_special_tokens=True) == made + target
     assert [i for i, label in zip(ids, labels, strict=True) if label != IGNORED] == learned
 
-    seeds, letter = prompt_and_target(question(), [], "arc_mcq_v1", "seed")
-    _, shifted = sft_labels(bpe, seeds, letter, masked_by="token_count")
-    assert [label for label in shifted if label != IGNORED] == []  # nothing is left to learn
+    seeds, letter = find_template("arc_mcq_v1", "seed")(question(), [])
+    # By count of tokens, as the seed masked them, nothing would be left to learn.
+    assert len(bpe(seeds)["input_ids"]) == len(bpe(seeds + letter)["input_ids"])
     with pytest.raises(InputError, match="labels read ' B', expected 'B'. A token reaches across"):
         sft_labels(bpe, seeds, letter)
-    assert is_merged(bpe, seeds, letter)
-    assert not is_merged(bpe, made, target)
+    merged, is_merged = continuation(bpe, seeds, letter)
+    assert (bpe.decode(merged), is_merged) == (" B", True)
+    assert continuation(bpe, made, target) == (learned, False)
 
 
 def test_templates_are_registered_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """M-004-9: another data set brings its own, and a run finds it by name."""
-    known = dict(templates._TEMPLATES)
-    monkeypatch.setattr(templates, "_TEMPLATES", known)
+    known = dict(prompts_module._TEMPLATES)
+    monkeypatch.setattr(prompts_module, "_TEMPLATES", known)
 
     @register_template("commonsenseqa_v1")
     def commonsenseqa(asked: Question, examples: Sequence[Question]) -> str:
         return f"{asked.meta['question_concept']}: {asked.question} ({len(examples)})"
 
     asked = question(meta={"question_concept": "bank"})
-    made = prompt_and_target(asked, [], "commonsenseqa_v1", "corrected")
+    made = find_template("commonsenseqa_v1", "corrected")(asked, [])
     assert made == ("bank: Why? (0)", " B")
     with pytest.raises(InputError, match="there is one already"):
         register_template("commonsenseqa_v1")(commonsenseqa)
@@ -332,15 +345,15 @@ def test_templates_are_registered_by_name(monkeypatch: pytest.MonkeyPatch) -> No
         find_template("commonsenseqa_v1", "seed")
     register_template("bad")(lambda asked, examples: "Answer: ")
     with pytest.raises(InputError, match="the prompt ends with ' ', expected no white space"):
-        prompt_and_target(asked, [], "bad", "corrected")
+        find_template("bad", "corrected")(asked, [])
 
 
 def test_a_data_set_of_its_own(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """M-004-9: CommonsenseQA, five options and a field of its own, on an unchanged experiment."""
-    known = dict(templates._TEMPLATES)
-    monkeypatch.setattr(templates, "_TEMPLATES", known)
+    known = dict(prompts_module._TEMPLATES)
+    monkeypatch.setattr(prompts_module, "_TEMPLATES", known)
     register_template("csqa")(lambda q, _: f"{q.meta['question_concept']}? {q.question} Answer:")
     made = [item(i, 5, question_concept=f"thing {i}") for i in range(3)]
     file = write_items(tmp_path / "csqa.jsonl", made)
@@ -400,9 +413,9 @@ def test_longer_than_the_models_context(llama: Path, tmp_path: Path) -> None:
     """Whatever max_length says: rotary positions would go on where no training was."""
     file = write_items(tmp_path / "q.jsonl", [item(0), item(1, question="why " * 700 + "?")])
     skips = experiment(llama, file, max_length=5000)
-    skips.open()
+    skipped = skips.open()["data"]["skipped"]
     assert [one.question.id for one in skips.items] == ["item0"]
-    assert "positions, over the 2048 that the model was made for" in skips.skipped[0]["reason"]
+    assert "positions, over the 2048 that the model was made for" in skipped[0]["reason"]
     cuts = experiment(llama, file, max_length=5000, overflow="left")
     cuts.open()
     assert [one.is_cut for one in cuts.items] == [False, True]
@@ -451,11 +464,12 @@ def test_settings_that_make_no_sense(words: list[str], message: str) -> None:
 
 
 def test_defects_follow_from_the_switches() -> None:
-    assert HeadStatisticsConfig().known_defects() == {}
-    seed = HeadStatisticsConfig(variant="seed")
-    assert sorted(seed.known_defects()) == ["C34", "C35", "C36", "C37"]
-    partly = HeadStatisticsConfig(variant="seed", overflow="skip", head_output="hook_z")
-    assert sorted(partly.known_defects()) == ["C35", "C36"]
+    def defects(**settings: Any) -> list[str]:
+        return sorted(HeadStatistics(HeadStatisticsConfig(**settings)).known_defects())
+
+    assert defects() == []
+    assert defects(variant="seed") == ["C34", "C35", "C36", "C37"]
+    assert defects(variant="seed", overflow="skip", head_output="hook_z") == ["C35", "C36"]
 
 
 # --- Runs
@@ -579,19 +593,34 @@ def test_voices_against_plain_hugging_face(model: str, tmp_path: Path) -> None:
     assert record["spans"][0]["audio"][0], "the clip is in the prompt"
 
 
-def test_moments_do_not_depend_on_batches(
-    llama: Path, data: Path, finished: RunFolder, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(
+    "how", [{}, {"token_agg": "all"}, {"token_agg": "all", "weighting": "tokens"}],
+    ids=["last", "all", "tokens"],
+)  # fmt: skip
+def test_nothing_depends_on_batches(llama: Path, data: Path, how: dict[str, str]) -> None:
     """M-004-4: units of any size give the same moments; batches, up to the rounding of padding."""
-    expected = arrays(finished)
-    for settings, tolerance in (
-        ({"unit_batches": 16}, 1e-13),
-        ({"batch_size": 1}, PADDED_ROW[torch.float32]),
-        ({"batch_size": 7}, PADDED_ROW[torch.float32]),
-    ):
-        run = runner.run(experiment(llama, data, **settings), tmp_path / str(settings))
-        for name, values in arrays(run).items():
-            np.testing.assert_allclose(values, expected[name], rtol=1e-12, atol=tolerance)
+
+    def found(batch_size: int, unit_batches: int) -> dict[str, pd.DataFrame]:
+        sizes = {"batch_size": batch_size, "unit_batches": unit_batches}
+        return tables(experiment(llama, data, **how, **sizes))
+
+    def halves(one: dict[str, pd.DataFrame]) -> list[np.ndarray]:
+        return [merged(one["heads"], OUTPUT, half).mean for half in (0, 1)]
+
+    def compare(one: dict[str, pd.DataFrame], other: dict[str, pd.DataFrame], atol: float) -> None:
+        np.testing.assert_allclose(halves(one), halves(other), rtol=0, atol=atol)
+        for name in ("head_statistics", "layer_statistics"):
+            pd.testing.assert_frame_equal(one[name], other[name], rtol=0, atol=atol)
+
+    alone, padded = found(1, 2), found(4, 1)
+    assert alone["items"].n_tokens[:4].nunique() == 4  # in a batch, all but the longest have pads
+    for unit_batches in (2, 16):
+        other = found(4, unit_batches)
+        # Batch by batch, in the same order; the summaries merge both halves of a unit first.
+        np.testing.assert_array_equal(halves(other), halves(padded))
+        compare(other, padded, MERGED_MOMENTS)
+    for other in (padded, found(3, 2), found(9, 1)):
+        compare(other, alone, PADDED_ROW[torch.float32])
 
 
 def test_ddof_and_weighting(llama: Path, data: Path, tmp_path: Path) -> None:
@@ -652,11 +681,11 @@ def test_killed_and_resumed(llama: Path, data: Path, finished: RunFolder, tmp_pa
         "import os, signal, sys\n"
         "from hooked_alm.experiments.head_statistics.experiment import HeadStatistics\n"
         "from hooked_alm.experiments import cli\n"
-        "run_unit = HeadStatistics.run_unit\n"
+        "measure = HeadStatistics.measure\n"
         "def dies(self, unit):\n"
         "    if unit.id != 'items00000': os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return run_unit(self, unit)\n"
-        "HeadStatistics.run_unit = dies\n"
+        "    return measure(self, unit)\n"
+        "HeadStatistics.measure = dies\n"
         f"sys.argv = {command!r}\n"
         "cli.main()\n"
     )
@@ -676,7 +705,7 @@ def test_killed_and_resumed(llama: Path, data: Path, finished: RunFolder, tmp_pa
 def test_the_default_run_is_offline_and_whole(tmp_path: Path) -> None:
     """``hooked-alm run head_statistics``, without a setting."""
     run = runner.run(HeadStatistics(HeadStatisticsConfig()), tmp_path / "run")
-    assert meta(run)["num_processed"] == len(read_questions(BUNDLED).read)
+    assert meta(run)["num_processed"] == len(read_questions(find_file(BUNDLED)))
     assert meta(run)["num_skipped"] == 0
     findings = run.read_table("findings").set_index("claim")
     assert bool(findings.established["stable"])
@@ -694,7 +723,7 @@ def test_prompts_that_the_model_cannot_read(llama: Path, tmp_path: Path) -> None
     heard = write_items(tmp_path / "heard.jsonl", [item(0), item(1, audio=clip)])
     with pytest.raises(InputError, match="heard.jsonl line 2 has audio, which needs a chat"):
         experiment(llama, heard, prompt_format="raw").open()
-    with pytest.raises(InputError, match="prompt_format chat for .* no audio front-end"):
+    with pytest.raises(InputError, match="prompt_format chat: the model has no audio front-end"):
         experiment(llama, heard).open()
     bundled = Path(model_folder("bundled:follows_text"))
     with pytest.raises(InputError, match="seed's template ends a raw text with a space"):

@@ -44,8 +44,8 @@ def test_a_pair_is_what_its_line_says(folder: Path) -> None:
     assert (first.id, first.group, first.contrast) == ("p-1", "first", "pitch")
     assert first.answers == ("a", "bell")
     assert first.base.audio == (folder / "tone0.wav",)
-    assert first.base.segments == (("text", "What is it?"),)
-    assert first.donor.segments == (("text", "What "), ("word", "is it?"))
+    assert first.base.parts == (("text", "What is it?"),)
+    assert first.donor.parts == (("text", "What "), ("word", "is it?"))
     # Empty lines count as lines; a pair without a group stands alone.
     assert (second.id, second.group, second.contrast) == ("line0003", "line0003", "pair")
     assert second.base.audio == ()
@@ -94,35 +94,47 @@ def changed(key: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{not json", "line 2: got no JSON"),
-        ("[1, 2]", "line 2: got a list, expected an object"),
-        ('{"group": "a", "group": "b"}', "line 2: group: got it twice"),
+        ("{not json", "line 2: got no usable JSON"),
+        ("[1, 2]", r"line 2: the line: got \[1, 2\], expected an object"),
+        ('{"group": "a", "group": "b"}', "line 2: .*'group' twice"),
         (changed("base", KeyError), "line 2: base: missing"),
         (changed("donor", KeyError), "line 2: donor: missing"),
         (changed("answers", KeyError), "line 2: answers: missing"),
         (changed("bsae", {}), "line 2: bsae: got an unknown field"),
         (changed("base", None), "line 2: base: got null"),
-        (changed("base", {}), "line 2: base: got no audio and no text"),
+        (changed("base", {}), "line 2: base: got {}, expected audio, an instruction, or both"),
         (changed("base.audoi", "x"), "line 2: base.audoi: got an unknown field"),
         (changed("base.audio", 3), "line 2: base.audio: got 3, expected a file name"),
         (changed("base.audio", []), r"line 2: base.audio: got \[\]"),
-        (changed("base.audio", "gone.wav"), r"line 2: base.audio: got .*gone.wav, which is no"),
+        (
+            changed("base.audio", "gone.wav"),
+            "line 2: base.audio: got 'gone.wav', expected files that exist",
+        ),
         (changed("base.text", ""), "line 2: base.text: got '', expected text"),
         (changed("base.text", 5), "line 2: base.text: got 5"),
-        (changed("donor.text", "x"), "line 2: donor: got text and segments"),
+        (changed("donor.text", "x"), "line 2: donor: got .*text or segments, not both"),
         (changed("donor.segments", []), "line 2: donor.segments: got"),
-        (changed("donor.segments", [["word"]]), "line 2: donor.segments: got"),
+        (changed("donor.segments", [["word"]]), "line 2: donor.segments.0.1: missing"),
         (changed("donor.segments", "x"), "line 2: donor.segments: got 'x'"),
-        (changed("answers", "sad"), "line 2: answers: got a str"),
-        (changed("answers.base", KeyError), "line 2: answers.base: missing"),
-        (changed("answers.donor", " "), "line 2: answers.donor: got ' '"),
-        (changed("answers.donor", "a"), "line 2: answers.donor: got 'a', the base's too"),
-        (changed("answers.third", "x"), "line 2: answers.third: got an unknown field"),
-        (changed("group", None), "line 2: group: got None, expected a name"),
+        (
+            changed("answers", "sad"),
+            "line 2: answers: got 'sad', expected an object with",
+        ),
+        (
+            changed("answers.base", KeyError),
+            "line 2: answers: got {'donor': .* with base and donor",
+        ),
+        (changed("answers.donor", " "), "line 2: answers: got .*two different texts"),
+        (changed("answers.donor", "a"), "line 2: answers: got .*two different texts"),
+        (changed("answers.third", "x"), "line 2: answers: got .*two different texts"),
+        (changed("group", None), "line 2: group: got null, expected a name"),
         (changed("group", " "), "line 2: group: got ' '"),
-        (changed("contrast", "a/b"), "line 2: contrast: got 'a/b', expected letters"),
-        (changed("id", "../x"), "line 2: id: got '../x', expected letters"),
-        (changed("donor", GOOD["base"]), "line 2: donor: got the same prompt as base"),
+        (changed("contrast", "a/b"), "line 2: contrast: got 'a/b', expected up to 64 letters"),
+        (changed("id", "../x"), "line 2: id: got '../x', expected up to 64 letters"),
+        (
+            changed("donor", GOOD["base"]),
+            "line 2: the line: got .* donor that differs from the base",
+        ),
         (GOOD, "mine.jsonl line 2: id: got 'p-1', which mine.jsonl line 1 has"),
     ],
 )
@@ -137,7 +149,12 @@ def test_all_faults_come_at_once(folder: Path) -> None:
     both["answers"] = {"base": "x"}
     with pytest.raises(InputError) as error:
         read_pairs(write(folder, both, "[]"))
-    for part in ("2 problems", "line 1: answers.donor: missing; group: got 1.5", "line 2: got a"):
+    for part in (
+        "2 problems",
+        "line 1: group: got 1.5",
+        "; answers: got {'base': 'x'}",
+        "line 2: the line: got",
+    ):
         assert part in str(error.value)
 
 

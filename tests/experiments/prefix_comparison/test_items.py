@@ -50,7 +50,6 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 
 
 BAD: dict[str, tuple[str, Any, str]] = {
-    "no id": ("id", None, "id: missing"),
     "an id that is no file name": ("id", "a/b", "id: got 'a/b', expected up to 64 letters"),
     "an id too long for a file name": ("id", "a" * 65, "id: got 'aaa.*, expected up to 64 letters"),
     "no continuation": ("continuation", None, "continuation: missing"),
@@ -105,7 +104,7 @@ def test_bad_items(tmp_path: Path, path: str, value: Any, message: str) -> None:
     ("text", "message"),
     [
         ("{", "line 1: got no usable JSON"),
-        ("[]", "line 1: got a list, expected an object"),
+        ("[]", r"line 1: the line: got \[\], expected an object"),
         ('{"id": "a", "id": "b"}', "line 1: .*'id' twice"),
         ("[" * 100_000, "line 1: got no usable JSON"),
         ("", "got an empty file"),
@@ -132,7 +131,7 @@ def test_prompts_of_a_lens_end_where_json_says(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     line = json.dumps({"prompt": {"text": "a\u2028b"}}, ensure_ascii=False)
     file.write_text("\ufeff" + line + "\r\n", "utf-8")
-    assert [one.prompt.segments[0][1] for one in read_prompts(file)] == ["a\u2028b"]
+    assert [one.prompt.parts[0][1] for one in read_prompts(file)] == ["a\u2028b"]
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

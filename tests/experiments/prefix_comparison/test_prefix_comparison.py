@@ -1,6 +1,7 @@
 """``prefix_comparison`` against plain Hugging Face, by hand, killed, resumed, and on the twins."""
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,26 +17,25 @@ from hooked_alm.errors import InputError
 from hooked_alm.experiments.materials.bundled import ASSETS, CLIPS, model_folder
 from hooked_alm.experiments.materials.trained_lens import LensCard, save_lens
 from hooked_alm.experiments.prefix_comparison import figures as own_figures
-from hooked_alm.experiments.prefix_comparison.claims import _longest, _output
-from hooked_alm.experiments.prefix_comparison.measure import (
-    LATEST,
+from hooked_alm.experiments.prefix_comparison.claims import CLAIMS, longest
+from hooked_alm.experiments.prefix_comparison.experiment import PrefixComparison
+from hooked_alm.experiments.prefix_comparison.plan import teacher_forced
+from hooked_alm.experiments.prefix_comparison.settings import PrefixComparisonConfig
+from hooked_alm.experiments.prefix_comparison.shards import Maps, NanMean, pack, shards, unpack
+from hooked_alm.experiments.prefix_comparison.tables import PrefixResults, means, quadrant_table
+from hooked_alm.experiments.workbench import figures, runner
+from hooked_alm.experiments.workbench.intervals import Draws
+from hooked_alm.experiments.workbench.page import Page
+from hooked_alm.experiments.workbench.run_folder import RunFolder, to_json
+from hooked_alm.methods.reading.lens import residual_rows, translated, unembed_rows
+from hooked_alm.methods.reading.segment_mass import LATEST, WINDOW, MassMeter
+from hooked_alm.methods.reading.tuned_lens import TunedLens
+from hooked_alm.methods.statistics.rank_correlation import (
     MOST_CORRELATED,
-    WINDOW,
-    MassMeter,
-    compare,
     fisher_z,
     partial_spearman,
     spearman,
 )
-from hooked_alm.experiments.prefix_comparison.plan import teacher_forced
-from hooked_alm.experiments.prefix_comparison.settings import PrefixComparisonConfig
-from hooked_alm.experiments.prefix_comparison.shards import Maps, NanMean, pack, shards, unpack
-from hooked_alm.experiments.prefix_comparison.tables import means, quadrant_summary
-from hooked_alm.experiments.workbench import figures, runner
-from hooked_alm.experiments.workbench.run_folder import RunFolder, to_json
-from hooked_alm.methods.reading.divergence import compare_depths
-from hooked_alm.methods.reading.lens import residual_rows, unembed_rows
-from hooked_alm.methods.reading.tuned_lens import TunedLens
 from prefix_comparison_toy import (
     N_LAYERS,
     Plain,
@@ -112,8 +112,9 @@ def test_every_cell_is_hugging_faces(code: tuple[Path, Path], tmp_path: Path, va
     assert ours.config.lens_source == {"corrected": "hooks", "seed": "hf_tuple"}[variant]
     page = (folder.path / "report.html").read_text("utf-8")
     # At its head, before any claim.
-    told = "Known defects of these settings</b></p><dl><dt>C6</dt>"
-    assert (told in page.partition('<section id="s1">')[0]) == (variant == "seed")
+    head = page.partition('<ul class="headlines">')[0]
+    told = re.search("Known defects of these settings</b>.{,30}<dt>C6</dt>", head, re.DOTALL)
+    assert bool(told) == (variant == "seed")
     hf = load_hf(code[0])
     mass_table = folder.read_table("mass").set_index(["item", "run", "segment", "layer"])
     mass_table = mass_table["mass"].sort_index()
@@ -155,7 +156,7 @@ def test_the_variants_differ_at_the_last_depth_only(code: tuple[Path, Path]) -> 
         ours.open()
         one = ours.items[0]
         runs = [teacher_forced(n, p.x, one.continuation) for n, p in one.prefixes.items()]
-        nll.append(compare(ours.model, runs, [(0, 1)], ours.config).nll)
+        nll.append(ours.comparison.compare(runs, [(0, 1)]).nll)
     assert torch.equal(nll[0][:-1], nll[1][:-1])
     assert (nll[0][-1] - nll[1][-1]).abs().max() > 0.01
 
@@ -165,7 +166,7 @@ def test_a_tuned_lens_in_the_logit_lens_place(code: tuple[Path, Path], tmp_path:
     settings: dict[str, Any] = {"interventions": [], "n_shown": 0, "pos_modes": ["as_run"]}
     plain = experiment(*code, **settings)
     plain.open()
-    expected = plain.run_unit(plain.units()[0])
+    expected = plain.measure(plain.units()[0])
     lens = TunedLens.untrained(plain.model)
     card = LensCard(
         model="toy", dtype="float32", n_layers=N_LAYERS, d_model=lens.d_model,
@@ -181,26 +182,22 @@ def test_a_tuned_lens_in_the_logit_lens_place(code: tuple[Path, Path], tmp_path:
     )
     hashes = [one.open()["tuned_lens"]["params_sha256"] for one in (untrained, moved)]
     assert hashes[0] != hashes[1]
-    same = untrained.run_unit(untrained.units()[0])
+    same = untrained.measure(untrained.units()[0])
     assert to_json(asdict(same)) == to_json(asdict(expected))  # as text, NaN equals NaN
-    found = moved.run_unit(moved.units()[0])
+    found = moved.measure(moved.units()[0])
     assert to_json(found.tables["mass"]) == to_json(expected.tables["mass"])
     ours, theirs = unpack(found.record["nll"]), unpack(expected.record["nll"])
     one = plain.items[0]
     for run, prefix in enumerate(one.prefixes.values()):
         x = teacher_forced("", prefix.x, one.continuation)
         rows = residual_rows(moved.model, x.x, x.queries[None])
-        log_p = unembed_rows(moved.model, lens(rows)).double().log_softmax(-1)[:, 0]
+        log_p = unembed_rows(moved.model, translated(lens, rows)).double().log_softmax(-1)[:, 0]
         y = x.targets.expand(N_LAYERS + 1, -1)[..., None]
         close(ours[run], -log_p.gather(-1, y)[..., 0].numpy(), DIVERGENCE)
     assert (abs(ours - theirs)[:, :-1].max(-1) > 0.01).all()
     assert (ours[:, -1] == theirs[:, -1]).all()
     with pytest.raises(InputError, match="got no config.json"):
         experiment(*code, tuned_lens=str(tmp_path)).open()
-    rows = residual_rows(plain.model, one.prefixes["agentic"].x)
-    with pytest.raises(InputError, match="through a tuned lens with norm='none'"):
-        compare_depths(plain.model, rows, torch.zeros(1, 1, dtype=torch.long), [],
-                       norm="none", lens=lens)  # fmt: skip
 
 
 @torch.no_grad()
@@ -254,7 +251,7 @@ def test_mass_is_the_sum_of_the_pattern_however_it_is_cut(gqa: HookedALM) -> Non
     pattern = torch.stack([cache[name][0] for name in names])[:, :, queries]
     found = []
     for at_once in (64, 3, 1):
-        meter = MassMeter(gqa, run, queries)
+        meter = MassMeter(gqa, run.x, queries)
         meter.at_once = at_once
         with gqa.hooks(fwd_hooks=meter.hooks()):
             gqa(run.x)
@@ -286,7 +283,7 @@ def test_the_first_token_has_no_prior_output(finished: RunFolder, code: tuple[Pa
     ours.open()
     one = ours.items[0]
     run = teacher_forced("agentic", one.prefixes["agentic"].x, one.continuation)
-    meter = MassMeter(ours.model, run, run.queries[:2])
+    meter = MassMeter(ours.model, run.x, run.queries[:2])
     with ours.model.hooks(fwd_hooks=meter.hooks()):
         ours.model(run.x)
     mass = meter.result()
@@ -306,9 +303,19 @@ def test_card_m_002_12() -> None:
     assert fisher_z(np.array([-1.0]))[0] == -np.arctanh(MOST_CORRELATED)
 
 
+DRAWS = Draws(0, 1000)
+
+
+def one_depth(values: list[float], groups: Sequence[str]) -> pd.DataFrame:
+    """A row per item and group, as `wide` makes it."""
+    index = pd.MultiIndex.from_arrays(
+        [[str(i) for i in range(len(values))], list(groups)], names=["item", "group"]
+    )
+    return pd.DataFrame({0: values}, index=index).rename_axis(columns="depth")
+
+
 def test_items_without_a_correlation_are_left_out_and_counted() -> None:
-    z = pd.DataFrame({"rho": [0.5, np.nan, 0.7]}, index=["a", "b", "c"])
-    row = means(z, {"a": "a", "b": "b", "c": "c"}, PrefixComparisonConfig()).iloc[0]
+    row = means(one_depth([0.5, np.nan, 0.7], "abc"), DRAWS).iloc[0]
     assert (row["mean"], row["n"], row["n_undefined"]) == (pytest.approx(0.6), 2, 1)
 
 
@@ -328,51 +335,49 @@ def test_partial_correlation_takes_out_the_drift() -> None:
 
 def test_card_m_002_9_means_of_means(finished: RunFolder) -> None:
     """Items weigh the same, whatever their length."""
-    values = pd.DataFrame({0: [4.0, 0.0]}, index=["short", "long"])
-    row = means(values, {"short": "1", "long": "2"}, PrefixComparisonConfig()).iloc[0]
-    assert row["mean"] == 2.0
+    assert means(one_depth([4.0, 0.0], "ab"), DRAWS)["mean"][0] == 2.0
     found = list(shards(finished, finished.read_table("items")))
-    assert len({one.delta.shape[1] for one in found}) > 1
-    expected = np.mean([one.delta[-1].mean() for one in found])
+    assert len({one.maps.shape[2] for one in found}) > 1
+    expected = np.mean([one.maps[0, -1].mean() for one in found])
     summary = finished.read_table("curves_summary")
     own = summary[(summary.run == "agentic") & (summary.metric == "delta")]
     assert own["mean"].to_numpy()[-1] == pytest.approx(expected, abs=1e-6)
 
 
+def hand_made(**tables: pd.DataFrame) -> PrefixResults:
+    inputs = {"compared": {"a": "a", "b": "b", "segment": "tool"}}
+    return PrefixResults(PrefixComparisonConfig(), inputs, tables)
+
+
 def test_cards_s7_and_s8() -> None:
-    groups = {str(i): str(i) for i in range(6)}
-    constant = pd.DataFrame({0: [2.5] * 6}, index=list(groups))
-    row = means(constant, groups, PrefixComparisonConfig()).iloc[0]
+    row = means(one_depth([2.5] * 6, "abcdef"), DRAWS).iloc[0]
     assert (row["low"], row["high"]) == (2.5, 2.5)
-    two = means(pd.DataFrame({0: [0.0, 1.0]}, index=["0", "1"]), groups, PrefixComparisonConfig())
+    two = means(one_depth([0.0, 1.0], "ab"), DRAWS)
     assert (two.low[0], two.high[0]) == (0, 1)
     items = pd.DataFrame({"item": ["0", "1", "2", "3"], "quadrant": ["G10", "G10", "G01", "G01"]})
-    items = items.assign(group=items.item)
     curves = pd.DataFrame(
-        {"item": items.item, "run": "a", "depth": 0, "delta": [1.0, 1.0, 3.0, 3.0]}
+        {"item": items.item, "group": items.item, "run": "a", "depth": 0, "delta": [1.0, 1, 3, 3]}
     )
-    found = quadrant_summary(curves, items, "a", PrefixComparisonConfig()).set_index("quadrant")
+    found = quadrant_table(hand_made(items=items, curves=curves)).set_index("quadrant")
     assert found.loc["G10 − G01", ["mean", "low", "high"]].tolist() == [-2, -2, -2]
     assert found.n.to_dict() == {"G10": 2, "G01": 2, "G10 − G01": 4}
 
 
 def test_items_of_a_group_are_resampled_together() -> None:
-    values = pd.DataFrame({0: [0.0, 0.0, 0.0, 1.0]}, index=list("abcd"))
-    alone = means(values, {k: k for k in "abcd"}, PrefixComparisonConfig()).iloc[0]
-    together = means(values, {"a": "x", "b": "x", "c": "y", "d": "y"}, PrefixComparisonConfig())
+    alone = means(one_depth([0.0, 0.0, 0.0, 1.0], "abcd"), DRAWS).iloc[0]
+    together = means(one_depth([0.0, 0.0, 0.0, 1.0], "xxyy"), DRAWS)
     assert together.high[0] == 0.5
     assert alone["high"] > 0.5
 
 
 def test_items_that_share_a_source_establish_nothing_by_their_number() -> None:
     """Twelve items of two groups are two observations."""
-    config = PrefixComparisonConfig()
+    judge = {claim.name: claim.judge for claim in CLAIMS}["output"]
     names = [str(i) for i in range(12)]
-    curve = pd.DataFrame({0: [0.0] * 12, 1: [-1.0 - 0.1 * i for i in range(12)]}, index=names)
-    items = pd.DataFrame({"item": names, "js": 0.1, "group": names})
-    assert _output(curve, items, "a", "b", config).established
-    items["group"] = ["x", "y"] * 6
-    found = _output(curve, items, "a", "b", config)
+    items = pd.DataFrame({"item": names, "js": 0.1})
+    curves = items.assign(run="a", depth=1, delta=[-1.0 - 0.1 * i for i in range(12)], group=names)
+    assert judge(hand_made(items=items, curves=curves)).established
+    found = judge(hand_made(items=items, curves=curves.assign(group=["x", "y"] * 6)))
     assert not found.established
     assert "only 2 groups of items" in found.statement
 
@@ -385,10 +390,10 @@ def test_card_m_002_10(finished: RunFolder) -> None:
 
 
 def test_the_window_is_the_longest_of_one_sign() -> None:
-    assert _longest(np.array([0.0, 0, 0])) == (None, None)
-    assert _longest(np.array([1.0, 1, 0, -1, -1, -1])) == (3, 5)
-    assert _longest(np.array([-1.0, -1, 1, 0])) == (0, 1)
-    assert _longest(np.array([1.0, 0, 1])) == (2, 2)
+    assert longest(np.array([0.0, 0, 0])) is None
+    assert longest(np.array([1.0, 1, 0, -1, -1, -1])) == (3, 5)
+    assert longest(np.array([-1.0, -1, 1, 0])) == (0, 1)
+    assert longest(np.array([1.0, 0, 1])) == (2, 2)
 
 
 def test_maps_weigh_items_the_same_and_leave_cells_open() -> None:
@@ -437,7 +442,7 @@ def test_interventions_and_controls(finished: RunFolder) -> None:
     for name in ("neutral", "repeat_spec", "wrong_task"):
         assert runs.loc[f"{name} tool_response"].delta_change != 0
     controls = finished.read_table("controls")
-    assert controls.verdict.tolist() == ["pass"] * 5
+    assert controls.verdict.tolist() == ["pass"] * 4
 
 
 def test_position_modes_of_a_run(finished: RunFolder) -> None:
@@ -464,7 +469,7 @@ def test_what_the_run_leaves(finished: RunFolder) -> None:
         "segment": "tool_response",
     }
     assert (run["inputs"]["classes"], run["inputs"]["outcomes"]) == ("code", "file")
-    assert run["inputs"]["known_defects"] == {}
+    assert run["known_defects"] == {}
     check = finished._read_json(finished.path / "prefix_check.json", "")
     assert len(check["prefixes"]) == 16
     found = record(finished, "he-1__as_run")
@@ -476,6 +481,7 @@ def test_what_the_run_leaves(finished: RunFolder) -> None:
     assert anchors.loc["first_loop"].tolist() == [2, 6]
     page = (finished.path / "report.html").read_text("utf-8")
     assert "Around the first return: 8 items have one" in page
+    assert "as rotary embeddings imply, this model does not see it" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     for png in (finished.path / "figures").glob("*.png"):
         assert png.with_suffix(".csv").stat().st_size > 0
@@ -490,10 +496,10 @@ def test_maps_of_all_items(finished: RunFolder) -> None:
     for shard in shards(finished, finished.read_table("items")):
         maps.add(shard, config)
     progress = pd.read_csv(finished.path / "figures" / "progress.csv")
-    cells = maps.found["progress", "delta", "all"].mean()
+    cells = maps.found["progress", "all"].mean()[0]
     np.testing.assert_allclose(progress.delta, cells.reshape(-1), atol=1e-6)
-    by_group = [maps.found["progress", "delta", q] for q in ("G11", "G10", "G01", "G00")]
-    together = sum(one.total for one in by_group) / sum(one.count for one in by_group)
+    by_group = [maps.found["progress", q] for q in ("G11", "G10", "G01", "G00")]
+    together = sum(one.total[0] for one in by_group) / sum(one.count[0] for one in by_group)
     np.testing.assert_allclose(together, cells, atol=1e-9)
 
 
@@ -521,8 +527,10 @@ def test_a_segment_has_one_colour_in_both_panels(
         ]
     )
     drawn: list[Any] = []
-    monkeypatch.setattr(own_figures, "save_figure", lambda *given: drawn.append(given[2]))
-    own_figures.mass_figure(RunFolder(tmp_path), mass, ("agentic", "assisted"))
+    monkeypatch.setattr(Page, "figure", lambda *given: drawn.append(given[2]))
+    inputs = {"compared": {"a": "agentic", "b": "assisted", "segment": "tool"}}
+    run = PrefixResults(PrefixComparisonConfig(), inputs, {"mass_summary": mass})
+    own_figures.add_mass(Page(RunFolder(tmp_path)), run)
     colours = [
         {line.get_label(): line.get_color() for line in axes.get_lines()} for axes in drawn[0].axes
     ]
@@ -556,7 +564,7 @@ def test_a_unit_holds_what_it_says(code: tuple[Path, Path], tmp_path: Path) -> N
     for budget in (least, 2 * least, 2**29):
         ours = experiment(code[0], file, max_bytes=budget)
         assert ours.open()["holds_most"]["item"] == "he-0"
-        peaks[budget] = peak_bytes(lambda one=ours: one.run_unit(one.units()[0]))
+        peaks[budget] = peak_bytes(lambda one=ours: one.measure(one.units()[0]))
         assert peaks[budget] <= budget + block
     assert peaks[least] < 0.5 * peaks[2**29]
     with pytest.raises(InputError, match=f"expected {least} or more"):
@@ -567,12 +575,12 @@ def test_a_unit_holds_what_it_says(code: tuple[Path, Path], tmp_path: Path) -> N
 
 
 def test_known_defects_follow_from_the_switches() -> None:
-    seed = PrefixComparisonConfig(variant="seed")
-    assert set(seed.known_defects()) == {"C5", "C6", "C39"}
-    assert not PrefixComparisonConfig().known_defects()
-    assert set(PrefixComparisonConfig(variant="seed", lens_source="hooks").known_defects()) == {
-        "C5", "C39",
-    }  # fmt: skip
+    def defects(**settings: Any) -> set[str]:
+        return {*PrefixComparison(PrefixComparisonConfig(**settings)).known_defects()}
+
+    assert defects(variant="seed") == {"C5", "C6", "C39"}
+    assert not defects()
+    assert defects(variant="seed", lens_source="hooks") == {"C5", "C39"}
 
 
 @pytest.mark.parametrize(

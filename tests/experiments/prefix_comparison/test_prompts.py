@@ -20,10 +20,10 @@ from hooked_alm.experiments.materials.ob1 import (
 )
 from hooked_alm.experiments.prefix_comparison.items import read_items
 from hooked_alm.experiments.prefix_comparison.plan import (
-    interventions,
+    Contents,
+    PrefixRun,
     joined_as_text,
     matched,
-    partition,
     position_runs,
     teacher_forced,
 )
@@ -33,11 +33,10 @@ from hooked_alm.experiments.prefix_comparison.prompts import (
     prepare_items,
 )
 from hooked_alm.experiments.prefix_comparison.settings import PrefixComparisonConfig
+from hooked_alm.methods.reading.segment_mass import partition
 from prefix_comparison_toy import item, load_hf, text_checkpoint, write_items
 from tiny import AUDIO_BOS, IM_END, PLACEHOLDER
 from tolerances import PADDED_ROW, SHIFTED_POSITIONS
-
-CONFIG = PrefixComparisonConfig()
 
 
 @pytest.fixture(scope="module")
@@ -231,10 +230,7 @@ def test_c39_ids_are_joined_and_not_text(model: HookedALM, tmp_path: Path) -> No
     assert ids[0].targets.tolist() == ids[1].targets.tolist() == ready.continuation
     for run, prefix in zip(ids, ready.prefixes.values(), strict=True):
         assert run.x.tokens[0, : run.start].tolist() == prefix.ids
-    text = [
-        joined_as_text(model, n, ready.item.conditions[n], p, ready.item.continuation)
-        for n, p in ready.prefixes.items()
-    ]
+    text = [joined_as_text(model, ready, name) for name in ready.prefixes]
     whole = model.tokenizer(
         ready.prefixes["agentic"].text + "sistant went home.", add_special_tokens=False
     )
@@ -246,7 +242,7 @@ def test_c39_ids_are_joined_and_not_text(model: HookedALM, tmp_path: Path) -> No
 def test_text_joined_for_audio_too(gqa: HookedALM, tmp_path: Path) -> None:
     ready = prepared(gqa, tmp_path, audio_item(tmp_path, 0), audio_item(tmp_path, 1))[0]
     real = ready.prefixes["real"]
-    run = joined_as_text(gqa, "real", ready.item.conditions["real"], real, "a<|im_end|>")
+    run = joined_as_text(gqa, ready, "real")
     assert run.x.tokens[0, : run.start].tolist() == real.ids
     assert run.targets.tolist()[-1] == IM_END
     assert run.x.clips == real.x.clips
@@ -315,7 +311,7 @@ def test_filler_is_seen_and_pads_are_not(model: HookedALM, tmp_path: Path) -> No
     assert model.tokenizer.decode(filled.x.tokens[0, 1:5]) == "abab"
     assert padded.x.attention_mask[0].tolist() == [0] * 4 + [1] * b.x.shape[1]
     for moved in (filled, padded):
-        seen = [i for name in partition(moved) for i in moved.x.spans.positions(name, 0)]
+        seen = [i for name in partition(moved.x) for i in moved.x.spans.positions(name, 0)]
         assert sorted(seen) == moved.x.attention_mask[0].nonzero().flatten().tolist()
         where = moved.x.spans.positions("spec", 0)
         old = b.x.spans.positions("spec", 0)
@@ -325,12 +321,20 @@ def test_filler_is_seen_and_pads_are_not(model: HookedALM, tmp_path: Path) -> No
 # --- Card M-002-13: content
 
 
+def changed(
+    model: HookedALM, items: list[PreparedItem], run: PrefixRun, segment: str, **settings: Any
+) -> tuple[list[PrefixRun], dict[str, str]]:
+    config = PrefixComparisonConfig(**settings)
+    contents = Contents(model=model, items=items, index=0, run=run, segment=segment, config=config)
+    return contents.interventions()
+
+
 def test_interventions_on_tokens_keep_their_number(model: HookedALM, tmp_path: Path) -> None:
     items = prepared(model, tmp_path, item(0), item(1), item(2))
     run = teacher_forced("agentic", items[0].prefixes["agentic"].x, items[0].continuation)
-    made, left_out = interventions(model, items, 0, run, "tool_response", CONFIG)
+    made, left_out = changed(model, items, run, "tool_response")
     assert not left_out
-    names = [f"{kind} tool_response" for kind in CONFIG.interventions]
+    names = [f"{kind} tool_response" for kind in PrefixComparisonConfig().interventions]
     assert [one.name for one in made] == names
     where = run.x.spans.positions("tool_response", 0)
     others = [i for i in range(run.x.shape[1]) if i not in where]
@@ -350,8 +354,7 @@ def test_interventions_on_tokens_keep_their_number(model: HookedALM, tmp_path: P
 def test_interventions_that_cannot_be_made_say_why(model: HookedALM, tmp_path: Path) -> None:
     items = prepared(model, tmp_path, item(0))
     run = teacher_forced("agentic", items[0].prefixes["agentic"].x, items[0].continuation)
-    config = PrefixComparisonConfig(spec="docstring")
-    made, left_out = interventions(model, items, 0, run, "tool_response", config)
+    made, left_out = changed(model, items, run, "tool_response", spec="docstring")
     assert [one.name for one in made] == ["original tool_response", "neutral tool_response"]
     assert left_out == {
         "repeat_spec": "there is no segment 'docstring' to repeat",
@@ -365,7 +368,7 @@ def test_interventions_on_audio_borrow_clips_of_the_same_length(
     given = [audio_item(tmp_path, 0), audio_item(tmp_path, 1, 0.6), audio_item(tmp_path, 2)]
     items = prepared(gqa, tmp_path, *given)
     run = teacher_forced("real", items[0].prefixes["real"].x, items[0].continuation)
-    made, left_out = interventions(gqa, items, 0, run, "audio", CONFIG)
+    made, left_out = changed(gqa, items, run, "audio")
     assert left_out == {"repeat_spec": "audio has no text to repeat"}
     by_name = {one.name: one.x.clips[0] for one in made}
     assert by_name["original audio"] is run.x.clips[0]
@@ -385,7 +388,7 @@ def test_the_bundled_items_are_what_they_say() -> None:
         for name in ("real", "silent"):
             condition = one.conditions[name]
             assert condition.segments == segments
-            assert condition.paths == (CLIPS / f"{clip.stem}.wav",)
+            assert condition.audio == (CLIPS / f"{clip.stem}.wav",)
             assert condition.silent == (name == "silent")
         spoken = one.conditions["transcript"].segments
         assert spoken is not None

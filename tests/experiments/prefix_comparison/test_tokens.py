@@ -9,11 +9,9 @@ from hooked_alm.experiments.prefix_comparison.tokens import (
     ANCHOR_WINDOW,
     Tokens,
     anchor_of,
-    around,
     binned,
-    first_tokens,
-    progress_bins,
     read_tokens,
+    window,
 )
 from tiny import build_tokenizer
 
@@ -91,8 +89,7 @@ def test_speech_classes() -> None:
 
 
 def test_card_m_002_8() -> None:
-    assert progress_bins(4, 2).tolist() == [0, 0, 1, 1]
-    assert progress_bins(3, 2).tolist() == [0, 0, 1]
+    np.testing.assert_array_equal(binned(np.array([[1.0, 3, 7]]), 2), [[2, 7]])
     values = np.array([[5.0, 7.0]])
     np.testing.assert_array_equal(binned(values, 4), [[5, np.nan, 7, np.nan]])
     np.testing.assert_array_equal(binned(np.array([[1.0, 3, 5, 9]]), 2), [[2, 7]])
@@ -100,8 +97,8 @@ def test_card_m_002_8() -> None:
 
 def test_first_tokens_leave_open_what_is_not_there() -> None:
     values = np.array([[1.0, 2, 3]])
-    np.testing.assert_array_equal(first_tokens(values, 2), [[1, 2]])
-    np.testing.assert_array_equal(first_tokens(values, 5), [[1, 2, 3, np.nan, np.nan]])
+    np.testing.assert_array_equal(window(values, 0, 2), [[1, 2]])
+    np.testing.assert_array_equal(window(values, 0, 5), [[1, 2, 3, np.nan, np.nan]])
 
 
 def test_anchors() -> None:
@@ -116,7 +113,7 @@ def test_anchors() -> None:
     assert anchor_of(bare, "first_return") == 1
     values = np.arange(7.0)[None]
     low, high = ANCHOR_WINDOW
-    cut = around(values, 3)
+    cut = window(values, 3 + low, 3 + high)
     assert cut.shape == (1, high - low)
     assert cut[0, -low] == 3
     assert cut[0, -low - 3] == 0

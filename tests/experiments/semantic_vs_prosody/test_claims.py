@@ -8,15 +8,20 @@ import pandas as pd
 import pytest
 
 from hooked_alm.experiments.semantic_vs_prosody.claims import _handoff, _moves, _readable
-from hooked_alm.experiments.semantic_vs_prosody.settings import SemanticVsProsodyConfig
-from hooked_alm.experiments.semantic_vs_prosody.tables import Sweeps, handoffs, recoveries
-from hooked_alm.experiments.workbench.findings import Finding
+from hooked_alm.experiments.semantic_vs_prosody.tables import (
+    ProsodyResults,
+    handoffs,
+    read_patches,
+    recoveries,
+)
+from hooked_alm.experiments.workbench.claims import Finding
+from semantic_vs_prosody_verdicts import CONFIG, FALLING, N_BLOCKS, scores
 
-CONFIG = SemanticVsProsodyConfig(n_resamples=1000)
-N, N_BLOCKS = 30, 8
-HAPPY, SAD = 1, 2
-FALLING = [1, 1, 1, 0.7, 0.3, 0.1, 0, 0, 0]
-"""Recovery of an audio span that lets go at depth 4."""
+N = 30
+
+
+def results(**tables: pd.DataFrame) -> ProsodyResults:
+    return ProsodyResults(CONFIG, {"model": {"blocks": N_BLOCKS}}, tables)
 
 
 def readable(margins: Sequence[float], n_happy: int = N // 2, constant_to: int = 3) -> Finding:
@@ -36,7 +41,7 @@ def readable(margins: Sequence[float], n_happy: int = N // 2, constant_to: int =
     lens = pd.DataFrame(rows)
     runs = lens.drop_duplicates("item")[["item"]]
     runs["top_token"] = ["happy"] * n_happy + ["sad"] * (N - n_happy)
-    return _readable({"lens": lens, "runs": runs}, CONFIG, N_BLOCKS)
+    return _readable(results(lens=lens, runs=runs))
 
 
 def test_a_margin_that_may_be_zero_leads_nowhere() -> None:
@@ -75,7 +80,9 @@ def moves(words: Sequence[int], voice: Sequence[int]) -> Finding:
         for which, gains in (("semantic", words), ("prosody", voice))
         for i, gain in enumerate(gains)
     ]  # fmt: skip
-    return _moves(pd.DataFrame(rows), CONFIG)
+    found = _moves(results(pairs=pd.DataFrame(rows)))
+    assert found is not None
+    return found
 
 
 def test_an_exchange_moves_the_answer_only_if_its_own_effect_is_there() -> None:
@@ -100,18 +107,34 @@ def test_an_exchange_moves_the_answer_only_if_its_own_effect_is_there() -> None:
 
 def handoff(recovered: dict[str, Any], n_texts: int = N) -> Finding:
     """Pairs whose recoveries are all alike."""
-    base, donor = (np.eye(5)[[label] * N] * 4.0 for label in (SAD, HAPPY))
-    shares = np.broadcast_to(
-        np.array(list(recovered.values()), float)[None, ..., None], (N, len(recovered), 9, 1)
-    )
-    scores = base[:, None, None] + shares * (donor - base)[:, None, None]
-    pairs = pd.DataFrame({"text": [f"sentence {i % n_texts}" for i in range(N)]})
-    sweeps = Sweeps(pairs, list(recovered), list(range(9)), scores, base, donor, np.full(N, HAPPY))
-    summaries = {
-        "handoffs": handoffs(sweeps, "semantic", CONFIG),
-        "recovery": recoveries(sweeps, "semantic", CONFIG),
-    }
-    return _handoff(summaries, "semantic", N_BLOCKS, CONFIG)
+    ends = {"base_prediction": "sad", **scores("sad", "base")}
+    ends |= {"donor_prediction": "happy", **scores("happy", "donor")}
+    pairs = [
+        {
+            "pair_id": f"pair {i}",
+            "type": "semantic",
+            "target": "happy",
+            "text": f"sentence {i % n_texts}",
+            **ends,
+        }
+        for i in range(N)
+    ]
+    patches = [
+        {
+            **{name: pair[name] for name in ("pair_id", "type", "target", "text")},
+            **{"depth": depth, "span": span, "prediction": "happy" if share > 0.5 else "sad"},
+            **{f"z_{name}": 0.0 for name in CONFIG.labels},
+            **{"z_happy": 4.0 * share, "z_sad": 4.0 * (1 - share)},
+        }
+        for pair in pairs
+        for span, by_depth in recovered.items()
+        for depth, share in enumerate(np.broadcast_to(by_depth, 9).tolist())
+    ]
+    run = results(pairs=pd.DataFrame(pairs), patches=pd.DataFrame(patches))
+    cells = read_patches(run)
+    run.tables["handoffs"] = pd.DataFrame(handoffs(run, cells))
+    run.tables["recovery"] = pd.DataFrame(recoveries(run, cells))
+    return _handoff(run, "semantic")
 
 
 def test_a_hand_off_needs_someone_who_has_it_then() -> None:
@@ -126,6 +149,10 @@ def test_a_hand_off_needs_someone_who_has_it_then() -> None:
     assert not lost.established
     assert "the other spans have less than half of it there" in lost.statement
     assert "those of the other spans add up to 0.10" in lost.statement
+    # All positions together have everything at every depth (I4), which is nobody's.
+    together = handoff({"audio": FALLING, "all": [1] * 9, "readout": [0] * 8 + [1]})
+    assert not together.established
+    assert "those of the other spans add up to 0.00" in together.statement
     assert "no other span was patched" in handoff({"audio": FALLING}).statement
 
 

@@ -26,7 +26,10 @@ from hooked_alm.experiments.semantic_vs_prosody.items import (
     SpokenItem,
     SpokenPair,
 )
-from hooked_alm.experiments.semantic_vs_prosody.settings import CONTROLS, SemanticVsProsodyConfig
+from hooked_alm.experiments.semantic_vs_prosody.settings import (
+    CONTROL_DONORS,
+    SemanticVsProsodyConfig,
+)
 from hooked_alm.experiments.workbench.experiment import UnitResult
 from hooked_alm.methods.patching.options import Engine
 from semantic_vs_prosody_reference import PATCHED, PlainSemanticVsProsody
@@ -235,12 +238,12 @@ def test_clips_of_unequal_length_are_resampled_as_in_plain_hf(tmp_path: Path) ->
 # --- Control donors
 
 
-@pytest.mark.parametrize("kind", CONTROLS)
+@pytest.mark.parametrize("kind", CONTROL_DONORS)
 def test_control_donors_are_what_their_names_say(kind: str) -> None:
     experiment, item = opened(engine="hooks"), item_of(SAD_HAPPY)
     hf, ids = plain(TWINS[0]), plain(TWINS[0]).first_tokens(list(EMOTIONS))
     done = experiment._run_control(ControlSweep(item, kind))
-    rows = pd.DataFrame(done.tables["controls"])
+    rows = pd.DataFrame(done.tables["control_patches"])
     assert list(rows["depth"]) == list(range(N_BLOCKS + 1))
     base = hf.logits(hf.ask(item.path, QUESTIONS["overall"]))[ids]
     assert [rows[f"base_{e}"].iloc[0] for e in EMOTIONS] == base.tolist()

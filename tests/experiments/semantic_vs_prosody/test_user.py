@@ -145,7 +145,7 @@ def test_a_control_of_another_length_under_error_is_refused_too(tmp_path: Path) 
     for policy in get_args(Align)[1:]:
         experiment = opened(**settings, align=policy)
         [unit] = [unit for unit in experiment.units() if unit.id.startswith("same_labels")]
-        cells = pd.DataFrame(experiment.run_unit(unit).tables["controls"])
+        cells = pd.DataFrame(experiment.measure(unit).tables["control_patches"])
         moved = (
             cells.filter(regex="^z_").to_numpy()
             - cells.filter(regex="^base_(?!prediction)").to_numpy()
@@ -219,12 +219,14 @@ def test_settings_that_no_run_could_have(word: str, match: str) -> None:
 
 
 def test_the_seeds_defaults_can_be_set_one_by_one() -> None:
-    seed = SemanticVsProsodyConfig(variant="seed")
-    assert set(seed.known_defects()) == {"C6", "C7", "C31", "C32", "M-001-2", "M-001-5", "M-001-8"}
-    assert SemanticVsProsodyConfig().known_defects() == {}
-    mixed = SemanticVsProsodyConfig(variant="seed", delta="logprob")
-    assert set(mixed.known_defects()) == {"C6", "C7", "C32", "M-001-2", "M-001-5", "M-001-8"}
-    assert set(SemanticVsProsodyConfig(lens_source="hf_tuple").known_defects()) == {"C6"}
+    def defects(**settings: Any) -> set[str]:
+        return {*SemanticVsProsody(SemanticVsProsodyConfig(**settings)).known_defects()}
+
+    every = {"C6", "C7", "C31", "C32", "M-001-2", "M-001-5", "M-001-8"}
+    assert defects(variant="seed") == every
+    assert defects() == set()
+    assert defects(variant="seed", delta="logprob") == every - {"C31"}
+    assert defects(lens_source="hf_tuple") == {"C6"}
 
 
 # --- Kill and resume

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -26,14 +25,14 @@ from hooked_alm.experiments.materials.trained_lens import LensCard, load_lens, s
 from hooked_alm.experiments.tuned_lens.experiment import TuneLens
 from hooked_alm.experiments.tuned_lens.items import ob1_prompts, read_prompts
 from hooked_alm.experiments.tuned_lens.settings import TunedLensConfig
-from hooked_alm.experiments.tuned_lens.tables import depth_table, findings, settling_table
 from hooked_alm.experiments.workbench import figures, runner
-from hooked_alm.experiments.workbench.run_folder import RunFolder
+from hooked_alm.experiments.workbench.run_folder import RunFolder, to_json
 from hooked_alm.methods.reading.tuned_lens import LensTrainer, TunedLens, unembed_hash
 from stopped_runs import kill, needs_kill, results, start, units, wait_for
 from tiny import N_LAYERS, TinyModels
 from tolerances import LENS_SUMS
 from tuned_lens_toy import run_tuned_lens
+from tuned_lens_verdicts import toy_results
 
 N_GROUPS = 8
 SMALL: dict[str, Any] = {
@@ -103,8 +102,8 @@ def test_a_run_has_its_lens_and_its_report(finished: RunFolder, gqa: HookedALM) 
 
 
 def test_control_and_training_table(finished: RunFolder) -> None:
-    controls = finished.read_table("controls")
-    assert (controls.untrained_difference == 0).all()
+    assert (finished.read_table("untrained").difference == 0).all()
+    assert set(finished.read_table("controls").verdict) == {"pass"}
     training = finished.read_table("training")
     assert training.step.nunique() == 12
     assert training.depth.nunique() == N_LAYERS
@@ -151,7 +150,7 @@ def test_held_out_numbers_are_those_of_plain_hugging_face(
         if one.id not in table.index.get_level_values(0):
             continue
         side = one.prompt
-        x = gqa.prepare(str(side.audio[0]), side.segments[0][1])
+        x = gqa.prepare(str(side.audio[0]), side.parts[0][1])
         states = hf_states(hf, x)
         target = (norm(states[-1]) @ head.T).double().log_softmax(-1)
         places = {"scored": list(range(x.shape[1]))}
@@ -323,34 +322,15 @@ def test_a_lost_checkpoint_is_named(
 # --- Summaries
 
 
-def held_out_table(gain: float, n_groups: int) -> pd.DataFrame:
-    """Two prompts a group; three depths, the last the output."""
-    return pd.DataFrame(
-        [
-            {
-                "prompt": f"{group}-{i}", "group": f"g{group}", "place": place, "depth": depth,
-                "kl_logit": (2 - depth) * (1 + 0.01 * group), "n_positions": 5,
-                "kl_tuned": (2 - depth) * (1 + 0.01 * group) - gain * (depth < 2),
-                "agrees_logit": float(depth == 2), "agrees_tuned": float(depth > i),
-            }
-            for group in range(n_groups)
-            for i in range(2)
-            for place in ("scored", "readout")
-            for depth in range(3)
-        ]
-    )  # fmt: skip
-
-
 def test_summaries_by_hand() -> None:
-    config = TunedLensConfig(n_resamples=1000)
-    table = held_out_table(0.25, 7)
-    depths = depth_table(table, config).set_index(["place", "depth"])
+    run = toy_results(0.25, 7)
+    depths = run["depths"].set_index(["place", "depth"])
     row = depths.loc[("scored", 1)]
     assert row.kl_logit == pytest.approx(1.03)
     assert (row.gain, row.gain_low, row.gain_high) == pytest.approx((0.25,) * 3)
     assert (row.improved, row.n_groups) == (1, 7)
     assert depths.loc[("scored", 2), "gain"] == 0
-    settling = settling_table(table, config).set_index("lens")
+    settling = run["settling"].set_index("lens")
     # The logit lens agrees at the output alone; the tuned one from depth 1, and from 2.
     assert settling["mean"].to_dict() == {"logit": 2, "tuned": 1.5, "earlier": 0.5}
     assert settling.loc["earlier", ["low", "high"]].tolist() == [0.5, 0.5]
@@ -360,18 +340,16 @@ def test_summaries_by_hand() -> None:
     ("gain", "n_groups", "reason"),
     [(0.25, 7, ""), (0.25, 5, "only 5 held-out groups"), (-0.25, 7, "not surely at depth 0")],
 )
-def test_findings(gain: float, n_groups: int, reason: str, tmp_path: Path) -> None:
-    config = TunedLensConfig(n_resamples=1000)
-    table = held_out_table(gain, n_groups)
-    controls = pd.DataFrame({"untrained_difference": [0.0]})
-    summaries = depth_table(table, config), settling_table(table, config)
-    found = findings(*summaries, controls)
+def test_findings(gain: float, n_groups: int, reason: str) -> None:
+    run = toy_results(gain, n_groups)
+    found = TuneLens.judge(run).findings
     assert found["closer"].established == (not reason)
     assert reason in found["closer"].statement
     assert found["earlier"].established == (n_groups >= 6)
-    spoilt = findings(*summaries, controls.assign(untrained_difference=1e-9))
+    run.tables["untrained"] = run["untrained"].assign(difference=1e-9)
+    spoilt = TuneLens.judge(run).findings
     assert not any(one.established for one in spoilt.values())
-    assert "an untrained lens is not the logit lens" in spoilt["closer"].statement
+    assert "an untrained tuned lens is the logit lens" in spoilt["closer"].statement
 
 
 # --- Bad input
@@ -383,14 +361,20 @@ GOOD = {"prompt": {"text": "What is it?"}, "group": "a", "id": "one"}
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2: got no JSON"),
-        ("[]", "line 2: got a list, expected an object with prompt"),
+        ("{", "line 2: got no usable JSON"),
+        ("[]", "line 2: the line: got \\[\\], expected an object"),
         ({"group": "b"}, "line 2: prompt: missing"),
         ({**GOOD, "id": "two", "answer": "x"}, "line 2: answer: got an unknown field"),
-        ({"prompt": {"audio": "none.wav"}}, r"line 2: prompt.audio: got .*none.wav, which is no f"),
+        (
+            {"prompt": {"audio": "none.wav"}},
+            r"line 2: prompt.audio: got 'none.wav', expected files that",
+        ),
         ({"prompt": {"text": " "}}, "line 2: prompt.text: got ' ', expected text"),
-        ({"prompt": {}}, "line 2: prompt: got no audio and no text"),
-        ({"prompt": {"text": "x"}, "id": "a/b"}, "line 2: id: got 'a/b', expected letters"),
+        ({"prompt": {}}, "line 2: prompt: got {}, expected audio, an instruction"),
+        (
+            {"prompt": {"text": "x"}, "id": "a/b"},
+            "line 2: id: got 'a/b', expected up to 64 letters",
+        ),
         ({**GOOD, "prompt": {"text": "y"}}, "line 2: id: got 'one', which mine.jsonl line 1 has"),
     ],
 )
@@ -526,15 +510,16 @@ def test_emotion_conflict_reads_through_a_lens(tmp_path: Path) -> None:
     save_lens(lens, card, tmp_path / "moved")
 
     units = [unit for unit in plain.units() if "conflict" in unit.id][:1]
-    expected = plain.run_unit(units[0]).tables
+    expected = plain.measure(units[0]).tables
     untrained, found = opened(tuned_lens=str(tmp_path / "untrained"))
     assert len(found["tuned_lens"]["params_sha256"]) == 64
-    assert untrained.run_unit(units[0]).tables == expected
+    # As text, because the sink's mass without the sink is NaN.
+    assert to_json(untrained.measure(units[0]).tables) == to_json(expected)
     moved, other = opened(tuned_lens=str(tmp_path / "moved"))
     assert found["tuned_lens"] != other["tuned_lens"]
-    tables = moved.run_unit(units[0]).tables
+    tables = moved.measure(units[0]).tables
     assert tables["runs"] == expected["runs"]
-    assert tables["attention"] == expected["attention"]
+    assert to_json(tables["attention"]) == to_json(expected["attention"])
     for ours, theirs in zip(tables["depths"], expected["depths"], strict=True):
         at_output = ours["depth"] == 10
         assert (ours == theirs) == at_output

@@ -34,7 +34,12 @@ def test_a_run_folder_has_all_its_parts(tmp_path: Path) -> None:
     assert set(results(folder.path, RECORDING)) == {
         *("config.yaml", "lock", "report.json", "clips/tone.wav", "arrays/delta.safetensors"),
         *(f"units/zh_sad_{index}.json" for index in range(4)),
-        *("tables/delta.parquet", "tables/odd.parquet", "tables/mean.parquet", "tables/mean.csv"),
+        *("tables/delta.parquet", "tables/odd.parquet"),
+        *(
+            f"tables/{name}.{kind}"
+            for name in ("mean", "controls", "findings")
+            for kind in ("parquet", "csv")
+        ),
         *("figures/mean.png", "figures/mean.csv"),
     }
     made_with = folder.provenance
@@ -106,7 +111,7 @@ def test_a_failing_unit_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def fail(self: Toy, unit: Unit) -> UnitResult:
         raise InputError("no")
 
-    monkeypatch.setattr(Toy, "run_unit", fail)
+    monkeypatch.setattr(Toy, "measure", fail)
     with pytest.raises(InputError) as caught:
         run_toy(tmp_path / "run")
     assert "unit zh_sad_3" in caught.value.__notes__[0]
@@ -118,7 +123,7 @@ def test_a_failing_unit_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ({"seed": 1}, r"config.seed \(now 1, in the folder 0\)"),
         ({"n_threads": 2}, r"config.n_threads \(now 2, .* n_threads \(now 2"),
         ({"lens": {"depths": [0]}}, r"config.lens.depths \(now \[0\], in the folder \[0, 1, 2\]\)"),
-        ({"variant": "seed"}, "inputs.known_defects.C8 .*in the folder nothing"),
+        ({"variant": "seed"}, "config.is_zero .now true, in the folder false"),
     ],
 )
 def test_another_configuration_is_refused(
@@ -142,7 +147,7 @@ def test_other_versions_are_a_warning(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_toy(tmp_path / "run", n_units=1)
-    monkeypatch.setattr(runner.provenance, "environment", lambda: {"torch": "9.9"})
+    monkeypatch.setattr(runner.provenance, "environment", lambda _: {"torch": "9.9"})
     run_toy(tmp_path / "run", n_units=1)
     assert "torch: 2." in capfd.readouterr().err
 

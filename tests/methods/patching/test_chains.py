@@ -147,7 +147,7 @@ HEAD, QUERY = "blocks.0.attn.hook_z[1]", "blocks.2.attn.hook_q_input[3]"
         ((HEAD, "blocks.1.attn.hook_z[1]", "logits"), "naming the receiver"),
         (("blocks.0.attn.hook_z[*]", QUERY, "logits"), "names 6 nodes"),
         ((HEAD, "blocks.*.hook_mlp_in", "logits"), "names 4 nodes"),
-        ((HEAD, "blocks.2.attn.hook_v_input[2]", "logits"), "index 2, but there are 2"),
+        ((HEAD, "blocks.2.attn.hook_v_input[2]", "logits"), "got index 2, expected 0 to 1"),
         (("blocks.2.attn.hook_z[1]", QUERY, "logits"), r"q_input\[3\] comes too early"),
         (("blocks.2.hook_mlp_out", "blocks.2.hook_mlp_in", "logits"), "mlp_in comes too early"),
         ((HEAD, QUERY, "blocks.2.attn.hook_k_input[0]"), "k_input.* comes too early"),

@@ -96,8 +96,8 @@ def test_wildcards(any_model: HookedALM) -> None:
         ("blocks.0.hook_mlp_out[0]", "no parts to index"),
         ("blocks.0.hook_attn_out[0]", "no parts to index"),
         ("blocks.4.attn.hook_z[0]", "blocks.4 is not on the way"),
-        ("blocks.0.attn.hook_z[6]", "index 6, but there are 6"),
-        ("blocks.0.mlp.hook_post[34]", "index 34, but there are 34"),
+        ("blocks.0.attn.hook_z[6]", "got index 6, expected 0 to 5"),
+        ("blocks.0.mlp.hook_post[34]", "got index 34, expected 0 to 33"),
     ],
 )
 def test_senders_that_are_none(gqa: HookedALM, name: str, told: str) -> None:
@@ -118,9 +118,9 @@ def test_senders_that_are_none(gqa: HookedALM, name: str, told: str) -> None:
         ("blocks.1.hook_mlp_in[0]", "has no heads"),
         ("blocks.1.hook_resid_pre[*]", "has no heads"),
         ("blocks.9.hook_mlp_in", "blocks.9 is not on the way"),
-        ("blocks.1.attn.hook_q_input[6]", "index 6, but there are 6"),
-        ("blocks.1.attn.hook_k_input[2]", "index 2, but there are 2"),
-        ("blocks.1.hook_v_input[2]", "index 2, but there are 2"),
+        ("blocks.1.attn.hook_q_input[6]", "got index 6, expected 0 to 5"),
+        ("blocks.1.attn.hook_k_input[2]", "got index 2, expected 0 to 1"),
+        ("blocks.1.hook_v_input[2]", "got index 2, expected 0 to 1"),
     ],
 )
 def test_receivers_that_are_none(gqa: HookedALM, name: str, told: str) -> None:
@@ -149,7 +149,7 @@ COUNTED_TWICE = r"edges from blocks.{} and from parts of it at once: .* would co
         (([(HEAD, "blocks.0.hook_attn_out")], QUERY), {}, COUNTED_TWICE.format("0.hook_attn_out")),
         (([(HEAD, "blocks.0.attn.hook_z")], QUERY), {"mode": "ioi"}, "would count twice"),
         (([(MLP, NEURON)], QUERY), {}, COUNTED_TWICE.format("1.hook_mlp_out")),
-        ((HEAD, "blocks.2.attn.hook_k_input[2]"), {}, "index 2, but there are 2"),
+        ((HEAD, "blocks.2.attn.hook_k_input[2]"), {}, "got index 2, expected 0 to 1"),
         ((HEAD, QUERY), {"places": ["nowhere"]}, "nowhere"),
     ],
 )
@@ -177,7 +177,7 @@ def test_modes_that_do_not_exist(mode: str, norm: str) -> None:
         (("blocks.2.hook_mlp_out", "blocks.2.hook_mlp_in"), "the receiver comes first"),
         (("blocks.*.attn.hook_z[1]", QUERY), "names 4 nodes. Name each edge"),
         ((HEAD, "blocks.2.attn.hook_q_input[*]"), "names 6 nodes"),
-        ((HEAD, "blocks.2.attn.hook_v_input[2]"), "index 2, but there are 2"),
+        ((HEAD, "blocks.2.attn.hook_v_input[2]"), "got index 2, expected 0 to 1"),
     ],
 )
 def test_edges_that_are_refused(gqa: HookedALM, edge: tuple[str, str], told: str) -> None:

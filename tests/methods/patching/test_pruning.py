@@ -213,7 +213,7 @@ def test_thresholds_that_are_not_positive(gqa: HookedALM, pair: Batches, thresho
         ([("blocks.1.hook_mlp_in", "logits")], "naming the sender"),
         ([("hook_embed", "blocks.*.hook_mlp_in")], "names 4 nodes"),
         ([("blocks.2.hook_mlp_out", "blocks.1.hook_mlp_in")], "the receiver comes first"),
-        ([("hook_embed", "blocks.2.attn.hook_k_input[2]")], "index 2, but there are 2"),
+        ([("hook_embed", "blocks.2.attn.hook_k_input[2]")], "got index 2, expected 0 to 1"),
         ([("hook_embed", "blocks.1.hook_resid_mid"), IN_ORDER[0]], "and others at once"),
     ],
 )

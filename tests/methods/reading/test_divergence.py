@@ -15,7 +15,7 @@ from hooked_alm.config import HookedALMConfig
 from hooked_alm.inputs import ALMInput
 from hooked_alm.methods.reading import divergence
 from hooked_alm.methods.reading.divergence import Divergence, compare_depths, lockstep, rows_at_once
-from hooked_alm.methods.reading.lens import residual_rows, unembed_rows
+from hooked_alm.methods.reading.lens import LogitLens, residual_rows, unembed_rows
 from tiny import N_LAYERS, VOCAB, TinyModels, hf_inputs
 from tolerances import DIVERGENCE
 
@@ -40,7 +40,9 @@ def compare(*logits: Sequence[float] | Tensor, targets: Sequence[int] | None = N
     rows = torch.stack([torch.as_tensor(one, dtype=torch.float32) for one in logits])
     aims = torch.tensor(targets or [0] * len(rows))[:, None]
     pairs = [(0, run) for run in range(1, len(rows))]
-    return compare_depths(decoder(len(rows[0])), rows[None, :, None], aims, pairs, norm="none")
+    return compare_depths(
+        decoder(len(rows[0])), rows[None, :, None], aims, pairs, lens=LogitLens("none")
+    )
 
 
 # --- By hand: cards M-002-3 and M-002-4
@@ -135,10 +137,12 @@ def test_streamed_is_what_the_whole_tensor_gives(
     inputs, positions, targets = two_runs(gqa)
     cache = torch.stack(list(lockstep(gqa, inputs, positions)))
     pairs = [(0, 1), (1, 0), (1, 1)]
-    ours = compare_depths(gqa, cache, targets, pairs, norm=norm)
+    ours = compare_depths(gqa, cache, targets, pairs, lens=LogitLens(norm))
     expected = naive(unembed_rows(gqa, cache, norm=norm), targets, pairs)
     assert largest_difference(ours, expected) < DIVERGENCE
-    streamed = compare_depths(gqa, lockstep(gqa, inputs, positions), targets, pairs, norm=norm)
+    streamed = compare_depths(
+        gqa, lockstep(gqa, inputs, positions), targets, pairs, lens=LogitLens(norm)
+    )
     assert torch.equal(streamed.js, ours.js)
     assert ours.nll.shape == (N_LAYERS + 1, 2, 9)
     assert ours.js.shape == (N_LAYERS + 1, 3, 9)

@@ -9,6 +9,7 @@ from hooked_alm import ALMInput, HookedALM
 from hooked_alm.config import HookedALMConfig
 from hooked_alm.errors import InputError
 from hooked_alm.methods.reading.lens import (
+    LogitLens,
     lens_fidelity,
     logit_lens,
     readout_positions,
@@ -105,7 +106,7 @@ def test_readout_is_the_last_real_position_also_under_right_padding(gqa: HookedA
 def test_lens_is_the_formula(tiny_models: TinyModels, dtype: torch.dtype, norm: str) -> None:
     model = tiny_models.hooked("gqa", dtype)
     x = model.encode(**INPUTS)
-    lens = logit_lens(model, x, range(VOCAB), positions=POSITIONS, norm=norm)  # type: ignore[arg-type]
+    lens = logit_lens(model, x, range(VOCAB), positions=POSITIONS, lens=LogitLens(norm))  # type: ignore[arg-type]
     assert lens.shape == (N_LAYERS + 1, 2, 3, VOCAB)
     assert lens.dtype == torch.float32
     assert not lens.requires_grad
@@ -163,7 +164,7 @@ def test_fidelity_is_the_full_softmax(
 ) -> None:
     model = tiny_models.hooked("gqa", dtype)
     rows = residual_rows(model, model.encode(**INPUTS), POSITIONS)
-    fidelity = lens_fidelity(model, rows, norm=norm, chunk=chunk)  # type: ignore[arg-type]
+    fidelity = lens_fidelity(model, rows, lens=LogitLens(norm), chunk=chunk)  # type: ignore[arg-type]
     for name, expected in direct_fidelity(rows, model, norm=norm == "final").items():
         got = getattr(fidelity, name)
         assert got.shape == (N_LAYERS + 1, 2, 3), name
@@ -177,7 +178,7 @@ def test_fidelity_of_the_output_is_perfect(gqa: HookedALM) -> None:
     assert torch.equal(fidelity.agrees[-1], torch.ones(2, 3))
     assert (fidelity.kl[:-1] > 0.05).all(), "a random model's early depths do not know its output"
     # Against the model's own output, which is always normed (defect C6).
-    assert (lens_fidelity(gqa, rows, norm="none").kl[-1] > 0.05).all()
+    assert (lens_fidelity(gqa, rows, lens=LogitLens("none")).kl[-1] > 0.05).all()
 
 
 def test_fidelity_holds_a_chunk_of_the_vocabulary_at_once(gqa: HookedALM) -> None:

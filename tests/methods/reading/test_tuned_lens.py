@@ -8,7 +8,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hooked_alm import HookedALM
 from hooked_alm.config import HookedALMConfig
 from hooked_alm.errors import InputError
-from hooked_alm.methods.reading.lens import lens_fidelity, logit_lens, residual_rows, unembed_rows
+from hooked_alm.methods.reading.divergence import compare_depths
+from hooked_alm.methods.reading.lens import (
+    LOGIT_LENS,
+    Lens,
+    lens_fidelity,
+    logit_lens,
+    residual_rows,
+    translated,
+    unembed_rows,
+)
 from hooked_alm.methods.reading.tuned_lens import (
     LensOptimizer,
     LensTrainer,
@@ -59,11 +68,9 @@ def test_untrained_is_the_logit_lens(tiny_models: TinyModels, dtype: torch.dtype
     x, lens = model.encode(**INPUTS), TunedLens.untrained(model)
     for tokens in (range(VOCAB), [301, 3, 77]):
         plain = logit_lens(model, x, tokens, positions=POSITIONS)
-        assert torch.equal(
-            logit_lens(model, x, tokens, positions=POSITIONS, translators=lens), plain
-        )
+        assert torch.equal(logit_lens(model, x, tokens, positions=POSITIONS, lens=lens), plain)
     rows = residual_rows(model, x, POSITIONS)
-    plain, tuned = lens_fidelity(model, rows), lens_fidelity(model, rows, translators=lens)
+    plain, tuned = lens_fidelity(model, rows), lens_fidelity(model, rows, lens=lens)
     for name in ("kl", "agrees", "entropy", "residual_norm"):
         assert torch.equal(getattr(tuned, name), getattr(plain, name)), name
 
@@ -73,7 +80,7 @@ def test_lens_is_the_formula(tiny_models: TinyModels, dtype: torch.dtype) -> Non
     model = tiny_models.hooked("gqa", dtype)
     x, lens = model.encode(**INPUTS), random_lens(model)
     rows = residual_rows(model, x, POSITIONS)
-    got = logit_lens(model, x, range(VOCAB), positions=POSITIONS, translators=lens)
+    got = logit_lens(model, x, range(VOCAB), positions=POSITIONS, lens=lens)
     expected = full_lens(model, lens, rows)
     assert got.dtype == torch.float32
     assert not got.requires_grad
@@ -81,9 +88,9 @@ def test_lens_is_the_formula(tiny_models: TinyModels, dtype: torch.dtype) -> Non
     # Not the model's own output.
     assert torch.equal(got[-1], unembed_rows(model, rows[-1]))
     assert (got[:-1] - unembed_rows(model, rows[:-1])).abs().amax((1, 2, 3)).min() > 0.1
-    assert torch.equal(unembed_rows(model, lens(rows)), got)
+    assert torch.equal(unembed_rows(model, translated(lens, rows)), got)
 
-    fidelity = lens_fidelity(model, rows, translators=lens)
+    fidelity = lens_fidelity(model, rows, lens=lens)
     log_p = expected.log_softmax(-1)
     kl = (log_p[-1].exp() * (log_p[-1] - log_p)).sum(-1)
     torch.testing.assert_close(fidelity.kl.double(), kl, atol=LENS_SUMS, rtol=0)
@@ -214,9 +221,9 @@ def test_the_model_is_left_alone(gqa: HookedALM) -> None:
     assert all(parameter.grad is None for parameter in gqa.parameters())
 
 
-def held_out_kl(model: HookedALM, lens: TunedLens | None, rows: list[Tensor]) -> Tensor:
+def held_out_kl(model: HookedALM, lens: Lens, rows: list[Tensor]) -> Tensor:
     joined = torch.cat(rows, dim=1)[:, None]
-    return lens_fidelity(model, joined, translators=lens).kl.mean((1, 2))
+    return lens_fidelity(model, joined, lens=lens).kl.mean((1, 2))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -229,7 +236,7 @@ def test_training_helps_on_held_out_prompts_at_every_depth(
     )
     lens = TunedLens.untrained(gqa)
     logit = held_out_kl(gqa, lens, held_out)
-    assert torch.equal(logit, held_out_kl(gqa, None, held_out))
+    assert torch.equal(logit, held_out_kl(gqa, LOGIT_LENS, held_out))
     n = 40 if optimizer == "sgd" else 120
     trainer = LensTrainer(gqa, lens, LensTraining(n_steps=n, optimizer=optimizer))
     for step in range(n):
@@ -355,12 +362,13 @@ def test_hash_does_not_depend_on_the_dtype_that_bf16_weights_are_loaded_in() -> 
 def test_wrong_uses(gqa: HookedALM) -> None:
     lens, x = TunedLens.untrained(gqa), gqa.encode(**INPUTS)
     rows = residual_rows(gqa, x)
+    short = TunedLens(3, 54, unembed_sha256=lens.unembed_sha256)
     with pytest.raises(InputError, match="got 4 depths, expected the 5"):
-        lens(rows[:-1])
-    with pytest.raises(InputError, match="norm='none': its translators were trained under"):
-        logit_lens(gqa, x, [3], norm="none", translators=lens)
-    with pytest.raises(InputError, match="norm='none'"):
-        lens_fidelity(gqa, rows, norm="none", translators=lens)
+        lens_fidelity(gqa, rows[:-1], lens=lens)
+    with pytest.raises(InputError, match="got 5 depths, expected the 4"):
+        logit_lens(gqa, x, [3], lens=short)
+    with pytest.raises(InputError, match="got 5 depths, expected the 4"):
+        compare_depths(gqa, rows, torch.zeros(len(x), 1, dtype=torch.long), [], lens=short)
     for wrong in (
         {"n_steps": 0},
         {"learning_rate": 0.0},

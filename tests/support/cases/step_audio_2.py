@@ -46,7 +46,7 @@ CONFIG: dict[str, Any] = {
 
 
 class Adapter(nn.Module):
-    """As the facts have it."""
+    """The projector between encoder and decoder, as published."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from hooked_alm.errors import InputError
-from hooked_alm.experiments.semantic_vs_prosody.flips import (
+from hooked_alm.methods.statistics.label_scores import (
     flip_rates,
     handoff_depth,
     margin,

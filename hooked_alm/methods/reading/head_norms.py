@@ -3,11 +3,12 @@
 Of head ``h`` at a position: ``z`` is what the output projection reads (``hook_z``); its
 contribution to the residual stream is ``W_h z``, with ``W_h`` the head's columns of the projection.
 
-Source: seed document 004; methods cards M-004-1 to M-004-3; defect C34.
+Source: seed 004; M-004-1 to M-004-3; C34.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,27 +16,28 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hooked_alm import HookedALM
-from hooked_alm.errors import InputError
-from hooked_alm.inputs import ALMInput
-from hooked_alm.points import hook_name
+from ...errors import InputError
+from ...inputs import ALMInput
+from ...model import HookedALM
+from ...points import hook_name
 
-from .settings import HeadOutput, TokenAgg, Weighting
+TokenAgg = Literal["last", "all"]
+Weighting = Literal["samples", "tokens"]
+HeadOutput = Literal["hook_z", "pattern_times_v"]
 
 OUTPUT, CONTRIBUTION, COSINE = "head_output_norm", "head_resid_contrib_norm", "cosine"
 HEAD_QUANTITIES = (OUTPUT, CONTRIBUTION, COSINE)
 KEPT = "kept"
 POINTS: Mapping[HeadOutput, tuple[str, ...]] = {
-    "hook_z": ("attn.hook_z", "hook_attn_out"),
-    "pattern_times_v": ("attn.hook_pattern", "attn.hook_v", "hook_attn_out"),
+    "hook_z": ("z", "attn_out"),
+    "pattern_times_v": ("pattern", "v", "attn_out"),
 }
-"""Of a block: what has to be cached."""
-Axes = Float[Tensor, "batch pos head"]
+"""What has to be cached of a block."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Norms:
-    """Of one batch; a sample is an item, or one token of an item."""
+    """Norms of one batch; a sample is an item, or one token of an item."""
 
     heads: Mapping[str, Float[np.ndarray, "sample layer head"]]
     """``head_output_norm`` ‖z‖; ``head_resid_contrib_norm`` ‖W_h z‖; ``cosine`` of the contribution
@@ -64,8 +66,8 @@ class HeadMeter:
         Raises:
             InputError: weights that are on no device, as accelerate leaves what it offloads.
         """
-        self.model = model
-        self.token_agg, self.weighting, self.head_output = token_agg, weighting, head_output
+        self.model, self.head_output = model, head_output
+        self.token_agg, self.weighting = token_agg, weighting
         weights = [block.attn.o_proj.weight for block in model.blocks]
         if any(weight.is_meta for weight in weights):
             raise InputError(
@@ -85,51 +87,44 @@ class HeadMeter:
             x,
             return_type=None,
             return_cache_object=False,
-            names_filter=[f"blocks.{i}.{p}" for i in layers for p in POINTS[self.head_output]],
+            names_filter=[name for layer in layers for name in self._points(layer)],
             pos_slice=(-1, None) if one else None,
         )
         mask = mask[:, -1:] if one else mask
         found = [self._layer(cache, layer, mask) for layer in layers]
         home = found[-1].device
         # One transfer; every layer was summed up where its weights are.
-        values = torch.stack([part.to(home) for part in found], dim=2).cpu().numpy()
-        output, contribution, cosine, kept, error = np.split(
-            values, np.cumsum([self.model.cfg.n_heads] * 3 + [1]), axis=1
-        )
-        by_layer = {OUTPUT: output, CONTRIBUTION: contribution, COSINE: cosine}
+        values = torch.stack([part.to(home) for part in found], dim=1).cpu().numpy()
+        n_heads = self.model.cfg.n_heads
+        *heads, kept, error = np.split(values, np.cumsum([n_heads] * 3 + [1]), axis=2)
+        by_token = self.weighting == "tokens"
         return Norms(
-            heads={name: value.swapaxes(1, 2) for name, value in by_layer.items()},
-            kept=kept[:, 0],
-            rows=self._rows(mask),
+            heads=dict(zip(HEAD_QUANTITIES, heads, strict=True)),
+            kept=kept[..., 0],
+            rows=mask.nonzero()[:, 0].cpu().numpy() if by_token else np.arange(len(mask)),
             identity_error=float(error.max()),
         )
-
-    def _rows(self, mask: Bool[Tensor, "batch pos"]) -> Int[np.ndarray, " sample"]:
-        if self.weighting == "tokens":
-            return mask.nonzero()[:, 0].cpu().numpy()
-        return np.arange(len(mask))
 
     def _layer(
         self, cache: dict[str, Tensor], layer: int, mask: Bool[Tensor, "batch pos"]
     ) -> Float[Tensor, "sample value"]:
         """Output, contribution and cosine of each head, what is kept, and the identity's error."""
-        attn_out = cache[hook_name("attn_out", f"blocks.{layer}")].float()
-        z = self._head_outputs(cache, layer).float()
+        *read, attn_out = (cache[name] for name in self._points(layer))
+        z, attn_out = read[0], attn_out.float()
+        if self.head_output == "pattern_times_v":
+            pattern, v = read
+            v = repeat(v, "b k h e -> b (h g) k e", g=pattern.shape[1] // v.shape[2])
+            z = torch.matmul(pattern, v).transpose(1, 2)
+        z = z.float()
         contribution = contribution_norms(z, self.factors[layer])
         whole = attn_out.norm(dim=-1, keepdim=True)
         # Along the attention's output, of what each head writes: its projection is z · (W_hᵀ out).
         W_O = self.model.blocks[layer].attn.W_O.float()
         projected = (attn_out @ rearrange(W_O, "h e d -> d (h e)")).unflatten(-1, z.shape[2:])
         along = (projected * z).sum(-1) / _not_zero(whole)
-        parts = torch.cat(
-            [
-                output_norms(z),
-                contribution,
-                along / _not_zero(contribution),
-                whole / _not_zero(contribution.sum(-1, keepdim=True)),
-            ],
-            dim=-1,
-        )
+        cosine = along / _not_zero(contribution)
+        kept = whole / _not_zero(contribution.sum(-1, keepdim=True))
+        parts = torch.cat([z.norm(dim=-1), contribution, cosine, kept], dim=-1)
         error = (along.sum(-1, keepdim=True) / _not_zero(whole) - 1).abs() * (whole > 0)
         mask = mask.to(parts.device)
         if self.weighting == "tokens":
@@ -137,20 +132,8 @@ class HeadMeter:
         worst = torch.where(mask[..., None], error, 0.0).amax(dim=1)
         return torch.cat([aggregate(parts, mask, self.token_agg), worst], dim=-1)
 
-    def _head_outputs(
-        self, cache: dict[str, Tensor], layer: int
-    ) -> Float[Tensor, "batch pos head d_head"]:
-        block = f"blocks.{layer}"
-        if self.head_output == "hook_z":
-            return cache[hook_name("z", block)]
-        pattern, v = cache[hook_name("pattern", block)], cache[hook_name("v", block)]
-        v = repeat(v, "b k h e -> b (h g) k e", g=pattern.shape[1] // v.shape[2])
-        return torch.matmul(pattern, v).transpose(1, 2)
-
-
-def output_norms(z: Float[Tensor, "batch pos head d_head"]) -> Axes:
-    """‖z‖ of every head (M-004-1)."""
-    return z.norm(dim=-1)
+    def _points(self, layer: int) -> list[str]:
+        return [hook_name(point, f"blocks.{layer}") for point in POINTS[self.head_output]]
 
 
 def contribution_factors(
@@ -165,7 +148,7 @@ def contribution_factors(
 
 def contribution_norms(
     z: Float[Tensor, "batch pos head d_head"], factors: Float[Tensor, "head d_head d_head"]
-) -> Axes:
+) -> Float[Tensor, "batch pos head"]:
     """‖W_h z‖ of every head, without bias (M-004-2)."""
     return torch.einsum("bphe,hfe->bphf", z, factors).norm(dim=-1)
 

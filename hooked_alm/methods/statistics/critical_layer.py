@@ -1,20 +1,17 @@
-"""The depth at which a curve over depths turns: five definitions of ℓ*, with intervals.
+"""The depth at which a curve over depths turns: five definitions of ℓ*.
 
 Axes: ``depth`` counts blocks passed (0 is the embedding, the last the model's output). Δ is the
 score of the named emotion T minus that of the voice's emotion A, so positive means text-ward.
 
-Source: seed document 000, whose own definition is ``second_diff_abs``; methods card M-000-7.
+Source: seed 000, whose own definition is ``second_diff_abs``; M-000-7.
 """
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
-from hooked_alm.errors import InputError
-from hooked_alm.methods.statistics.bootstrap import resampled_means
+from ...errors import InputError
 
 CriticalMethod = Literal[
     "second_diff_abs", "second_diff_pos", "half_rise", "resolve", "changepoint"
@@ -23,14 +20,10 @@ Curves = Float[np.ndarray, " curve depth"]
 Depths = Float[np.ndarray, " curve"]
 
 
-def critical_layer(
-    delta: Float[np.ndarray, " depth"],
-    method: CriticalMethod,
-    *,
-    smooth: int = 1,
-    exclude_last: bool = False,
-) -> float:
-    """The depth ℓ* at which a curve of Δ turns, or NaN where it has no such depth.
+def critical_layers(
+    curves: Curves, method: CriticalMethod, *, smooth: int = 1, exclude_last: bool = False
+) -> Depths:
+    """The depth ℓ* at which each curve of Δ turns, or NaN where it has no such depth.
 
     * ``second_diff_abs`` (the seed's): the inner depth with the largest |Δ[k+1] − 2Δ[k] + Δ[k−1]|,
       the first of equals. NaN for a straight line. Amplifies noise: its variance is 6σ² (C27).
@@ -42,7 +35,8 @@ def critical_layer(
       squared error. NaN for a straight line.
 
     Args:
-        delta: one curve, depths 0..L.
+        curves: of Δ, depths 0..L.
+        method: definition of ℓ*.
         smooth: odd width of a centred moving average taken first; it narrows towards the ends, so
             that a straight line stays one.
         exclude_last: leave out depth L, for a lens without the final norm: there the last state is
@@ -51,68 +45,6 @@ def critical_layer(
     Raises:
         InputError: fewer than three depths, NaN or infinite values, or an even ``smooth``.
     """
-    return float(_critical_layers(delta[None], method, smooth, exclude_last)[0])
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CriticalLayer:
-    """ℓ* of a mean curve with its bootstrap interval over samples."""
-
-    method: CriticalMethod
-    depth: float
-    low: float
-    high: float
-    relative_depth: float
-    """``depth`` over the number of blocks."""
-    n: int
-    undefined: float
-    """Share of the replicates without an ℓ*; the interval is that of the others."""
-
-
-def critical_layer_interval(
-    curves: Float[np.ndarray, " sample depth"],
-    method: CriticalMethod,
-    *,
-    seed: int,
-    n_resamples: int = 2000,
-    confidence: float = 0.95,
-    clusters: Sequence[Hashable] | None = None,
-    smooth: int = 1,
-    exclude_last: bool = False,
-) -> CriticalLayer:
-    """ℓ* of the mean curve, with the percentile interval over resampled means (S-7, M-000-7)."""
-    depth = critical_layer(curves.mean(axis=0), method, smooth=smooth, exclude_last=exclude_last)
-    means = resampled_means(curves, seed=seed, n_resamples=n_resamples, clusters=clusters)
-    found = np.empty(0)
-    if np.isfinite(means).all():  # not so for a single sample, which says nothing about others
-        found = _critical_layers(means, method, smooth, exclude_last)
-        found = found[np.isfinite(found)]
-    low, high = np.nan, np.nan
-    if found.size and np.isfinite(depth):
-        tail = (1 - confidence) / 2
-        low, high = np.quantile(found, [tail, 1 - tail])
-    return CriticalLayer(
-        method=method,
-        depth=depth,
-        low=float(low),
-        high=float(high),
-        relative_depth=depth / (curves.shape[1] - 1),
-        n=len(curves),
-        undefined=1 - found.size / n_resamples,
-    )
-
-
-def resolve_depths(curves: Curves) -> Depths:
-    """``resolve`` of every curve."""
-    sign = np.sign(curves)
-    final = sign[:, -1:]
-    settled = np.logical_and.accumulate((sign == final)[:, ::-1], axis=1).sum(axis=1)
-    return np.where(final[:, 0] == 0, np.nan, curves.shape[1] - settled)
-
-
-def _critical_layers(
-    curves: Curves, method: CriticalMethod, smooth: int, exclude_last: bool
-) -> Depths:
     if exclude_last:
         curves = curves[:, :-1]
     if curves.shape[1] < 3 or not np.isfinite(curves).all() or smooth < 1 or smooth % 2 == 0:
@@ -134,6 +66,14 @@ def _critical_layers(
     if method == "second_diff_abs":
         bend = np.abs(bend)
     return np.where(bend.max(axis=1) <= rounding, np.nan, bend.argmax(axis=1) + 1.0)
+
+
+def resolve_depths(curves: Curves) -> Depths:
+    """Depth of every curve from which its sign is the final one for good; NaN for a final 0."""
+    sign = np.sign(curves)
+    final = sign[:, -1:]
+    settled = np.logical_and.accumulate((sign == final)[:, ::-1], axis=1).sum(axis=1)
+    return np.where(final[:, 0] == 0, np.nan, curves.shape[1] - settled)
 
 
 def _smooth(curves: Curves, window: int) -> Curves:

@@ -1,8 +1,8 @@
-"""What semantic_vs_prosody measures: wins, margin, flips, logit shifts, and where a span lets go.
+"""What label scores say: wins and margins, flips and shifts under a patch, where a span lets go.
 
-Plain arrays in and out. Label scores are logits at the readout; labels are columns, given by index.
+Label scores are logits at the readout; labels are columns, given by index.
 
-Source: seed document 001; methods cards M-001-2, 3, 6, 7, 8 and corrections C7, C31.
+Source: seed 001; M-001-2, 3, 6, 7, 8; C7, C31.
 """
 
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from hooked_alm.errors import InputError
-from hooked_alm.methods.statistics.bootstrap import handoff_index, recovery
+from ...errors import InputError
+from .bootstrap import handoff_index, recovery
 
 Ties = Literal["split", "first"]
 Delta = Literal["logit_diff", "logprob", "logit"]

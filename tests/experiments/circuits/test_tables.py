@@ -4,16 +4,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hooked_alm.experiments.circuits.select import (
+from hooked_alm.experiments.circuits.settings import CircuitsConfig
+from hooked_alm.experiments.circuits.tables import (
     CELL,
+    PATH,
     cell_tests,
-    confirm,
+    confirmed,
     node_cells,
     q_values,
     top_paths,
     winners,
 )
-from hooked_alm.experiments.circuits.settings import CircuitsConfig
 from hooked_alm.experiments.materials.held_out import split_groups
 
 GROUPS = tuple(f"g{i:02d}" for i in range(20))
@@ -103,7 +104,7 @@ def test_what_held_only_on_the_discovery_pairs_is_not_confirmed() -> None:
     is_gone = (table.layer == 1) & (table.part == "held-out")
     table.loc[is_gone, "toward"] *= -1
     chosen = winners(node_cells(table, CONFIG), CONFIG)
-    found = confirm(chosen, table, CONFIG).set_index("node")
+    found = confirmed(chosen, table, CELL, CONFIG).set_index("node")
     assert found.confirmed.to_dict() == {"L1H0": False, "L0H0": True}
     # One-sided: 1 / 2^10 of all signs, times two hypotheses.
     assert found.held_out_p["L0H0"] == pytest.approx(1 / 1024)
@@ -127,7 +128,8 @@ def test_paths_are_ranked_on_one_part_and_tested_on_the_other() -> None:
     table["sender"] = "s" + table.layer.astype(str)
     is_gone = (table.layer == 3) & (table.part == "held-out")
     table.loc[is_gone, "toward"] = np.tile([1.0, -1.0], 10)
-    top = top_paths(table, CONFIG)
+    top = confirmed(top_paths(table, CONFIG), table, PATH, CONFIG)
     assert top.sender.tolist() == ["s1", "s3", "s0"]
     assert top.confirmed.tolist() == [True, False, True]
-    assert top_paths(table.iloc[:0], CONFIG).empty
+    nothing = table.iloc[:0]
+    assert confirmed(top_paths(nothing, CONFIG), nothing, PATH, CONFIG).empty

@@ -21,7 +21,7 @@ from head_statistics_toy import (
 )
 from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
-from hooked_alm.experiments.head_statistics.measure import (
+from hooked_alm.methods.reading.head_norms import (
     CONTRIBUTION,
     COSINE,
     OUTPUT,
@@ -29,7 +29,6 @@ from hooked_alm.experiments.head_statistics.measure import (
     aggregate,
     contribution_factors,
     contribution_norms,
-    output_norms,
 )
 from hooked_alm.methods.statistics.moments import Moments
 from tiny import TinyModels, edit_tensors, hf_inputs
@@ -61,18 +60,13 @@ def hf_llama(folder: Path, dtype: torch.dtype, attention: str = "sdpa") -> Any:
 # --- By hand
 
 
-def test_output_norm_by_hand() -> None:
-    """M-004-1: z = (3, 4) has norm 5."""
-    assert output_norms(torch.tensor([[[[3.0, 4.0]]]])).tolist() == [[[5.0]]]
-
-
 def test_contribution_by_hand() -> None:
-    """M-004-2: the slice diag(2, 1) makes (6, 4) of it, of norm √52; another head another."""
-    W_O = torch.tensor([[[2.0, 0, 0], [0, 1, 0]], [[0, 0, 5], [0, 0, 0]]])
-    z = torch.tensor([3.0, 4.0]).expand(1, 1, 2, 2)
+    """M-004-1, M-004-2: (3, 4) has norm 5; the slice diag(2, 1) makes (6, 4) of it, of norm √52."""
+    W_O = torch.tensor([[[2.0, 0, 0], [0, 1, 0]], [[0, 0, 5], [0, 0, 0]], [[0, 1, 0], [0, 0, 1]]])
+    z = torch.tensor([3.0, 4.0]).expand(1, 1, 3, 2)
     found = contribution_norms(z, contribution_factors(W_O))[0, 0]
     assert found[0].item() == pytest.approx(7.2111, abs=1e-4)
-    assert found.tolist() == pytest.approx([52**0.5, 15.0], rel=1e-6)
+    assert found.tolist() == pytest.approx([52**0.5, 15.0, 5.0], rel=1e-6)
 
 
 def test_contribution_is_the_products_norm_and_grams() -> None:

@@ -1,0 +1,158 @@
+"""Means over clips along depths and blocks with their intervals, and where they turn.
+
+An *item* is a clip with a target emotion T; intervals resample clips, because a clip's items share
+everything but a word.
+
+Source: seed 000; M-000-6, M-000-7, M-000-11, S-7 and S-11.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import get_args
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from hooked_alm.methods.statistics.bootstrap import handoff_index
+from hooked_alm.methods.statistics.critical_layer import CriticalMethod, critical_layers
+
+from ..workbench.intervals import Draws, prefixed, rate
+from ..workbench.results import Results, Row
+from .plan import EXCHANGES
+from .settings import EmotionConflictConfig
+
+STRATA = ("language", "voice", "intensity")
+MEAN_CURVE = "(mean curve)"
+"""Stands for the file in ``critical_layers`` where a row is about the mean over clips."""
+
+
+def curves(
+    items: pd.DataFrame, x: str, y: str
+) -> tuple[pd.DataFrame, Float[np.ndarray, "item x"], list[int]]:
+    """What the items are, their curves, and the values of ``x``."""
+    wide = items.pivot(index=["clip", "target"], columns=x, values=y)
+    return wide.index.to_frame(index=False), wide.to_numpy(np.float64), list(wide.columns)
+
+
+def _mean_curve(items: pd.DataFrame, x: str, y: str, draws: Draws) -> list[Row]:
+    """The mean curve with its band, a row per point."""
+    what, values, points = curves(items, x, y)
+    found = draws.points(values, what["clip"].tolist())
+    return [{x: point, "measure": y, **row} for point, row in zip(points, found, strict=True)]
+
+
+def means_by(
+    table: pd.DataFrame, measures: Sequence[str], by: list[str], x: str, draws: Draws
+) -> pd.DataFrame:
+    """Mean curves of several measures, by group."""
+    rows = [
+        dict(zip(by, group, strict=True)) | row
+        for group, part in table.groupby(by, sort=False)
+        for measure in measures
+        for row in _mean_curve(part, x, measure, draws)
+    ]
+    return pd.DataFrame(rows).drop(columns="n_clusters")
+
+
+def delta_curves(items: pd.DataFrame, draws: Draws) -> pd.DataFrame:
+    """Mean Δlogit by condition and depth with its pointwise band, over all clips and by stratum."""
+    rows = []
+    for condition, part in items.groupby("condition", sort=False):
+        strata = {"all": part}
+        for column in STRATA:
+            for value, some in part.groupby(column, sort=False):
+                strata[f"{column}={value}"] = some
+        for stratum, some in strata.items():
+            names = {"condition": condition, "stratum": stratum}
+            rows += [names | row for row in _mean_curve(some, "depth", "delta", draws)]
+    table = pd.DataFrame(rows).drop(columns=["measure", "n_undefined"])
+    return table.rename(columns={"n_clusters": "n_clips"})
+
+
+def critical_layer_table(items: pd.DataFrame, run: Results[EmotionConflictConfig]) -> pd.DataFrame:
+    """ℓ* by all five definitions: of every clip's curve, and of every condition's mean curve."""
+    config = run.config
+    # Without the final norm the output is on another scale than the depths before it.
+    exclude_last = config.lens_norm == "none" and config.lens_depths == "all"
+    methods = sorted(get_args(CriticalMethod), key=lambda one: one != config.critical_method)
+    rows: list[Row] = []
+    for condition, part in items.groupby("condition", sort=False):
+        what, values, _ = curves(part, "depth", "delta")
+        for method in methods:
+            names = {"condition": condition, "method": method}
+            find = partial(critical_layers, method=method, exclude_last=exclude_last)
+            turned = _rising(values, values.mean(axis=0)) if method == "half_rise" else values
+            whole = run.draws.where(turned, what["clip"].tolist(), find)
+            found = {"depth": whole.at, "low": whole.low, "high": whole.high, "n": len(values)}
+            rows.append({"file": MEAN_CURVE} | names | found | {"undefined": whole.undefined})
+            for (clip, target), curve in zip(what.itertuples(index=False), values, strict=True):
+                own = _rising(curve, curve) if method == "half_rise" else curve
+                row = {"file": clip, "target": target} | names
+                rows.append(row | {"depth": float(find(own[None])[0]), "n": 1})
+    table = pd.DataFrame(rows)
+    table.insert(4, "relative_depth", table.depth / run.n_blocks)
+    return table
+
+
+def _rising(values: np.ndarray, judged_by: np.ndarray) -> np.ndarray:
+    """The curves for ``half_rise``, which looks for a rise: turned over where the voice won."""
+    return -values if judged_by[-1] < 0 else values
+
+
+def patching_summary(patching: pd.DataFrame, draws: Draws) -> pd.DataFrame:
+    """Flip rate, logit shift and recovery by donor, span and block (M-000-11).
+
+    A recovery is undefined where donor and base hardly differ; such items are counted.
+    """
+    rows = []
+    for (donor, span), part in patching.groupby(["donor", "span"], sort=False):
+        flips = part.groupby("block").flip.agg(lambda cells: [rate(cells > 0)])
+        shifts, recoveries = (
+            _mean_curve(part, "block", measure, draws) for measure in ("shift", "recovery")
+        )
+        for (block, [flip]), shift, recovery in zip(flips.items(), shifts, recoveries, strict=True):
+            rows.append(
+                {
+                    **{"donor": donor, "block": block, "span": span, "n": flip["n"]},
+                    **prefixed("flip", {**flip, "mean": flip["rate"]}, "rate"),
+                    **prefixed("shift", shift),
+                    **prefixed("recovery", recovery),
+                    "n_undefined": recovery["n_undefined"],
+                }
+            )
+    ends = [f"{what}_{end}" for what in ("shift", "recovery") for end in ("mean", "low", "high")]
+    columns = ["donor", "block", "span", "n", "flip_rate", "flip_low", "flip_high", *ends]
+    return pd.DataFrame(rows, columns=[*columns, "n_undefined"])
+
+
+def handoffs(patching: pd.DataFrame, draws: Draws) -> pd.DataFrame:
+    """Where information leaves its own span for good, and where it is at the readout for good.
+
+    ``leaves``: the first block from which the span's mean recovery stays below one half (S-11);
+    ``arrives``: the first from which the readout's stays at one half or above. NaN if there is no
+    such block; ``undefined`` is the share of the replicates without one.
+    """
+    rows = []
+    spans = [(donor, span) for donor, one in EXCHANGES.items() for span in (one.span, "readout")]
+    for donor, span in spans:
+        part = patching[(patching.donor == donor) & (patching.span == span)]
+        if part.empty:
+            continue
+        event = "arrives" if span == "readout" else "leaves"
+        row = {"donor": donor, "span": span, "event": event, "n": 0, "undefined": 1.0}
+        if len(part := part[part.recovery.notna()]):
+            what, values, blocks = curves(part, "block", "recovery")
+            find = partial(_handoff_blocks, blocks=blocks, is_arrival=event == "arrives")
+            found = draws.where(values, what["clip"].tolist(), find)
+            row |= {"block": found.at, **found._asdict(), "n": len(values)}
+        rows.append(row)
+    columns = ["donor", "span", "event", "block", "low", "high", "undefined", "n"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _handoff_blocks(
+    recovery: Float[np.ndarray, "curve block"], blocks: list[int], is_arrival: bool
+) -> Float[np.ndarray, " curve"]:
+    index = handoff_index(1 - recovery if is_arrival else recovery, is_arrival)
+    return np.array([*blocks, np.nan])[index]

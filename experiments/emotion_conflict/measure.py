@@ -1,0 +1,198 @@
+"""What ``emotion_conflict`` reads off a model: answer, lens and attention of a run; a sweep."""
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hooked_alm import HookedALM
+from hooked_alm.inputs import ALMInput
+from hooked_alm.methods.patching.metrics import LabelScores
+from hooked_alm.methods.patching.patch import patch
+from hooked_alm.methods.reading.attention_mass import attention_density, attention_mass
+from hooked_alm.methods.reading.labels import LabelSet
+from hooked_alm.methods.reading.lens import Lens, lens_fidelity, read_rows, residual_rows
+
+from ..materials.ob1 import Emotion
+from ..workbench.results import Row
+from .plan import PatchRun, PromptRun
+from .settings import EmotionConflictConfig
+from .tables import FIDELITY
+
+SEGMENTS = ("audio", "audio_struct", "text", "struct", "sink", "readout")
+"""Partition of a prompt, for attention."""
+LabelRows = Float[Tensor, "*rows label"]
+
+
+@dataclass(frozen=True, eq=False)
+class ConflictMeasures:
+    """A model, the lens and the labels that it is read with, and the switches of a run."""
+
+    model: HookedALM
+    lens: Lens
+    labels: LabelSet
+    config: EmotionConflictConfig
+
+    @torch.no_grad()
+    def run(self, run: PromptRun, x: ALMInput) -> tuple[dict[str, list[Row]], Row]:
+        """The tables of one forward; and what of it is kept beside them."""
+        model, labels = self.model, self.labels
+        rows = residual_rows(model, x)
+        logits = model(x)[0, -1].float()
+        lens = labels.scores(read_rows(model, rows, labels.tokens, self.lens))[:, 0, 0]
+        lens = lens if self.config.lens_depths == "all" else lens[:-1]
+        curves = {target: self._contrast(lens, run, target).tolist() for target in run.targets}
+        mass = attention_mass(model, x, SEGMENTS)
+        tables = {
+            "runs": [self._answer_row(run, x, logits)],
+            "delta": [
+                {"target": target, "depth": depth, "delta": delta}
+                for target, curve in curves.items()
+                for depth, delta in enumerate(curve)
+            ],
+            "depths": self._depth_rows(rows, lens),
+            "attention": _attention_rows(x, mass),
+        }
+        by_head, curve = mass[:, 0, :, 0], curves[run.targets[0]]
+        return tables, {
+            "delta_logit_by_depth": curve,
+            "delta_logit_by_text_layer": curve[: model.cfg.n_layers],
+            "attention_mass_by_head": {
+                "segments": SEGMENTS,
+                "layer_head_segment": by_head.tolist(),
+            },
+            "attn_probe_last_token": {
+                f"mass_{span}": by_head[..., SEGMENTS.index(span)].mean(-1).tolist()
+                for span in ("audio", "text")
+            },
+        }
+
+    def _contrast(
+        self, scores: LabelRows, run: PromptRun, target: Emotion
+    ) -> Float[Tensor, " *rows"]:
+        """The score of T minus that of the voice's emotion.
+
+        Seed 000 subtracts what the run was labelled with, so that its consistent runs are a label
+        minus itself (defect C8).
+        """
+        is_seeds = self.config.contrast == "seed" and run.condition == "consistent"
+        return self._gap(scores, target, run.targets[0] if is_seeds else run.recording.emotion)
+
+    def _gap(self, scores: LabelRows, label: str, other: str) -> Float[Tensor, " *rows"]:
+        return scores[..., self.labels.index(label)] - scores[..., self.labels.index(other)]
+
+    def _answer_row(self, run: PromptRun, x: ALMInput, logits: Float[Tensor, " vocab"]) -> Row:
+        ours = logits[self.labels.tokens]
+        scores = self.labels.scores(ours)
+        return {
+            **run.identity(),
+            "prediction": self._answer(scores),
+            **self._by_label("z", scores),
+            "delta_final": float(self._contrast(scores, run, run.targets[0])),
+            "label_mass": float(logits.log_softmax(-1)[self.labels.tokens].exp().sum()),
+            "best_label_rank": int((logits > ours.max()).sum()) + 1,
+            "top_token": self.model.tokenizer.decode([int(logits.argmax())]),
+            "n_tokens": int(x.attention_mask.sum()),
+            "n_audio_tokens": len(x.spans.positions("audio", 0)),
+        }
+
+    def _depth_rows(self, rows: Tensor, lens: Float[Tensor, "depth label"]) -> list[Row]:
+        fidelity = lens_fidelity(self.model, rows, lens=self.lens)
+        return [
+            {
+                "depth": depth,
+                **self._by_label("z", scores),
+                **self._by_label("p", scores.softmax(-1)),
+                "prediction": self._answer(scores),
+                **{name: float(getattr(fidelity, name)[depth, 0, 0]) for name in FIDELITY},
+            }
+            for depth, scores in enumerate(lens)
+        ]
+
+    @torch.no_grad()
+    def sweep(self, sweep: PatchRun, base: ALMInput, donor: ALMInput) -> tuple[list[Row], Row]:
+        """A row per block and span; and the scores of base and donor."""
+        config = self.config
+        found = patch(
+            self.model,
+            base,
+            donor,
+            LabelScores(self.labels),
+            site="resid_post",
+            layers=config.patched_layers(self.model.cfg.n_layers),
+            places=list(config.patched_spans().values()),
+            policy=config.align_policies(),
+            # The seed's donor is the state before the patched block (defect C1).
+            donor_site="resid_pre" if config.donor_index == "seed_hs" else None,
+            engine=config.engine,
+            max_bytes=config.max_bytes,
+        )
+        # In fp32, as they were measured, and as the scores of whole runs are.
+        cells, base_scores, donor_scores = (
+            torch.from_numpy(values).float()
+            for values in (found.values[:, :, 0], found.base[0], found.donor[0])
+        )
+        return self._cell_rows(sweep, cells, base_scores, donor_scores), {
+            "span_length_ratio": found.length_ratios[0],
+            "base_scores": base_scores.tolist(),
+            "donor_scores": donor_scores.tolist(),
+            "base_prediction": self._answer(base_scores),
+            "donor_prediction": self._answer(donor_scores),
+        }
+
+    def _cell_rows(
+        self,
+        sweep: PatchRun,
+        cells: Float[Tensor, "layer span label"],
+        base_scores: Float[Tensor, " label"],
+        donor_scores: Float[Tensor, " label"],
+    ) -> list[Row]:
+        config = self.config
+        base, donor = (float(self._gap(one, *sweep.toward)) for one in (base_scores, donor_scores))
+        total = donor - base
+        places = product(config.patched_layers(self.model.cfg.n_layers), config.patched_spans())
+        rows = []
+        for (block, span), scores in zip(places, cells.flatten(0, 1), strict=True):
+            shift, prediction = float(self._gap(scores, *sweep.toward)) - base, self._answer(scores)
+            rows.append(
+                {
+                    **sweep.identity(),
+                    "block": block,
+                    "span": span,
+                    "prediction": prediction,
+                    "flip": float(prediction != self._answer(base_scores)),
+                    "shift": shift,
+                    "recovery": shift / total if abs(total) >= config.min_effect else np.nan,
+                    "base": base,
+                    "donor_metric": donor,
+                    "total_effect": total,
+                    **self._by_label("z", scores),
+                }
+            )
+        return rows
+
+    def _answer(self, scores: Float[Tensor, " label"]) -> str:
+        return self.labels.names[int(scores.argmax())]
+
+    def _by_label(self, prefix: str, values: Float[Tensor, " label"]) -> dict[str, float]:
+        names = [f"{prefix}_{name}" for name in self.labels.names]
+        return dict(zip(names, values.tolist(), strict=True))
+
+
+def _attention_rows(x: ALMInput, mass: Float[Tensor, "layer batch head query span"]) -> list[Row]:
+    """Means over heads, of the readout."""
+    sink = SEGMENTS.index("sink")
+    without_sink = mass / (1 - mass[..., [sink]])
+    without_sink[..., sink] = torch.nan
+    density = attention_density(mass, x, SEGMENTS)
+    measures = {"mass": mass, "density": density, "mass_without_sink": without_sink}
+    rows = []
+    for index, span in enumerate(SEGMENTS):
+        means = {name: one[:, 0, :, 0, index].mean(-1).tolist() for name, one in measures.items()}
+        for layer in range(len(mass)):
+            row = {"layer": layer, "span": span, **{name: means[name][layer] for name in means}}
+            rows.append(row | {"n_tokens": len(x.spans.positions(span, 0))})
+    return rows

@@ -1,0 +1,167 @@
+"""The page of an ``emotion_conflict`` run: sections, and how to read them."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from ..materials.recordings import Recording
+from ..materials.trained_lens import lens_name
+from ..workbench.figures import limits_of
+from ..workbench.page import Page
+from ..workbench.report import Clip
+from . import figures as draw
+from .curves import MEAN_CURVE
+from .plan import EXCHANGES
+from .tables import EmotionResults, items_with_delta
+
+CONDITIONS = {
+    "audio_only": "asks for the voice's emotion A, and names none",
+    "conflict": "asks to judge in the tone of another emotion T",
+    "consistent": "the same words, naming the voice's own emotion A",
+    "mention_only": "control: mentions T as an example, without asking for it",
+    "list_all": "control: lists all labels, in another order for every clip",
+    "irrelevant_adjective": "control: the words of conflict with an adjective that is no emotion",
+}
+CAVEATS = (
+    "Voice and sentence: all clips of OB1 share one voice and one sentence. The intervals say what "
+    "other readings of this sentence by this voice would give, not what other speakers or "
+    "sentences would.",
+    "Attention is no cause: a position may be attended to and not used. What is used, only "
+    "patching shows, and only for these prompts.",
+    "Label copying: the instruction of conflict contains the word of T, so T's logit may rise "
+    "by copying. mention_only and list_all measure that, and the label span is patched apart.",
+    "Pointwise bands: each depth's interval holds by itself, not the whole curve at once.",
+    "The logit lens applies the final norm and the unembedding to inner states; where its "
+    "fidelity is low it says little. Late settling should also show under patching.",
+)
+TUNED_LENS = (
+    "The tuned lens adds a trained map at every depth, which learnt to predict the output: it can "
+    "read a label at a depth where the model has not settled it."
+)
+
+
+def lead(recordings: Sequence[Recording], *, is_calibration: bool) -> str:
+    """What was asked of which clips."""
+    lead = (
+        f"{len(recordings)} clips speak one sentence with different emotions. The instruction "
+        "asks for the voice's emotion A, or names another one, T. This page shows which of the "
+        "two the answer follows, at which depth that can be read, and which positions carry it."
+    )
+    if is_calibration:
+        lead += (
+            "\n\nThe two bundled models were trained on a known rule: one lets the instruction "
+            "win, its twin the voice. A method that measures arbitration has to reverse its "
+            "conclusion between them."
+        )
+    return lead
+
+
+def fill_page(page: Page, run: EmotionResults, recordings: Sequence[Recording]) -> None:
+    """What was asked, the answers, lens, patching and attention."""
+    _asked(page, run, recordings)
+    page.section("Answers")
+    draw.add_answers(page, run)
+    draw.add_flips(page, run)
+    page.table(
+        "Flip summary; the primary set are the clips whose voice is recognised alone",
+        "ob1_flip_summary",
+    )
+    _lens(page, run)
+    _patching(page, run)
+    page.section("Attention")
+    draw.add_attention(page, run)
+    draw.add_ratio(page, run)
+
+
+def _asked(page: Page, run: EmotionResults, recordings: Sequence[Recording]) -> None:
+    modes, items = run.config.modes, items_with_delta(run)
+    page.section("What was asked", "The same clip under every instruction.")
+    page.table("Conditions", [{"condition": m, "instruction": CONDITIONS[m]} for m in modes])
+    limits = limits_of(items[items.condition.isin(draw.MAIN)].delta)
+    final = items.drop_duplicates(["clip", "target", "condition"]).set_index(["clip", "condition"])
+    clips = []
+    for one in recordings:
+        figure = draw.save_clip_curve(page, one.name, items, limits)
+        path = page.folder.add_clip(one.name, one.path)
+        answers = {
+            f"answer, {mode}": ", ".join(dict.fromkeys(final.loc[[(one.name, mode)]].prediction))
+            for mode in draw.MAIN
+            if mode in modes
+        }
+        if page.has_room(one.seconds):
+            clips.append(Clip(path, one.name, figure, answers))
+    caption = (
+        "Each clip as the model hears it (16 kHz), its Δlogit by depth (T minus A, above zero the "
+        "instruction leads; one scale for all clips), and the answers."
+    )
+    if len(clips) < len(recordings):
+        caption += f" {len(recordings) - len(clips)} more are in the run's folder, under clips/."
+    page.clips(clips, caption)
+    shown = ["path", "duration_s", "rms_dbfs", "f0_median_hz", "f0_iqr_hz"]
+    page.table(
+        "The clips: where duration or level differ by emotion, they alone may give it away",
+        run["manifest"][shown],
+    )
+
+
+def _lens(page: Page, run: EmotionResults) -> None:
+    page.section(
+        "Lens",
+        f"The {lens_name(run.config.tuned_lens)} reads the five labels' scores at the answer "
+        "position after every block. The primary definition of the critical depth here is "
+        f"{run.config.critical_method}; where definitions disagree, the depth is a matter of "
+        "definition.",
+    )
+    draw.add_delta(page, run, "delta_logit__combined", draw.MAIN, "Δlogit by condition")
+    if controls := [mode for mode in run.config.modes if mode not in draw.MAIN]:
+        # Second, so that it keeps the colour that it has in the other figures.
+        shown = [*controls[:1], "conflict", *controls[1:]]
+        draw.add_delta(page, run, "delta_logit__controls", shown, "Δlogit of the control prompts")
+    draw.add_fidelity(page, run)
+    layers = run["critical_layers"]
+    mean = layers[(layers.file == MEAN_CURVE) & layers.condition.isin(draw.MAIN)]
+    page.table(
+        "Depth at which the mean curve turns, by five definitions (per clip: critical_layers)",
+        mean[["condition", "method", "depth", "low", "high", "relative_depth", "undefined"]],
+    )
+
+
+def _patching(page: Page, run: EmotionResults) -> None:
+    text = (
+        "A conflict run is the base. From a donor run one span's states are written into it after "
+        "one block, and the answer is read again: what brings the donor's answer carries it. "
+        "The donor text_swap is the same clip under an instruction that names the voice's own "
+        "emotion, audio_swap a clip of the instructed emotion under the same instruction; the "
+        "donor both differs in clip and instruction. The donor's total effect (TE) is how far its "
+        "own answer gains, in logits, over the label that it displaces; recovery is the share of "
+        "TE that the patch brings."
+    )
+    if unmoved := _unmoved(run["patching_summary"]):
+        text += (
+            f"\n\nNo recovery is shown for {' and '.join(unmoved)}: no item has a total effect of "
+            f"{run.config.min_effect:g} logits or more."
+        )
+    page.section("Patching", text)
+    draw.add_handoffs(page, run)
+    for donor in EXCHANGES:
+        draw.add_recovery(page, run, donor)
+    draw.add_seed_patching(page, run)
+    page.table("Hand-offs, with 95 % bootstrap intervals over clips", "handoffs")
+
+
+def _unmoved(patching: pd.DataFrame) -> list[str]:
+    """Donors, but for the run itself, that change no item's answer enough to be recovered."""
+    most = patching[patching.donor != "self"].groupby("donor", sort=False)
+    return [str(donor) for donor, part in most if part.recovery_mean.isna().all()]
+
+
+def method(run: EmotionResults) -> str:
+    """How intervals and recoveries were made."""
+    config = run.config
+    text = (
+        f"Model: {config.model}, {config.dtype}. Intervals resample clips {config.n_resamples} "
+        f"times with seed {config.seed}; rates have Wilson intervals, which take items for "
+        "independent (under all_pairs a clip has four; they are then too narrow). Recoveries are "
+        f"undefined below a total effect of {config.min_effect:g} logits, and counted."
+    )
+    return text if config.tuned_lens is None else f"{text}\n\n{TUNED_LENS}"

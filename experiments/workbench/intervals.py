@@ -1,0 +1,93 @@
+"""Means and turning points with their 95 % intervals, as rows of summary tables.
+
+Undefined samples (NaN) are left out whole, and counted.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from hooked_alm.methods.statistics.bootstrap import (
+    Band,
+    Interval,
+    Located,
+    bootstrap_mean,
+    located,
+    wilson,
+)
+
+Clusters = Sequence[Hashable] | None
+"""For each sample what it is drawn together with; None draws samples one by one."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Seed and number of the draws behind a run's intervals."""
+
+    seed: int
+    n: int
+
+    def mean(
+        self,
+        values: Float[np.ndarray, " sample *point"],
+        clusters: Clusters = None,
+        band: Band = "pointwise",
+    ) -> Interval:
+        """Mean over the samples without a NaN; NaN if none is left."""
+        if np.isnan(values.reshape(len(values), -1)).any(axis=1).all():
+            nan = np.full(values.shape[1:], np.nan)
+            n_omitted = len(values)
+            return Interval(mean=nan, low=nan, high=nan, n=0, n_omitted=n_omitted, method="none")
+        return bootstrap_mean(
+            values, seed=self.seed, n_resamples=self.n, clusters=clusters, band=band,
+            nan_policy="omit",
+        )  # fmt: skip
+
+    def points(
+        self, values: Float[np.ndarray, "sample point"], clusters: Sequence[Hashable]
+    ) -> list[dict[str, Any]]:
+        """A row per point: mean, low, high, and how many samples and clusters are behind it."""
+        found = self.mean(values, clusters)
+        defined = ~np.isnan(values).any(axis=1)
+        n_clusters = len({label for label, kept in zip(clusters, defined, strict=True) if kept})
+        sizes = {"n": found.n, "n_undefined": found.n_omitted, "n_clusters": n_clusters}
+        return [numbers(found, i) | sizes for i in range(values.shape[1])]
+
+    def row(self, values: Any, clusters: Sequence[Hashable]) -> dict[str, Any]:
+        """The row of a single point: see `points`."""
+        return self.points(np.asarray(values, np.float64)[:, None], clusters)[0]
+
+    def where(
+        self,
+        values: Float[np.ndarray, "sample point"],
+        clusters: Clusters,
+        find: Callable[[np.ndarray], np.ndarray],
+    ) -> Located:
+        """Where the mean curve has an event; see ``statistics.bootstrap.located``."""
+        return located(values, find, seed=self.seed, n_resamples=self.n, clusters=clusters)
+
+
+def numbers(interval: Interval, at: Any = ()) -> dict[str, Any]:
+    """``mean``, ``low``, ``high`` and ``n`` of an interval, or of one point of its curve."""
+    ends = {name: float(getattr(interval, name)[at]) for name in ("mean", "low", "high")}
+    return {**ends, "n": interval.n}
+
+
+def prefixed(prefix: str, row: dict[str, Any], main: str = "mean") -> dict[str, Any]:
+    """The mean and ends of a row under other names: ``{prefix}_{main}``, ``{prefix}_low``, ...
+
+    With an empty ``main`` the mean is called by the prefix alone.
+    """
+    own = f"{prefix}_{main}" if main else prefix
+    return {own: row["mean"], f"{prefix}_low": row["low"], f"{prefix}_high": row["high"]}
+
+
+def rate(hits: "pd.Series[bool]") -> dict[str, Any]:
+    """``k``, ``n``, ``rate`` and its Wilson interval ``low``, ``high``."""
+    k, n = int(hits.sum()), len(hits)
+    found = numbers(wilson(k, n))
+    return {"k": k, "n": n, "rate": found["mean"], "low": found["low"], "high": found["high"]}

@@ -1,0 +1,40 @@
+"""What a run has found: its tables, and what they were measured with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import pandas as pd
+
+from .intervals import Draws
+from .settings import ExperimentConfig
+
+Row = dict[str, Any]
+"""A row of a tidy table: column -> value."""
+Tables = Mapping[str, pd.DataFrame]
+"""Tidy tables by name."""
+C = TypeVar("C", bound=ExperimentConfig)
+
+
+@dataclass(frozen=True)
+class Results(Generic[C]):
+    """All that summaries, controls, claims and pages are made of."""
+
+    config: C
+    inputs: Mapping[str, Any]
+    """What `Experiment.open` returned."""
+    tables: dict[str, pd.DataFrame]
+    """Measured tables, then summaries, each as soon as it is made."""
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        return self.tables[name]
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks on the model's way to its output."""
+        return int(self.inputs["model"]["blocks"])
+
+    @property
+    def draws(self) -> Draws:
+        """The draws behind the run's intervals."""
+        return Draws(self.config.seed, self.config.n_resamples)
