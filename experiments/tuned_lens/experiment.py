@@ -65,6 +65,7 @@ class TuneLens(Experiment[TunedLensConfig]):
     title = "Tuned lens"
     question = "What can be read off each depth, once a translator is trained to?"
     Config = TunedLensConfig
+    schema_version = 2
     tables, controls, claims = TABLES, CONTROLS, CLAIMS
     items_setting = "audio"
     caveats = CAVEATS

@@ -47,7 +47,7 @@ class Control:
 
 
 def at_most(off: Any, allowed: float, unit: str = "") -> Outcome:
-    """Differences, in absolute value, that must all be small; a NaN is none.
+    """Differences, in absolute value, that must all be small; a NaN fails.
 
     Args:
         off: the differences; a control of an empty list does not apply.
