@@ -97,7 +97,8 @@ class Experiment(ABC, Generic[C]):
         if wrong:
             raise InputError(
                 f"declaring the experiment {cls.__name__}: got {'; '.join(wrong)}; expected some "
-                f"of its tables: {', '.join(known) or 'none are declared'}."
+                f"of its tables: {', '.join(known) or 'none are declared'}. Name one of these, or "
+                f"declare the table in {cls.__name__}.tables."
             )
 
     # --- What is measured

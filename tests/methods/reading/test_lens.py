@@ -9,6 +9,7 @@ from hooked_alm import ALMInput, HookedALM
 from hooked_alm.config import HookedALMConfig
 from hooked_alm.errors import InputError
 from hooked_alm.methods.reading.lens import (
+    LensNorm,
     LogitLens,
     lens_fidelity,
     logit_lens,
@@ -103,10 +104,10 @@ def test_readout_is_the_last_real_position_also_under_right_padding(gqa: HookedA
 
 @pytest.mark.parametrize("norm", ["final", "none"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_lens_is_the_formula(tiny_models: TinyModels, dtype: torch.dtype, norm: str) -> None:
+def test_lens_is_the_formula(tiny_models: TinyModels, dtype: torch.dtype, norm: LensNorm) -> None:
     model = tiny_models.hooked("gqa", dtype)
     x = model.encode(**INPUTS)
-    lens = logit_lens(model, x, range(VOCAB), positions=POSITIONS, lens=LogitLens(norm))  # type: ignore[arg-type]
+    lens = logit_lens(model, x, range(VOCAB), positions=POSITIONS, lens=LogitLens(norm))
     assert lens.shape == (N_LAYERS + 1, 2, 3, VOCAB)
     assert lens.dtype == torch.float32
     assert not lens.requires_grad
@@ -160,11 +161,11 @@ def direct_fidelity(rows: Tensor, model: HookedALM, *, norm: bool) -> dict[str, 
 @pytest.mark.parametrize("chunk", [1, 4, 64])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_fidelity_is_the_full_softmax(
-    tiny_models: TinyModels, dtype: torch.dtype, chunk: int, norm: str
+    tiny_models: TinyModels, dtype: torch.dtype, chunk: int, norm: LensNorm
 ) -> None:
     model = tiny_models.hooked("gqa", dtype)
     rows = residual_rows(model, model.encode(**INPUTS), POSITIONS)
-    fidelity = lens_fidelity(model, rows, lens=LogitLens(norm), chunk=chunk)  # type: ignore[arg-type]
+    fidelity = lens_fidelity(model, rows, lens=LogitLens(norm), chunk=chunk)
     for name, expected in direct_fidelity(rows, model, norm=norm == "final").items():
         got = getattr(fidelity, name)
         assert got.shape == (N_LAYERS + 1, 2, 3), name

@@ -1,29 +1,37 @@
 """The depth at which a curve turns, against the numbers given with M-000-7."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from hooked_alm.errors import InputError
 from hooked_alm.methods.statistics.bootstrap import Located, located
-from hooked_alm.methods.statistics.critical_layer import critical_layers
+from hooked_alm.methods.statistics.critical_layer import CriticalMethod, critical_layers
 
-METHODS = ["second_diff_abs", "second_diff_pos", "half_rise", "resolve", "changepoint"]
+METHODS: list[CriticalMethod] = [
+    "second_diff_abs",
+    "second_diff_pos",
+    "half_rise",
+    "resolve",
+    "changepoint",
+]
 CARD = np.array([0.0, 0, 0, 0, 1, 2, 3])
 
 
-def critical_layer(curve: np.ndarray, method: str, **options: object) -> float:
-    return float(critical_layers(curve[None], method, **options)[0])  # type: ignore[arg-type]
+def critical_layer(curve: np.ndarray, method: CriticalMethod, **options: Any) -> float:
+    return float(critical_layers(curve[None], method, **options)[0])
 
 
-def turn(curves: np.ndarray, method: str, clusters: list[int] | None = None) -> Located:
+def turn(curves: np.ndarray, method: CriticalMethod, clusters: list[int] | None = None) -> Located:
     def find(means: np.ndarray) -> np.ndarray:
-        return critical_layers(means, method)  # type: ignore[arg-type]
+        return critical_layers(means, method)
 
     return located(curves, find, seed=0, clusters=clusters)
 
 
-def layers(curve: list[float] | np.ndarray, **options: object) -> list[float]:
-    return [critical_layer(np.array(curve, float), m, **options) for m in METHODS]  # type: ignore[arg-type]
+def layers(curve: list[float] | np.ndarray, **options: Any) -> list[float]:
+    return [critical_layer(np.array(curve, float), m, **options) for m in METHODS]
 
 
 def test_critical_layer_of_the_card() -> None:
@@ -97,7 +105,7 @@ def test_critical_layer_errors() -> None:
     ):
         for method in METHODS:
             with pytest.raises(InputError, match="expected at least 3 depths, finite values and"):
-                critical_layer(np.array(curve), method, **options)  # type: ignore[arg-type]
+                critical_layer(np.array(curve), method, **options)
 
 
 def test_interval_of_identical_curves_has_no_width() -> None:
