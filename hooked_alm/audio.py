@@ -6,11 +6,14 @@ resampling are those of ``transformers.audio_utils.load_audio(backend="soundfile
 bit for bit; repeated here because that function passes arrays through and reports nothing.
 """
 
+import io
 import math
 import re
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,19 +21,36 @@ from jaxtyping import Float32
 
 from .errors import InputError
 
+
+@runtime_checkable
+class OpenFile(Protocol):
+    """Whatever has ``read``: a file opened in binary mode, a buffer, a remote file."""
+
+    def read(self) -> Any:
+        """Its content."""
+
+
 AudioArray = np.ndarray | torch.Tensor
-AudioSource = str | Path | AudioArray | tuple[AudioArray, int]
+AudioFile = str | Path | bytes | OpenFile
+AudioSource = AudioFile | AudioArray | tuple[AudioArray, int] | Mapping[str, Any]
+"""A file by its name, its bytes or open; samples; or what a column of ``datasets`` holds."""
 
 SILENCE_PEAK = 1e-4
 """A clip whose every |sample| is below this (-80 dBFS) is called silent."""
 LOUD_PEAK = 2.0
 """Floating-point samples above this are more likely unscaled PCM than a loud recording."""
 
-# Containers that libsndfile has no decoder for; their error says what to do about it.
-UNREADABLE_SUFFIXES = frozenset(
-    "3gp aac ac3 amr avi flv m4a m4v mkv mov mp4 mpg ogv ts webm wma wmv".split()
+READABLE_SUFFIXES = frozenset(
+    "aif aifc aiff au avr caf flac ircam mp3 nist oga ogg opus paf pvf rf64 rifx sd2 sds sf snd "
+    "sph svx voc w64 wav wave wve xi".split()
 )
-READABLE = "wav, flac, ogg, opus, mp3 or aiff"
+"""Names of what libsndfile decodes; that is tried with any file, whatever its name."""
+UNREADABLE_SUFFIXES = frozenset(
+    "3gp aac ac3 amr ape avi dsf flv m4a m4b m4v mka mkv mov mp4 mpg ogv ra ts webm wma wmv "
+    "wv".split()
+)
+"""Containers that it has no decoder for; their error says what to do about it."""
+READABLE = "wav, flac, ogg, opus, mp3, aiff or another format of libsndfile"
 # Programs that write WAV to a pipe cannot know its length, and leave a huge one in the header.
 _STREAMED_BYTES = 0x7FFF0000
 
@@ -45,7 +65,7 @@ class Waveform:
     notes: tuple[str, ...]
     """Notes on what was done to the clip, and what is odd about it."""
     name: str
-    """File name, or ``array``."""
+    """File name; ``array``, or ``bytes`` where there is none."""
 
     @property
     def seconds(self) -> float:
@@ -63,9 +83,11 @@ def read_audio(
     """A clip as mono float32 at ``sampling_rate``, with a record of what was done to it.
 
     Args:
-        source: a file, an array taken to be at ``sampling_rate``, or ``(array, its rate)``. Arrays
-            are 1-D, or 2-D with channels on the smaller side. int16 and int32 are PCM and scaled
-            to [-1, 1); floating-point arrays are taken as they are.
+        source: a file by its name (``~`` is the home folder), its bytes, or open for reading; an
+            array taken to be at ``sampling_rate``, or ``(array, its rate)``; or a mapping as
+            ``datasets`` has it, ``{"array", "sampling_rate"}`` or undecoded ``{"bytes", "path"}``.
+            Arrays are 1-D, or 2-D with channels on the smaller side. int16 and int32 are PCM and
+            scaled to [-1, 1); floating-point arrays are taken as they are.
         sampling_rate: rate of the model, in Hz.
         max_seconds: longest clip that the model takes; None where it has no limit.
         truncate: cut a longer clip to ``max_seconds`` instead of raising.
@@ -83,11 +105,13 @@ def read_audio(
             f"reading audio: got max_seconds={max_seconds!r}, expected a positive number. "
             "Use None for no limit."
         )
-    if isinstance(source, str | Path):
-        path = Path(source)
+    if isinstance(source, Mapping):
+        source = _from_mapping(source)
+    if _is_file(source):
         limit = None if truncate else max_seconds
-        channels, rate, notes = decode_file(path, max_seconds=limit)
-        name, what = path.name, str(path)
+        channels, rate, notes = decode_file(source, max_seconds=limit)
+        what = _named(source)
+        name = Path(what).name
     else:
         array, rate, notes = _unpack(source, sampling_rate)
         name = what = "array"
@@ -100,12 +124,12 @@ def read_audio(
 
 
 def decode_file(
-    path: Path, *, max_seconds: int | float | None = None
+    source: AudioFile, *, max_seconds: int | float | None = None
 ) -> tuple[Float32[np.ndarray, "channel sample"], int, list[str]]:
     """A file's samples as they are, its rate, and notes on how it was read.
 
     Args:
-        path: an audio file.
+        source: an audio file, by its name, its bytes, or open for reading in binary mode.
         max_seconds: refuse a longer file by its header, before it is decoded.
 
     Raises:
@@ -114,22 +138,82 @@ def decode_file(
     """
     import soundfile
 
-    _check_file(path)
+    what = _named(source)
+    if isinstance(source, str | Path):
+        source = Path(source).expanduser()
+        _check_file(source)
+    else:
+        source = io.BytesIO(_bytes_of(source))
     notes: list[str] = []
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(source) as file:
             rate, promised, log = file.samplerate, file.frames, file.extra_info
             if max_seconds is not None and promised > round(max_seconds * rate):
-                raise _too_long(str(path), promised / rate, max_seconds)
+                raise _too_long(what, promised / rate, max_seconds)
             channels = file.read(dtype="float32", always_2d=True).T
     except soundfile.SoundFileError as error:
         raise InputError(
-            f"decoding audio: {path} is corrupt or not an audio file ({_cause(error, path)}), "
+            f"decoding audio: {what} is corrupt or not an audio file ({_cause(error, what)}), "
             f"expected {READABLE}. Play the file, or export it again."
         ) from error
-    _check_whole(path, promised, channels.shape[1], log, notes)
-    _check_samples(channels, rate, str(path))
+    _check_whole(what, promised, channels.shape[1], log, notes)
+    _check_samples(channels, rate, what)
     return channels, rate, notes
+
+
+def _is_file(source: object) -> TypeGuard[AudioFile]:
+    return isinstance(source, str | Path | bytes | OpenFile)
+
+
+def _named(source: object) -> str:
+    """What errors call a file, and what its clip is called after."""
+    name = source if isinstance(source, str | Path) else getattr(source, "name", None)
+    return str(Path(name).expanduser()) if isinstance(name, str | Path) else "bytes"
+
+
+def _bytes_of(source: Any) -> bytes:
+    """The whole content of bytes or of an open file, wherever it was read to before.
+
+    Raises:
+        InputError: it was opened as text, is closed, or is empty.
+    """
+    if not isinstance(source, bytes):
+        try:
+            if hasattr(source, "seek"):
+                source.seek(0)
+            source = source.read()
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"reading audio from an open file: got {error}, expected one that can be read. "
+                "Open it again, in binary mode."
+            ) from error
+    if not isinstance(source, bytes) or not source:
+        got = "0 bytes" if not source else type(source).__name__
+        raise InputError(
+            f"reading audio from bytes: got {got}, expected those of a sound file. Open it in "
+            'binary mode ("rb").'
+        )
+    return bytes(source)
+
+
+def _from_mapping(value: Mapping[str, Any]) -> Any:
+    """What the audio column of a dataset means: samples with their rate, or a file.
+
+    Raises:
+        InputError: neither ``array`` and ``sampling_rate``, nor ``bytes`` or ``path``.
+    """
+    if value.get("array") is not None and value.get("sampling_rate") is not None:
+        array = value["array"]
+        return np.asarray(array) if isinstance(array, list) else array, value["sampling_rate"]
+    if value.get("bytes") is not None:
+        return value["bytes"]
+    if value.get("array") is None and value.get("path") is not None:
+        return value["path"]
+    raise InputError(
+        f"reading audio: got a mapping with {', '.join(map(repr, value)) or 'nothing in it'}, "
+        "expected 'array' with 'sampling_rate', or 'bytes', or 'path', as the audio column of a "
+        "dataset has them."
+    )
 
 
 def _check_file(path: Path) -> None:
@@ -153,23 +237,23 @@ def _check_file(path: Path) -> None:
         )
 
 
-def _cause(error: Exception, path: Path) -> str:
+def _cause(error: Exception, what: str) -> str:
     """The words of libsndfile, without the path that our message already has."""
     text = str(error).rstrip(". ")
-    return text.replace(f"Error opening {str(path)!r}: ", "").removeprefix("Error : ")
+    return re.sub("^Error opening .*?: ", "", text.replace(what, "")).removeprefix("Error : ")
 
 
-def _check_whole(path: Path, promised: int, read: int, log: str, notes: list[str]) -> None:
+def _check_whole(what: str, promised: int, read: int, log: str, notes: list[str]) -> None:
     """A file cut short decodes without an error, but is not the clip that the user recorded."""
     cut = re.search(r"^data : (\d+) \(should be (\d+)\)", log, re.MULTILINE)
     if cut and int(cut[2]) < int(cut[1]) < _STREAMED_BYTES:
         raise InputError(
-            f"decoding audio: {path} is corrupt: it ends after {cut[2]} bytes of samples, expected "
+            f"decoding audio: {what} is corrupt: it ends after {cut[2]} bytes of samples, expected "
             f"the {cut[1]} of its header. Copy or download it again."
         )
     if read < promised:
         # The header of a compressed stream may be an estimate, so this is no proof of damage.
-        _warn(f"the header promises {promised} samples, {read} could be decoded", str(path), notes)
+        _warn(f"the header promises {promised} samples, {read} could be decoded", what, notes)
 
 
 def _unpack(source: object, sampling_rate: int) -> tuple[np.ndarray, int, list[str]]:
@@ -186,8 +270,9 @@ def _unpack(source: object, sampling_rate: int) -> tuple[np.ndarray, int, list[s
         array = (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
     if not isinstance(array, np.ndarray):
         raise InputError(
-            f"reading audio: got {type(source).__name__}, expected a path, a numpy array, a torch "
-            "tensor, or (array, sampling rate). Pass a list of clips one by one."
+            f"reading audio: got {type(source).__name__}, expected a path, the bytes of a file or "
+            "an open one, a numpy array, a torch tensor, (array, sampling rate), or a mapping of "
+            "array and sampling_rate. Pass a list of clips one by one."
         )
     if array.dtype in (np.int16, np.int32):
         notes.append(f"{array.dtype} samples scaled to [-1, 1)")

@@ -1,5 +1,6 @@
 """Reading clips: the samples of transformers' own loader, what was done, clear errors."""
 
+import io
 import itertools
 import re
 import struct
@@ -14,7 +15,12 @@ import soundfile
 import torch
 from transformers.audio_utils import load_audio
 
-from hooked_alm.audio import decode_file, read_audio
+from hooked_alm.audio import (
+    READABLE_SUFFIXES,
+    UNREADABLE_SUFFIXES,
+    decode_file,
+    read_audio,
+)
 from hooked_alm.errors import InputError
 
 RATE = 16000
@@ -262,3 +268,66 @@ def test_import_is_light() -> None:
     code = f"import sys, hooked_alm.audio; print({heavy} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert re.fullmatch(r"set\(\)\n", done.stdout)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_a_file_by_its_bytes_open_or_as_a_dataset_has_it(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"clip.{suffix}", noise(4001, 2), 22050)
+    expected = read_audio(path, sampling_rate=RATE, max_seconds=None)
+    data = path.read_bytes()
+    with path.open("rb") as file:
+        file.read(7)  # where it was read to before does not matter
+        sources = [data, file, {"bytes": data, "path": None}, {"bytes": None, "path": str(path)}]
+        found = [read_audio(one, sampling_rate=RATE, max_seconds=None) for one in sources]
+    for one in found:
+        assert np.array_equal(one.samples, expected.samples)
+        assert one.notes == expected.notes
+    assert [one.name for one in found] == ["bytes", path.name, "bytes", path.name]
+    array, rate = soundfile.read(path, dtype="float32")
+    for samples in (array, array.tolist()):
+        got = read_audio(
+            {"array": samples, "sampling_rate": rate, "path": "x"},
+            sampling_rate=RATE,
+            max_seconds=None,
+        )
+        assert np.allclose(got.samples, expected.samples, atol=1e-7)  # lists pass through fp64
+        assert got.name == "array"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (b"", "reading audio from bytes: got 0 bytes"),
+        (b"no sound" * 99, r"decoding audio: bytes is corrupt or .* \(Format not recognised\)"),
+        (io.StringIO("text"), 'got str, expected those of a sound file. Open it .*"rb"'),
+        ({"array": noise(9)}, "got a mapping with 'array', expected 'array' with 'sampling_rate'"),
+        ({}, "got a mapping with nothing in it"),
+        ({"array": noise(9), "sampling_rate": "16k"}, "got '16k' for the rate beside the array"),
+    ],
+)
+def test_bytes_and_mappings_that_are_no_clip(source: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_audio(source, sampling_rate=RATE, max_seconds=None)  # type: ignore[arg-type]
+
+
+def test_a_closed_file(tmp_path: Path) -> None:
+    file = write(tmp_path / "clip.wav", noise(99)).open("rb")
+    file.close()
+    with pytest.raises(InputError, match=r"from an open file: got .*closed file.* Open it again"):
+        read_audio(file, sampling_rate=RATE, max_seconds=None)
+
+
+def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "clip.wav", noise(99))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read_audio("~/clip.wav", sampling_rate=RATE, max_seconds=None).name == "clip.wav"
+    with pytest.raises(InputError, match=rf"opening audio {tmp_path}/none\.wav: got no such file"):
+        read_audio("~/none.wav", sampling_rate=RATE, max_seconds=None)
+
+
+def test_every_readable_name_is_a_format_that_libsndfile_lists() -> None:
+    """The list of names, held against the formats of the library: none is missing."""
+    special = {"SVX", "MAT4", "MAT5", "MPC2K", "HTK", "RAW", "WAVEX", "NIST", "IRCAM"}  # by content
+    names = {name.lower() for name in soundfile.available_formats()} - {s.lower() for s in special}
+    assert names <= READABLE_SUFFIXES
+    assert not READABLE_SUFFIXES & UNREADABLE_SUFFIXES
