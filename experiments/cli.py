@@ -159,13 +159,21 @@ def rename(
 
 @app.command()
 def manifest(
-    folder: Annotated[Path, typer.Argument(help="Recordings with OB1 names.")],
+    folder: Annotated[Path, typer.Argument(help="Your recordings, or a published corpus.")],
+    corpus: Annotated[
+        str | None,
+        typer.Option(
+            "--from", help="What their names follow: ravdess, crema-d, emodb, esd, iemocap."
+        ),
+    ] = None,
     n_clips: Annotated[int | None, typer.Option(help="How many there must be.")] = None,
 ) -> None:
-    """Measure recordings (duration, level, pitch, hash) into the folder's manifest.csv."""
-    from .materials.recordings import write_manifest
+    """Write manifest.csv: what is known of recordings, and their length, level and pitch."""
+    from .materials.corpora import read_corpus
+    from .materials.recordings import load_recordings, write_manifest
 
-    typer.echo(write_manifest(folder, n_clips))
+    found = read_corpus(folder, corpus) if corpus else load_recordings(folder, n_clips)
+    typer.echo(write_manifest(folder, found))
 
 
 @app.command()

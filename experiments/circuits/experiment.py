@@ -41,7 +41,6 @@ class Circuits(Experiment[CircuitsConfig]):
     Config = CircuitsConfig
     tables, may_lack = TABLES, MAY_LACK
     controls, claims = CONTROLS, CLAIMS
-    items_setting = "pairs"
     caveats = (
         "What is sampled are groups of pairs: pairs of a group are averaged before they are "
         "tested. Groups that share a donor clip, as the bundled ones do, are still not quite "
@@ -155,7 +154,7 @@ class Circuits(Experiment[CircuitsConfig]):
             "both directions; the answer is read each time. What moves it is chosen on some groups "
             "of pairs and tested on the others."
         )
-        if self.is_calibration:
+        if self.config.is_calibration:
             lead += (
                 "\n\nThe prompts name one emotion and are spoken with another. follows_text was "
                 "trained to answer what the instruction names, follows_voice what the voice says: "

@@ -16,9 +16,9 @@ from hooked_alm.methods.patching.paths import Edge
 from hooked_alm.points import hook_name
 
 from ..materials.bundled import CLIPS
-from ..materials.clip_table import collect
 from ..materials.ob1 import EMOTIONS, LABELS, ClipName, Emotion, ob1_clip_names, prompt_segments
 from ..materials.pairs import Pair, PreparedPair, Side
+from ..materials.records import collect
 from .settings import PLACES, CircuitsConfig, PlaceName
 
 Direction = Literal["noising", "denoising"]

@@ -1,6 +1,6 @@
 """Settings of ``circuits``."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -25,6 +25,8 @@ UNITS: dict[MetricName, str] = {"logit_diff": "logits", "log_prob": "nats", "pro
 
 class CircuitsConfig(ExperimentConfig):
     """Which pairs, what is patched, and how strictly it is tested."""
+
+    KNOWN_WITH: ClassVar = ("pairs",)
 
     pairs: str = Field(
         default="bundled",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..materials.ob1 import EMOTIONS
+from ..materials.confounds import confounded
 from ..workbench.claims import MIN_ITEMS, Claim, Finding, few, shown
 from ..workbench.intervals import rate
 from .hypotheses import counted, dominance_test, late_consolidation_test
@@ -52,11 +52,12 @@ def _answer_follows(run: EmotionResults) -> Finding:
     text, voice = among.loc["text_follow"], among.loc["audio_follow"]
     side = "voice" if voice.low > 0.5 else "instruction"
     undecided = not (text.low > 0.5 or voice.low > 0.5)
+    could_be_else = confounded(run) if side == "voice" else {}
     return counted(
         f"In conflict the answer follows the {side}",
         f"Instruction {_share(text)}, voice {_share(voice)}, among the items whose voice is "
         "recognised without an instruction",
-        {**few(text.n), "neither rate is surely above one half": undecided},
+        {**few(text.n), "neither rate is surely above one half": undecided, **could_be_else},
         _numbers(text, "rate"),
         "rate",
     )
@@ -67,11 +68,15 @@ def _voice_is_heard(run: EmotionResults) -> Finding:
     runs = run["runs"]
     alone = runs[runs.condition == "audio_only"]  # one run for each clip, however many targets
     row = pd.Series(rate(alone.prediction == alone.voice))
-    chance = 1 / len(EMOTIONS)
+    chance = 1 / len(run.inputs["labels"])
     return counted(
-        "Without an instruction the model hears the voice's emotion",
+        f"Without an instruction the model hears the voice's {run.config.label_column}",
         f"Correct in {_share(row)}",
-        {**few(row.n), f"not surely above chance, {chance:g}": not row.low > chance},
+        {
+            **few(row.n),
+            f"not surely above chance, {chance:g}": not row.low > chance,
+            **confounded(run),
+        },
         _numbers(row, "rate"),
         "rate",
     )
@@ -118,24 +123,27 @@ def _dominance(run: EmotionResults) -> Finding:
         return counted(claim, facts, why_not, {}, "logits")
     items = effects.dropna(subset=[*EXCHANGES]).reset_index()
     items = items.merge(conflict_items(run["runs"]), on=["clip", "target"])
-    return dominance_test(
+    finding = dominance_test(
         items["text_swap"].to_numpy(np.float64),
         items["audio_swap"].to_numpy(np.float64),
         (items["audio_only"] == items["voice"]).to_numpy(bool),
         run.draws,
         clusters=items["clip"].tolist(),
     )
+    is_voice = finding.estimate < 0
+    return finding.doubted(*(why for why, holds in confounded(run).items() if holds and is_voice))
 
 
 @_of_enough_clips
 def _late_by_lens(run: EmotionResults) -> Finding:
     runs = run["runs"][run["runs"].condition == "conflict"]
-    labels = [f"z_{name}" for name in EMOTIONS]
+    names = run.inputs["labels"]
+    labels = [f"z_{name}" for name in names]
     wide = run["depths"].pivot(index="unit", columns="depth", values=labels).loc[runs.unit]
     scores = wide.to_numpy(np.float64).reshape(len(runs), len(labels), -1).swapaxes(1, 2)
     if scores.shape[1] == run.n_blocks:  # the seed's lens stops before the output
         scores = np.concatenate([scores, runs[labels].to_numpy(np.float64)[:, None]], axis=1)
-    pairs = np.stack([runs[who].map(EMOTIONS.index) for who in ("target", "voice")], axis=1)
+    pairs = np.stack([runs[who].map(names.index) for who in ("target", "voice")], axis=1)
     lens = "logit lens" if run.config.tuned_lens is None else "tuned lens"
     finding = late_consolidation_test(
         scores,
@@ -182,7 +190,7 @@ def _handoff(run: EmotionResults, donor: str) -> Finding:
         claim,
         f"It leaves {source} at {_block(leaves, run.n_blocks)} and is at the readout from "
         f"{_block(arrives, run.n_blocks)}",
-        _no_handoff(leaves) | _no_handoff(arrives),
+        _no_handoff(leaves) | _no_handoff(arrives) | (confounded(run) if what == "voice" else {}),
         _numbers(leaves, "block"),
         "blocks",
     )

@@ -5,14 +5,13 @@ Source: the invariants I2 to I7 and I9; M-000-9, M-000-12.
 
 import pandas as pd
 
-from ..materials.ob1 import EMOTIONS
 from ..workbench.claims import MIN_ITEMS
 from ..workbench.controls import ROUNDING, Control, Outcome, at_most, label_controls
 from .tables import EmotionResults
 
 
 def _lens_end(run: EmotionResults) -> Outcome:
-    depths, labels = run["depths"], [f"z_{name}" for name in EMOTIONS]
+    depths, labels = run["depths"], [f"z_{name}" for name in run.inputs["labels"]]
     last = depths[depths.depth == run.n_blocks].set_index("unit")[labels]
     real = run["runs"].set_index("unit")[labels].loc[last.index]
     return at_most(last - real, ROUNDING["logit"][run.config.dtype], "logits")

@@ -1,6 +1,6 @@
 """Means over clips along depths and blocks with their intervals, and where they turn.
 
-An *item* is a clip with a target emotion T; intervals resample clips, because a clip's items share
+An *item* is a clip with a target label T; intervals resample clips, because a clip's items share
 everything but a word.
 
 Source: seed 000; M-000-6, M-000-7, M-000-11, S-7 and S-11.
@@ -61,7 +61,7 @@ def delta_curves(items: pd.DataFrame, draws: Draws) -> pd.DataFrame:
     for condition, part in items.groupby("condition", sort=False):
         strata = {"all": part}
         for column in STRATA:
-            for value, some in part.groupby(column, sort=False):
+            for value, some in part[part[column] != ""].groupby(column, sort=False):
                 strata[f"{column}={value}"] = some
         for stratum, some in strata.items():
             names = {"condition": condition, "stratum": stratum}

@@ -1,15 +1,15 @@
-"""OB1: where does the voice's emotion lose against the instruction's?
+"""Where does the voice lose against the instruction?
 
-A clip is spoken with emotion A; the instruction names emotion T. The experiment reads the label
-logits at every depth (lens), exchanges the text's and the voice's part of the run (patching), and
-sums attention by segment.
+A voice carries a label A, such as an emotion; the instruction names another, T. The experiment
+reads the label logits at every depth (lens), exchanges the text's and the voice's part of the run
+(patching), and sums attention by segment.
 
 Source: seed 000; M-000-1 to M-000-15.
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -21,8 +21,10 @@ from hooked_alm.methods.patching.alignment import align
 from hooked_alm.methods.reading.labels import LabelSet
 
 from ..materials.bundled import CLIPS
-from ..materials.ob1 import EMOTIONS, Language, prompt_segments
+from ..materials.confounds import confound_table
+from ..materials.instructions import PromptSegments
 from ..materials.recordings import Recording, load_recordings, match_loudness
+from ..materials.records import collect
 from ..materials.subject import described, load_hearing_subject
 from ..materials.trained_lens import described_lens, open_lens
 from ..workbench.experiment import Experiment, Unit, UnitResult
@@ -30,6 +32,7 @@ from ..workbench.page import Page
 from ..workbench.results import Row
 from .claims import CLAIMS
 from .controls import CONTROLS
+from .corpus import Corpus
 from .measure import ConflictMeasures
 from .pages import CAVEATS, fill_page, lead, method
 from .plan import PatchRun, PromptRun, WorkPlan
@@ -38,26 +41,35 @@ from .tables import MAY_LACK, TABLES, EmotionResults, manifest, summarise
 
 
 class EmotionConflict(Experiment[EmotionConflictConfig]):
-    """The OB1 experiment on any model with an audio front-end."""
+    """The experiment of seed 000, on any model with an audio front-end and any labels."""
 
     name = "emotion_conflict"
     title = "Emotion conflict"
-    question = "Where does the voice's emotion lose against the instruction's?"
+    question = "Where does the voice lose against the instruction?"
     Config = EmotionConflictConfig
+    schema_version = 2
     tables, may_lack = TABLES, MAY_LACK
     defects, controls, claims, caveats = DEFECTS, CONTROLS, CLAIMS, CAVEATS
-    items_setting = "audio"
 
     def open(self) -> dict[str, Any]:
-        """Loads model and clips, and checks every prompt before the first unit runs."""
+        """Reads the clips, loads the model, and checks every prompt before the first unit runs."""
         config = self.config
+        source = CLIPS if config.audio == "bundled" else config.audio
+        self.recordings = load_recordings(source, config.n_clips, label_column=config.label_column)
+        self.corpus = Corpus(config, self.recordings)
         self.model = load_hearing_subject(config, self.name)
         self.lens = open_lens(config.tuned_lens, self.model, config.lens_norm)
         config.patched_layers(self.model.cfg.n_layers)  # refuses blocks that the model lacks
-        folder = CLIPS if config.audio == "bundled" else Path(config.audio)
-        self.recordings = load_recordings(folder, config.n_clips)
-        self.clips = {one.name: self._read_clip(one) for one in self.recordings}
-        self.labels = self._label_sets()
+        heard = collect(
+            f"hearing {source}", self._read_clip, self.recordings, lambda one: one.where
+        )
+        self.clips = {one.name: clip for one, clip in zip(self.recordings, heard, strict=True)}
+        self.labels = {
+            language: LabelSet.from_texts(
+                self.model.tokenizer, self.corpus.words(language), config.label_mode
+            )
+            for language in self.corpus.languages
+        }
         for unit in self.units():
             self._check(unit)
         spans = self.input(self.units()[0].payload).spans
@@ -65,6 +77,8 @@ class EmotionConflict(Experiment[EmotionConflictConfig]):
             "model": described(self.model, config),
             **described_lens(config.tuned_lens),
             "audio_is_first": max(spans.positions("audio", 0)) < min(spans.positions("text", 0)),
+            "labels": list(self.corpus.labels),
+            "prompts": self._prompts(),
             "label_token_ids": {language: self._label_ids(language) for language in self.labels},
             "sweeps_without_a_clip_for_the_donor": self.plan.impossible_sweeps(),
             "clips": [self._clip_facts(one, self.clips[one.name]) for one in self.recordings],
@@ -93,24 +107,16 @@ class EmotionConflict(Experiment[EmotionConflictConfig]):
             "notes": [*recording.notes, *clip.notes],
         }
 
-    def _label_sets(self) -> dict[Language, LabelSet]:
-        """The labels of every language that a prompt is in."""
-        config = self.config
-        languages = {self.plan.language(recording) for recording in self.recordings}
-        if missing := languages - config.labels.keys():
-            raise InputError(
-                f"scoring answers: got labels for {', '.join(config.labels)}, expected them for "
-                f"every prompt language; add labels.{' and labels.'.join(sorted(missing))}."
-            )
-        return {
-            language: LabelSet.from_texts(
-                self.model.tokenizer, {str(k): v for k, v in words.items()}, config.label_mode
-            )
-            for language, words in config.labels.items()
-            if language in languages
-        }
+    def _prompts(self) -> dict[str, dict[str, str]]:
+        """The first prompt of every language and condition, word for word."""
+        found: dict[str, dict[str, str]] = {}
+        for unit in self.units():
+            if isinstance(run := unit.payload, PromptRun):
+                said = "".join(text for _, text in self._segments(run))
+                found.setdefault(run.language, {}).setdefault(run.condition, said)
+        return found
 
-    def _label_ids(self, language: Language) -> dict[str, Any]:
+    def _label_ids(self, language: str) -> dict[str, Any]:
         labels = self.labels[language]
         return dict(zip(labels.names, labels.spellings, strict=True))
 
@@ -131,27 +137,33 @@ class EmotionConflict(Experiment[EmotionConflictConfig]):
 
     def input(self, run: PromptRun) -> ALMInput:
         """The prompt of one run."""
-        first = self.recordings.index(run.recording) % len(EMOTIONS)
-        labels = self.config.labels[run.language].items()
-        segments = prompt_segments(
-            run.condition,
-            run.language,
-            voice=run.recording.emotion,
-            named=run.named,
-            words={name: word if isinstance(word, str) else word[0] for name, word in labels},
-            # A different label comes first in every clip, so that no place in the list is favoured.
-            order=EMOTIONS[first:] + EMOTIONS[:first],
-        )
+        segments = self._segments(run)
         return self.model.prepare(self.clips[run.recording.name], segments=segments)
 
-    @property
+    def _segments(self, run: PromptRun) -> PromptSegments:
+        labels, words = self.corpus.labels, self.corpus.words(run.language).items()
+        first = self._places[run.recording.name] % len(labels)
+        return self.corpus.instructions[run.language].segments(
+            run.condition,
+            {name: word if isinstance(word, str) else word[0] for name, word in words},
+            voice=run.recording.label,
+            named=run.named,
+            # A different label comes first in every clip, so that no place in the list is favoured.
+            order=labels[first:] + labels[:first],
+        )
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {one.name: place for place, one in enumerate(self.recordings)}
+
+    @cached_property
     def plan(self) -> WorkPlan:
         """What is run on these recordings."""
-        return WorkPlan(self.config, self.recordings)
+        return WorkPlan(self.config, self.corpus)
 
     def units(self) -> list[Unit]:
         """All runs, then all sweeps."""
-        return self.plan.units()
+        return self.plan.units
 
     def measure(self, unit: Unit) -> UnitResult:
         """One forward with its read-outs, or one sweep."""
@@ -184,11 +196,13 @@ class EmotionConflict(Experiment[EmotionConflictConfig]):
     def summaries(self, run: EmotionResults) -> Iterator[tuple[str, pd.DataFrame]]:
         """The clips, and what `summarise` makes of the tables."""
         yield "manifest", manifest(self.recordings)
+        made_equal = () if self.config.loudness_dbfs is None else ("rms_dbfs",)
+        yield confound_table(run, self.config.label_column, without=made_equal)
         yield from summarise(run)
 
     def lead(self, run: EmotionResults) -> str:
         """What was asked of which clips."""
-        return lead(self.recordings, is_calibration=self.is_calibration)
+        return lead(run)
 
     def page(self, page: Page, run: EmotionResults) -> None:
         """What was asked, the answers, lens, patching and attention."""

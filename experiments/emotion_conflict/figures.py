@@ -35,8 +35,8 @@ def add_delta(
         contrast = "consistent is a label minus itself, 0 (defect C8)"
     page.figure(
         name, drawing, table,
-        f"{title}: which emotion the model leans to, depth by depth",
-        f"Above zero the instruction's emotion T leads, below zero the voice's A; {contrast}. "
+        f"{title}: which label the model leans to, depth by depth",
+        f"Above zero the instruction's label T leads, below zero the voice's A; {contrast}. "
         f"{BAND}",
         "The last depth must equal the model's own logits. A lens says what could be read at a "
         "depth, not what the model uses there; see its fidelity below.",
@@ -55,7 +55,7 @@ def add_answers(page: Page, run: EmotionResults) -> None:
         "The final answer by condition",
         "Bars of one condition add up to 1; whiskers are 95 % Wilson intervals.",
         "mention_only names T without asking for it, list_all names every label, "
-        "irrelevant_adjective asks for the tone of no emotion: if T rises there too, the word is "
+        "irrelevant_adjective names no label: if T rises there too, the word is "
         "copied, not obeyed."
         if "mention_only" in set(table.condition)
         else "None: no prompt names T without asking for it, so copying may look like obeying.",
@@ -63,7 +63,7 @@ def add_answers(page: Page, run: EmotionResults) -> None:
 
 
 def add_flips(page: Page, run: EmotionResults) -> None:
-    """Adds the flip rate by voice and named emotion."""
+    """Adds the flip rate by voice and named label."""
     table = run["flip_matrix"]
     drawing = figures.heat_map(
         table, "named", "voice", "rate", limits=(0, 1), title="Flips by voice and instruction",

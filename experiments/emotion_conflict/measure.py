@@ -16,7 +16,6 @@ from hooked_alm.methods.reading.attention_mass import attention_density, attenti
 from hooked_alm.methods.reading.labels import LabelSet
 from hooked_alm.methods.reading.lens import Lens, lens_fidelity, read_rows, residual_rows
 
-from ..materials.ob1 import Emotion
 from ..workbench.results import Row
 from .plan import PatchRun, PromptRun
 from .settings import EmotionConflictConfig
@@ -70,16 +69,14 @@ class ConflictMeasures:
             },
         }
 
-    def _contrast(
-        self, scores: LabelRows, run: PromptRun, target: Emotion
-    ) -> Float[Tensor, " *rows"]:
-        """The score of T minus that of the voice's emotion.
+    def _contrast(self, scores: LabelRows, run: PromptRun, target: str) -> Float[Tensor, " *rows"]:
+        """The score of T minus that of the voice's label.
 
         Seed 000 subtracts what the run was labelled with, so that its consistent runs are a label
         minus itself (defect C8).
         """
         is_seeds = self.config.contrast == "seed" and run.condition == "consistent"
-        return self._gap(scores, target, run.targets[0] if is_seeds else run.recording.emotion)
+        return self._gap(scores, target, run.targets[0] if is_seeds else run.recording.label)
 
     def _gap(self, scores: LabelRows, label: str, other: str) -> Float[Tensor, " *rows"]:
         return scores[..., self.labels.index(label)] - scores[..., self.labels.index(other)]

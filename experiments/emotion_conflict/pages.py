@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from ..materials.confounds import add_confounds
 from ..materials.recordings import Recording
 from ..materials.trained_lens import lens_name
 from ..workbench.figures import limits_of
@@ -15,17 +16,14 @@ from .plan import EXCHANGES
 from .tables import EmotionResults, items_with_delta
 
 CONDITIONS = {
-    "audio_only": "asks for the voice's emotion A, and names none",
-    "conflict": "asks to judge in the tone of another emotion T",
-    "consistent": "the same words, naming the voice's own emotion A",
+    "audio_only": "asks what the voice carries (A), and names no label",
+    "conflict": "asks to judge as another label, T",
+    "consistent": "the same words, naming the voice's own label A",
     "mention_only": "control: mentions T as an example, without asking for it",
     "list_all": "control: lists all labels, in another order for every clip",
-    "irrelevant_adjective": "control: the words of conflict with an adjective that is no emotion",
+    "irrelevant_adjective": "control: the words of conflict with a word that is no label",
 }
 CAVEATS = (
-    "Voice and sentence: all clips of OB1 share one voice and one sentence. The intervals say what "
-    "other readings of this sentence by this voice would give, not what other speakers or "
-    "sentences would.",
     "Attention is no cause: a position may be attended to and not used. What is used, only "
     "patching shows, and only for these prompts.",
     "Label copying: the instruction of conflict contains the word of T, so T's logit may rise "
@@ -40,20 +38,32 @@ TUNED_LENS = (
 )
 
 
-def lead(recordings: Sequence[Recording], *, is_calibration: bool) -> str:
+def lead(run: EmotionResults) -> str:
     """What was asked of which clips."""
+    labels, what = run.inputs["labels"], run.config.label_column
     lead = (
-        f"{len(recordings)} clips speak one sentence with different emotions. The instruction "
-        "asks for the voice's emotion A, or names another one, T. This page shows which of the "
-        "two the answer follows, at which depth that can be read, and which positions carry it."
+        f"{len(run['manifest'])} clips, {_of_whom(run)}. What each voice carries (A) is in the "
+        f"column {what}: {', '.join(run['manifest'][what].unique())}. The instruction asks for it, "
+        f"or names another of the {len(labels)} labels, T. This page shows which of the two the "
+        "answer follows, at which depth that can be read, and which positions carry it."
     )
-    if is_calibration:
+    if run.config.is_calibration:
         lead += (
             "\n\nThe two bundled models were trained on a known rule: one lets the instruction "
             "win, its twin the voice. A method that measures arbitration has to reverse its "
             "conclusion between them."
         )
     return lead
+
+
+def _of_whom(run: EmotionResults) -> str:
+    """How many speakers and sentences the clips are of, where their table says so."""
+    known = {"speaker": "speakers", "sentence": "sentences", "language": "languages"}
+    counts = {name: run["manifest"].get(name, pd.Series(dtype=str)).nunique() for name in known}
+    said = [f"{n} {known[name] if n > 1 else name}" for name, n in counts.items() if n]
+    unsaid = [known[name] for name, n in counts.items() if not n]
+    parts = [f"of {', '.join(said)}"] if said else []
+    return "; ".join(parts + ([f"their {' and '.join(unsaid)} are not stated"] if unsaid else []))
 
 
 def fill_page(page: Page, run: EmotionResults, recordings: Sequence[Recording]) -> None:
@@ -77,6 +87,10 @@ def _asked(page: Page, run: EmotionResults, recordings: Sequence[Recording]) -> 
     modes, items = run.config.modes, items_with_delta(run)
     page.section("What was asked", "The same clip under every instruction.")
     page.table("Conditions", [{"condition": m, "instruction": CONDITIONS[m]} for m in modes])
+    page.table(
+        "The prompts, word for word, of the first clip in each language",
+        [{"language": language, **said} for language, said in run.inputs["prompts"].items()],
+    )
     limits = limits_of(items[items.condition.isin(draw.MAIN)].delta)
     final = items.drop_duplicates(["clip", "target", "condition"]).set_index(["clip", "condition"])
     clips = []
@@ -91,26 +105,26 @@ def _asked(page: Page, run: EmotionResults, recordings: Sequence[Recording]) -> 
         if page.has_room(one.seconds):
             clips.append(Clip(path, one.name, figure, answers))
     caption = (
-        "Each clip as the model hears it (16 kHz), its Δlogit by depth (T minus A, above zero the "
+        "Each clip (mono, 16 kHz), its Δlogit by depth (T minus A, above zero the "
         "instruction leads; one scale for all clips), and the answers."
     )
     if len(clips) < len(recordings):
         caption += f" {len(recordings) - len(clips)} more are in the run's folder, under clips/."
     page.clips(clips, caption)
-    shown = ["path", "duration_s", "rms_dbfs", "f0_median_hz", "f0_iqr_hz"]
     page.table(
-        "The clips: where duration or level differ by emotion, they alone may give it away",
-        run["manifest"][shown],
+        "The clips, and what was measured of them",
+        run["manifest"].drop(columns=["sha256", "voiced_fraction"]),
     )
+    add_confounds(page, run)
 
 
 def _lens(page: Page, run: EmotionResults) -> None:
     page.section(
         "Lens",
-        f"The {lens_name(run.config.tuned_lens)} reads the five labels' scores at the answer "
-        "position after every block. The primary definition of the critical depth here is "
-        f"{run.config.critical_method}; where definitions disagree, the depth is a matter of "
-        "definition.",
+        f"The {lens_name(run.config.tuned_lens)} reads the scores of {len(run.inputs['labels'])} "
+        "labels at the answer position after every block. The primary definition of the critical "
+        f"depth here is {run.config.critical_method}; where definitions disagree, the depth is a "
+        "matter of definition.",
     )
     draw.add_delta(page, run, "delta_logit__combined", draw.MAIN, "Δlogit by condition")
     if controls := [mode for mode in run.config.modes if mode not in draw.MAIN]:
@@ -131,7 +145,7 @@ def _patching(page: Page, run: EmotionResults) -> None:
         "A conflict run is the base. From a donor run one span's states are written into it after "
         "one block, and the answer is read again: what brings the donor's answer carries it. "
         "The donor text_swap is the same clip under an instruction that names the voice's own "
-        "emotion, audio_swap a clip of the instructed emotion under the same instruction; the "
+        "label, audio_swap a clip of the instructed label under the same instruction; the "
         "donor both differs in clip and instruction. The donor's total effect (TE) is how far its "
         "own answer gains, in logits, over the label that it displaces; recovery is the share of "
         "TE that the patch brings."
@@ -159,7 +173,8 @@ def method(run: EmotionResults) -> str:
     """How intervals and recoveries were made."""
     config = run.config
     text = (
-        f"Model: {config.model}, {config.dtype}. Intervals resample clips {config.n_resamples} "
+        f"Model: {config.model}, {config.dtype}. The clips: {_of_whom(run)}; what holds for other "
+        f"speakers or sentences the intervals do not say. They resample clips {config.n_resamples} "
         f"times with seed {config.seed}; rates have Wilson intervals, which take items for "
         "independent (under all_pairs a clip has four; they are then too narrow). Recoveries are "
         f"undefined below a total effect of {config.min_effect:g} logits, and counted."

@@ -1,26 +1,29 @@
 """What ``emotion_conflict`` runs: which clip under which instruction, and what is patched into it.
 
-A conflict run (voice A, instruction T) is the base of up to five sweeps. Each donor exchanges one
-part, so that its answer is known beforehand:
+A conflict run (the voice's label is A, the instruction's T) is the base of up to five sweeps. Each
+donor exchanges one part, so that its answer is known beforehand:
 
 * ``self``: nothing; a control that must change nothing.
 * ``text_swap``: the same clip, instructed A. What the instruction contributes.
-* ``audio_swap``: a clip of emotion T, instructed T. What the voice contributes.
-* ``both``: a clip of emotion T, instructed A.
-* ``random_other``: a clip and an instruction of other emotions; the floor of an unrelated state.
+* ``audio_swap``: a clip of label T, instructed T. What the voice contributes.
+* ``both``: a clip of label T, instructed A.
+* ``random_other``: a clip and an instruction of other labels; the floor of an unrelated state.
 """
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
-from ..materials.ob1 import CONFLICT_MAP, EMOTIONS, Emotion, Language, PromptMode
+from ..materials.clips import file_safe
+from ..materials.instructions import PromptMode
 from ..materials.recordings import Recording
 from ..workbench.experiment import Unit
 from ..workbench.results import Row
+from .corpus import Corpus
 from .settings import DonorKind, EmotionConflictConfig
 
 NAMES_TARGET: tuple[PromptMode, ...] = ("conflict", "mention_only")
@@ -47,13 +50,13 @@ class PromptRun:
     """One forward: a clip under one instruction."""
 
     recording: Recording
-    language: Language
+    language: str
     """Language of the instruction and of the labels."""
     condition: PromptMode
-    named: Emotion | None
-    """Emotion that the instruction names."""
-    targets: tuple[Emotion, ...]
-    """Emotions T whose contrast with the voice's is read."""
+    named: str | None
+    """Label that the instruction names."""
+    targets: tuple[str, ...]
+    """Labels T whose contrast with the voice's is read."""
 
     def identity(self) -> Row:
         """What it is, as columns of a table."""
@@ -61,7 +64,7 @@ class PromptRun:
             "clip": self.recording.name,
             "language": self.recording.language,
             "prompt_language": self.language,
-            "voice": self.recording.emotion,
+            "voice": self.recording.label,
             "intensity": self.recording.intensity,
             "condition": self.condition,
             "named": self.named,
@@ -76,7 +79,7 @@ class PatchRun:
     base: PromptRun
     donor: PromptRun
     kind: DonorKind
-    toward: tuple[Emotion, Emotion]
+    toward: tuple[str, str]
     """Label that the donor should bring, and label it should displace."""
 
     def identity(self) -> Row:
@@ -95,8 +98,9 @@ class WorkPlan:
     """The units of work for a set of recordings."""
 
     config: EmotionConflictConfig
-    recordings: Sequence[Recording]
+    corpus: Corpus
 
+    @cached_property
     def units(self) -> list[Unit]:
         """All runs, then all sweeps."""
         runs = [Unit(self._run_id(run), run) for run in self._runs()]
@@ -106,17 +110,10 @@ class WorkPlan:
         """Sweeps that were asked for, but that no clip of this set can be the donor of."""
         return [name for name, sweep in self._sweeps() if sweep is None]
 
-    def language(self, recording: Recording) -> Language:
-        """Language of instruction and labels."""
-        chosen = self.config.prompt_language
-        return recording.language if chosen == "clip" else chosen
-
     def _runs(self) -> Iterator[PromptRun]:
-        for clip in self.recordings:
-            voice, language = clip.emotion, self.language(clip)
-            targets: tuple[Emotion, ...] = (CONFLICT_MAP[voice],)
-            if self.config.pairs == "all_pairs":
-                targets = tuple(emotion for emotion in EMOTIONS if emotion != voice)
+        for clip in self.corpus.recordings:
+            voice, language = clip.label, self.corpus.language(clip)
+            targets = self.corpus.targets(clip)
             for mode in self.config.modes:
                 if mode in NAMES_TARGET:
                     for one in targets:
@@ -126,8 +123,9 @@ class WorkPlan:
                     yield PromptRun(clip, language, mode, named, targets)
 
     def _run_id(self, run: PromptRun) -> str:
-        names_target = self.config.pairs == "all_pairs" and run.condition in NAMES_TARGET
-        suffix = f"_{run.named}" if names_target else ""
+        has_several = len(self.corpus.targets(run.recording)) > 1
+        names_one = has_several and run.condition in NAMES_TARGET
+        suffix = f"_{file_safe(str(run.named))}" if names_one else ""
         return f"{run.recording.name}__{run.condition}{suffix}"
 
     def _sweeps(self) -> Iterator[tuple[str, PatchRun | None]]:
@@ -135,36 +133,32 @@ class WorkPlan:
         for base in self._runs():
             if base.condition == "conflict":
                 for kind in self.config.donors:
-                    name = f"patch__{base.recording.name}__{base.named}__{kind}"
+                    name = f"patch__{base.recording.name}__{file_safe(str(base.named))}__{kind}"
                     yield name, self._sweep(base, kind)
 
     def _sweep(self, base: PromptRun, kind: DonorKind) -> PatchRun | None:
-        voice, target = base.recording.emotion, base.targets[0]
+        voice, target = base.recording.label, base.targets[0]
         clip: Recording | None = base.recording
-        named: Emotion = voice if kind in ("text_swap", "both") else target
+        named = voice if kind in ("text_swap", "both") else target
         if kind in ("audio_swap", "both"):
             clip = self._clip_like(base, [target])
         elif kind == "random_other":
-            others = [emotion for emotion in EMOTIONS if emotion not in (voice, target)]
+            others = [one for one in self.corpus.labels if one not in (voice, target)]
+            if len(others) < 2:
+                return None
             named = others[self._random(base).integers(len(others))]
-            clip = self._clip_like(base, [emotion for emotion in others if emotion != named])
+            clip = self._clip_like(base, [one for one in others if one != named])
         if clip is None:
             return None
-        mode: PromptMode = "consistent" if clip.emotion == named else "conflict"
+        mode: PromptMode = "consistent" if clip.label == named else "conflict"
         toward = (target, voice) if kind == "audio_swap" else (voice, target)
-        donor = PromptRun(clip, self.language(clip), mode, named, (target,))
+        donor = PromptRun(clip, self.corpus.language(clip), mode, named, (target,))
         return PatchRun(base, donor, kind, toward)
 
-    def _clip_like(self, base: PromptRun, emotions: Sequence[Emotion]) -> Recording | None:
+    def _clip_like(self, base: PromptRun, labels: Sequence[str]) -> Recording | None:
         """A clip of the same language, speaker and sentence; of equal intensity if there is one."""
         clip = base.recording
-        found = [
-            r
-            for r in self.recordings
-            if r.emotion in emotions
-            and r.language == clip.language
-            and all(r.other.get(key) == clip.other.get(key) for key in ("speaker", "sentence"))
-        ]
+        found = self.corpus.clips_like(clip, labels)
         alike = [r for r in found if r.intensity == clip.intensity] or found
         return alike[self._random(base).integers(len(alike))] if alike else None
 

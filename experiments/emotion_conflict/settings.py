@@ -16,7 +16,7 @@ from hooked_alm.methods.reading.labels import LabelMode
 from hooked_alm.methods.reading.lens import LensNorm
 from hooked_alm.methods.statistics.critical_layer import CriticalMethod
 
-from ..materials.ob1 import EMOTIONS, LABELS, Emotion, Language, PromptMode
+from ..materials.instructions import Instructions, PromptMode
 from ..workbench.claims import Defect
 from ..workbench.settings import EngineBytes, ExperimentConfig, Truncate, TunedLensFolder
 
@@ -41,6 +41,7 @@ SEED_LAYERS = (0, 5, 10, 15, 20, 25, 27)
 class EmotionConflictConfig(ExperimentConfig):
     """What to run; the switches' defaults are the corrected experiment."""
 
+    KNOWN_WITH: ClassVar = ("audio", "label_column", "labels", "prompts", "conflict_map")
     SEED_DEFAULTS: ClassVar[Mapping[str, Any]] = {
         "modes": ("audio_only", "conflict", "consistent"),
         "lens_norm": "none",
@@ -54,29 +55,74 @@ class EmotionConflictConfig(ExperimentConfig):
     }
 
     audio: str = Field(
-        default="bundled", description="folder of OB1-named clips, or with a manifest"
+        default="bundled",
+        description="a table of clips, a folder with manifest.csv, or one of OB1-named clips",
     )
     n_clips: int | None = Field(default=None, description="how many clips there must be")
-    prompt_language: Literal["clip", "zh", "en"] = "clip"
-    pairs: Literal["map", "all_pairs"] = "map"
-    modes: tuple[PromptMode, ...] = get_args(PromptMode)
-    labels: Mapping[Language, Mapping[Emotion, str | tuple[str, ...]]] = Field(
-        default_factory=lambda: LABELS
+    label_column: str = Field(
+        default="emotion",
+        min_length=1,
+        description="column of the table that says what the voice carries",
     )
-    label_mode: LabelMode = "first_token"
+    labels: Mapping[str, Mapping[str, str | tuple[str, ...]]] | None = Field(
+        default=None,
+        description="language -> label -> how answers spell it; None is OB1's five if the clips "
+        "have no others, else the labels of the clips as they stand",
+    )
+    label_mode: LabelMode = Field(
+        default="first_token",
+        description="an answer's score: of its first token, or of the best of several spellings",
+    )
+    prompt_language: str = Field(
+        default="clip", description="of instruction and labels: the clip's, or one for all clips"
+    )
+    prompts: Mapping[str, Instructions] = Field(
+        default={},
+        description="language -> ask, label_only, obey, mention, choose, unrelated (quoted, "
+        "between); OB1's are there in zh and en",
+    )
+    conflict_map: Mapping[str, str] | None = Field(
+        default=None,
+        description="voice's label -> label that the instruction names; None is OB1's for its "
+        "five, else the next label; a column target says it clip by clip",
+    )
+    pairs: Literal["map", "all_pairs"] = Field(
+        default="map", description="instructions name the label of that map, or every other one"
+    )
+    modes: tuple[PromptMode, ...] = Field(
+        default=get_args(PromptMode), description="conditions that every clip is asked under"
+    )
     truncate: Truncate = False
     loudness_dbfs: float | None = Field(
-        default=None, description="scale every clip to this level, so that it cannot tell the label"
+        default=None,
+        description="scale every clip to this level (RMS), so that it cannot tell the label",
     )
-    lens_norm: LensNorm = "final"
+    lens_norm: LensNorm = Field(
+        default="final", description="norm that the lens applies before the unembedding"
+    )
     tuned_lens: TunedLensFolder = None
-    lens_depths: Literal["all", "without_output"] = "all"
-    contrast: Literal["matched_pair", "seed"] = "matched_pair"
-    critical_method: CriticalMethod = "resolve"
-    donors: tuple[DonorKind, ...] = get_args(DonorKind)
-    donor_index: Literal["same_site", "seed_hs"] = "same_site"
-    audio_positions: Literal["speech_only", "not_text"] = "speech_only"
-    align: AlignPolicy = "resample_linear"
+    lens_depths: Literal["all", "without_output"] = Field(
+        default="all", description="whether the lens is read at the output too"
+    )
+    contrast: Literal["matched_pair", "seed"] = Field(
+        default="matched_pair",
+        description="Δlogit is T minus A in every condition; the seed's is A minus A in consistent",
+    )
+    critical_method: CriticalMethod = Field(
+        default="resolve", description="the primary of five definitions of the depth of a turn"
+    )
+    donors: tuple[DonorKind, ...] = Field(
+        default=get_args(DonorKind), description="runs whose states are patched in; () is none"
+    )
+    donor_index: Literal["same_site", "seed_hs"] = Field(
+        default="same_site", description="seed_hs writes the state before a block after it"
+    )
+    audio_positions: Literal["speech_only", "not_text"] = Field(
+        default="speech_only", description="what the span audio is: frames of speech, or all else"
+    )
+    align: AlignPolicy = Field(
+        default="resample_linear", description="spans of unequal length in base and donor"
+    )
     patch_layers: tuple[int, ...] | None = Field(
         default=None, min_length=1, description="blocks; None is all"
     )
@@ -99,9 +145,6 @@ class EmotionConflictConfig(ExperimentConfig):
             )
         if self.tuned_lens is not None and self.lens_norm != "final":
             raise ValueError("tuned_lens was trained under the final norm: lens_norm must be final")
-        for language, words in self.labels.items():
-            if set(words) != set(EMOTIONS):
-                raise ValueError(f"labels.{language} must name {', '.join(EMOTIONS)}")
         return self
 
     def patched_spans(self) -> dict[str, tuple[str, ...]]:

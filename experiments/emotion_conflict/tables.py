@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from ..materials.acoustics import describe_file
-from ..materials.ob1 import EMOTIONS
 from ..materials.recordings import Recording
 from ..workbench.intervals import rate
 from ..workbench.results import Results
@@ -45,7 +43,7 @@ def summarise(run: EmotionResults) -> Iterator[tuple[str, pd.DataFrame]]:
     yield "critical_layers", critical_layer_table(items, run)
     yield "accuracy", accuracy(items)
     yield "ob1_flip_summary", flip_summary(conflict)
-    yield "flip_matrix", flip_cells(conflict)
+    yield "flip_matrix", flip_cells(conflict, run.inputs["labels"])
     yield "lens_fidelity", means_by(depths, FIDELITY, ["condition"], "depth", draws)
     yield "attention_summary", means_by(attention, MASSES, ["condition", "span"], "layer", draws)
     yield "mar", (ratios := attention_ratios(run["attention"], run["runs"]))
@@ -55,17 +53,9 @@ def summarise(run: EmotionResults) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def manifest(recordings: Sequence[Recording]) -> pd.DataFrame:
-    """Who speaks how in which file, with level and pitch, which may give the emotion away."""
-    known = ("language", "emotion", "intensity", "sampling_rate")
+    """What is said of the clips, and what was measured of them, which may give the label away."""
     return pd.DataFrame(
-        {
-            "path": one.path.name,
-            **{name: getattr(one, name) for name in known},
-            **describe_file(one.path),
-            "sha256": one.sha256,
-            "notes": "; ".join(one.notes),
-            **one.other,
-        }
+        {"path": one.path.name, **one.cells, **one.measured(), "notes": "; ".join(one.notes)}
         for one in recordings
     )
 
@@ -93,7 +83,7 @@ def accuracy(items: pd.DataFrame) -> pd.DataFrame:
     final = items.drop_duplicates(["unit", "target"])
     for condition, part in final.groupby("condition", sort=False):
         voice, target = part.prediction == part.voice, part.prediction == part.target
-        answers = {"the voice (A)": voice, "the other emotion (T)": target & ~voice}
+        answers = {"the voice (A)": voice, "the other label (T)": target & ~voice}
         for answer, hits in (answers | {"neither": ~(voice | target)}).items():
             rows.append({"condition": condition, "answer": answer} | rate(hits))
     return pd.DataFrame(rows)
@@ -121,10 +111,10 @@ def flip_summary(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def flip_cells(table: pd.DataFrame) -> pd.DataFrame:
-    """Flip rate by voice and named emotion, a row per cell; NaN where no item asked for it."""
+def flip_cells(table: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
+    """Flip rate by voice and named label, a row per cell; NaN where no item asked for it."""
     flips = table.assign(flip=table.conflict != table.audio_only).groupby(["voice", "named"]).flip
-    every = pd.MultiIndex.from_product([EMOTIONS, EMOTIONS], names=["voice", "named"])
+    every = pd.MultiIndex.from_product([labels, labels], names=["voice", "named"])
     cells = flips.agg(rate="mean", n="size").reindex(every)
     return cells.fillna({"n": 0}).astype({"n": int}).reset_index()
 

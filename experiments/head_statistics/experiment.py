@@ -67,7 +67,6 @@ class HeadStatistics(Experiment[HeadStatisticsConfig]):
     question = "How large is every head's output, and how much of it reaches the residual stream?"
     Config = HeadStatisticsConfig
     tables, controls, claims, defects = TABLES, CONTROLS, CLAIMS, DEFECTS
-    items_setting = "data_dir"
     caveats = (
         "A norm says how much a head writes, not what for: a head that writes much may change no "
         "answer, and a small one may decide it. Patch heads (see circuits) to learn that.",

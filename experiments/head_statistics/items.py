@@ -24,8 +24,16 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from hooked_alm.errors import InputError
 
 from ..materials.bundled import ASSETS
-from ..materials.clip_table import collect, raise_all
-from ..materials.jsonl import Files, LineRecord, Words, parsed, read_records, repeated_ids
+from ..materials.records import (
+    Files,
+    LineRecord,
+    Words,
+    collect,
+    parsed,
+    raise_all,
+    read_records,
+    repeated_ids,
+)
 from ..workbench.settings import PREFIX
 
 LETTERS = "ABCDE"

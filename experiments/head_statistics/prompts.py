@@ -25,7 +25,7 @@ from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput
 
-from ..materials.clip_table import collect, raise_all
+from ..materials.records import collect, raise_all
 from .items import N_OPTIONS, Question
 from .settings import Form, HeadStatisticsConfig
 

@@ -20,6 +20,7 @@ SEED_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 class HeadStatisticsConfig(ExperimentConfig):
     """Which questions, which tokens of them, and how their norms are summed up."""
 
+    KNOWN_WITH: ClassVar = ("data_dir",)
     SEED_DEFAULTS: ClassVar = {
         "head_output": "pattern_times_v",
         "template_form": "seed",

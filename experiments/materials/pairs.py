@@ -1,6 +1,6 @@
 """Minimal pairs from a file: prompts that differ in one thing, and the answer each calls for.
 
-One JSON object a line (see `jsonl`)::
+One JSON object a line (see `records`)::
 
     {"base":  {"audio": "sad.wav", "text": "Which emotion is it?"},
      "donor": {"audio": "angry.wav", "segments": [["text", "Which emotion"], ["ask", " is it?"]]},
@@ -29,8 +29,7 @@ from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput, AudioClip
 
-from .clip_table import collect
-from .jsonl import Files, LineRecord, Name, Parts, Words, read_records
+from .records import Files, LineRecord, Name, Parts, Words, collect, read_records
 
 SIDES = ("base", "donor")
 

@@ -1,118 +1,197 @@
-"""A folder of recordings as a checked list: who speaks how, in which language, in which file.
+"""Recordings whose voice carries a label: an emotion, or whatever a column of their table says.
 
-A clip is known by its OB1 name (``zh_cheerful_strong.wav``) or by its line in ``manifest.csv``.
-All faults of a folder are reported at once, by file, line and column, before anything is computed.
+A clip is known by its line in a manifest, or by its OB1 name (``zh_cheerful_strong.wav``). All
+faults of a folder are reported at once, by file, line and column, before anything is computed.
 
 Source: seed 000; M-000-1, C28.
 """
 
 import csv
-import hashlib
 import math
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32
+from pydantic import ConfigDict
 
-from hooked_alm.audio import UNREADABLE_SUFFIXES, decode_file
+from hooked_alm.audio import READABLE_SUFFIXES, UNREADABLE_SUFFIXES
 from hooked_alm.errors import InputError
 
-from .acoustics import describe_file
-from .clip_table import IDENTITY, MEASURED, ClipEntry, collect, raise_all, read_clip_table, repeats
-from .ob1 import Emotion, Intensity, Language, ob1_clip_names, parse_clip_name
-
-MANIFEST = "manifest.csv"
-_AUDIO = {f".{suffix}" for suffix in UNREADABLE_SUFFIXES} | {
-    ".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff"
-}  # fmt: skip
+from .clips import MANIFEST, MEASURED, ClipFile, ClipLine, check_clips, open_clip, read_clips
+from .ob1 import ClipName, Emotion, Intensity, Language, ob1_clip_names, parse_clip_name
+from .records import File, LineRecord, collect, raise_all, read_records
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Recording:
-    """One clip and what is known about it."""
+class Recording(ClipFile):
+    """One clip, and the label that its voice carries."""
 
-    path: Path
+    label_column: str = "emotion"
+
+    @property
+    def label(self) -> str:
+        """What the voice carries."""
+        return self.cells[self.label_column]
+
+    @property
+    def language(self) -> str:
+        """Language that is spoken; empty where the table does not say."""
+        return self.cells.get("language", "")
+
+    @property
+    def intensity(self) -> str:
+        """How strongly the label is expressed; empty where the table does not say."""
+        return self.cells.get("intensity", "")
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Labels that instructions name against it, by the column ``target``; none are the set's.
+
+        Several are separated by ``|``.
+        """
+        return tuple(one.strip() for one in self.cells.get("target", "").split("|") if one.strip())
+
+
+def load_recordings(
+    source: str | Path, declared_n: int | None = None, *, label_column: str = "emotion"
+) -> list[Recording]:
+    """The recordings of a table or folder, in its order.
+
+    Args:
+        source: a table (see `clips`; columns ``path`` and ``label_column``; ``language``,
+            ``intensity``, ``speaker``, ``sentence``, ``target`` mean what they say), a folder with
+            a ``manifest.csv``, or a folder of clips with OB1 names, of which any subset will do.
+        declared_n: how many there must be. Without it, a strong neutral among OB1 names is refused:
+            OB1's neutral has one level, and 20 clips instead of 18 are usually a mistake.
+        label_column: names the label that the voice carries.
+
+    Raises:
+        InputError: all that is wrong with it.
+
+    Warns:
+        UserWarning: files of a folder that are no recordings by their names.
+    """
+    source = Path(source).expanduser()
+    table = source / MANIFEST if source.is_dir() else source
+    if table.is_file():
+        make = partial(_of_line, label_column=label_column)
+        found = read_clips("recordings", table, ClipLine, make)
+    elif source.is_dir():
+        found = _named_recordings(source, declared_n)
+    else:
+        raise InputError(
+            f"loading recordings: got {source}, expected a folder or a table. Give the folder that "
+            f"holds the clips, or the table that lists them."
+        )
+    if declared_n is not None and len(found) != declared_n:
+        raise InputError(
+            f"loading recordings from {source}: got {len(found)} recordings, expected the "
+            f"{declared_n} declared. Add the missing ones, or correct the number."
+        )
+    return found
+
+
+def _of_line(line: ClipLine, label_column: str) -> Recording:
+    cells = line.cells
+    if not cells.get(label_column):
+        raise InputError(f"{label_column}: missing, expected the label that the voice carries")
+    return open_clip(
+        Recording, line.path, line.where, cells,
+        column="path", sha256=line.sha256, label_column=label_column,
+    )  # fmt: skip
+
+
+def _named_recordings(folder: Path, declared_n: int | None) -> list[Recording]:
+    """The clips of a folder that have OB1 names, in the order of OB1."""
+    doing = f"loading recordings from {folder}"
+    files = audio_files(folder)
+    if not files:
+        raise InputError(
+            f"{doing}: got no audio files, expected clips named like zh_cheerful_strong.wav, or a "
+            f"{MANIFEST}. Copy the recordings there; `hooked-alm rename` gives them their names, "
+            "`hooked-alm manifest --from` writes a table of a published corpus."
+        )
+    order = {name: i for i, name in enumerate(ob1_clip_names())}
+
+    def opened(path: Path) -> Recording:
+        return open_clip(Recording, path, path.name, asdict(parse_clip_name(path)))
+
+    found = check_clips(doing, collect(doing, opened, files, lambda path: path.name))
+    strong = [r.path.name for r in found if (r.label, r.intensity) == ("neutral", "strong")]
+    if strong and declared_n is None:
+        raise InputError(
+            f"{doing}: got {len(files)} recordings with a strong neutral ({', '.join(strong)}), "
+            "expected at most the 18 of OB1, whose neutral has one level, 'normal'. Leave it out, "
+            f"or declare the number of recordings (-s n_clips={len(files)})."
+        )
+    return sorted(found, key=lambda r: order.get(parse_clip_name(r.path), len(order)))
+
+
+def audio_files(folder: Path, pattern: str = "*") -> list[Path]:
+    """The files with names of sound formats, and a warning that names the others.
+
+    Hidden files are passed over, as those are that systems leave behind.
+    """
+    every = [p for p in sorted(folder.glob(pattern)) if p.is_file() and p.name[0] != "."]
+    known = {f".{suffix}" for suffix in READABLE_SUFFIXES | UNREADABLE_SUFFIXES}
+    others = [path.name for path in every if path.suffix.lower() not in known]
+    if others:
+        more = f" and {len(others) - 9} more" if len(others) > 10 else ""
+        shown = ", ".join(others[: 9 if more else 10])
+        warnings.warn(
+            f"{folder}: not read, since they have no names of sound files: {shown}{more}",
+            UserWarning,
+            stacklevel=2,
+        )
+    return [path for path in every if path.suffix.lower() in known]
+
+
+def write_manifest(folder: str | Path, recordings: Sequence[ClipFile]) -> Path:
+    """Measure recordings into the folder's ``manifest.csv``; returns that path.
+
+    Duration, level and pitch often differ by label and can give it away: report them. What a table
+    said of the clips is kept.
+    """
+    path = Path(folder).expanduser() / MANIFEST
+    columns = dict.fromkeys(column for clip in recordings for column in clip.cells)
+    draft = path.with_suffix(".csv.tmp")
+    with draft.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["path", *columns, *MEASURED], restval="")
+        writer.writeheader()
+        writer.writerows(_manifest_row(path.parent, clip) for clip in recordings)
+    draft.replace(path)
+    return path
+
+
+def _manifest_row(folder: Path, clip: ClipFile) -> Mapping[str, object]:
+    path, measured = clip.path, clip.measured()
+    for column, value in measured.items():
+        if isinstance(value, float):
+            measured[column] = f"{value:.4f}" if math.isfinite(value) else ""
+    relative = path.relative_to(folder) if path.is_relative_to(folder) else path
+    return {"path": relative.as_posix(), **clip.cells, **measured}
+
+
+class _NewName(LineRecord):
+    """A file, and what its OB1 name is to say."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    source: File
     language: Language
     emotion: Emotion
     intensity: Intensity
-    seconds: float
-    sampling_rate: int
-    sha256: str
-    notes: tuple[str, ...] = ()
-    """What was odd about reading it."""
-    other: dict[str, str] = field(default_factory=dict)
-    """Further columns of the manifest."""
 
     @property
-    def name(self) -> str:
-        """File name without its suffix; no two recordings of a folder share it."""
-        return self.path.stem
-
-
-def load_recordings(folder: str | Path, declared_n: int | None = None) -> list[Recording]:
-    """The recordings of a folder, in the order of its manifest, or else of the OB1 set.
-
-    With a ``manifest.csv`` (columns path, language, emotion, intensity; others are kept; sha256 is
-    checked), the files it lists; else every audio file, which must have an OB1 name. Any subset of
-    the 18 OB1 clips will do. Two clips of one condition need different ``speaker`` or ``sentence``
-    columns.
-
-    Args:
-        folder: of the recordings.
-        declared_n: how many there must be. Without it, a strong neutral is refused: OB1's neutral
-            has one level, and 20 clips instead of 18 are usually a mistake.
-
-    Raises:
-        InputError: all that is wrong with the folder.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(
-            f"loading recordings: got {folder}, expected a folder. Give the folder that holds the "
-            "clips."
-        )
-    manifest = folder / MANIFEST
-    entries = (
-        read_clip_table(manifest, path_column="path", folder=folder)
-        if manifest.is_file()
-        else _named_entries(folder)
-    )
-    _check_set(folder, entries, declared_n)
-    recordings = collect(f"loading recordings from {folder}", _open, entries, lambda e: e.where)
-    first: dict[str, Recording] = {}
-    for recording in recordings:
-        twin = first.setdefault(recording.sha256, recording)
-        if twin is not recording:
-            raise InputError(
-                f"loading recordings from {folder}: {twin.path.name} and {recording.path.name} are "
-                "the same recording, expected different ones. Replace the wrong copy."
-            )
-    return recordings
-
-
-def write_manifest(folder: str | Path, declared_n: int | None = None) -> Path:
-    """Measure a folder's recordings into its ``manifest.csv``; returns that path.
-
-    Duration, level and pitch often differ by emotion and can give the label away: report them. An
-    existing manifest keeps its further columns; its hashes must still hold.
-
-    Raises:
-        InputError: as ``load_recordings``.
-    """
-    folder = Path(folder)
-    recordings = load_recordings(folder, declared_n)
-    others = dict.fromkeys(column for r in recordings for column in r.other)
-    path = folder / MANIFEST
-    draft = path.with_suffix(".csv.tmp")
-    with draft.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["path", *IDENTITY, *MEASURED, *others], restval="")
-        writer.writeheader()
-        writer.writerows(_manifest_row(folder, recording) for recording in recordings)
-    draft.replace(path)
-    return path
+    def stem(self) -> str:
+        """The OB1 name."""
+        name = ClipName(language=self.language, emotion=self.emotion, intensity=self.intensity)
+        return name.stem
 
 
 def rename_recordings(folder: str | Path, mapping_csv: str | Path, out: str | Path) -> list[Path]:
@@ -126,26 +205,35 @@ def rename_recordings(folder: str | Path, mapping_csv: str | Path, out: str | Pa
     Raises:
         InputError: all that is wrong with the mapping, before the first copy.
     """
-    folder, out = Path(folder), Path(out)
+    folder, out = Path(folder).expanduser(), Path(out).expanduser()
     if out.resolve() == folder.resolve():
         raise InputError(
             f"renaming recordings: got {out} as source and target, expected another folder for the "
             "copies. Originals are never renamed."
         )
-    entries = read_clip_table(Path(mapping_csv), path_column="source", folder=folder)
-    targets = [out / f"{e.name.stem}{e.path.suffix.lower()}" for e in entries]
-    faults = repeats(entries, "source", lambda e: e.path.resolve())
-    faults += repeats(entries, "OB1 name", lambda e: e.name.stem)
-    for entry, target in zip(entries, targets, strict=True):
-        taken = sorted(out.glob(f"{target.stem}.*"))
-        faults += [f"{entry.where}: {taken[0]} exists already"] if taken else []
+    table = Path(mapping_csv).expanduser()
+    entries = read_records("names", table, _NewName, folder=folder)
+    first: dict[object, _NewName] = {}
+    faults = []
+    for entry in entries:
+        for what, key in (("source", entry.source.resolve()), ("OB1 name", entry.stem)):
+            if (earlier := first.setdefault((what, key), entry)) is not entry:
+                faults.append(f"{entry.where}: the same {what} as {earlier.where}")
+        if taken := sorted(out.glob(f"{entry.stem}.*")):
+            faults.append(f"{entry.where}: {taken[0]} exists already")
     raise_all("renaming recordings", faults)
-    collect("renaming recordings", _open, entries, lambda e: e.where)
+    collect(
+        "renaming recordings",
+        lambda entry: open_clip(ClipFile, entry.source, entry.where, {}, column="source"),
+        entries,
+        lambda entry: entry.where,
+    )
     out.mkdir(parents=True, exist_ok=True)
-    for entry, target in zip(entries, targets, strict=True):
-        with entry.path.open("rb") as source, target.open("xb") as copy:
-            shutil.copyfileobj(source, copy)
-    return targets
+    copies = [out / f"{entry.stem}{entry.source.suffix.lower()}" for entry in entries]
+    for entry, copy in zip(entries, copies, strict=True):
+        with entry.source.open("rb") as source, copy.open("xb") as target:
+            shutil.copyfileobj(source, target)
+    return copies
 
 
 def match_loudness(
@@ -166,85 +254,3 @@ def match_loudness(
             "expected a level it reaches without clipping. Lower the target for all clips alike."
         )
     return (samples * gain).astype(np.float32)
-
-
-def _named_entries(folder: Path) -> list[ClipEntry]:
-    files = [
-        path
-        for path in sorted(folder.iterdir())
-        if path.suffix.lower() in _AUDIO and not path.name.startswith(".")
-    ]
-    order = {name: i for i, name in enumerate(ob1_clip_names())}
-
-    def entry(path: Path) -> ClipEntry:
-        return ClipEntry(where=path.name, path=path, name=parse_clip_name(path))
-
-    entries = collect(f"loading recordings from {folder}", entry, files, lambda p: p.name)
-    return sorted(entries, key=lambda e: order.get(e.name, len(order)))
-
-
-def _check_set(folder: Path, entries: Sequence[ClipEntry], declared_n: int | None) -> None:
-    """The right number of clips, each condition once."""
-    doing = f"loading recordings from {folder}"
-    if not entries:
-        raise InputError(
-            f"{doing}: got no audio files, expected clips named like zh_cheerful_strong.wav, or a "
-            f"{MANIFEST}. Copy the recordings there; `hooked-alm rename` gives them their names."
-        )
-    if declared_n is not None and len(entries) != declared_n:
-        raise InputError(
-            f"{doing}: got {len(entries)} recordings, expected the {declared_n} declared. Add the "
-            "missing ones, or correct the number."
-        )
-    strong = [
-        e.where for e in entries if (e.name.emotion, e.name.intensity) == ("neutral", "strong")
-    ]
-    if strong and declared_n is None:
-        raise InputError(
-            f"{doing}: got {len(entries)} recordings with a strong neutral ({', '.join(strong)}), "
-            "expected at most the 18 of OB1, whose neutral has one level, 'normal'. Leave it out, "
-            f"or declare the number of recordings (-s n_clips={len(entries)})."
-        )
-    faults = repeats(entries, "file", lambda e: e.path.resolve())
-    faults += repeats(entries, "file stem", lambda e: e.path.stem)
-    apart = ("speaker", "sentence")
-    faults += repeats(
-        entries, "condition", lambda e: (e.name.stem, *(e.other.get(column) for column in apart))
-    )
-    raise_all(doing, faults)
-
-
-def _open(entry: ClipEntry) -> Recording:
-    try:
-        channels, rate, notes = decode_file(entry.path)
-    except InputError as error:
-        raise InputError(f"{entry.column}{error}") from error
-    sha256 = hashlib.sha256(entry.path.read_bytes()).hexdigest()
-    if entry.sha256 and entry.sha256.lower() != sha256:
-        raise InputError(
-            f"column sha256: got {entry.sha256}, expected {sha256} for {entry.path.name}. The file "
-            "was changed since; put the original back, or empty the cell."
-        )
-    return Recording(
-        path=entry.path,
-        **asdict(entry.name),
-        seconds=channels.shape[1] / rate,
-        sampling_rate=rate,
-        sha256=sha256,
-        notes=tuple(notes),
-        other=entry.other,
-    )
-
-
-def _manifest_row(folder: Path, recording: Recording) -> dict[str, object]:
-    path = recording.path
-    described = describe_file(path)
-    numbers = {key: f"{x:.4f}" if math.isfinite(x) else "" for key, x in described.items()}
-    return {
-        "path": (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix(),
-        **{column: getattr(recording, column) for column in IDENTITY},
-        **numbers,
-        "sample_rate": recording.sampling_rate,
-        "sha256": recording.sha256,
-        **recording.other,
-    }

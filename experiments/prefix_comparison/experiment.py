@@ -50,7 +50,6 @@ class PrefixComparison(Experiment[PrefixComparisonConfig]):
     schema_version = 2
     tables, may_lack = TABLES, MAY_LACK
     defects, controls, claims = DEFECTS, CONTROLS, CLAIMS
-    items_setting = "items"
     caveats = (
         "ΔNLL is the loss under the first prefix minus that under the second; both predict the "
         "same tokens, given the same tokens before. Blank and special tokens are left out of "
@@ -192,7 +191,7 @@ class PrefixComparison(Experiment[PrefixComparisonConfig]):
             f"{RIGHT[run.inputs['outcomes']]}: {a} in {items.right_a.mean():.0%}, {b} in "
             f"{items.right_b.mean():.0%} of the items."
         )
-        if self.is_calibration:
+        if self.config.is_calibration:
             lead += (
                 "\n\nThe bundled items: a voice speaks one emotion, the instruction names another, "
                 "and the continuation is the voice's. follows_voice was trained to answer so, and "

@@ -1,6 +1,6 @@
 r"""Items from a file: two or more prefixes, and the one continuation that follows them all.
 
-One JSON object a line (see ``materials.jsonl``)::
+One JSON object a line (see ``materials.records``)::
 
     {"id": "he-0", "group": "he-0", "continuation": "    return x + 1\n", "labels": [],
      "conditions": {
@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 
 from hooked_alm.spans import SPAN_NAMES
 
-from ..materials.jsonl import Files, LineRecord, Name, Text, read_records, repeated_ids
+from ..materials.records import Files, LineRecord, Name, Text, read_records, repeated_ids
 
 RESERVED = (SPAN_NAMES - {"text"}) | {"prior_output", "filler"}
 PrefixSegments = Annotated[list[tuple[Name, Text]], Field(min_length=1)]

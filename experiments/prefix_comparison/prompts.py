@@ -21,7 +21,7 @@ from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput, AudioClip
 from hooked_alm.spans import SPAN_NAMES, as_ranges
 
-from ..materials.clip_table import collect
+from ..materials.records import collect
 from ..materials.stand_ins import silence_like
 from .items import Condition, PrefixItem
 from .saved import check_saved

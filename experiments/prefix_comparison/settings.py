@@ -18,6 +18,7 @@ Anchor = Literal["first_return", "last_return", "first_if", "first_loop"]
 class PrefixComparisonConfig(ExperimentConfig):
     """What is compared, and how it is read; defaults are the corrected experiment."""
 
+    KNOWN_WITH: ClassVar = ("items",)
     SEED_DEFAULTS: ClassVar[dict[str, Any]] = {
         "lens_source": "hf_tuple",
         "concatenate": "text",

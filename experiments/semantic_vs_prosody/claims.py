@@ -11,6 +11,7 @@ import pandas as pd
 
 from hooked_alm.methods.statistics.label_scores import readable_depth
 
+from ..materials.confounds import confounded
 from ..workbench.claims import (
     MIN_ITEMS,
     Claim,
@@ -50,11 +51,12 @@ def _decides(run: ProsodyResults) -> Finding:
     gap = mean_of(run, words - voice, runs)
     side = "voice decides" if gap["mean"] < 0 else "words decide"
     facts = (
-        f"The answer is the words' emotion in {words.mean():.2f} of the clips, the voice's in "
+        f"The answer is the words' label in {words.mean():.2f} of the clips, the voice's in "
         f"{voice.mean():.2f}, another in {1 - words.mean() - voice.mean():.2f}; difference "
         f"{shown(gap)}, {len(runs)} clips of {gap['n_clusters']} {UNITS[run.config.cluster]}"
     )
     why_not = {**_few(gap, run.config), "the interval includes 0": around_zero(gap)}
+    why_not |= confounded(run) if gap["mean"] < 0 else {}
     return judged(f"The {side} where the two disagree", facts, why_not, numbers=gap, unit="rate")
 
 
@@ -86,6 +88,7 @@ def _readable(run: ProsodyResults) -> Finding:
         "the margin at the last depth includes 0": around_zero(final),
         "no such depth in some resamples": not found.undefined <= MOST_UNDEFINED,
     }
+    why_not |= confounded(run) if side == "voice" else {}
     from_depth = f" from depth {found.at:.0f} on" if np.isfinite(found.at) else ""
     claim = f"The lens reads the {side} ahead{from_depth}"
     return judged(claim, facts, why_not, numbers=numbers, unit="depth")
@@ -131,6 +134,7 @@ def _moves(run: ProsodyResults) -> Finding | None:
         "the difference includes 0": around_zero(gap),
         f"the effect of the {WORDS_OF[more]} includes 0": not rates[more]["low"] > 0,
     }
+    why_not |= confounded(run) if more == "prosody" else {}
     return judged(claim, facts, why_not, numbers=gap, unit="rate")
 
 
@@ -140,7 +144,7 @@ def _handoff(run: ProsodyResults, which: str) -> Finding:
     heirs = {row["span"]: row for row in table[table.type == which].to_dict("records")}
     audio = heirs.pop("audio")
     depth, n = audio["mean"], int(audio["n"])
-    claim = f"The {WHOSE[which]} emotion leaves the audio span"
+    claim = f"The {WHOSE[which]} label leaves the audio span"
     why_not = few(n, "pairs whose answer the donor can move")
     facts = "It was not measured where it goes"
     if n:
@@ -152,6 +156,7 @@ def _handoff(run: ProsodyResults, which: str) -> Finding:
         why_not["no such depth in some resamples"] = not audio["undefined"] <= MOST_UNDEFINED
         why_not["the audio never has half of it"] = audio["recovery"] < 0.5
         why_not["no other span was patched"] = not heirs
+        why_not |= confounded(run) if which == "prosody" else {}
         if heirs and np.isfinite(depth):
             taken = _taken(run["recovery"], which, depth)
             facts += f", where those of the other spans add up to {taken:.2f}"

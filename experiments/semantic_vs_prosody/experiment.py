@@ -21,7 +21,8 @@ from hooked_alm.methods.patching.alignment import align
 from hooked_alm.methods.reading.labels import LabelSet
 
 from ..materials.bundled import ASSETS
-from ..materials.clip_table import collect
+from ..materials.confounds import confound_table
+from ..materials.records import collect
 from ..materials.stand_ins import noise_like, silence_like
 from ..materials.subject import described, load_hearing_subject
 from ..workbench.experiment import Experiment, Unit, UnitResult
@@ -66,7 +67,6 @@ class SemanticVsProsody(Experiment[SemanticVsProsodyConfig]):
     schema_version = 2
     tables, may_lack = TABLES, MAY_LACK
     defects, controls, claims, caveats = DEFECTS, CONTROLS, CLAIMS, CAVEATS
-    items_setting = "audio"
 
     def open(self) -> dict[str, Any]:
         """Load model and clips, draw the pairs, and check every prompt before the first unit."""
@@ -252,11 +252,12 @@ class SemanticVsProsody(Experiment[SemanticVsProsodyConfig]):
     def summaries(self, run: ProsodyResults) -> Iterator[tuple[str, pd.DataFrame]]:
         """The clips, and what `summarise` makes of the tables."""
         yield "manifest", manifest(self.items)
+        yield confound_table(run, "prosody_label")
         yield from summarise(run)
 
     def lead(self, run: ProsodyResults) -> str:
         """What was asked of which clips."""
-        return lead(self.items, self.config.prompt, is_calibration=self.is_calibration)
+        return lead(run)
 
     def page(self, page: Page, run: ProsodyResults) -> None:
         """What was asked, the answers, lens and patching."""

@@ -28,11 +28,11 @@ PANELS: dict[str, dict[str, Any]] = {
 
 
 def add_answers(page: Page, run: ProsodyResults) -> None:
-    """Adds what the final answer follows, by the words' and by the voice's emotion."""
+    """Adds what the final answer follows, by the words' and by the voice's label."""
     table = run["answers"][run["answers"].stratum != "all"]
     side, emotion = (table.stratum.str.split("=", n=1).str[i] for i in (0, 1))
     parts = [
-        (table.assign(stratum=emotion)[side == which], {"title": f"By the emotion of the {name}"})
+        (table.assign(stratum=emotion)[side == which], {"title": f"By the label of the {name}"})
         for which, name in (("semantic", "words"), ("prosody", "voice"))
     ]
     drawing = figures.panels(
@@ -42,9 +42,9 @@ def add_answers(page: Page, run: ProsodyResults) -> None:
     page.figure(
         "answers", drawing, table,
         "What the final answer follows",
-        "Bars of one emotion add up to 1: the answer is the words' emotion, the voice's, or "
+        "Bars of one label add up to 1: the answer is the words' label, the voice's, or "
         "another. Whiskers are 95 % bootstrap intervals.",
-        "An emotion that is hard to hear shows as a low bar of both.",
+        "A label that is hard to hear shows as a low bar of both.",
     )  # fmt: skip
 
 
@@ -199,7 +199,7 @@ def add_control_flips(page: Page, run: ProsodyResults) -> None:
     page.figure(
         "control_flips", drawing, shown,
         "Flip to target with B's audio, and with audio that does not say it",
-        "Movable pairs only. same_labels is another clip of A's own two emotions, self A itself; "
+        "Movable pairs only. same_labels is another clip of A's own two labels, self A itself; "
         f"silence and noise are as long as A. {BAND}",
         "A curve of silence or noise near that of B would mean that any disturbance does it.",
     )  # fmt: skip

@@ -8,11 +8,11 @@ Source: seed 001; M-001-4.
 """
 
 import hashlib
-import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import combinations
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from heapq import heapify, heappop, heapreplace
+from itertools import combinations, islice
 from operator import attrgetter
 from pathlib import Path
 from typing import Literal, get_args
@@ -20,11 +20,10 @@ from typing import Literal, get_args
 import numpy as np
 import pandas as pd
 
-from hooked_alm.audio import decode_file
 from hooked_alm.errors import InputError
 
-from ..materials.acoustics import describe_file
-from ..materials.clip_table import MEASURED, check_cells, collect, raise_all, read_lines
+from ..materials.clips import MANIFEST, ClipFile, ClipLine, open_clip, read_clips
+from ..materials.records import GroupName, Words, raise_all
 
 SpokenEmotion = Literal["neutral", "happy", "sad", "angry", "surprised"]
 Asked = Literal["overall", "words", "voice"]
@@ -39,36 +38,39 @@ QUESTIONS: dict[Asked, str] = {
 """What the bundled twins were trained on; ``overall`` is the one that they answer differently."""
 PAIR_TYPES: tuple[PairType, ...] = get_args(PairType)
 
-MANIFEST = "manifest.csv"
-NEEDED = ("path", "semantic_label", "prosody_label", "speaker", "text")
-LONGEST_NAME = 100
-"""Bytes. Two names and a few words are the name of a file, of which most systems take 255."""
+
+class SpokenLine(ClipLine):
+    """A line of the manifest."""
+
+    semantic_label: GroupName
+    prosody_label: GroupName
+    speaker: GroupName
+    text: Words
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SpokenItem:
-    """One clip."""
-
-    path: Path
-    semantic: str
-    """Emotion of the words."""
-    prosody: str
-    """Emotion of the voice."""
-    speaker: str
-    text: str
-    sha256: str
-    seconds: float
-    where: str
-    """Its table and line; leads the errors about it."""
-    notes: tuple[str, ...] = ()
-    """What was odd about reading it."""
-    other: dict[str, str] = field(default_factory=dict)
-    """Further columns of the manifest."""
+class SpokenItem(ClipFile):
+    """One clip, whose words and voice each carry a label."""
 
     @property
-    def name(self) -> str:
-        """File name without its suffix, as files of a run can be named; no two items share it."""
-        return re.sub(r"[^\w+=@,.-]+", "-", self.path.stem)
+    def semantic(self) -> str:
+        """Label of the words."""
+        return self.cells["semantic_label"]
+
+    @property
+    def prosody(self) -> str:
+        """Label of the voice."""
+        return self.cells["prosody_label"]
+
+    @property
+    def speaker(self) -> str:
+        """Who speaks."""
+        return self.cells["speaker"]
+
+    @property
+    def text(self) -> str:
+        """What is said."""
+        return self.cells["text"]
 
     @property
     def is_conflict(self) -> bool:
@@ -76,7 +78,7 @@ class SpokenItem:
         return self.semantic != self.prosody
 
     def label(self, which: PairType) -> str:
-        """Emotion of the words or of the voice."""
+        """Label of the words or of the voice."""
         return self.semantic if which == "semantic" else self.prosody
 
 
@@ -105,96 +107,47 @@ def read_items(source: str | Path, labels: Sequence[str]) -> list[SpokenItem]:
     """The clips of a manifest, in its order.
 
     Args:
-        source: the CSV file, or a folder with ``manifest.csv``.
-        labels: the emotions that there are.
+        source: the table, or a folder with ``manifest.csv``.
+        labels: the labels that there are.
 
     Raises:
         InputError: all that is wrong with it, by line and column.
     """
-    source = Path(source)
+    source = Path(source).expanduser()
     table = source / MANIFEST if source.is_dir() else source
-    columns, lines = read_lines(table, NEEDED)
-    allowed = {"semantic_label": labels, "prosody_label": labels}
-
-    def item(line: tuple[str, dict[str, str]]) -> SpokenItem:
-        where, cells = line
-        check_cells(cells, "path", len(columns), allowed)
-        cells = {column: cell.strip() for column, cell in cells.items()}
-        if empty := [column for column in ("speaker", "text") if not cells[column]]:
-            raise InputError(
-                f"column {empty[0]}: got nothing, expected a value: pairs keep the speaker, and "
-                "either the words or the voice, the same"
-            )
-        return _open(table.parent / cells["path"], cells, where)
-
-    items = collect(f"reading {table}", item, lines, lambda line: line[0])
-    raise_all(f"reading {table}", list(_repeats(items)))
+    items = read_clips("clips", table, SpokenLine, partial(_of_line, labels=labels))
+    raise_all(f"reading clips from {table}", list(_contradictions(items)))
     return items
 
 
-def _open(path: Path, cells: dict[str, str], where: str) -> SpokenItem:
-    if (n := len(path.stem.encode())) > LONGEST_NAME:
+def _of_line(line: SpokenLine, labels: Sequence[str]) -> SpokenItem:
+    named = {name: getattr(line, name) for name in ("semantic_label", "prosody_label")}
+    if wrong := [f"{name}: got {one!r}" for name, one in named.items() if one not in labels]:
         raise InputError(
-            f"column path: got a file name of {n} bytes without its suffix, expected at most "
-            f"{LONGEST_NAME}: results are named by it. Rename the file"
+            f"{'; '.join(wrong)}, expected one of {', '.join(labels)}. Correct it, or set labels"
         )
-    try:
-        channels, rate, notes = decode_file(path)
-    except InputError as error:
-        raise InputError(f"column path: {error}") from error
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    if cells.get("sha256") and cells["sha256"].lower() != sha256:
-        raise InputError(
-            f"column sha256: got {cells['sha256']}, expected {sha256} for {path.name}. The file "
-            "was changed since; put the original back, or empty the cell"
-        )
-    return SpokenItem(
-        path=path,
-        semantic=cells["semantic_label"],
-        prosody=cells["prosody_label"],
-        speaker=cells["speaker"],
-        text=cells["text"],
-        sha256=sha256,
-        seconds=channels.shape[1] / rate,
-        where=where,
-        notes=tuple(notes),
-        other={name: cell for name, cell in cells.items() if name not in (*NEEDED, *MEASURED)},
+    return open_clip(
+        SpokenItem, line.path, line.where, line.cells, column="path", sha256=line.sha256
     )
 
 
-def _repeats(items: Sequence[SpokenItem]) -> Iterator[str]:
-    """Names a result could not tell apart, recordings given twice, and words with two meanings."""
-    first: dict[tuple[str, str], SpokenItem] = {}
+def _contradictions(items: Sequence[SpokenItem]) -> Iterator[str]:
+    """Words that have two meanings."""
+    first: dict[str, SpokenItem] = {}
     for item in items:
-        for what, key, cure in (
-            ("file stem", item.name.casefold(), "results are named by it; rename one file"),
-            ("recording", item.sha256, "leave one out"),
-        ):
-            earlier = first.setdefault((what, key), item)
-            if earlier is not item:
-                yield f"{item.where}: column path: the same {what} as {earlier.where}: {cure}"
-        other = first.setdefault(("text", item.text), item)
+        other = first.setdefault(item.text, item)
         if other.semantic != item.semantic:
             yield (
-                f"{item.where}: column semantic_label: got {item.semantic!r} for the words that "
+                f"{item.where}: semantic_label: got {item.semantic!r} for the words that "
                 f"{other.where} calls {other.semantic!r}"
             )
 
 
 def manifest(items: Sequence[SpokenItem]) -> pd.DataFrame:
-    """Who says what how in which file, with length, level and pitch, which may give it away."""
+    """What is said of the clips, and what was measured of them, which may give labels away."""
     return pd.DataFrame(
-        {
-            "path": item.path.name,
-            "semantic_label": item.semantic,
-            "prosody_label": item.prosody,
-            "speaker": item.speaker,
-            "text": item.text,
-            **describe_file(item.path),
-            "sha256": item.sha256,
-            "notes": "; ".join(item.notes),
-        }
-        for item in items
+        {"path": one.path.name, **one.cells, **one.measured(), "notes": "; ".join(one.notes)}
+        for one in items
     )
 
 
@@ -213,25 +166,20 @@ def conflict_items(items: Sequence[SpokenItem]) -> list[SpokenItem]:
     return found
 
 
-def candidates(items: Sequence[SpokenItem], which: PairType) -> list[tuple[SpokenItem, SpokenItem]]:
-    """Unordered pairs that differ in this and share the rest."""
-    rest = attrgetter("speaker", "prosody" if which == "semantic" else "text")
-    pairs = combinations(items, 2)
-    return [(a, b) for a, b in pairs if rest(a) == rest(b) and a.label(which) != b.label(which)]
-
-
 def draw_pairs(
     items: Sequence[SpokenItem],
     which: PairType,
     n: int | None,
     seed: int,
     *,
-    tokens: dict[str, int],
+    tokens: Mapping[str, int],
 ) -> list[SpokenPair]:
     """Pairs of conflict items in both directions, (A, B) and (B, A).
 
-    Pairs of equal length come first: their spans need no resampling. Among them the draw is random,
-    but an item is used again only once no pair of less used items is left.
+    The two differ in what ``which`` says and share the rest, and the speaker. Pairs of equal length
+    come first: their spans need no resampling. Among them an item is used again only once no pair
+    of less used items is left; what that leaves open is decided by a random order of the items.
+    The work grows with the items and with the pairs that are drawn, not with those there could be.
 
     Args:
         items: conflict items.
@@ -240,25 +188,84 @@ def draw_pairs(
         seed: of the draw.
         tokens: number of audio tokens by item name.
     """
-    found = candidates(items, which)
-    n = len(found) if n is None else min(n, len(found))
-    order = np.random.default_rng([seed, PAIR_TYPES.index(which)]).permutation(len(found))
-    left, used = {index: found[index] for index in order.tolist()}, Counter[str]()
+    rest = attrgetter("speaker", "prosody" if which == "semantic" else "text")
+    ranks = np.random.default_rng([seed, PAIR_TYPES.index(which)]).permutation(len(items))
+    alike: dict[tuple[str, str], list[_Candidate]] = {}
+    for place, (item, rank) in enumerate(zip(items, ranks.tolist(), strict=True)):
+        one = _Candidate(place, item.label(which), tokens[item.name], rank)
+        alike.setdefault(rest(item), []).append(one)
+    by_length: dict[tuple[object, int], list[_Candidate]] = {}
+    for key, group in alike.items():
+        for one in group:
+            by_length.setdefault((key, one.length), []).append(one)
 
-    def cost(index: int) -> tuple[bool, int, int]:
-        a, b = (item.name for item in left[index])
-        return tokens[a] != tokens[b], max(used[a], used[b]), min(used[a], used[b])
-
-    chosen: list[int] = list(left) if n == len(found) else []
-    while len(chosen) < n:
-        best = min(left, key=cost)  # the first of them in the order drawn
-        used.update(item.name for item in left.pop(best))
-        chosen.append(best)
+    chosen: set[tuple[int, int]] = set()
+    if n is None:
+        for group in alike.values():
+            chosen.update(_ends(a, b) for a, b in combinations(group, 2) if a.label != b.label)
+    else:
+        for groups in (by_length.values(), alike.values()):
+            _draw_least_used(list(groups), n - len(chosen), chosen)
     return [
-        SpokenPair(type=which, a=a, b=b)
-        for index in sorted(chosen)
-        for a, b in (found[index], found[index][::-1])
+        SpokenPair(type=which, a=items[a], b=items[b])
+        for pair in sorted(chosen)
+        for a, b in (pair, pair[::-1])
     ]
+
+
+@dataclass(eq=False, slots=True)
+class _Candidate:
+    """An item that may be drawn."""
+
+    place: int
+    label: str
+    length: int
+    rank: int
+    n_used: int = 0
+
+    def __lt__(self, other: "_Candidate") -> bool:
+        return (self.n_used, self.rank) < (other.n_used, other.rank)
+
+
+_Ends = tuple[int, int]
+
+
+def _ends(a: _Candidate, b: _Candidate) -> _Ends:
+    return min(a.place, b.place), max(a.place, b.place)
+
+
+def _draw_least_used(groups: list[list[_Candidate]], n: int, chosen: set[_Ends]) -> None:
+    """Add up to ``n`` pairs within groups, which share no item: those of the least used first."""
+    for group in groups:
+        group.sort()
+    heap = [(*best, index) for index, group in enumerate(groups) if (best := _best(group, chosen))]
+    heapify(heap)
+    for _ in range(n):
+        if not heap:
+            return
+        _, pair, index = heap[0]
+        chosen.add(pair)
+        for one in groups[index]:
+            one.n_used += one.place in pair
+        groups[index].sort()
+        if best := _best(groups[index], chosen):
+            heapreplace(heap, (*best, index))
+        else:
+            heappop(heap)
+
+
+def _best(group: list[_Candidate], chosen: set[_Ends]) -> tuple[tuple[int, ...], _Ends] | None:
+    """The pair of a sorted group whose items are used least, and its cost."""
+    found: tuple[tuple[int, ...], _Ends] | None = None
+    for place, later in enumerate(group):
+        if found and (later.n_used > found[0][0] or found[0][1] == group[0].n_used):
+            break  # no pair further on costs less
+        for earlier in islice(group, place):
+            if earlier.label != later.label and (pair := _ends(earlier, later)) not in chosen:
+                cost = (later.n_used, earlier.n_used, later.rank, earlier.rank)
+                found = min(found or (cost, pair), (cost, pair))
+                break  # those behind it are used more, or come later
+    return found
 
 
 def like_in_labels(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ..materials.confounds import add_confounds
 from ..workbench.figures import limits_of
 from ..workbench.page import Page
 from ..workbench.report import Clip
@@ -20,21 +21,23 @@ CAVEATS = (
     "That the audio's effect decays with depth means that the information has been copied out, not "
     "that it stopped mattering: look for the span whose recovery rises meanwhile.",
     "A clip of another sentence is another recording altogether: semantic pairs share the voice's "
-    "emotion and the speaker, not the timing.",
+    "label and the speaker, not the timing.",
     "Pointwise bands: each depth's interval holds by itself, not the whole curve at once.",
 )
 
 
-def lead(items: Sequence[SpokenItem], prompt: str, *, is_calibration: bool) -> str:
+def lead(run: ProsodyResults) -> str:
     """What was asked of which clips."""
-    n_texts, n_speakers = len({item.text for item in items}), len({item.speaker for item in items})
+    clips, prompt = run["manifest"], run.config.prompt
+    counts = {"sentence": clips.text.nunique(), "speaker": clips.speaker.nunique()}
+    of = ", ".join(f"{n} {name}{'s' if n > 1 else ''}" for name, n in counts.items())
     lead = (
-        f"{len(items)} clips ({n_texts} sentences, {n_speakers} speakers) whose words carry one "
-        f"emotion and whose voice another. The model is asked: “{prompt}” This page shows "
-        "whose emotion it answers, at which depth that can be read, and by which way the words and "
-        "the voice reach the answer."
+        f"{len(clips)} clips ({of}) whose words carry one label and whose voice another, of "
+        f"{', '.join(run.config.labels)}. The model is asked: “{prompt}” This page shows whose "
+        "label it answers, at which depth that can be read, and by which way the words and the "
+        "voice reach the answer."
     )
-    if is_calibration:
+    if run.config.is_calibration:
         lead += (
             "\n\nfollows_semantics was trained to answer the emotion of the words, "
             "follows_prosody that of the voice; asked for either by name, both can tell it."
@@ -83,14 +86,13 @@ def _asked(page: Page, run: ProsodyResults, items: Sequence[SpokenItem]) -> None
     page.section("What was asked", f"“{run.config.prompt}”")
     page.clips(
         clips,
-        f"{len(clips)} of the {len(items)} clips as the model hears them, and the margin by depth "
+        f"{len(clips)} of the {len(items)} clips (mono, 16 kHz), and the margin by depth "
         "(above zero the voice leads; one scale for all).",
     )
     shown = ["duration_s", "rms_dbfs", "f0_median_hz", "f0_iqr_hz"]
     means = run["manifest"].groupby("prosody_label", sort=False)[shown].mean().reset_index()
-    page.table(
-        "The voices: where duration or level differ by emotion, they alone may give it away", means
-    )
+    page.table("The voices, by their label", means)
+    add_confounds(page, run)
 
 
 def _across_labels(items: Sequence[SpokenItem]) -> list[SpokenItem]:

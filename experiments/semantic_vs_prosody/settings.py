@@ -34,6 +34,7 @@ SPANS: dict[str, tuple[str, ...]] = {
 class SemanticVsProsodyConfig(ExperimentConfig):
     """What to run; the switches' defaults are the corrected experiment."""
 
+    KNOWN_WITH: ClassVar = ("audio", "labels")
     SEED_DEFAULTS: ClassVar[Mapping[str, Any]] = {
         "lens_source": "hf_tuple",
         "ties": "first",
@@ -52,21 +53,30 @@ class SemanticVsProsodyConfig(ExperimentConfig):
         description="manifest.csv (path, semantic_label, prosody_label, speaker, text), or its "
         "folder",
     )
-    prompt: str = Field(default=QUESTIONS["overall"], min_length=1)
+    prompt: str = Field(
+        default=QUESTIONS["overall"], min_length=1, description="what is asked about every clip"
+    )
     labels: Mapping[str, str | tuple[str, ...]] = Field(
         default_factory=lambda: {str(emotion): str(emotion) for emotion in EMOTIONS},
         description="label -> how the answer spells it",
     )
-    label_mode: LabelMode = "first_token"
+    label_mode: LabelMode = Field(
+        default="first_token",
+        description="an answer's score: of its first token, or of the best of several spellings",
+    )
     truncate: Truncate = False
-    pair_types: tuple[PairType, ...] = Field(default=PAIR_TYPES, min_length=1)
+    pair_types: tuple[PairType, ...] = Field(
+        default=PAIR_TYPES, min_length=1, description="what pairs differ in: the words, the voice"
+    )
     n_pairs: int | None = Field(
         default=60,
         ge=1,
         description="pairs of each type, before they are reversed; None is all there are",
     )
     align: Align = Field(default="resample_linear", description="clips of unequal duration")
-    spans: tuple[str, ...] = tuple(SPANS)
+    spans: tuple[str, ...] = Field(
+        default=tuple(SPANS), description="what is replaced together, at every depth"
+    )
     controls: tuple[SweepControl, ...] = Field(
         default=CONTROL_DONORS, description="donors that do not say the target"
     )
@@ -74,14 +84,20 @@ class SemanticVsProsodyConfig(ExperimentConfig):
         default="hooks",
         description="hf_tuple: hidden_states[1:], whose last entry has passed the final norm",
     )
-    ties: Ties = "split"
+    ties: Ties = Field(
+        default="split", description="labels that score alike share the win, or the first has it"
+    )
     fidelity: bool = Field(default=True, description="how far the lens is from the output")
     flip_condition: Literal["movable", "all"] = Field(
         default="movable",
         description="pairs in the main flip rates: those whose donor says the target and whose "
         "base does not, or all",
     )
-    delta: Delta = "logit_diff"
+    delta: Delta = Field(
+        default="logit_diff",
+        description="the shift towards the target: against the base's answer, of its "
+        "log-probability among the labels, or of its logit alone",
+    )
     min_effect: float = Field(
         default=0.5, gt=0, description="logits; recovery is undefined below this total effect"
     )
@@ -90,6 +106,11 @@ class SemanticVsProsodyConfig(ExperimentConfig):
     )
     engine: Engine = Field(default="fast", description="hooks is one whole forward per cell")
     max_bytes: EngineBytes = 2**28
+
+    @property
+    def is_calibration(self) -> bool:
+        """Whether a bundled model is asked one of the questions that it was trained on."""
+        return super().is_calibration and self.prompt in QUESTIONS.values()
 
     @model_validator(mode="after")
     def _what_makes_sense(self) -> "SemanticVsProsodyConfig":

@@ -67,7 +67,6 @@ class TuneLens(Experiment[TunedLensConfig]):
     Config = TunedLensConfig
     schema_version = 2
     tables, controls, claims = TABLES, CONTROLS, CLAIMS
-    items_setting = "audio"
     caveats = CAVEATS
 
     def open(self) -> dict[str, Any]:
@@ -270,11 +269,6 @@ class TuneLens(Experiment[TunedLensConfig]):
     def summaries(self, run: LensResults) -> Iterable[tuple[str, pd.DataFrame]]:
         """By depth and place, where answers settle, and the end of training."""
         return summarise(run)
-
-    @property
-    def is_calibration(self) -> bool:
-        """Whether model and prompts are bundled ones."""
-        return super().is_calibration and self.config.prompts is None
 
     def lead(self, run: LensResults) -> str:
         """What the two lenses are, and where the trained one is."""

@@ -1,6 +1,6 @@
 """Prompts that a tuned lens is trained on: OB1's, or those of a file.
 
-A file has one JSON object a line (see ``materials.jsonl``)::
+A file has one JSON object a line (see ``materials.records``)::
 
     {"prompt": {"audio": "sad.wav", "text": "Which emotion is it?"},
      "group": "speaker 3", "id": "s3-01"}
@@ -18,11 +18,11 @@ from typing import Any
 from hooked_alm import HookedALM
 from hooked_alm.inputs import ALMInput, AudioClip
 
-from ..materials.clip_table import collect
-from ..materials.jsonl import LineRecord, read_records
-from ..materials.ob1 import EMOTIONS, Emotion, PromptMode, prompt_segments
+from ..materials.instructions import PromptMode
+from ..materials.ob1 import EMOTIONS, ClipName, Emotion, parse_clip_name, prompt_segments
 from ..materials.pairs import Side, prepare_side
 from ..materials.recordings import Recording
+from ..materials.records import LineRecord, collect, read_records
 
 
 class LensPrompt(LineRecord):
@@ -45,21 +45,30 @@ def read_prompts(file: str | Path) -> list[LensPrompt]:
 
 
 def ob1_prompts(recordings: Sequence[Recording]) -> list[LensPrompt]:
-    """Every clip under all of OB1's instructions, naming every emotion; a clip is a group."""
+    """Every clip under all of OB1's instructions, naming every emotion; a clip is a group.
+
+    Raises:
+        InputError: clips of other languages, or with other labels, than OB1's.
+    """
+
+    def known(clip: Recording) -> ClipName:
+        return parse_clip_name("_".join((clip.language, clip.label, clip.intensity or "normal")))
+
+    names = collect("making OB1's prompts", known, recordings, lambda clip: clip.where)
     prompts = []
-    for number, clip in enumerate(recordings):
+    for number, (clip, name) in enumerate(zip(recordings, names, strict=True)):
         asked: list[tuple[PromptMode, Emotion | None]] = [
             ("audio_only", None), ("list_all", None), ("irrelevant_adjective", None),
         ]  # fmt: skip
         for emotion in EMOTIONS:
-            is_own = emotion == clip.emotion
+            is_own = emotion == name.emotion
             asked.append(("consistent" if is_own else "conflict", emotion))
             asked.append(("mention_only", emotion))
         for mode, named in asked:
             segments = prompt_segments(
                 mode,
-                clip.language,
-                voice=clip.emotion,
+                name.language,
+                voice=name.emotion,
                 named=named,
                 order=EMOTIONS[number % 5 :] + EMOTIONS[: number % 5],
             )

@@ -1,5 +1,7 @@
 """Settings of ``tuned_lens``."""
 
+from typing import ClassVar
+
 from pydantic import Field, model_validator
 
 from hooked_alm.errors import InputError
@@ -18,6 +20,8 @@ SCORED: dict[Scored, str] = {
 
 class TunedLensConfig(ExperimentConfig):
     """Which prompts, which positions of them, and how the translators are trained."""
+
+    KNOWN_WITH: ClassVar = ("audio", "prompts")
 
     audio: str = Field(
         default="bundled",

@@ -33,7 +33,7 @@ def conclude(
         title=f"{experiment.title}: {experiment.config.model}",
         question=experiment.question,
         lead=_lead(experiment, run),
-        is_calibration=experiment.is_calibration,
+        is_calibration=experiment.config.is_calibration,
         warnings=verdict.warnings,
         headlines=[_headline(one) for one in verdict.findings.values()],
         sections=page.sections,

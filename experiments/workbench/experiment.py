@@ -15,7 +15,7 @@ from .controls import Control
 from .page import Page
 from .results import C, Results, Row, Tables
 from .run_folder import RunFolder
-from .settings import PREFIX, ExperimentConfig
+from .settings import ExperimentConfig
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,6 @@ class Experiment(ABC, Generic[C]):
     claims: ClassVar[Sequence[Claim]] = ()
     caveats: ClassVar[Sequence[str]] = ()
     """What a reader has to bear in mind, a paragraph each."""
-    items_setting: ClassVar[str] = ""
-    """The setting that names the items, where the package carries some."""
     location: ClassVar[Path | None] = None
     """The file of a user's own experiment; set where it is loaded."""
     folder: RunFolder
@@ -151,12 +149,6 @@ class Experiment(ABC, Generic[C]):
     def known_defects(self) -> dict[str, str]:
         """The defects of this run's settings, by their number in ``docs/methods.md``."""
         return {one.id: one.text for one in self.defects if one.holds(self.config)}
-
-    @property
-    def is_calibration(self) -> bool:
-        """Whether the answer is known beforehand: a bundled model, asked about bundled items."""
-        items = getattr(self.config, self.items_setting, "")
-        return self.config.model.startswith(PREFIX) and f"{items}:".startswith(PREFIX)
 
     @classmethod
     def source(cls) -> str:

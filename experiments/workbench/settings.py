@@ -37,6 +37,9 @@ class ExperimentConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     SEED_DEFAULTS: ClassVar[Mapping[str, Any]] = {}
     """Defaults under ``variant: seed``; empty where no seed document has the experiment."""
+    KNOWN_WITH: ClassVar[tuple[str, ...]] = ()
+    """What is asked, where the package carries it: with these settings as they are by default, or
+    naming what is bundled, a bundled model's answer is known."""
 
     model: str = Field(default=f"{PREFIX}follows_text", description="id, folder or bundled:NAME")
     revision: str | None = Field(default=None, description="branch, tag or commit of a model id")
@@ -53,6 +56,22 @@ class ExperimentConfig(BaseModel):
     )
     n_threads: int | None = Field(default=None, ge=1, description="None leaves torch's own number")
     n_resamples: int = Field(default=2000, ge=1000, description="draws behind every interval")
+
+    @property
+    def is_calibration(self) -> bool:
+        """Whether the answer is known beforehand: a bundled model, asked what it was made for."""
+        fields = type(self).model_fields
+        asked = [(name, getattr(self, name)) for name in self.KNOWN_WITH]
+        return (
+            self.model.startswith(PREFIX)
+            and self.lora is None
+            and bool(asked)
+            and all(
+                f"{value}:".startswith(PREFIX)
+                or value == fields[name].get_default(call_default_factory=True)
+                for name, value in asked
+            )
+        )
 
     @model_validator(mode="before")
     @classmethod

@@ -22,7 +22,12 @@ from hooked_alm.experiments.materials.ob1 import CONFLICT_MAP, EMOTIONS, ob1_cli
 from hooked_alm.experiments.materials.recordings import Recording, load_recordings
 
 N_BLOCKS = 4
-INPUTS = {"model": {"blocks": N_BLOCKS}, "audio_is_first": True}
+INPUTS = {
+    "model": {"blocks": N_BLOCKS},
+    "audio_is_first": True,
+    "labels": [*EMOTIONS],
+    "prompts": {"en": {"audio_only": "What is it?"}},
+}
 SEGMENTS = {
     "audio": 0.4,
     "audio_struct": 0.1,
@@ -197,6 +202,7 @@ def toy_results(
 ) -> EmotionResults:
     """Hand-made tables (or given ones) as results, with the summaries that claims are made of."""
     run = EmotionConflict.results(config, INPUTS, tables or toy_tables(config, **made))
+    run.tables["confounds"] = pd.DataFrame(columns=["feature", "p", "found"])
     run.tables["handoffs"] = handoffs(run["patching"], run.draws)
     run.tables["ob1_flip_summary"] = flip_summary(conflict_items(run["runs"]))
     return run

@@ -80,6 +80,7 @@ def toy_results(follows: Side = "semantic", n: int = 12) -> ProsodyResults:
     """The tables as results, summaries included."""
     inputs = {"model": {"blocks": N_BLOCKS}}
     run = SemanticVsProsody.results(CONFIG, inputs, toy_tables(follows, n))
+    run.tables["confounds"] = pd.DataFrame(columns=["feature", "p", "found"])
     for name, table in summarise(run):
         run.tables[name] = table
     return run

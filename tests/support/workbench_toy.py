@@ -31,6 +31,7 @@ class Lens(BaseModel):
 
 class ToyConfig(ExperimentConfig):
     SEED_DEFAULTS: ClassVar[Mapping[str, Any]] = {"is_zero": True}
+    KNOWN_WITH: ClassVar = ("audio",)
 
     n_threads: int | None = Field(default=1, ge=1)
     n_units: int = 4
@@ -88,10 +89,6 @@ class Toy(Experiment[ToyConfig]):
     # Not part of the settings: a second try of the same run goes on.
     interrupts: ClassVar[bool] = True
     n_run: ClassVar[int] = 0
-
-    @property
-    def is_calibration(self) -> bool:
-        return True
 
     def open(self) -> dict[str, Any]:
         if self.config.n_units > 50:

@@ -202,7 +202,7 @@ def _strong_neutral(folder: Path) -> None:
     ("spoil", "match"),
     [
         (_remove_all, "loading recordings: got .*clips, expected a folder"),
-        (_list_a_missing_clip, r"(?s)2 problems.*manifest\.csv line 2: .*no such file"),
+        (_list_a_missing_clip, r"(?s)manifest\.csv: 2 problems.*line 2: path: .*no such file"),
         (_empty, r"zh_sad_strong\.wav.* got 0 bytes"),
         (_no_samples, r"zh_sad_strong\.wav has no samples"),
         (_corrupt, r"zh_sad_strong\.wav is corrupt"),
@@ -252,7 +252,23 @@ def test_a_number_of_clips_that_is_not_there(finished: RunFolder, clips: Path) -
             "mode 'first_token' scores",
         ),
         ({"labels": {"zh": {**LABELS["zh"], "sad": ""}}}, "'sad': .* has an empty spelling"),
-        ({"labels": {"en": LABELS["en"]}}, r"got labels for en, .*add labels\.zh"),
+        (
+            {"labels": {"zh": {"sad": "悲伤"}}},
+            r"cheerful_strong\.wav: emotion: got 'cheerful', expected one of sad",
+        ),
+        (
+            {"labels": {"zh": {"sad": "悲", "glad": "喜"}}},
+            r"cheerful_strong\.wav: emotion: got 'cheerful', expected one of sad, glad",
+        ),
+        ({"label_column": "mood"}, "mood"),
+        (
+            {"conflict_map": {"sad": "happy"}},
+            r"conflict_map\.sad: got 'happy', expected another of",
+        ),
+        (
+            {"prompt_language": "de"},
+            r"got clips in 'de' and no instructions in it: set prompts\.de",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_model_or_clips(
@@ -276,9 +292,12 @@ def test_settings_that_do_not_fit_model_or_clips(
         ("donors=[voice_swap]", r"donors\.0: got 'voice_swap', expected 'self', 'text_swap'"),
         ("modes=[audio_only]", "modes must include conflict"),
         ("modes=[conflict, audio_only, shout]", r"modes\.2: got 'shout', expected 'audio_only'"),
-        ("labels.zh.happy=乐", r"labels\.zh\.happy\S*: got 'happy', expected 'neutral'"),
-        ("labels.fr.sad=triste", r"labels\.fr\S*: got 'fr', expected 'zh' or 'en'"),
-        ("labels={en: {sad: sad}}", r"labels\.en must name neutral, cheerful"),
+        ("prompts={de: {ask: A}}", r"prompts\.de\.label_only: got nothing, expected Field req"),
+        (
+            "prompts.de={ask: A, label_only: B, obey: C, mention: '{label}', choose: '{labels}', "
+            "unrelated: D}",
+            r"prompts\.de\.obey: got 'C', expected text that has \{label\} once",
+        ),
         ("label_mode=sequence", "label_mode 'sequence' has no lens"),
         ("align=stretch", "align: got 'stretch', expected 'error'"),
         ("variant=Seed", "variant: got 'Seed', expected 'corrected' or 'seed'"),

@@ -17,6 +17,7 @@ import soundfile
 import torch
 from torch import Tensor
 
+from hooked_alm.experiments.emotion_conflict.corpus import Corpus
 from hooked_alm.experiments.emotion_conflict.experiment import EmotionConflict
 from hooked_alm.experiments.emotion_conflict.measure import SEGMENTS
 from hooked_alm.experiments.emotion_conflict.plan import PatchRun, PromptRun
@@ -57,6 +58,7 @@ def opened(model: str = "follows_text", **settings: Any) -> EmotionConflict:
     experiment = EmotionConflict(EmotionConflictConfig(model=f"bundled:{model}", **settings))
     for loaded in ("model", "recordings", "clips", "labels"):
         setattr(experiment, loaded, getattr(first, loaded))
+    experiment.corpus = Corpus(experiment.config, first.recordings)
     experiment.lens = LogitLens(experiment.config.lens_norm)
     return experiment
 
@@ -149,7 +151,7 @@ def test_a_run_agrees_with_plain_hf(model: str, unit_id: str) -> None:
     # Behaviour: bit by bit.
     final = hf.logits(prompt)
     scores = final[ids]
-    voice, target = run.recording.emotion, CONFLICT_MAP[run.recording.emotion]
+    voice, target = run.recording.label, CONFLICT_MAP[run.recording.label]
     [row] = done.tables["runs"]
     assert [row[z] for z in Z] == scores.tolist()
     assert row["prediction"] == EMOTIONS[int(scores.argmax())]
@@ -222,7 +224,7 @@ def test_the_seeds_run_agrees_with_plain_hf(model: str, unit_id: str) -> None:
     depths = pd.DataFrame(done.tables["depths"])
     assert list(depths["depth"]) == list(range(N_BLOCKS))  # C11: no output
     assert_close(depths[Z].to_numpy(), lens, LENS_ROWS)
-    voice = run.recording.emotion
+    voice = run.recording.label
     # C8: what the run was labelled with, minus the voice.
     target = voice if run.condition == "consistent" else CONFLICT_MAP[voice]
     delta = [row["delta"] for row in done.tables["delta"]]
@@ -262,7 +264,7 @@ def test_a_sweep_agrees_with_plain_hf(
     rows = pd.DataFrame(done.tables["patching"])
     assert len(rows) == len(expected)
     assert set(zip(rows["block"], rows["span"], strict=True)) == expected.keys()
-    voice = sweep.base.recording.emotion
+    voice = sweep.base.recording.label
     # What the donor should bring: under audio_swap the new voice's emotion, else the instruction's.
     toward = (target, voice) if donor == "audio_swap" else (voice, target)
     base_metric, donor_metric = (
@@ -356,7 +358,7 @@ def test_donors_are_what_their_names_say(model: str, clip: str) -> None:
         assert sweep.donor.recording.language == language
     assert sweeps["self"].donor == sweeps["self"].base
     pairs = {
-        kind: (sweep.donor.recording.emotion, sweep.donor.named) for kind, sweep in sweeps.items()
+        kind: (sweep.donor.recording.label, sweep.donor.named) for kind, sweep in sweeps.items()
     }
     assert pairs["text_swap"] == (voice, voice)
     assert sweeps["text_swap"].donor.recording.name == clip
@@ -526,7 +528,7 @@ def test_54_runs_and_108() -> None:
             for unit in runs_of(every)
             if unit.payload.recording == recording and unit.payload.condition == "conflict"
         }
-        assert named == set(EMOTIONS) - {recording.emotion}
+        assert named == set(EMOTIONS) - {recording.label}
     assert len([unit.id for unit in runs_of(opened(variant="seed"))]) == 54
 
 
@@ -567,7 +569,7 @@ def test_the_order_of_a_list_is_counterbalanced() -> None:
         order = sorted(EMOTIONS, key=lambda e, at=at: at[e])
         for place, emotion in enumerate(order):
             places[emotion, place] = places.get((emotion, place), 0) + 1
-        voices[order.index(recording.emotion)] += 1
+        voices[order.index(recording.label)] += 1
     assert len(places) == 25
     assert set(places.values()) == {3, 4}
     assert set(voices) == {3, 4}

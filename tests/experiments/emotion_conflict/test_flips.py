@@ -9,6 +9,7 @@ from hooked_alm.experiments.emotion_conflict.hypotheses import (
     late_consolidation_test,
 )
 from hooked_alm.experiments.emotion_conflict.tables import flip_cells, flip_summary
+from hooked_alm.experiments.materials.ob1 import EMOTIONS
 from hooked_alm.experiments.workbench.intervals import Draws
 
 DRAWS = Draws(0, 2000)
@@ -66,7 +67,7 @@ def test_flip_summary_without_recognised_items() -> None:
 def test_flip_cells() -> None:
     items = pd.concat([card_items(), card_items().assign(conflict="cheerful").iloc[[2, 2, 3]]])
     labels = ["neutral", "cheerful", "sad", "angry", "terrified"]
-    cells = flip_cells(items).set_index(["voice", "named"])
+    cells = flip_cells(items, EMOTIONS).set_index(["voice", "named"])
     assert list(cells.index) == [(voice, named) for voice in labels for named in labels]
     assert cells.n.sum() == 7
     assert cells.n["neutral", "angry"] == 3

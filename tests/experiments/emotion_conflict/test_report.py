@@ -28,6 +28,7 @@ from hooked_alm.experiments.emotion_conflict.tables import (
     items_with_delta,
     summarise,
 )
+from hooked_alm.experiments.materials.ob1 import EMOTIONS
 from hooked_alm.experiments.workbench.claims import Finding
 from hooked_alm.experiments.workbench.conclude import conclude
 from hooked_alm.experiments.workbench.controls import FAIL, PASS, ROUNDING, SKIPPED
@@ -86,13 +87,13 @@ def test_answers_are_counted_by_what_they_follow(run: EmotionResults) -> None:
     table = accuracy(items_with_delta(run))
     assert (table.groupby("condition").rate.sum() == 1).all()
     k = table.set_index(["condition", "answer"]).k
-    assert k["conflict", "the other emotion (T)"] == 12
+    assert k["conflict", "the other label (T)"] == 12
     assert k["mention_only", "the voice (A)"] == 12
-    assert k["mention_only", "the other emotion (T)"] == 0
+    assert k["mention_only", "the other label (T)"] == 0
 
 
 def test_flip_cells_mark_what_was_not_asked(run: EmotionResults) -> None:
-    cells = flip_cells(conflict_items(run["runs"])).set_index(["voice", "named"])
+    cells = flip_cells(conflict_items(run["runs"]), EMOTIONS).set_index(["voice", "named"])
     assert cells.rate["sad", "cheerful"] == 1
     assert np.isnan(cells.rate["sad", "angry"])
     assert cells.n["sad", "angry"] == 0

@@ -120,7 +120,7 @@ def test_prompt_errors() -> None:
     with pytest.raises(InputError, match=r"mode 'conflict': the instruction names 'sad', .* own"):
         prompt_segments("conflict", "en", voice="sad", named="sad")
     for mode in ("conflict", "consistent", "mention_only"):
-        with pytest.raises(InputError, match="got named=None, expected an emotion"):
+        with pytest.raises(InputError, match="got named=None, expected a label"):
             prompt_segments(mode, "en", voice="sad")  # type: ignore[arg-type]
     for mode in ("audio_only", "list_all", "irrelevant_adjective"):
         with pytest.raises(InputError, match="got named='angry', expected none"):

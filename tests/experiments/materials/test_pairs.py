@@ -129,8 +129,11 @@ def changed(key: str, value: Any) -> dict[str, Any]:
         (changed("answers.third", "x"), "line 2: answers: got .*two different texts"),
         (changed("group", None), "line 2: group: got null, expected a name"),
         (changed("group", " "), "line 2: group: got ' '"),
-        (changed("contrast", "a/b"), "line 2: contrast: got 'a/b', expected up to 64 letters"),
-        (changed("id", "../x"), "line 2: id: got '../x', expected up to 64 letters"),
+        (
+            changed("contrast", "a/b"),
+            "line 2: contrast: got 'a/b', expected up to 100 bytes",
+        ),
+        (changed("id", "../x"), "line 2: id: got '../x', expected up to 100 bytes of letters"),
         (
             changed("donor", GOOD["base"]),
             "line 2: the line: got .* donor that differs from the base",

@@ -50,8 +50,8 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 
 
 BAD: dict[str, tuple[str, Any, str]] = {
-    "an id that is no file name": ("id", "a/b", "id: got 'a/b', expected up to 64 letters"),
-    "an id too long for a file name": ("id", "a" * 65, "id: got 'aaa.*, expected up to 64 letters"),
+    "an id that is no file name": ("id", "a/b", "id: got 'a/b', expected up to 100 bytes"),
+    "an id too long for a file name": ("id", "a" * 101, "id: got 'aaa.*, expected up to 100 bytes"),
     "no continuation": ("continuation", None, "continuation: missing"),
     "an empty continuation": ("continuation", "", "continuation: got ''"),
     "an unknown field": ("answers", {}, "answers: got an unknown field"),

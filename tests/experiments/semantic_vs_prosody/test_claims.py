@@ -21,6 +21,7 @@ N = 30
 
 
 def results(**tables: pd.DataFrame) -> ProsodyResults:
+    tables["confounds"] = pd.DataFrame(columns=["feature", "p", "found"])
     return ProsodyResults(CONFIG, {"model": {"blocks": N_BLOCKS}}, tables)
 
 

@@ -1,6 +1,7 @@
 """Manifests of conflict clips: what is read, what is refused; and pairs made of them."""
 
 import csv
+import itertools
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import pytest
 import soundfile
 
 from hooked_alm.errors import InputError
+from hooked_alm.experiments.semantic_vs_prosody import items as items_module
 from hooked_alm.experiments.semantic_vs_prosody.experiment import BUNDLED_ITEMS
 from hooked_alm.experiments.semantic_vs_prosody.items import (
     EMOTIONS,
+    PAIR_TYPES,
+    PairType,
     SpokenItem,
-    candidates,
     conflict_items,
     draw_pairs,
     like_in_labels,
@@ -53,7 +56,7 @@ def test_a_manifest_is_read_in_its_order(tmp_path: Path) -> None:
         items = read_items(source, EMOTIONS)
         assert [item.name for item in items] == ["a", "b", "c"]
         assert [(item.semantic, item.prosody) for item in items] == [line[1:3] for line in LINES]
-        assert [item.other for item in items] == [{"note": note} for note in "xyz"]
+        assert [item.cells["note"] for item in items] == ["x", "y", "z"]
         assert {item.seconds for item in items} == {0.25}
 
 
@@ -69,30 +72,30 @@ def change(line: int, cell: int, value: str) -> list[tuple[str, ...]]:
         (
             change(1, 1, "joyful"),
             COLUMNS,
-            r"manifest\.csv line 3: column semantic_label: got 'joyful', expected one of neutral",
+            r"manifest.csv: line 3: semantic_label: got 'joyful', expected one of neutral",
         ),
-        (change(2, 2, ""), COLUMNS, r"line 4: column prosody_label: got '', expected one of"),
-        (change(0, 0, ""), COLUMNS, r"line 2: column path: got nothing, expected a file name"),
-        (change(0, 0, "none.flac"), COLUMNS, r"line 2: column path: .*none\.flac"),
-        (change(1, 3, " "), COLUMNS, r"line 3: column speaker: got nothing"),
-        (change(1, 4, ""), COLUMNS, r"line 3: column text: got nothing"),
-        (change(1, 0, "a.wav"), COLUMNS, r"line 3: column path: the same file stem as .* line 2"),
+        (change(2, 2, ""), COLUMNS, r"line 4: prosody_label: missing"),
+        (change(0, 0, ""), COLUMNS, r"line 2: path: missing"),
+        (change(0, 0, "none.flac"), COLUMNS, r"line 2: path: .*none\.flac"),
+        (change(1, 3, " "), COLUMNS, r"line 3: speaker: missing"),
+        (change(1, 4, ""), COLUMNS, r"line 3: text: missing"),
+        (change(1, 0, "a.wav"), COLUMNS, r"line 3: the same recording as .* line 2"),
         (
             [("x y.wav", *LINES[0][1:]), ("x(y.wav", *LINES[1][1:])],
             COLUMNS,
-            r"line 3: column path: the same file stem as .* line 2: .* rename one",
+            r"line 3: the same file name as .* line 2: .* rename one",
         ),
         (
             change(1, 0, "é" * 51 + ".wav"),
             COLUMNS,
-            r"line 3: column path: got a file name of 102 bytes .* at most 100",
+            r"line 3: path: got a file name of 102 bytes .* at most 100",
         ),
         (
             change(2, 1, "sad"),
             COLUMNS,
-            r"line 4: column semantic_label: got 'sad' for the words that .* line 2 calls 'happy'",
+            r"line 4: semantic_label: got 'sad' for the words that .* line 2 calls 'happy'",
         ),
-        ([LINES[0][:4]], COLUMNS, r"line 2: the line has more or fewer cells"),
+        ([LINES[0][:4]], COLUMNS, r"line 2: got 4 cells, expected one for each of the 5"),
         (
             [line[:4] for line in LINES],
             COLUMNS[:4],
@@ -114,7 +117,7 @@ def test_a_quote_that_is_never_closed_does_not_swallow_the_lines_behind_it(tmp_p
     text = table.read_text("utf-8")
     table.write_text(text.replace("s1,Good news.", 's1,"Good news.', 1), "utf-8")
     with pytest.raises(
-        InputError, match=r"manifest\.csv: got unexpected end of data.* Close every quote"
+        InputError, match=r"manifest\.csv: line \d: got unexpected end of data.* Close every quote"
     ):
         read_items(folder, EMOTIONS)
     table.write_text(text.replace("Good news.", '"Good ""news"", he said."'), "utf-8-sig")
@@ -133,28 +136,28 @@ def test_items_are_named_as_files_can_be(tmp_path: Path) -> None:
 def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
     lines = [("a.wav", "happy", "sad", "s1", "x"), ("b.wav", "no", "sad", "s1", "y")]
     lines.append(("c.wav", "happy", "sad", "", "z"))
-    with pytest.raises(InputError, match=r"2 problems\n.*line 3: .*\n.*line 4: column speaker"):
+    with pytest.raises(InputError, match=r"2 problems\n.*line 3: .*\n.*line 4: speaker"):
         read_items(write(tmp_path / "clips", lines), EMOTIONS)
 
 
 def test_a_changed_recording_and_a_damaged_one(tmp_path: Path) -> None:
     folder = write(tmp_path / "clips", [(*LINES[0], "0" * 64)], (*COLUMNS, "sha256"))
-    with pytest.raises(InputError, match=r"line 2: column sha256: got 0+, expected [0-9a-f]{64}"):
+    with pytest.raises(InputError, match=r"line 2: sha256: got 0+, expected [0-9a-f]{64}"):
         read_items(folder, EMOTIONS)
     (folder / "a.wav").write_bytes(b"no sound")
-    with pytest.raises(InputError, match=r"line 2: column path: .*a\.wav"):
+    with pytest.raises(InputError, match=r"line 2: path: .*a\.wav"):
         read_items(folder, EMOTIONS)
 
 
 def test_the_same_recording_twice(tmp_path: Path) -> None:
     folder = write(tmp_path / "clips", LINES[:2])
     (folder / "b.wav").write_bytes((folder / "a.wav").read_bytes())
-    with pytest.raises(InputError, match=r"line 3: column path: the same recording as .* line 2"):
+    with pytest.raises(InputError, match=r"line 3: the same recording as .* line 2"):
         read_items(folder, EMOTIONS)
 
 
 def test_no_manifest(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"reading .*manifest\.csv: got .*expected a CSV file"):
+    with pytest.raises(InputError, match=r"reading .*manifest\.csv: got .*expected a CSV sheet"):
         read_items(tmp_path, EMOTIONS)
 
 
@@ -229,12 +232,80 @@ def test_pairs_of_equal_length_come_first(bundled: list[SpokenItem]) -> None:
     tokens: dict[str, Any] = {item.name: i % 2 for i, item in enumerate(some)}
     equal = [
         (a.name, b.name)
-        for a, b in candidates(some, "semantic")
-        if tokens[a.name] == tokens[b.name]
+        for a, b in itertools.combinations(some, 2)
+        if (a.speaker, a.prosody) == (b.speaker, b.prosody)
+        and a.semantic != b.semantic
+        and tokens[a.name] == tokens[b.name]
     ]
     drawn = draw_pairs(some, "semantic", len(equal), 0, tokens=tokens)
     assert equal
     assert {(p.a.name, p.b.name) for p in drawn} == {*equal, *((b, a) for a, b in equal)}
+
+
+def spoken(number: int, speaker: str, words: str, voice: str) -> SpokenItem:
+    cells = {"semantic_label": words, "prosody_label": voice, "speaker": speaker, "text": words}
+    about = {"seconds": 1.0, "sampling_rate": RATE, "channels": 1, "codec": "", "sha256": ""}
+    name = f"clip{number}"
+    return SpokenItem(name=name, path=Path(name), cells=cells, where=name, **about)
+
+
+@pytest.mark.parametrize("n", [1, 7, 40, 10_000])
+@pytest.mark.parametrize("which", PAIR_TYPES)
+def test_the_draw_is_the_greedy_one_over_every_pair(which: PairType, n: int) -> None:
+    """Against the definition, which looks at all pairs for every one that it draws."""
+    rng = np.random.default_rng(n)
+    items = [
+        spoken(i, f"s{rng.integers(3)}", rng.choice([*"abc"]), rng.choice([*"xy"]))
+        for i in range(40)
+    ]
+    tokens = {item.name: int(rng.integers(3)) for item in items}
+    ranks = np.random.default_rng([5, PAIR_TYPES.index(which)]).permutation(len(items))
+    rank = dict(zip([item.name for item in items], ranks.tolist(), strict=True))
+
+    def rest(item: SpokenItem) -> tuple[str, str]:
+        return item.speaker, item.prosody if which == "semantic" else item.text
+
+    left = [
+        (a, b)
+        for a, b in itertools.combinations(items, 2)
+        if rest(a) == rest(b) and a.label(which) != b.label(which)
+    ]
+    used: Counter[str] = Counter()
+
+    def cost(pair: tuple[SpokenItem, SpokenItem]) -> tuple[object, ...]:
+        first, second = sorted((used[one.name], rank[one.name]) for one in pair)
+        differs = tokens[pair[0].name] != tokens[pair[1].name]
+        return differs, second[0], first[0], second[1], first[1]
+
+    wanted = set()
+    while left and len(wanted) < n:
+        best = min(left, key=cost)
+        left.remove(best)
+        used.update(one.name for one in best)
+        wanted.add((best[0].name, best[1].name))
+    drawn = draw_pairs(items, which, n, 5, tokens=tokens)
+    assert {(p.a.name, p.b.name) for p in drawn[::2]} == wanted
+    assert {(p.b.name, p.a.name) for p in drawn[1::2]} == wanted
+
+
+@pytest.mark.parametrize("n_items", [1_000, 4_000])
+def test_the_draw_looks_at_few_pairs(n_items: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number of looks that depends on the pairs drawn, not on the millions there could be."""
+    looks = 0
+    ends = items_module._ends
+
+    def counted(*pair: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return ends(*pair)
+
+    monkeypatch.setattr(items_module, "_ends", counted)
+    items = [spoken(i, "s", "abcd"[i % 4], "xy"[i % 2]) for i in range(n_items)]
+    drawn = draw_pairs(
+        items, "semantic", 60, 0, tokens={item.name: i % 7 for i, item in enumerate(items)}
+    )
+    assert len(drawn) == 120
+    assert looks < 300
 
 
 def test_a_clip_of_the_same_labels(bundled: list[SpokenItem]) -> None:

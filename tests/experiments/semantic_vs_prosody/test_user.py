@@ -84,7 +84,7 @@ def test_units_of_a_small_manifest(clips: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "changed", "settings", "match"),
     [
-        (NAMES, {"prosody_label": "cheerful"}, {}, r"line 2: column prosody_label: got 'cheerful'"),
+        (NAMES, {"prosody_label": "cheerful"}, {}, r"line 2: prosody_label: got 'cheerful'"),
         (NAMES[::2], {}, {}, r"none of which makes a prosody pair.*set pair_types to \[semantic\]"),
         (NAMES[:2], {}, {}, r"none of which makes a semantic pair.*set pair_types to \[prosody\]"),
         (NAMES, {}, {"labels": {"sad": "sad", "happy": "happy"}}, r"got 'angry', expected one of"),
@@ -163,8 +163,8 @@ def test_clips_that_the_model_cannot_hear_are_refused_by_line(tmp_path: Path) ->
         table.loc[row, "path"] = name
     table.to_csv(folder / "manifest.csv", index=False)
     match = (
-        r"2 problems\n.*manifest\.csv line 2: column path: .*short\.wav.* too short"
-        r"[^\n]*\n.*line 3: column path: .*long\.wav lasts 10\.000 s"
+        r"2 problems\n.*manifest\.csv line 2: .*short\.wav.* too short"
+        r"[^\n]*\n.*line 3: .*long\.wav lasts 10\.000 s"
     )
     with pytest.raises(InputError, match=match):
         opened(audio=str(folder))

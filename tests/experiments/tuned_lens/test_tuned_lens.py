@@ -373,7 +373,7 @@ GOOD = {"prompt": {"text": "What is it?"}, "group": "a", "id": "one"}
         ({"prompt": {}}, "line 2: prompt: got {}, expected audio, an instruction"),
         (
             {"prompt": {"text": "x"}, "id": "a/b"},
-            "line 2: id: got 'a/b', expected up to 64 letters",
+            "line 2: id: got 'a/b', expected up to 100 bytes",
         ),
         ({**GOOD, "prompt": {"text": "y"}}, "line 2: id: got 'one', which mine.jsonl line 1 has"),
     ],

@@ -1,0 +1,192 @@
+"""Clips that a table names, each opened once; every fault at once, by line and column.
+
+A table is a CSV sheet or JSONL (see `records`) with a column ``path``, relative to it. ``sha256``
+is checked; the other computed columns (`MEASURED`) are never read back; all others are kept as what
+is known of the clip. Clips are called after their files, in results too.
+"""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict
+
+from hooked_alm.audio import decode_file
+from hooked_alm.errors import InputError
+
+from .acoustics import describe_clip
+from .records import LONGEST_NAME, File, LineRecord, composed, raise_all, read_made
+
+MANIFEST = "manifest.csv"
+MEASURED = (
+    "duration_s", "sample_rate", "channels", "codec", "rms_dbfs", "f0_median_hz", "f0_iqr_hz",
+    "voiced_fraction", "sha256",
+)  # fmt: skip
+"""Columns that are computed; of these only ``sha256`` is ever read back."""
+
+
+class ClipLine(LineRecord):
+    """A line that names a clip; further columns are kept."""
+
+    model_config = ConfigDict(extra="allow")
+
+    path: File
+    sha256: str = ""
+
+    @property
+    def cells(self) -> dict[str, str]:
+        """What the line says of the clip, as text by column: all but path and computed columns."""
+        ours = {*LineRecord.model_fields, "path", *MEASURED}
+        fields = [name for name in type(self).model_fields if name in self.model_fields_set]
+        every = {name: getattr(self, name) for name in fields} | (self.model_extra or {})
+        return {
+            composed(name): composed(str(value))
+            for name, value in every.items()
+            if name not in ours and value is not None
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipFile:
+    """A recording that was opened, and what is known of it."""
+
+    name: str
+    """Names results; no two clips of a set share it."""
+    path: Path
+    cells: dict[str, str] = field(default_factory=dict)
+    """What its table says of it, by column."""
+    seconds: float
+    sampling_rate: int
+    channels: int
+    codec: str
+    """Container and coding, such as ``WAV/PCM_16``."""
+    sha256: str
+    notes: tuple[str, ...] = ()
+    """What was odd about reading it."""
+    where: str
+    """Its table and line, or its file; leads the errors about it."""
+
+    def measured(self) -> dict[str, Any]:
+        """The columns `MEASURED`: what may tell clips apart before a model has heard them."""
+        channels, rate, _ = decode_file(self.path)
+        about = {"sample_rate": rate, "channels": self.channels, "codec": self.codec}
+        sound = asdict(describe_clip(channels.mean(axis=0), rate))
+        every = {**sound, **about, "sha256": self.sha256}
+        return {column: every[column] for column in MEASURED}
+
+
+C = TypeVar("C", bound=ClipFile)
+L = TypeVar("L", bound=ClipLine)
+
+
+def read_clips(what: str, table: Path, kind: type[L], make: Callable[[L], C]) -> list[C]:
+    """The clips of a table, in its order, made by ``make``, which opens them with `open_clip`.
+
+    Raises:
+        InputError: all that is wrong with its lines and with the files that they name.
+    """
+    return told_apart(read_made(what, table, kind, make, _repeats))
+
+
+def told_apart(clips: Sequence[C]) -> list[C]:
+    """The clips, with names of their folders where those of their files are not enough."""
+    count = Counter(clip.name.casefold() for clip in clips)
+    return [
+        replace(clip, name=f"{file_safe(clip.path.parent.name)}-{clip.name}")
+        if count[clip.name.casefold()] > 1
+        else clip
+        for clip in clips
+    ]
+
+
+def file_safe(name: str) -> str:
+    """A name as files of a run can have it."""
+    return re.sub(r"[^\w+=@,.-]+", "-", composed(name))
+
+
+def _repeats(clips: Sequence[ClipFile]) -> list[str]:
+    """Recordings that are given twice, and names that results could not tell apart."""
+    faults, first = [], dict[tuple[str, str], ClipFile]()
+    for clip, named in zip(clips, told_apart(clips), strict=True):
+        for column, key, cure in (
+            ("recording", clip.sha256, "leave one out, or replace the wrong copy"),
+            ("file name", named.name.casefold(), "results are named by it; rename one file"),
+        ):
+            earlier = first.setdefault((column, key), clip)
+            if earlier is not clip:
+                faults.append(f"{clip.where}: the same {column} as {earlier.where}: {cure}")
+                break
+    return faults
+
+
+def check_clips(doing: str, clips: Sequence[C]) -> list[C]:
+    """The clips of a folder, told apart; see `read_clips`.
+
+    Raises:
+        InputError: two that are the same recording, or have the same name.
+    """
+    raise_all(doing, _repeats(clips))
+    return told_apart(clips)
+
+
+def open_clip(
+    kind: type[C],
+    path: Path,
+    where: str,
+    cells: dict[str, str],
+    *,
+    column: str = "",
+    sha256: str = "",
+    **more: Any,
+) -> C:
+    """A clip of some kind, read from its file.
+
+    Args:
+        kind: of clip.
+        path: of the file.
+        where: leads the errors about it.
+        cells: what is known of it.
+        column: that names the file, if a table does; leads the errors about the file.
+        sha256: of the file, where it is known.
+        more: fields that the kind adds.
+
+    Raises:
+        InputError: no sound that can be decoded, another file than the hash is of, or a name that
+            is too long for results.
+    """
+    import soundfile
+
+    name, lead = file_safe(path.stem), f"{column}: " if column else ""
+    if (n := len(name.encode())) > LONGEST_NAME:
+        raise InputError(
+            f"{lead}got a file name of {n} bytes without its suffix, expected at most "
+            f"{LONGEST_NAME}: results are named by it. Rename the file"
+        )
+    try:
+        channels, rate, notes = decode_file(path)
+    except InputError as error:
+        raise InputError(f"{lead}{error}") from error
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if sha256 and sha256.lower() != found:
+        raise InputError(
+            f"sha256: got {sha256}, expected {found} for {path.name}. The file was changed since; "
+            "put the original back, or empty the cell"
+        )
+    about = soundfile.info(path)
+    return kind(
+        name=name,
+        path=path,
+        cells=cells,
+        seconds=channels.shape[1] / rate,
+        sampling_rate=rate,
+        channels=len(channels),
+        codec=f"{about.format}/{about.subtype}",
+        sha256=found,
+        notes=tuple(notes),
+        where=where,
+        **more,
+    )

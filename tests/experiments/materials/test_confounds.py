@@ -1,0 +1,75 @@
+"""What else tells clips apart: the statistics against SciPy's, and what is found or passed over."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import chi2_contingency, kruskal
+
+from hooked_alm.experiments.materials import confounds as module
+from hooked_alm.experiments.materials.confounds import confounds
+
+
+def clips(n: int = 18, seed: int = 0) -> pd.DataFrame:
+    """Clips of three labels, whose features have nothing to do with them."""
+    rng = np.random.default_rng(seed)
+    return pd.DataFrame(
+        {
+            "emotion": np.resize(["sad", "angry", "calm"], n),
+            "duration_s": rng.normal(3, 1, n),
+            "rms_dbfs": rng.normal(-20, 3, n),
+            "sample_rate": rng.choice([8000, 16000], n),
+            "channels": 1,
+            "speaker": rng.choice(["ann", "bob", "cat"], n),
+        }
+    )
+
+
+def test_statistics_are_those_of_kruskal_and_pearson() -> None:
+    table = clips()
+    codes = table.emotion.factorize()[0][None]
+    parts = [part for _, part in table.groupby("emotion").rms_dbfs]
+    ranks = module._between(module._ranks(table.rms_dbfs), codes)[0]
+    assert ranks * 17 / 18 == pytest.approx(kruskal(*parts).statistic)  # theirs divides by n − 1
+    counts = pd.crosstab(table.emotion, table.speaker)
+    found = module._between(module._indicators(table.speaker), codes)[0]
+    assert found == pytest.approx(chi2_contingency(counts, correction=False).statistic)
+
+
+@pytest.mark.parametrize(
+    ("feature", "values", "found"),
+    [
+        ("duration_s", {"sad": 4.0, "angry": 2.0, "calm": 3.0}, "sad 4 s, angry 2 s, calm 3 s"),
+        ("rms_dbfs", {"sad": -30.0, "angry": -10.0, "calm": -np.inf}, "calm -inf dBFS"),
+        ("sample_rate", {"sad": 8000}, "sad 8000 in 6 of 6, angry 16000 in 6 of 6"),
+        ("channels", {"calm": 2}, "calm 2 in 6 of 6"),
+        ("codec", {"angry": "MP3/MPEG_LAYER_III"}, "angry MP3/MPEG_LAYER_III in 6 of 6"),
+        ("speaker", {"sad": "dan", "angry": "eve"}, "sad dan in 6 of 6, angry eve in 6 of 6"),
+    ],
+)
+def test_every_feature_that_goes_with_the_labels_is_named(
+    feature: str, values: dict[str, object], found: str
+) -> None:
+    table = clips()
+    usual = {"sample_rate": 16000, "codec": "WAV/PCM_16", "channels": 1, "speaker": "ann"}
+    table[feature] = [values.get(one, usual.get(feature)) for one in table.emotion]
+    (one,) = confounds(table, "emotion", seed=0)
+    assert one.feature == feature
+    assert found in one.found
+    assert one.p < 0.01
+    assert confounds(table, "emotion", seed=0, without=[feature]) == []
+
+
+def test_nothing_is_found_where_nothing_is_and_rarely_by_chance() -> None:
+    hits = [bool(confounds(clips(seed=seed), "emotion", seed=seed)) for seed in range(60)]
+    assert sum(hits) <= 6  # 5 % of all clips' features together; 7 or more have p < 0.04
+    assert confounds(clips().drop(columns=["speaker"]), "emotion", seed=1) == []
+
+
+def test_the_label_itself_is_no_confound() -> None:
+    table = clips().assign(speaker=lambda t: t.emotion)
+    assert [one.feature for one in confounds(table, "emotion", seed=0)] == ["speaker"]
+    assert confounds(table.drop(columns="emotion"), "speaker", seed=0) == []
+
+
+def test_two_clips_cannot_show_a_confound() -> None:
+    assert confounds(clips(2).assign(duration_s=[1.0, 9.0]), "emotion", seed=0) == []
