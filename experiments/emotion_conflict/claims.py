@@ -199,7 +199,7 @@ def _handoff(run: EmotionResults, donor: str) -> Finding:
 def _block(row: pd.Series, n_blocks: int) -> str:
     if not np.isfinite(row.block):
         return "no block"
-    return f"block {row.block:.0f} [{row.low:.0f}, {row.high:.0f}] of 0 to {n_blocks - 1}"
+    return f"block {shown(_numbers(row, 'block'), 0)} of 0 to {n_blocks - 1}"
 
 
 def _no_handoff(row: pd.Series) -> dict[str, bool]:

@@ -106,7 +106,7 @@ def dominance_test(
     claim = "The voice dominates the text" if found["high"] < 0 else "The text dominates the voice"
     facts = f"TE(text) − TE(voice) = {shown(found)} logits"
     if found["n"]:
-        # A percentile interval of few items is somewhat too narrow; S-7 asks for this beside it.
+        # The interval of few items holds less than it says; S-7 asks for this beside it.
         facts += f", sign test p = {sign_test(gap[audio_correct]).p:.2g}"
     why_not = {
         **few(found["n"], "items recognised from the voice alone"),

@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 
-from ..workbench.claims import Claim, Finding, judged
+from ..workbench.claims import Claim, Finding, judged, shown
 from ..workbench.controls import Control, Outcome, at_most
 from .tables import LensResults
 
@@ -35,17 +35,17 @@ def _closer(run: LensResults, place: str, where: str) -> Finding:
     worst = scored.loc[scored.gain_low.fillna(-np.inf).idxmin()]
     n, at = int(worst.n_groups), int(worst.depth)
     sizes = scored.gain / scored.kl_logit
+    gain = {"mean": worst.gain, "low": worst.gain_low, "high": worst.gain_high, "n": n}
     return judged(
         f"{where} the tuned lens is closer to the output at every depth",
-        f"Least sure at depth {at}: KL(logit) − KL(tuned) = {worst.gain:.3f} "
-        f"[{worst.gain_low:.3f}, {worst.gain_high:.3f}] nats (band over all depths). By "
-        f"depth it takes {sizes.min():.0%} to {sizes.max():.0%} of the logit lens' distance away, "
-        f"{n} held-out groups",
+        f"Least sure at depth {at}: KL(logit) − KL(tuned) = {shown(gain, 3)} nats (band "
+        f"over all depths). By depth it takes {sizes.min():.0%} to {sizes.max():.0%} "
+        f"of the logit lens' distance away, {n} held-out groups",
         {
             f"only {n} held-out groups": n < MIN_GROUPS,
             f"not surely at depth {at}": not worst.gain_low > 0,
         },
-        numbers={"mean": worst.gain, "low": worst.gain_low, "high": worst.gain_high, "n": n},
+        numbers=gain,
         unit="nats",
     )
 
@@ -53,18 +53,18 @@ def _closer(run: LensResults, place: str, where: str) -> Finding:
 def _earlier(run: LensResults) -> Finding:
     """The claim that its top token at the readout settles at an earlier depth."""
     rows = run["settling"].set_index("lens")
-    means, gap = rows["mean"], rows.loc["earlier"]
-    n = int(gap.n_groups)
+    means, gap = rows["mean"], rows.loc["earlier"].to_dict()
+    n = int(gap["n_groups"])
     return judged(
         "The tuned lens reads the answer at an earlier depth",
         f"Its top token at the readout is the output's for good from depth "
         f"{means['tuned']:.2f} on, the logit lens' from {means['logit']:.2f}; "
-        f"{gap['mean']:.2f} [{gap.low:.2f}, {gap.high:.2f}] blocks earlier, {n} held-out groups",
+        f"{shown(gap)} blocks earlier, {n} held-out groups",
         {
             f"only {n} held-out groups": n < MIN_GROUPS,
-            "the interval includes 0": not gap.low > 0,
+            "the interval includes 0": not gap["low"] > 0,
         },
-        numbers=gap.to_dict(),
+        numbers=gap,
         unit="blocks",
         count="n_groups",
     )

@@ -200,6 +200,6 @@ def around_zero(row: Mapping[str, Any]) -> bool:
 
 
 def shown(numbers: Mapping[str, Any], digits: int = 2) -> str:
-    """``mean [low, high]``."""
+    """``mean [low, high]``, or that there is no interval."""
     mean, low, high = (f"{numbers[name]:.{digits}f}" for name in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+    return f"{mean} (no interval)" if np.isnan(numbers["low"]) else f"{mean} [{low}, {high}]"

@@ -5,6 +5,7 @@ from typing import Any
 
 from .claims import Finding, Verdict
 from .experiment import Experiment
+from .intervals import HOW_MADE
 from .page import Page
 from .report import Headline, Report, write_report
 from .results import Results, Tables
@@ -63,7 +64,7 @@ def _add_verdict(page: Page, verdict: Verdict) -> None:
 
 
 def _add_method(page: Page, experiment: Experiment[Any], run: Results[Any]) -> None:
-    parts = [experiment.method(run), *experiment.caveats]
+    parts = [experiment.method(run), HOW_MADE, *experiment.caveats]
     page.section("Methods and caveats", "\n\n".join(filter(None, parts)))
     rows = [{"table": f"tables/{k}", "a row is": v} for k, v in experiment.tables.items()]
     page.table("What was measured", rows)

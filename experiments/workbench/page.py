@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure as Drawing
 
 from .figures import save_figure
+from .intervals import NOT_DRAWN
 from .report import Clip, Clips, Figure, Note, Section, SectionItem, Table
 from .run_folder import CLIP_RATE_HZ, RunFolder
 
@@ -38,7 +39,7 @@ class Page:
         how: str,
         controls: str = "",
     ) -> None:
-        """Keeps a drawing with the numbers it shows, and shows it.
+        """Keeps a drawing with the numbers it shows, and shows it; says where it has no interval.
 
         Args:
             name: of its files.
@@ -49,6 +50,8 @@ class Page:
             controls: what has to hold if it shows what it claims to.
         """
         save_figure(self.folder, name, drawing, numbers)
+        if numbers.filter(regex="low$").isna().any(axis=None):
+            how = f"{how} {NOT_DRAWN}"
         self._add(Figure(name, caption, how, controls))
 
     def table(

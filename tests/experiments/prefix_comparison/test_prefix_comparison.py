@@ -352,22 +352,22 @@ def hand_made(**tables: pd.DataFrame) -> PrefixResults:
 def test_cards_s7_and_s8() -> None:
     row = means(one_depth([2.5] * 6, "abcdef"), DRAWS).iloc[0]
     assert (row["low"], row["high"]) == (2.5, 2.5)
-    two = means(one_depth([0.0, 1.0], "ab"), DRAWS)
-    assert (two.low[0], two.high[0]) == (0, 1)
-    items = pd.DataFrame({"item": ["0", "1", "2", "3"], "quadrant": ["G10", "G10", "G01", "G01"]})
-    curves = pd.DataFrame(
-        {"item": items.item, "group": items.item, "run": "a", "depth": 0, "delta": [1.0, 1, 3, 3]}
-    )
+    few = means(one_depth([2.5] * 5, "abcde"), DRAWS).iloc[0]
+    assert few["mean"] == 2.5
+    assert np.isnan([few["low"], few["high"]]).all()
+    items = pd.DataFrame({"item": [*"abcdefghijkl"], "quadrant": ["G10"] * 6 + ["G01"] * 6})
+    curves = items.assign(group=items.item, run="a", depth=0, delta=[1.0] * 6 + [3.0] * 6)
     found = quadrant_table(hand_made(items=items, curves=curves)).set_index("quadrant")
     assert found.loc["G10 − G01", ["mean", "low", "high"]].tolist() == [-2, -2, -2]
-    assert found.n.to_dict() == {"G10": 2, "G01": 2, "G10 − G01": 4}
+    assert found.n.to_dict() == {"G10": 6, "G01": 6, "G10 − G01": 12}
 
 
 def test_items_of_a_group_are_resampled_together() -> None:
-    alone = means(one_depth([0.0, 0.0, 0.0, 1.0], "abcd"), DRAWS).iloc[0]
-    together = means(one_depth([0.0, 0.0, 0.0, 1.0], "xxyy"), DRAWS)
-    assert together.high[0] == 0.5
-    assert alone["high"] > 0.5
+    values = [0.0, 1.0] * 6
+    alone = means(one_depth(values, "abcdefghijkl"), DRAWS).iloc[0]
+    together = means(one_depth(values, "aabbccddeeff"), DRAWS).iloc[0]
+    assert (together["low"], together["high"]) == (0.5, 0.5)
+    assert alone["low"] < 0.5 < alone["high"]
 
 
 def test_items_that_share_a_source_establish_nothing_by_their_number() -> None:
