@@ -87,7 +87,7 @@ class Desta25FrontEnd(DestaFrontEnd):
         attention_mask: Int[Tensor, "batch pos"] | None = None,
         position_ids: Int[Tensor, "batch pos"] | None = None,
         batch_features: Float[Tensor, "clip mel frame"] | None = None,
-        batch_transcription_ids: Sequence[Int[Tensor, "1 token"]] | None = None,
+        batch_transcription_ids: Sequence[Int[Tensor, "1 _token"]] | None = None,
         batch_start_positions: Sequence[tuple[int, int]] | None = None,
         **refused: object,
     ) -> ALMInput:
