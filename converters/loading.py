@@ -14,7 +14,7 @@ from hooked_alm.checkpoint import (
     PickledCheckpoint,
     SafetensorsCheckpoint,
 )
-from hooked_alm.config import AttentionImplementation, HookedALMConfig
+from hooked_alm.config import AttentionImplementation, HookedALMConfig, check_device
 from hooked_alm.errors import ConversionError, HookedALMError, InputError
 from hooked_alm.model import HookedALM
 
@@ -157,15 +157,7 @@ def _check_machine(device: torch.device | str | None, attn_implementation: str) 
             "loading a model with attn_implementation='flash_attention_2': the package flash-attn "
             "is missing, or there is no GPU for it. Install it, or take 'sdpa'."
         )
-    try:
-        torch.empty(0, device=device)
-    # AssertionError: how a torch without CUDA answers.
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(
-            f"loading a model on device {str(device)!r}: {reason}. Give one that `hooked-alm "
-            "doctor` finds; cpu is always there."
-        ) from error
+    check_device("loading a model on", device)
 
 
 def _find_parts(

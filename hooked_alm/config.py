@@ -172,9 +172,36 @@ class HookedALMConfig:
         return [name for name, value in plain.items() if getattr(self, name) != value]
 
     @property
+    def n_params(self) -> int:
+        """Number of weights as HookedTransformer's config counts them; see ``n_params_total``.
+
+        Matrices of attention and MLP in the trunk's blocks, keys and values once per query head;
+        no embeddings, norms or biases.
+        """
+        attn, mlp = 4 * self.n_heads * self.d_head, 3 * self.d_mlp
+        return self.n_layers * self.d_model * (attn + mlp)
+
+    @property
     def n_groups(self) -> int:
         """Query heads that share one key/value head."""
         return self.n_heads // self.n_key_value_heads
 
 
 _FIELD_NAMES = frozenset(f.name for f in fields(HookedALMConfig))
+
+
+def check_device(attempt: str, device: torch.device | str | int | None) -> None:
+    """Refuse a device that this machine or this torch does not have.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    try:
+        torch.empty(0, device=device)
+    # AssertionError: how a torch without CUDA answers.
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(
+            f"{attempt} device {str(device)!r}: {reason}. Give one that `hooked-alm doctor` "
+            "finds; cpu is always there."
+        ) from error

@@ -1,5 +1,8 @@
 """The errors a user can cause. Each message says what was attempted, what came, what to do."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class HookedALMError(ValueError):
     """Base of every error that a user can cause."""
@@ -18,3 +21,22 @@ class HookNameError(HookedALMError, KeyError):
 
 class ConversionError(HookedALMError):
     """A checkpoint or its config that does not fit the model it claims to be."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """At most three known names that look like one that is not known, for its message."""
+    return ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.5)) or "nothing"
+
+
+def refuse_unknown(attempt: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse options that nothing takes, with the nearest of those that exist.
+
+    Raises:
+        InputError: there are any.
+    """
+    known = sorted(known)
+    if unknown := [f"{name} (nearest: {nearest(name, known)})" for name in {*given} - {*known}]:
+        raise InputError(
+            f"{attempt}: got {', '.join(sorted(unknown))}, expected options that exist. `help` of "
+            "the method lists them."
+        )

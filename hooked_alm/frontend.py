@@ -4,7 +4,7 @@ A family brings its audio encoder and projector, as Hugging Face wrote them, as 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from .audio import Waveform
 from .components.lora import updates_of
 from .errors import InputError
 from .hooks import HookPoint
-from .inputs import ALMInput, AudioClip, WeightsVersion, positions_from_mask, refuse_arguments
+from .inputs import ALMInput, AudioClip, WeightsVersion, positions_from_mask
 from .spans import AudioTokens, clip_ranges, span_flags, span_map
 
 
@@ -224,7 +224,8 @@ class FrontEnd(nn.Module, ABC):
         frames = tuple((*clip.n_frames, clip.features.shape[-1]) for clip in distinct)
         known = [clip.encodings(self, version) for clip in distinct]
         if any((frames, index) not in encodings for index, encodings in enumerate(known)):
-            with torch.no_grad():
+            # Kept for later runs, with gradients or without.
+            with torch.inference_mode(False), torch.no_grad():
                 together = self._encode(distinct)
             for index, encodings in enumerate(known):
                 encodings[frames, index] = together[index].clone()
@@ -233,13 +234,15 @@ class FrontEnd(nn.Module, ABC):
         return pad_sequence(embeddings, batch_first=True)
 
     def _weights_version(self) -> WeightsVersion:
-        """Key that changes with weights: replaced, moved, cast, written in place, or LoRA switched.
+        """Key that changes with weights: replaced, moved, cast, written to, or LoRA switched.
 
-        Buffers are weights here.
+        Buffers are weights here. Writing through ``.data`` leaves no trace but the values, so that
+        all of these are read.
         """
         tensors = (*self.parameters(), *self.buffers())
         switches = tuple(update.is_on for _, update in updates_of(self))
-        return (*((t.data_ptr(), t._version, t.dtype) for t in tensors), switches)
+        traces = ((t.data_ptr(), t._version, t.dtype) for t in tensors)
+        return (*traces, switches, checksum(tensors))
 
     def _is_hooked(self) -> bool:
         # Hook points are modules, and their hooks PyTorch's.
@@ -352,18 +355,33 @@ def pack(
     return torch.cat([window[:n] for window, n in zip(padded, sizes, strict=True)])
 
 
-def ids_and_mask(
-    input_ids: Tensor | None, attention_mask: Tensor | None, refused: dict[str, object], takes: str
-) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
-    """Ids and mask from the arguments of a ``forward``; without a mask every position is real.
+_TABLE_WIDTH = 256
 
-    Raises:
-        InputError: no ids, or arguments beyond ``takes`` and these two.
+
+def checksum(tensors: Iterable[Tensor]) -> int:
+    """A number that changes with every element of some tensors, and with its place.
+
+    Words of 8 bytes are added up along the rows and along the columns of a table, modulo 2**64, and
+    the sums are weighted by their place: one of the two shows what an exchange of two elements,
+    rows or columns, or of their signs, does to neither total. The memory is read twice, and none
+    of that size is made.
     """
-    refuse_arguments(refused, f"input_ids, attention_mask, position_ids, {takes}")
-    if input_ids is None:
-        raise InputError("encoding a processor's output: input_ids are missing.")
-    return input_ids, torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    sums: list[Tensor] = []
+    for tensor in tensors:
+        flat = tensor.detach().reshape(-1).contiguous().view(torch.uint8)
+        if flat.storage_offset() % 8:  # no word may begin there
+            flat = flat.clone()
+        n_words = len(flat) // 8
+        words, rest = flat[: 8 * n_words].view(torch.int64), flat[8 * n_words :].long()
+        n_rows = n_words // _TABLE_WIDTH
+        if n_rows > 1:
+            table = words[: n_rows * _TABLE_WIDTH].view(n_rows, _TABLE_WIDTH)
+            sums += [table.sum(0), table.sum(1)]
+            words = words[n_rows * _TABLE_WIDTH :]
+        sums += [words, rest]
+    joined = torch.cat([part.to(sums[0].device) for part in sums])
+    weights = torch.arange(1, 2 * len(joined), 2, device=joined.device)
+    return int((joined * weights).sum())
 
 
 def _rows_of_clips(is_audio: Tensor, clips: Sequence[AudioClip]) -> list[int]:

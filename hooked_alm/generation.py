@@ -3,14 +3,15 @@
 What is asked, checked and kept is here; ``generation_loop`` has the loop.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
-from .errors import InputError
-from .hooks import ActivationCache, Hook, NamesFilter
+from .errors import InputError, refuse_unknown
+from .hooks import ActivationCache, Hook, NamesFilter, hook_pairs
 from .inputs import ALMInput, ModelInput
 from .points import point_of
 
@@ -42,7 +43,10 @@ class Generation:
         *,
         return_type: str = "text",
         use_past_kv_cache: bool = True,
-        fwd_hooks: Sequence[Hook] = (),
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+        prepend_bos: bool | None = None,
+        padding_side: str | None = None,
+        fwd_hooks: Iterable[Hook] = (),
         names_filter: NamesFilter = None,
         **options: Any,
     ) -> Generated | tuple[Generated, ActivationCache]:
@@ -62,6 +66,9 @@ class Generation:
             return_type: "text" for the new text, one string per row, or "tokens" for the new
                 tokens ``[batch, new]``.
             use_past_kv_cache: keep keys and values between steps, or run the whole sequence again.
+            attention_mask: with ids alone: 1 at real positions, 0 at pads.
+            prepend_bos: for text; see ``to_tokens``.
+            padding_side: "left", where texts are padded.
             fwd_hooks: fire at every step, before the cache sees their edits; ``pos_offset`` is then
                 the position of the first row a hook sees (0 in the first step; without the KV
                 cache, in every step).
@@ -71,8 +78,7 @@ class Generation:
             options: transformers ``generate`` arguments (``do_sample``, ``temperature``, ``top_k``,
                 ``num_beams``, ``logits_processor``, ...), over the checkpoint's generation config;
                 and HookedTransformer's, where they mean the same: ``stop_at_eos``,
-                ``temperature=0`` for greedy, ``padding_side``, ``prepend_bos``, ``verbose``
-                (nothing is shown either way).
+                ``temperature=0`` for greedy, ``verbose`` (nothing is shown either way).
 
         Returns:
             Text or tokens; with a ``names_filter``, a pair of them and the cache. With
@@ -80,15 +86,19 @@ class Generation:
 
         Raises:
             InputError: text was asked for without a tokenizer, scores were asked for, the batch is
-                padded on the right, an argument has no equal in transformers, or a cache was asked
-                for where rows are reordered between steps (beams) or not run one by one
-                (assistants).
+                padded on the right, an argument has no equal in transformers, no token is to be
+                added, or a cache was asked for where rows are reordered between steps (beams) or
+                not run one by one (assistants).
             HookNameError: a name that matches nothing or cannot fire.
         """
-        x: ALMInput = self.to_input(input)
-        _check_request(self, x, return_type)
-        if not isinstance(input, str | list):
-            options.pop("prepend_bos", None)  # about strings only
+        x: ALMInput = self.to_input(
+            input,
+            attention_mask=attention_mask,
+            prepend_bos=prepend_bos,
+            padding_side=padding_side,
+        )
+        _check_request(self, x, return_type, max_new_tokens)
+        pairs = hook_pairs(fwd_hooks, "fwd_hooks")
         options = _transformers_options(self, options)
         steps = None if names_filter is None else _Steps(self, names_filter)
         if steps is not None and options.get("past_key_values") is not None:
@@ -98,9 +108,10 @@ class Generation:
             )
         from .generation_loop import GenerationLoop  # half of transformers comes with it
 
+        refuse_unknown("generating", options, GenerationLoop.options())
         loop = GenerationLoop(self, x, None if steps is None else steps.take)
         # The user's hooks first: the cache keeps what they make of a value.
-        with self.hooks(fwd_hooks=[*fwd_hooks, *([] if steps is None else steps.hooks)]):
+        with self.hooks(fwd_hooks=[*pairs, *([] if steps is None else steps.hooks)]):
             sequences = loop.generate(
                 inputs=x.tokens,
                 attention_mask=x.attention_mask,
@@ -115,7 +126,14 @@ class Generation:
         return new if steps is None else (new, steps.joined())
 
 
-def _check_request(model: Generation, x: ALMInput, return_type: str) -> None:
+def _check_request(
+    model: Generation, x: ALMInput, return_type: str, max_new_tokens: int | None
+) -> None:
+    if max_new_tokens is not None and not (isinstance(max_new_tokens, int) and max_new_tokens > 0):
+        raise InputError(
+            f"generating: got max_new_tokens={max_new_tokens!r}, expected a number from 1 on, or "
+            "None for the checkpoint's own."
+        )
     if model.head != "text":
         raise InputError(
             f"generating with the {model.head} head: only text is generated. Use "
@@ -126,7 +144,8 @@ def _check_request(model: Generation, x: ALMInput, return_type: str) -> None:
     if return_type not in ("text", "tokens"):
         raise InputError(
             f"generating: got return_type={return_type!r}, expected 'text' or 'tokens', both of "
-            "what is new. For the prompt too, join the new tokens to its `tokens`."
+            "what is new alone (HookedTransformer's 'str', 'tensor' and 'input' begin with the "
+            "prompt). For the prompt too, join the new tokens to its `tokens`."
         )
     if return_type == "text" and model.tokenizer is None:
         raise InputError(
@@ -153,10 +172,7 @@ def _transformers_options(model: Generation, options: dict[str, Any]) -> dict[st
             f"generating: got freq_penalty={penalty}, which transformers does not have. Use "
             "repetition_penalty (another formula), or a logits_processor."
         )
-    if (side := options.pop("padding_side", None)) not in (None, "left"):
-        raise InputError(f"generating: got padding_side={side!r}; prompts are padded on the left.")
     options.pop("verbose", None)
-    _check_bos(model, options.pop("prepend_bos", None))
     if options.get("temperature") == 0:  # HookedTransformer's way to ask for the likeliest token
         del options["temperature"]
         options["do_sample"] = False
@@ -168,19 +184,6 @@ def _transformers_options(model: Generation, options: dict[str, Any]) -> dict[st
         options.pop("eos_token_id", None)
         options |= _end_of_text(model, options.get("generation_config"))
     return options
-
-
-def _check_bos(model: Generation, prepend_bos: bool | None) -> None:
-    """Refuse a BOS token that the checkpoint's tokenizer would not set, or would not leave out."""
-    if prepend_bos is None or model.tokenizer is None:
-        return
-    adds_bos = model.tokenizer.bos_token_id in model.tokenizer("")["input_ids"]
-    if prepend_bos != adds_bos:
-        raise InputError(
-            f"generating from text: got prepend_bos={prepend_bos}, but this tokenizer puts "
-            f"{'its' if adds_bos else 'no'} BOS in front. Tokenise the text yourself, and pass "
-            "the ids."
-        )
 
 
 def _end_of_text(model: Generation, config: Any) -> dict[str, int]:

@@ -4,6 +4,7 @@
 on the whole sequence so far, of which the cache holds all but the last position.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -42,6 +43,12 @@ class GenerationLoop(PreTrainedModel, GenerationMixin):
         self.__dict__.update(hooked=model, prompt=prompt, after_step=after_step)
         # After the constructor, which sets one of its own.
         self.generation_config = model.generation_config or GenerationConfig()
+
+    @staticmethod
+    def options() -> set[str]:
+        """Names of what transformers' ``generate`` takes."""
+        named = inspect.signature(GenerationMixin.generate).parameters
+        return {*named, *GenerationConfig().to_dict(), "past_key_values"} - {"self", "kwargs"}
 
     @property
     def device(self) -> torch.device:

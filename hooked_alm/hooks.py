@@ -9,7 +9,8 @@ same grammar. Two kinds of points:
   or wrote another value, so that observing never changes the run.
 """
 
-import difflib
+import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -17,11 +18,13 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Num
 from torch import Tensor
-from transformer_lens import ActivationCache, FactoredMatrix, HookedRootModule
+from transformer_lens import ActivationCache as TransformerLensCache
+from transformer_lens import FactoredMatrix, HookedRootModule
 from transformer_lens.hook_points import HookPoint as TransformerLensHookPoint
 from transformer_lens.utilities import Slice
 
-from .errors import HookNameError, InputError
+from .config import check_device
+from .errors import HookNameError, InputError, nearest
 from .points import point_of
 
 __all__ = ["ActivationCache", "FactoredMatrix", "HookPoint", "HookedModule", "is_hooked", "tap"]
@@ -31,26 +34,127 @@ Hook = tuple[str | Callable[[str], bool], Callable[..., Any]]
 
 
 class HookPoint(TransformerLensHookPoint):
-    """TransformerLens' hook point, whose hooks must keep the shape of the value.
+    """TransformerLens' hook point, whose hooks must keep shape, dtype and device of the value.
 
-    What a hook returned with one row, or one head, would be spread over all of them further on,
-    without a word.
+    What a hook returned with one row, or one head, would be spread over all of them further on, and
+    another dtype would change the arithmetic of all that follows, without a word.
     """
 
-    def __call__(self, value: Num[Tensor, "..."]) -> Num[Tensor, "..."]:
-        """The value as the hooks left it.
+    def add_hook(
+        self,
+        hook: Callable[..., Any],
+        dir: Literal["fwd", "bwd"] = "fwd",
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Attach a hook; see TransformerLens' ``HookPoint.add_hook``.
 
         Raises:
-            InputError: something else than a tensor of its shape.
+            InputError: what cannot be called as ``hook(value, hook=point)``, or a direction that is
+                neither "fwd" nor "bwd"; in the run, a hook that returns something else than a
+                tensor like the one it was given.
         """
-        after: Tensor = super().__call__(value)
-        if after is not value and getattr(after, "shape", None) != value.shape:
-            found = list(after.shape) if isinstance(after, Tensor) else type(after).__name__
+        if dir not in ("fwd", "bwd"):
+            raise InputError(f"hooking {self.name!r}: got dir={dir!r}, expected 'fwd' or 'bwd'.")
+        if isinstance(hook, Recorder):  # ours, and many
+            return super().add_hook(hook, dir, *args, **kwargs)
+        _check_signature(self.name, hook)
+
+        def checked(value: Tensor, hook: Any, user_hook: Callable[..., Any] = hook) -> Any:
+            given, after = _described(value), user_hook(value, hook=hook)
+            # A gradient may come in a tuple, as PyTorch has it.
+            made = after[0] if isinstance(after, tuple) and len(after) == 1 else after
+            if made is not None and (found := _described(made)) != given:
+                raise InputError(
+                    f"hooking {self.name!r}: a hook returned {found}, expected {given}, as it was "
+                    "given. Return None to leave the value as it is, or what you made of it with "
+                    "`.to(value)`."
+                )
+            return after
+
+        handle = super().add_hook(checked, dir, *args, **kwargs)
+        handle.user_hook = hook
+        return handle
+
+
+def _described(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    dtype = str(value.dtype).removeprefix("torch.")
+    return f"{list(value.shape)} {dtype} on {value.device}"
+
+
+def _check_signature(name: str | None, hook: Any) -> None:
+    """Refuse a hook that TransformerLens' way of calling it would find out too late."""
+    expected = "expected a function of (value, hook), which are the activation and its point"
+    if not callable(hook):
+        raise InputError(f"hooking {name!r}: got {type(hook).__name__} {hook!r}, {expected}.")
+    try:
+        signature = inspect.signature(hook)
+    except (TypeError, ValueError):  # some functions written in C have none
+        return
+    try:
+        signature.bind(None, hook=None)
+    except TypeError as error:
+        raise InputError(
+            f"hooking {name!r}: got a function of {signature}, {expected}. It is called as "
+            "`fn(value, hook=point)`, so the second must be named hook."
+        ) from error
+
+
+def hook_pairs(hooks: Any, argument: str) -> list[Hook]:
+    """The hooks of ``fwd_hooks`` or ``bwd_hooks``, as a list.
+
+    Raises:
+        InputError: something else than pairs of a name (or predicate) and a function.
+    """
+    expected = f"expected {argument}=[(name, function), ...]"
+    if isinstance(hooks, str | dict) or not isinstance(hooks, Iterable):
+        raise InputError(f"attaching hooks: got {argument}={hooks!r}, {expected}.")
+    pairs = list(hooks)
+    for pair in pairs:
+        name, function = pair if isinstance(pair, tuple | list) and len(pair) == 2 else (None, None)
+        if not (isinstance(name, str) or callable(name)) or isinstance(function, str):
+            cure = " One pair needs its list, too." if isinstance(pair, str) else ""
             raise InputError(
-                f"hooking {self.name!r}: a hook returned {found}, expected {list(value.shape)}, "
-                "the shape that it was given. Return None to leave the value as it is."
+                f"attaching hooks: got {pair!r} in {argument}, {expected}.{cure} For every block, "
+                "give a predicate on names instead of a name."
             )
-        return after
+    return pairs
+
+
+class ActivationCache(TransformerLensCache):
+    """TransformerLens' cache; a key that it does not hold is answered in words."""
+
+    def __getitem__(self, key: Any) -> Tensor:
+        """The activation of a full name, a short one, or ``(short name, layer[, part])``.
+
+        Raises:
+            HookNameError: the cache holds none of that name.
+        """
+        try:
+            return super().__getitem__(key)
+        # TypeError: what is neither a string nor a tuple of at most three.
+        except (KeyError, TypeError) as error:
+            name = str(error.args[0] if isinstance(error, KeyError) else key)
+            points = getattr(self.model, "hook_dict", ())
+            reason = (
+                "the run did not keep it. Add it to names_filter."
+                if name in points
+                else f"there is none of that name. Nearest: {nearest(name, self.cache_dict)}. "
+                "`cache.keys()` lists all."
+            )
+            raise HookNameError(f"looking up {key!r} in the cache: {reason}") from None
+
+    def to(self, device: torch.device | str) -> "ActivationCache":
+        """The same cache, its activations moved to another device.
+
+        Raises:
+            InputError: there is no such device.
+        """
+        check_device("moving a cache to", device)
+        super().to(device)
+        return self
 
 
 def is_hooked(point: HookPoint) -> bool:
@@ -147,15 +251,23 @@ class HookedModule(HookedRootModule):
 
         Raises:
             HookNameError: nothing has that name, or the point cannot fire on this model.
+            InputError: what is no string.
         """
+        if not isinstance(name, str):
+            raise InputError(
+                f"looking up a hook point: got {type(name).__name__} {name!r}, expected a name."
+            )
         own = self.aliases.get(name, name)
         if own not in self.hook_dict:
-            known = [*self.hook_dict, *self.aliases]
-            near = [other for other in known if other.endswith(f".{name}")][:3]
-            near = near or difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+            if re.search(r"[*?\[]", name):
+                raise HookNameError(
+                    f"looking up hook point {name!r}: names are no patterns. Several are selected "
+                    f"by a function, `lambda name: fnmatch.fnmatch(name, {name!r})`, or by a list."
+                )
+            near = [other for other in self.hook_dict if other.endswith(f".{name}")][:3]
             raise HookNameError(
                 f"looking up hook point {name!r}: this model has none of that name. "
-                f"Nearest: {', '.join(near) or 'nothing'}. "
+                f"Nearest: {', '.join(near) or nearest(name, self.hook_dict)}. "
                 "`model.hook_dict` lists all."
             )
         if reason := self.unfireable(own):
@@ -171,6 +283,7 @@ class HookedModule(HookedRootModule):
 
         Raises:
             HookNameError: a name is unknown or cannot fire, or a predicate matches nothing.
+            InputError: a filter that is none of these.
         """
         if isinstance(names, str):
             return [self.resolve(names)]
@@ -191,6 +304,11 @@ class HookedModule(HookedRootModule):
                     f"{len(possible)} points. `model.hook_dict` lists them."
                 )
             return selected
+        if not isinstance(names, Iterable):
+            raise InputError(
+                f"selecting hook points with {type(names).__name__} {names!r}: expected a name, "
+                "names, a predicate on names, or None."
+            )
         wanted = {self.resolve(name) for name in names}
         return [name for name in possible if name in wanted]
 
@@ -200,9 +318,21 @@ class HookedModule(HookedRootModule):
             super().add_hook(own, *args, **kwargs)
 
     @contextmanager
-    def hooks(self, *args: Any, **kwargs: Any) -> Iterator["HookedModule"]:
-        """Attach hooks for a while; see ``HookedRootModule.hooks``."""
-        with super().hooks(*args, **kwargs):
+    def hooks(
+        self,
+        fwd_hooks: Iterable[Hook] = (),
+        bwd_hooks: Iterable[Hook] = (),
+        *args: Any,
+        **kwargs: Any,
+    ) -> Iterator["HookedModule"]:
+        """Attach hooks for a while; see ``HookedRootModule.hooks``.
+
+        Raises:
+            InputError: something else than pairs of a name and a hook.
+            HookNameError: a name that matches nothing or cannot fire.
+        """
+        pairs = hook_pairs(fwd_hooks, "fwd_hooks"), hook_pairs(bwd_hooks, "bwd_hooks")
+        with super().hooks(*pairs, *args, **kwargs):
             points = self.hook_dict.values()
             hooks = [h.user_hook for p in points for h in (*p.fwd_hooks, *p.bwd_hooks)]
             recorders = [hook for hook in hooks if isinstance(hook, Recorder)]
@@ -243,6 +373,7 @@ class HookedModule(HookedRootModule):
 
         Differs from TransformerLens in that positions are sliced on the axis they are on.
         """
+        check_device("caching on", device)
         store: dict[str, Tensor] = {} if cache is None else cache
         own_names = self.matching(names_filter)
         names = {own: [own] for own in own_names}

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from .axes import TokenIds
+from .config import check_device
 from .errors import InputError
 from .spans import SpanMap, span_flags, span_map
 
@@ -210,8 +211,20 @@ class ALMInput:
         spans = replace(self.spans, n_pos=longer["tokens"].shape[1])
         return replace(self, **longer, spans=spans)
 
+    def for_autograd(self) -> "ALMInput":
+        """The same in tensors that gradients may pass; those of ``inference_mode`` are copied."""
+        if torch.is_inference_mode_enabled():
+            return self
+        made = {n: v.clone() for n, v in self._per_position().items() if v.is_inference()}
+        return replace(self, **made) if made else self
+
     def to(self, device: torch.device | str) -> "ALMInput":
-        """Tokens, mask and positions on another device; clips move when they are encoded."""
+        """Tokens, mask and positions on another device; clips move when they are encoded.
+
+        Raises:
+            InputError: there is no such device.
+        """
+        check_device("moving an input to", device)
         moved = {name: value.to(device) for name, value in self._per_position().items()}
         return replace(self, **moved)
 
@@ -249,7 +262,7 @@ def positions_from_mask(mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch po
 
 def text_input(
     *,
-    input_ids: Int[Tensor, "batch pos"],
+    input_ids: Int[Tensor, "batch pos"] | None = None,
     attention_mask: Int[Tensor, "batch pos"] | None = None,
     position_ids: Int[Tensor, "*axis batch pos"] | None = None,
     **refused: object,
@@ -257,10 +270,9 @@ def text_input(
     """An input without audio; its spans are ``sink``, ``text`` and ``readout``.
 
     Raises:
-        InputError: an argument beyond ids, mask and positions.
+        InputError: no ids, or an argument beyond ids, mask and positions.
     """
-    refuse_arguments(refused, "input_ids, attention_mask, position_ids")
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    input_ids, mask = ids_and_mask(input_ids, attention_mask, refused)
     flags = [span_flags(row, [True] * len(row)) for row in mask.tolist()]
     return ALMInput(
         tokens=input_ids,
@@ -268,6 +280,77 @@ def text_input(
         position_ids=positions_from_mask(mask) if position_ids is None else position_ids,
         spans=span_map(flags, input_ids.shape[1]),
     )
+
+
+def ids_and_mask(
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    refused: dict[str, object],
+    *takes: str,
+) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
+    """Ids and mask from the arguments of a ``forward``; without a mask every position is real.
+
+    Raises:
+        InputError: no ids, ids that are not ``[batch, pos]``, or arguments beyond these two, the
+            positions, and ``takes``.
+    """
+    refuse_arguments(refused, ", ".join(("input_ids, attention_mask, position_ids", *takes)))
+    if input_ids is None:
+        raise InputError("encoding a processor's output: input_ids are missing.")
+    ids = token_ids(input_ids)
+    if attention_mask is None:
+        return ids, torch.ones_like(ids)
+    mask = torch.as_tensor(attention_mask)
+    if mask.shape != ids.shape or not bool(((mask == 0) | (mask == 1)).all()):
+        raise InputError(
+            f"encoding prompts {list(ids.shape)}: got an attention_mask {list(mask.shape)} from "
+            f"{mask.min():g} to {mask.max():g}, expected 1 at real positions and 0 at pads, in the "
+            "shape of the ids."
+        )
+    return ids, mask.long()
+
+
+def token_ids(value: Any, n_axes: tuple[int, ...] = (2,)) -> Int[Tensor, "batch *axis pos"]:
+    """Ids ``[batch, pos]`` from a tensor, an array or lists; ids ``[pos]`` are one row.
+
+    Args:
+        value: integers, in rows of one length.
+        n_axes: numbers of axes that are taken.
+
+    Raises:
+        InputError: no integers, rows that differ in length, other axes, or nothing at all.
+    """
+    ids = integers(value)
+    ids = ids[None] if ids.ndim == 1 else ids
+    if ids.ndim not in n_axes or 0 in ids.shape:
+        raise InputError(
+            f"reading token ids: got shape {list(ids.shape)}, expected [batch, pos] or [pos], with "
+            "one id or more in each row."
+        )
+    return ids
+
+
+def integers(value: Any) -> Int[Tensor, "..."]:
+    """Ids of any shape, from a tensor, an array, lists or one number.
+
+    Raises:
+        InputError: something else than integers, or rows that differ in length.
+    """
+    try:
+        ids = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(
+            f"reading token ids: got {type(value).__name__} {str(value)[:60]!r}, expected integers "
+            "in rows of one length. Pad on the left, and say so in an attention_mask."
+        ) from error
+    # An empty list is of floats to torch.
+    if ids.numel() and (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool):
+        raise InputError(
+            f"reading token ids: got {str(ids.dtype).removeprefix('torch.')} of shape "
+            f"{list(ids.shape)}, expected integers. Audio goes in by `prepare`, embeddings by "
+            "`start_at_layer=0`."
+        )
+    return ids.long()
 
 
 def unpadded_input(resid: Float[Tensor, "batch pos d_model"]) -> ALMInput:
@@ -291,5 +374,6 @@ def refuse_arguments(arguments: dict[str, object], expected: str) -> None:
         )
 
 
-ModelInput = ALMInput | TokenIds | str | list[str]
+IdLists = list[int] | list[list[int]] | Int[np.ndarray, "batch pos"] | Int[np.ndarray, " pos"]
+ModelInput = ALMInput | TokenIds | Int[Tensor, " pos"] | IdLists | str | list[str]
 """Prompts that a model runs on; all kinds but ``ALMInput`` hold no audio."""

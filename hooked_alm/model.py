@@ -4,12 +4,13 @@ A prompt's tokens are embedded, its audio clips are merged in, and the residual 
 the blocks to the final norm and the unembedding.
 """
 
+import inspect
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .audio import AudioSource
@@ -20,20 +21,22 @@ from .components.embed import Embed, Unembed
 from .components.lora import updates_of
 from .components.norm import RMSNorm
 from .components.rotary import Rotary
-from .config import HookedALMConfig, LayerType
-from .errors import HookNameError, InputError
+from .config import HookedALMConfig, LayerType, check_device
+from .errors import HookNameError, InputError, refuse_unknown
 from .frontend import FrontEnd
 from .generation import Generation
+from .hooked_transformer.refused import RefusedMethods, refuse_forward_arguments
 from .hooked_transformer.surface import HookedTransformerSurface
 from .hooks import (
     ActivationCache,
     Hook,
     HookedModule,
     HookPoint,
+    hook_pairs,
     is_hooked,
     tap,
 )
-from .inputs import ALMInput, AudioClip, ModelInput, text_input, unpadded_input
+from .inputs import ALMInput, AudioClip, ModelInput, text_input, token_ids, unpadded_input
 from .masks import attention_masks
 from .points import point_of
 from .prompts import Conversation, PromptBuilder, conversations_from, segments_by_row
@@ -47,7 +50,7 @@ class Output(NamedTuple):
     loss: Float[Tensor, "..."]
 
 
-class HookedALM(StackedModel, Generation, HookedTransformerSurface, HookedModule):
+class HookedALM(StackedModel, Generation, HookedTransformerSurface, RefusedMethods, HookedModule):
     """An audio language model with TransformerLens' hook points, equal to Hugging Face bit by bit.
 
     ::
@@ -145,15 +148,44 @@ class HookedALM(StackedModel, Generation, HookedTransformerSurface, HookedModule
                 update.is_on = on
 
     @classmethod
-    def from_pretrained(cls, name_or_dir: str | Path, **kwargs: Any) -> "HookedALM":
+    def from_pretrained(
+        cls,
+        name_or_dir: str | Path,
+        *,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+        device_map: Any = None,
+        attn_implementation: str = "sdpa",
+        revision: str | None = None,
+        components: dict[str, str] | None = None,
+        lora: str | Path | None = None,
+        merge_lora: bool = True,
+        **unknown: Any,
+    ) -> "HookedALM":
         """Load a published checkpoint; see ``hooked_alm.converters.load_model`` for arguments.
 
         Weights are the checkpoint's, unlike HookedTransformer's default: folding norms would cost
         the equality with Hugging Face. ``process_weights_`` does it on request.
+
+        Raises:
+            ConversionError: a checkpoint that cannot be loaded; see ``load_model``.
+            InputError: no such checkpoint, an option with a wrong value, or one that does not
+                exist.
         """
         from hooked_alm.converters import load_model  # the one import that points back up
 
-        return load_model(name_or_dir, **kwargs)
+        options = {
+            "dtype": dtype, "device": device, "device_map": device_map, "revision": revision,
+            "attn_implementation": attn_implementation, "components": components, "lora": lora,
+            "merge_lora": merge_lora,
+        }  # fmt: skip
+        if steps := unknown.keys() & inspect.signature(cls.process_weights_).parameters:
+            raise InputError(
+                f"loading a model: got {', '.join(sorted(steps))}, but weights are loaded as they "
+                "are. Call `model.process_weights_(...)` with it afterwards."
+            )
+        refuse_unknown("loading a model", unknown, options)
+        return load_model(name_or_dir, **options)
 
     def prepare(
         self,
@@ -221,11 +253,22 @@ class HookedALM(StackedModel, Generation, HookedTransformerSurface, HookedModule
 
         Raises:
             InputError: an argument that is no input (``labels``, ``past_key_values``), a missing
-                one, or placeholders that do not fit the audio.
+                one, ids that the vocabulary does not have, or placeholders that do not fit the
+                audio.
         """
-        if self.audio is None:
-            return text_input(**processor_output).to(self.cfg.device)
-        return self.audio.input_from_hf(**processor_output).to(self.cfg.device)
+        if (ids := processor_output.get("input_ids")) is not None:
+            # Some families have ids of several channels.
+            n_axes = (2,) if self.audio is None else (2, 3)
+            processor_output["input_ids"] = token_ids(ids, n_axes)
+        from_hf = text_input if self.audio is None else self.audio.input_from_hf
+        x = from_hf(**processor_output)
+        low, high = x.tokens.aminmax()
+        if low < 0 or high >= self.cfg.d_vocab:
+            raise InputError(
+                f"encoding ids from {int(low)} to {int(high)}: the vocabulary has 0 to "
+                f"{self.cfg.d_vocab - 1}."
+            )
+        return x.to(self.cfg.device)
 
     def hf_arguments(self, x: ALMInput) -> dict[str, Any]:
         """Arguments of Hugging Face's ``forward`` for the same prompts; undoes ``encode``."""
@@ -239,27 +282,6 @@ class HookedALM(StackedModel, Generation, HookedTransformerSurface, HookedModule
         heard = self.audio.hf_arguments(x.clips) if x.clips else {}
         return {**arguments, **self.audio.hf_prompt(x), **heard}
 
-    def to_input(self, value: ModelInput) -> ALMInput:
-        """Strings and token ids as an ``ALMInput``; an ``ALMInput`` as it is.
-
-        Raises:
-            InputError: ids with audio placeholders: they would run without their audio.
-        """
-        if isinstance(value, ALMInput):
-            return value
-        if isinstance(value, Tensor) and not value.is_floating_point():
-            return self.encode(input_ids=value)
-        if isinstance(value, str | list) and self.tokenizer is not None:
-            texts = [value] if isinstance(value, str) else value
-            batch = self.tokenizer(
-                texts, return_tensors="pt", padding=len(texts) > 1, padding_side="left"
-            )
-            return self.encode(**batch)
-        raise InputError(
-            f"running the model on {type(value).__name__}: expected an ALMInput, token ids "
-            "[batch, pos]" + (", or text." if self.tokenizer else "; it has no tokenizer for text.")
-        )
-
     def forward(
         self,
         input: ModelInput | Resid,
@@ -271,6 +293,10 @@ class HookedALM(StackedModel, Generation, HookedTransformerSurface, HookedModule
         past_key_values: Any = None,
         loss_per_token: bool = False,
         head: str | None = None,
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+        prepend_bos: bool | None = None,
+        padding_side: str | None = None,
+        **refused: Any,
     ) -> FullLogits | Resid | Float[Tensor, "..."] | Output | None:
         """Run the decoder.
 
@@ -288,42 +314,42 @@ class HookedALM(StackedModel, Generation, HookedTransformerSurface, HookedModule
             loss_per_token: losses ``[batch, pos - 1]`` instead of their mean; see ``loss_fn``.
             head: name of the head whose logits are returned; None is the head in use. The branch of
                 another head runs only if one of its points is hooked.
+            attention_mask: with ids alone: 1 at real positions, 0 at pads.
+            prepend_bos: for text; see ``to_tokens``.
+            padding_side: "left", where texts are padded.
+            refused: arguments of HookedTransformer that have another name here, or no meaning.
 
         Returns:
             Logits ``[batch, pos, vocab]``, a scalar loss, an ``Output`` of both, or the residual
             stream ``[batch, pos, d_model]``.
 
         Raises:
-            InputError: a layer that does not exist, embeddings without ``start_at_layer``, or
-                audio placeholders without their audio.
+            InputError: a layer that does not exist, embeddings without ``start_at_layer``, audio
+                placeholders without their audio, what ``to_input`` refuses, or an argument that
+                does not exist.
         """
+        refuse_forward_arguments(return_type, past_key_values, refused)
+        reading: dict[str, Any] = {"attention_mask": attention_mask, "prepend_bos": prepend_bos,
+                   "padding_side": padding_side}  # fmt: skip
         if head not in (None, self.head):
             return self.towards(head).forward(
                 input, return_type, start_at_layer=start_at_layer, stop_at_layer=stop_at_layer,
                 inputs=inputs, past_key_values=past_key_values, loss_per_token=loss_per_token,
+                **reading,
             )  # fmt: skip
         layers = self._layers(start_at_layer, stop_at_layer)
-        if past_key_values is not None and not hasattr(past_key_values, "get_seq_length"):
-            raise InputError(
-                f"running on cached keys and values: got {type(past_key_values).__name__}, "
-                "expected a transformers Cache, such as DynamicCache()."
-            )
         if start_at_layer is None:
-            if isinstance(input, Tensor) and input.is_floating_point():
+            if isinstance(input, Tensor) and input.is_floating_point() and input.ndim == 3:
                 raise InputError(
                     "running the model on embeddings: say at which block they enter, with "
                     "start_at_layer (0 for embeddings)."
                 )
-            x = self.to_input(input)
+            x = self.to_input(input, **reading)
             n_past = 0 if past_key_values is None else past_key_values.get_seq_length()
             self.pos_offset = n_past
             resid = self._embed(x, n_past)
         else:
-            if not (isinstance(input, Tensor) and input.is_floating_point()):
-                raise InputError("resuming at a block: give the residual stream it reads.")
-            # A copy: hooks may write in place, and the caller's tensor may be of a cache.
-            resid, self.pos_offset = self._graph_root(input.clone()), 0
-            x = unpadded_input(resid) if inputs is None else self.to_input(inputs)
+            resid, x = self._resume(input, inputs, reading)
         ways = self._hooked_ways() if stop_at_layer is None else {}
         path = self.path[layers.start : layers.stop]
         off = [name for some in ways.values() for way in some for name in way[:-2]]
@@ -343,6 +369,29 @@ class HookedALM(StackedModel, Generation, HookedTransformerSurface, HookedModule
             return logits
         loss = self.loss_fn(logits, x, loss_per_token)
         return loss if return_type == "loss" else Output(logits, loss)
+
+    def _resume(
+        self, input: ModelInput | Resid, inputs: ModelInput | None, reading: dict[str, Any]
+    ) -> tuple[Resid, ALMInput]:
+        """The stream that a block reads, and the prompt it is of."""
+        if not (isinstance(input, Tensor) and input.is_floating_point()):
+            raise InputError("resuming at a block: give the residual stream it reads.")
+        if given := [name for name, value in reading.items() if value is not None]:
+            raise InputError(
+                f"resuming at a block: got {', '.join(given)}, which a residual stream has no use "
+                "for. Give the prompt it is of as `inputs`, with its mask."
+            )
+        x = unpadded_input(input) if inputs is None else self.to_input(inputs)
+        expected = [*x.shape, self.cfg.d_model]
+        if list(input.shape) != expected or input.dtype != self.cfg.dtype:
+            raise InputError(
+                f"resuming at a block: got a {str(input.dtype).removeprefix('torch.')} stream "
+                f"{list(input.shape)}, expected {str(self.cfg.dtype).removeprefix('torch.')} "
+                f"{expected}, [batch, pos, d_model] of the prompt."
+            )
+        self.pos_offset = 0
+        # A copy: hooks may write in place, and the caller's tensor may be of a cache.
+        return self._graph_root(input.clone()), x
 
     def _embed(self, x: ALMInput, n_past: int = 0) -> Resid:
         """Embed the tokens after the first ``n_past`` and merge the audio in."""
@@ -434,6 +483,26 @@ class HookedALM(StackedModel, Generation, HookedTransformerSurface, HookedModule
         made = {reach: context(stack) for reach, stack in alike.items()}
         return {name: made[one.reach, one.chunk] for name, one in stacks.items()}
 
+    def to(self, *args: Any, **kwargs: Any) -> "HookedALM":
+        """Move or cast the weights; see ``torch.nn.Module.to``.
+
+        Raises:
+            InputError: there is no such device.
+        """
+        target = kwargs.get("device", args[0] if args else None)
+        if isinstance(target, str | torch.device | int):
+            check_device("moving the model to", target)
+        super().to(*args, **kwargs)
+        return self
+
+    def cuda(self, device: torch.device | int | None = None) -> "HookedALM":
+        """Move the weights to a GPU; see ``to``."""
+        return self.to("cuda" if device is None else device)
+
+    def mps(self) -> "HookedALM":
+        """Move the weights to an Apple GPU; see ``to``."""
+        return self.to("mps")
+
     def _apply(self, fn: Any, recurse: bool = True) -> "HookedALM":
         """Keep ``cfg`` true under ``.to()``, ``.bfloat16()`` and their kin."""
         super()._apply(fn, recurse)
@@ -443,8 +512,8 @@ class HookedALM(StackedModel, Generation, HookedTransformerSurface, HookedModule
     def run_with_hooks(
         self,
         *args: Any,
-        fwd_hooks: Sequence[Hook] = (),
-        bwd_hooks: Sequence[Hook] = (),
+        fwd_hooks: Iterable[Hook] = (),
+        bwd_hooks: Iterable[Hook] = (),
         **kwargs: Any,
     ) -> Any:
         """Run with hooks attached for this run; see ``HookedRootModule.run_with_hooks``.
@@ -452,7 +521,10 @@ class HookedALM(StackedModel, Generation, HookedTransformerSurface, HookedModule
         Raises:
             HookNameError: a name that matches nothing, that cannot fire, or that the run does not
                 reach because of ``start_at_layer`` or ``stop_at_layer``.
+            InputError: something else than pairs of a name and a hook.
         """
+        fwd_hooks = hook_pairs(fwd_hooks, "fwd_hooks")
+        bwd_hooks = hook_pairs(bwd_hooks, "bwd_hooks")
         part = {name: kwargs.get(name) for name in ("start_at_layer", "stop_at_layer")}
         left_out = self._left_out(*part.values())
         for name, _ in (*fwd_hooks, *bwd_hooks):
@@ -461,8 +533,7 @@ class HookedALM(StackedModel, Generation, HookedTransformerSurface, HookedModule
                     f"hooking {name!r}: got {', '.join(f'{k}={v}' for k, v in part.items())}, a "
                     "run that does not reach it. Hook a point of the blocks that run, or run more."
                 )
-        hooks = {"fwd_hooks": list(fwd_hooks), "bwd_hooks": list(bwd_hooks)}
-        return super().run_with_hooks(*args, **hooks, **kwargs)
+        return super().run_with_hooks(*args, fwd_hooks=fwd_hooks, bwd_hooks=bwd_hooks, **kwargs)
 
     def run_with_cache(
         self,

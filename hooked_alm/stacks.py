@@ -197,10 +197,11 @@ class StackedModel:
     def _layers(self, start: int | None, stop: int | None) -> range:
         n_layers = len(self.path)
         for name, layer in (("start_at_layer", start), ("stop_at_layer", stop)):
-            if layer is not None and not -n_layers <= layer <= n_layers:
+            is_number = isinstance(layer, int) and not isinstance(layer, bool)
+            if layer is not None and not (is_number and -n_layers <= layer <= n_layers):
                 raise InputError(
-                    f"running some blocks: got {name}={layer}, expected a number from {-n_layers} "
-                    f"to {n_layers}. The model has {n_layers} blocks."
+                    f"running some blocks: got {name}={layer!r}, expected a number from "
+                    f"{-n_layers} to {n_layers}. The model has {n_layers} blocks."
                 )
         # Slicing resolves negative numbers.
         return range(n_layers)[start:stop]

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from hooked_alm.audio import Waveform
 from hooked_alm.errors import InputError
-from hooked_alm.frontend import FrontEnd, ids_and_mask
-from hooked_alm.inputs import ALMInput, AudioClip
+from hooked_alm.frontend import FrontEnd
+from hooked_alm.inputs import ALMInput, AudioClip, ids_and_mask
 from hooked_alm.spans import AudioTokens, as_ranges
 
 

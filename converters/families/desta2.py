@@ -12,8 +12,7 @@ from torch import Tensor
 
 from hooked_alm.config import HookedALMConfig
 from hooked_alm.errors import ConversionError, InputError
-from hooked_alm.frontend import ids_and_mask
-from hooked_alm.inputs import ALMInput, AudioClip
+from hooked_alm.inputs import ALMInput, AudioClip, ids_and_mask
 from hooked_alm.prompts import CLIP, Conversation, PromptToken
 
 from ..blocks import decoders, desta_perception, whisper_llama

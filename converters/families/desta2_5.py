@@ -12,8 +12,7 @@ from torch import Tensor
 
 from hooked_alm.config import HookedALMConfig
 from hooked_alm.errors import ConversionError, InputError
-from hooked_alm.frontend import ids_and_mask
-from hooked_alm.inputs import ALMInput, AudioClip
+from hooked_alm.inputs import ALMInput, AudioClip, ids_and_mask
 from hooked_alm.prompts import CLIP, Conversation, PromptToken
 
 from ..blocks import decoders, desta_perception, whisper_llama
@@ -88,7 +87,7 @@ class Desta25FrontEnd(DestaFrontEnd):
         attention_mask: Int[Tensor, "batch pos"] | None = None,
         position_ids: Int[Tensor, "batch pos"] | None = None,
         batch_features: Float[Tensor, "clip mel frame"] | None = None,
-        batch_transcription_ids: Sequence[Int[Tensor, "1 token"]] | None = None,
+        batch_transcription_ids: Sequence[Int[Tensor, "1 _token"]] | None = None,
         batch_start_positions: Sequence[tuple[int, int]] | None = None,
         **refused: object,
     ) -> ALMInput:

@@ -17,8 +17,8 @@ from transformers import Qwen2Config
 from hooked_alm.checkpoint import Checkpoint
 from hooked_alm.config import Branch, HookedALMConfig
 from hooked_alm.errors import ConversionError, InputError
-from hooked_alm.frontend import FrontEnd, Windows, ids_and_mask
-from hooked_alm.inputs import ALMInput, AudioClip
+from hooked_alm.frontend import FrontEnd, Windows
+from hooked_alm.inputs import ALMInput, AudioClip, ids_and_mask
 from hooked_alm.spans import AudioTokens, as_ranges
 
 from ..blocks import decoders

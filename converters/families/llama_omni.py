@@ -14,8 +14,8 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from hooked_alm.audio import Waveform
 from hooked_alm.config import HookedALMConfig
 from hooked_alm.errors import InputError
-from hooked_alm.frontend import FrontEnd, Windows, ids_and_mask
-from hooked_alm.inputs import ALMInput, AudioClip
+from hooked_alm.frontend import FrontEnd, Windows
+from hooked_alm.inputs import ALMInput, AudioClip, ids_and_mask
 from hooked_alm.spans import AudioTokens
 
 from ..blocks import decoders, whisper_llama

@@ -14,8 +14,8 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioMultiModalProjector
 
 from hooked_alm.config import HookedALMConfig
-from hooked_alm.frontend import FrontEnd, Windows, ids_and_mask
-from hooked_alm.inputs import ALMInput, AudioClip
+from hooked_alm.frontend import FrontEnd, Windows
+from hooked_alm.inputs import ALMInput, AudioClip, ids_and_mask
 from hooked_alm.spans import AudioTokens
 
 from ..blocks import decoders

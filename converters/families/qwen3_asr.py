@@ -19,8 +19,8 @@ from transformers.models.qwen3_asr.modeling_qwen3_asr import (
 
 from hooked_alm.audio import Waveform
 from hooked_alm.config import HookedALMConfig
-from hooked_alm.frontend import FrontEnd, Windows, frame_mask, ids_and_mask, pack, unpack
-from hooked_alm.inputs import ALMInput, AudioClip
+from hooked_alm.frontend import FrontEnd, Windows, frame_mask, pack, unpack
+from hooked_alm.inputs import ALMInput, AudioClip, ids_and_mask
 from hooked_alm.spans import AudioTokens
 
 from ..blocks import decoders

@@ -17,8 +17,8 @@ from transformers import PreTrainedConfig, Qwen2Config, WhisperFeatureExtractor
 from hooked_alm.audio import Waveform
 from hooked_alm.config import HookedALMConfig
 from hooked_alm.errors import ConversionError, InputError
-from hooked_alm.frontend import FrontEnd, Windows, ids_and_mask
-from hooked_alm.inputs import ALMInput, AudioClip
+from hooked_alm.frontend import FrontEnd, Windows
+from hooked_alm.inputs import ALMInput, AudioClip, ids_and_mask
 from hooked_alm.spans import AudioTokens
 
 from ..blocks import decoders

@@ -18,8 +18,8 @@ from hooked_alm.audio import Waveform
 from hooked_alm.checkpoint import SafetensorsCheckpoint
 from hooked_alm.config import HookedALMConfig
 from hooked_alm.errors import InputError
-from hooked_alm.frontend import FrontEnd, Windows, frame_mask, ids_and_mask
-from hooked_alm.inputs import ALMInput, AudioClip
+from hooked_alm.frontend import FrontEnd, Windows, frame_mask
+from hooked_alm.inputs import ALMInput, AudioClip, ids_and_mask
 from hooked_alm.spans import AudioTokens
 
 from ..blocks import decoders, whisper_llama

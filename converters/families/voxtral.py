@@ -15,8 +15,8 @@ from transformers.models.voxtral.modeling_voxtral import VoxtralMultiModalProjec
 
 from hooked_alm.audio import Waveform
 from hooked_alm.config import HookedALMConfig
-from hooked_alm.frontend import Windows, ids_and_mask
-from hooked_alm.inputs import ALMInput, AudioClip
+from hooked_alm.frontend import Windows
+from hooked_alm.inputs import ALMInput, AudioClip, ids_and_mask
 from hooked_alm.spans import AudioTokens
 
 from ..blocks import decoders

@@ -50,13 +50,25 @@ class HookedTransformerSurface(TokenMethods, WeightProcessing):
             x: prompt of the run, or ids that are all text.
             per_token: ``[batch, pos - 1]`` instead of the mean, 0 at targets that are not scored,
                 as in TransformerLens; their number is not the mean's denominator.
+
+        Raises:
+            InputError: logits of another prompt.
         """
         prompt: ALMInput = cast(Any, self).to_input(x)
+        if prompt.shape != logits.shape[:2]:
+            raise InputError(
+                f"scoring logits {list(logits.shape)}: the prompt has {list(prompt.shape)} "
+                "positions. Give the one of the run."
+            )
         targets, mask = prompt.tokens[:, 1:], prompt.attention_mask
         scored = (mask[:, 1:] * mask[:, :-1]).bool()
         scored &= ~prompt.spans.heard[:, 1:].to(scored.device)
         nll = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, reduction="none")
         return nll.where(scored, 0.0) if per_token else nll[scored].mean()
+
+    def freeze(self) -> None:
+        """Let no parameter have gradients, those of the audio encoder included; hooks still do."""
+        cast(nn.Module, self).requires_grad_(False)
 
     def all_head_labels(self) -> list[str]:
         """Names of all heads: ``L0H0``, ``L0H1``, ..."""
@@ -116,7 +128,7 @@ class HookedTransformerSurface(TokenMethods, WeightProcessing):
         return self.unembed.directions(ids.squeeze() if ids.numel() == 1 else ids) * self.ln_final.w
 
     def input_to_embed(
-        self, input: Any
+        self, input: Any, **reading: Any
     ) -> tuple[Float[Tensor, "batch pos d_model"], Tensor, None, Tensor]:
         """The residual stream that enters block 0, audio merged in, in HookedTransformer's tuple.
 
@@ -124,13 +136,14 @@ class HookedTransformerSurface(TokenMethods, WeightProcessing):
 
         Args:
             input: what ``model(input)`` takes.
+            reading: arguments of ``to_input``.
 
         Returns:
             The stream; token ids and attention mask ``[batch, pos]``; and between them None, where
             HookedTransformer has a position embedding.
         """
         model = cast(Any, self)
-        x: ALMInput = model.to_input(input)
+        x: ALMInput = model.to_input(input, **reading)
         return model(x, stop_at_layer=0), x.tokens, None, x.attention_mask
 
     def set_use_attn_result(self, use_attn_result: bool) -> None:

@@ -87,7 +87,7 @@ def test_a_text_model_says_so(models: TextModels) -> None:
     model = models.hooked("llama")
     with pytest.raises(InputError, match="it is a text model and hears no audio"):
         model.prepare(text="hello")
-    with pytest.raises(InputError, match="it has no tokenizer for text"):
+    with pytest.raises(InputError, match="its folder has no tokenizer"):
         model("hello")
 
 

@@ -539,15 +539,15 @@ def test_stopping_where_only_the_tokenizer_names_an_end(gqa: HookedALM) -> None:
         ({"padding_side": "right"}, "got padding_side='right'"),
         ({"return_type": "input"}, "got return_type='input', expected 'text' or 'tokens'"),
         ({"return_type": "str"}, "got return_type='str'"),
-        ({"prepend_bos": True}, "puts no BOS in front"),
+        ({"prepend_bos": True}, "prepending a BOS token"),
         ({"prefill_chunk_size": 4}, "got prefill_chunk_size=4"),
-        ({"temprature": 0.5}, "temprature"),
+        ({"temprature": 0.5}, "nearest: temperature"),
     ],
 )
 def test_arguments_that_cannot_be_honoured_are_refused(
     gqa: HookedALM, options: dict[str, Any], match: str
 ) -> None:
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(InputError, match=match):
         gqa.generate("hello", 2, **options)
     assert not gqa.list_hooks()
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from hooked_alm import ALMInput, HookedALM, InputError
-from hooked_alm.frontend import Windows
+from hooked_alm.frontend import Windows, checksum
 from hooked_alm.inputs import positions_from_mask
 from hooked_alm.spans import SpanMap
 from tiny import AUDIO_BOS, AUDIO_EOS, PAD, PLACEHOLDER, TinyModels, hf_inputs, n_audio_tokens
@@ -161,6 +161,68 @@ def test_every_clip_is_encoded_once(gqa: HookedALM, x: ALMInput, calls: list[int
         clip.forget()
     assert torch.equal(gqa(x), logits)
     assert calls == [4, 1, 4]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name", ["audio_tower.layers.1.fc2.weight", "projector.linear.weight", "gain"]
+)
+def test_weights_written_through_data_are_heard(gqa: HookedALM, name: str) -> None:
+    """One element of the last block, of the projector, or of a buffer."""
+    encode, gain = gqa.audio.encode, torch.ones(3)
+    gqa.audio.register_buffer("gain", gain)
+    clip = hf_inputs([[63]], [9])
+    with mock.patch.object(gqa.audio, "encode", lambda windows: encode(windows) * gain[-1]):
+        x = gqa.encode(**clip)
+        logits, weight = gqa(x), gqa.audio.state_dict(keep_vars=True)[name].view(-1)
+        before = weight[-1].clone()
+        weight.data[-1] += 1e-2
+        found, afresh = gqa(x), gqa(gqa.encode(**clip))
+        weight.data[-1] = before
+        assert torch.equal(gqa(x), logits)
+    del gqa.audio.gain
+    assert torch.equal(found, afresh)
+    assert not torch.equal(found, logits)
+
+
+def exchanged(value: Tensor) -> Iterator[Tensor]:
+    """The same elements in other places, of which no sum over all of them tells."""
+    ends = value.clone()
+    ends[0, 0], ends[-1, -1] = value[-1, -1], value[0, 0]
+    yield ends
+    yield value[:, torch.arange(value.shape[1]).roll(1)]
+    yield value[torch.arange(len(value)).roll(1)]
+    # Within a row of the table of words, which has 2048 bytes, and within one of its columns.
+    for apart in (64, 3 * 2048 // value.element_size()):
+        two = value.clone()
+        flat, at = two.view(-1), torch.tensor([0, apart % value.numel()])
+        flat[at] = flat[at.flip(0)]
+        yield two
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+@pytest.mark.parametrize("shape", [(), (3,), (5, 7), (37, 131), (1037, 64)])
+def test_a_checksum_reads_every_element_and_its_place(
+    dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    """Wherever an element is: words of 8 bytes, the last few bytes, and the table's last row."""
+    is_bool, beside = dtype == torch.bool, torch.ones(3)
+    value = torch.randn(shape).gt(0) if is_bool else (torch.randn(shape) * 99).to(dtype)
+    before, flat = checksum([value, beside]), value.view(-1)
+    assert checksum([value.clone(), beside]) == before
+    for at in {0, len(flat) // 2, len(flat) - 1}:
+        kept = flat[at].clone()
+        flat[at] = ~kept if is_bool else kept + kept.abs() + 1
+        assert checksum([value, beside]) != before
+        flat[at] = kept
+    assert checksum([beside, value]) != before
+    if value.ndim == 2:
+        others = [other for other in exchanged(value) if not torch.equal(other, value)]
+        assert others
+        assert all(checksum([other, beside]) != before for other in others)
+        # Stored the other way round, and beginning where no word does.
+        assert checksum([value.T]) == checksum([value.T.contiguous()]) != checksum([value])
+        assert checksum([flat[1:]]) == checksum([flat[1:].clone()])
 
 
 @torch.no_grad()
@@ -498,7 +560,7 @@ def test_half_of_the_audio_is_refused(gqa: HookedALM) -> None:
 
 def test_inputs_of_other_kinds(gqa: HookedALM, mha: HookedALM) -> None:
     for value in (["a", "b"], "a"):
-        with pytest.raises(InputError, match="it has no tokenizer for text"):
+        with pytest.raises(InputError, match="its folder has no tokenizer"):
             mha(value)
     with torch.no_grad():
         texts = ["hello", "a longer text"]

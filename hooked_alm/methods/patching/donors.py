@@ -50,8 +50,11 @@ def run_of(donor: Donor) -> ALMInput | None:
     Raises:
         InputError: an unknown donor.
     """
-    if isinstance(donor, str) and donor not in ("self", "zero"):
-        raise InputError(f"patching with donor {donor!r}: expected 'self' or 'zero' by name.")
+    if not isinstance(donor, ALMInput | Mean | Noise) and donor not in ("self", "zero"):
+        raise InputError(
+            f"patching with donor {donor!r}: expected prompts from `prepare`, Mean, Noise, 'self' "
+            "or 'zero'."
+        )
     return donor if isinstance(donor, ALMInput) else None
 
 

@@ -16,7 +16,7 @@ from ...engine.sweep import sweep
 from ...errors import InputError
 from ...inputs import ALMInput
 from ...model import HookedALM
-from .metrics import Metric, OnLogits, Reference
+from .metrics import Metric, OnLogits, Reference, with_ids
 from .options import Engine
 from .results import PatchResult
 
@@ -46,11 +46,12 @@ class Measurement:
         """Run base and donor, keeping activations by hook name.
 
         Raises:
-            InputError: an unknown engine, or hooks on the model that the fast one cannot serve.
+            InputError: an unknown engine, hooks on the model that the fast one cannot serve, or
+                what is no metric of these rows and this vocabulary.
         """
         if engine not in ("fast", "hooks"):
             raise InputError(f"choosing an engine: got {engine!r}, expected 'fast' or 'hooks'.")
-        _check_metric(model, metric, len(base))
+        metric = _checked_metric(model, metric, len(base))
         self.model, self.metric, self.engine, self.max_bytes = model, metric, engine, max_bytes
         self.base, self.donor = base, donor
         if engine == "fast" and donor is not None:
@@ -217,10 +218,17 @@ class Measurement:
         return [r.rows_of([at]) for r, at in zip(runs.records, positions, strict=True)]
 
 
-def _check_metric(model: HookedALM, metric: Metric | OnLogits, n_rows: int) -> None:
-    """Refuse tokens that are none, or that belong to another number of rows."""
-    if isinstance(metric, OnLogits):
-        return
+def _checked_metric(model: HookedALM, metric: Metric | OnLogits, n_rows: int) -> Metric | OnLogits:
+    """The metric, its words looked up; refused if it is none, or not one of these rows."""
+    if isinstance(metric, OnLogits) and callable(metric.function):
+        return metric
+    if isinstance(metric, type | OnLogits) or not isinstance(metric, Metric):
+        name = getattr(metric, "__name__", repr(metric))
+        raise InputError(
+            f"measuring with {name}: expected a metric, such as LogitDiff(answer, other), KL() or "
+            "OnLogits(function) for a function of the logits [batch, pos, vocab]."
+        )
+    metric = with_ids(metric, model.to_single_token)
     per_row = [getattr(metric, name, None) for name in ("answer", "other", "target")]
     for given in per_row:
         if isinstance(given, Sequence) and not isinstance(given, str) and len(given) != n_rows:
@@ -237,6 +245,7 @@ def _check_metric(model: HookedALM, metric: Metric | OnLogits, n_rows: int) -> N
         raise InputError(
             f"measuring with tokens {wrong}: the vocabulary has ids 0 to {model.cfg.d_vocab - 1}."
         )
+    return metric
 
 
 class _Unpatched(Reference):

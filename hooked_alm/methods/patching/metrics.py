@@ -1,13 +1,16 @@
 """Metrics of a patch: numbers from the logits that predict the first answer token.
 
-A metric says which tokens' logits it needs, so that the others are never computed.
+A metric says which tokens' logits it needs, so that the others are never computed. Tokens are ids,
+or words: text that is one token, looked up when the metric meets a model.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from operator import index
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,7 +19,9 @@ from torch.nn import functional as F
 from ...errors import InputError
 from ..reading.labels import LabelSet
 
-PerRow = int | Sequence[int]
+Word = int | str
+"""A token: its id, or the text that is exactly this token of the model's tokenizer."""
+PerRow = Word | Sequence[Word]
 """Token for all rows of the batch, or one per row."""
 Scores = Float[Tensor, " cell *label"]
 
@@ -52,9 +57,43 @@ class Metric(Protocol):
         """Values from the readout logits of some cells of one row, in fp32."""
 
 
+def with_ids(metric: Any, id_of: Callable[[str], int]) -> Metric:
+    """The metric with ids where it has words.
+
+    Args:
+        metric: any; the fields ``answer``, ``other`` and ``ids`` hold tokens.
+        id_of: a text -> the id of the one token that it is.
+
+    Raises:
+        InputError: what is neither an id nor text, or text that is several tokens, or none.
+    """
+    if not is_dataclass(metric) or isinstance(metric, type):
+        return cast(Metric, metric)
+
+    def resolved(name: str, token: Any) -> int:
+        if isinstance(token, str):
+            return id_of(token)
+        try:
+            if isinstance(token, bool):
+                raise TypeError
+            return index(token)
+        except TypeError:
+            raise InputError(
+                f"measuring with {type(metric).__name__}: got {token!r} as {name}, expected the "
+                "id of a token, its text, or a list of these."
+            ) from None
+
+    ids: dict[str, int | list[int]] = {}
+    for name in {"answer", "other", "ids"} & {field.name for field in fields(metric)}:
+        given = getattr(metric, name)
+        is_one = isinstance(given, str) or not (hasattr(given, "__len__") and np.ndim(given))
+        ids[name] = resolved(name, given) if is_one else [resolved(name, one) for one in given]
+    return cast(Metric, replace(metric, **ids))
+
+
 def _of_row(tokens: PerRow, row: int) -> int:
-    if isinstance(tokens, int):
-        return tokens
+    if isinstance(tokens, int | str):
+        return cast(int, tokens)  # words have become ids by now
     if row >= len(tokens):
         raise InputError(
             f"scoring row {row}: the metric has tokens for {len(tokens)} rows. Give one token, or "
@@ -85,11 +124,11 @@ class LogitDiff:
 class Logits:
     """Logits of some tokens, one value each."""
 
-    ids: Sequence[int]
+    ids: Sequence[Word]
 
     def tokens(self, row: int) -> Sequence[int]:
         """Ids of the tokens that were given."""
-        return self.ids
+        return cast(Sequence[int], self.ids)
 
     def __call__(
         self, logits: Float[Tensor, "cell token"], row: int, reference: Reference
