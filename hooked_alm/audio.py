@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
+from .bundled import clip_file
 from .errors import InputError
 
 AudioArray = np.ndarray | torch.Tensor
@@ -63,9 +64,9 @@ def read_audio(
     """A clip as mono float32 at ``sampling_rate``, with a record of what was done to it.
 
     Args:
-        source: a file, an array taken to be at ``sampling_rate``, or ``(array, its rate)``. Arrays
-            are 1-D, or 2-D with channels on the smaller side. int16 and int32 are PCM and scaled
-            to [-1, 1); floating-point arrays are taken as they are.
+        source: a file, ``bundled:NAME``, an array taken to be at ``sampling_rate``, or ``(array,
+            its rate)``. Arrays are 1-D, or 2-D with channels on the smaller side. int16 and int32
+            are PCM and scaled to [-1, 1); floating-point arrays are taken as they are.
         sampling_rate: rate of the model, in Hz.
         max_seconds: longest clip that the model takes; None where it has no limit.
         truncate: cut a longer clip to ``max_seconds`` instead of raising.
@@ -84,7 +85,7 @@ def read_audio(
             "Use None for no limit."
         )
     if isinstance(source, str | Path):
-        path = Path(source)
+        path = clip_file(source)
         limit = None if truncate else max_seconds
         channels, rate, notes = decode_file(path, max_seconds=limit)
         name, what = path.name, str(path)

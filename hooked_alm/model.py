@@ -168,9 +168,9 @@ class HookedALM(StackedModel, Generation, HookedTransformerSurface, HookedModule
         """A prompt, or a left-padded batch of them, with the chat template applied.
 
         Args:
-            audio: a file, an array at the model's rate, ``(array, rate)``, or a clip from
-                ``read_clip``; a list is one item per row, a nested list puts several clips into one
-                prompt.
+            audio: a file, ``bundled:NAME``, an array at the model's rate, ``(array, rate)``, or a
+                clip from ``read_clip``; a list is one item per row, a nested list puts several
+                clips into one prompt.
             text: the instruction; a list is one per row.
             conversation: Hugging Face chat messages instead of audio and text; a list of lists is
                 one conversation per row.

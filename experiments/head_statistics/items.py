@@ -21,12 +21,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from hooked_alm.bundled import ASSETS, PREFIX
 from hooked_alm.errors import InputError
 
-from ..materials.bundled import ASSETS
 from ..materials.clip_table import collect, raise_all
 from ..materials.jsonl import Files, LineRecord, Words, parsed, read_records, repeated_ids
-from ..workbench.settings import PREFIX
 
 LETTERS = "ABCDE"
 LETTER_OF = dict(zip((*LETTERS, *"12345"), LETTERS * 2, strict=True))

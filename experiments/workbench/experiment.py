@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Generic
 
 import pandas as pd
 
+from hooked_alm.bundled import PREFIX
 from hooked_alm.errors import InputError
 
 from .claims import Claim, Defect, Verdict, judge
@@ -15,7 +16,7 @@ from .controls import Control
 from .page import Page
 from .results import C, Results, Row, Tables
 from .run_folder import RunFolder
-from .settings import PREFIX, ExperimentConfig
+from .settings import ExperimentConfig
 
 
 @dataclass(frozen=True)
