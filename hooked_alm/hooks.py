@@ -10,6 +10,7 @@ same grammar. Two kinds of points:
 """
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -17,16 +18,19 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Num
 from torch import Tensor
-from transformer_lens import ActivationCache, FactoredMatrix, HookedRootModule
+from transformer_lens import ActivationCache as TransformerLensActivationCache
+from transformer_lens import FactoredMatrix, HookedRootModule
 from transformer_lens.hook_points import HookPoint as TransformerLensHookPoint
 from transformer_lens.utilities import Slice
 
+from .display import Shown, Summary, amount
 from .errors import HookNameError, InputError
 from .points import point_of
 
 __all__ = ["ActivationCache", "FactoredMatrix", "HookPoint", "HookedModule", "is_hooked", "tap"]
 
 NamesFilter = str | Iterable[str] | Callable[[str], bool] | None
+_IN_BLOCK = re.compile(r"(blocks)\.\d+\.")
 Hook = tuple[str | Callable[[str], bool], Callable[..., Any]]
 
 
@@ -51,6 +55,31 @@ class HookPoint(TransformerLensHookPoint):
                 "the shape that it was given. Return None to leave the value as it is."
             )
         return after
+
+
+class ActivationCache(Shown, TransformerLensActivationCache):
+    """TransformerLens' cache, which says what it holds in a screenful."""
+
+    def _summary(self) -> Summary:
+        storages = {
+            value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
+            for value in self.cache_dict.values()
+        }
+        alike: dict[tuple[str, ...], int] = {}
+        for name, value in self.cache_dict.items():
+            # Blocks in a row hold the same points.
+            held = (_IN_BLOCK.sub(r"\1.*.", name), f"{[*value.shape]}", _dtype(value))
+            alike[held] = alike.get(held, 0) + 1
+        size = amount(sum(storages.values()))
+        return Summary(
+            title=f"ActivationCache: {len(self.cache_dict)} names, {size}",
+            columns=("name", "shape", "dtype", "blocks"),
+            rows=[(*held, f"{n if '*' in held[0] else ''}") for held, n in alike.items()],
+        )
+
+
+def _dtype(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
 
 
 def is_hooked(point: HookPoint) -> bool:

@@ -30,7 +30,7 @@ FOLDERS = {
 # Rooms from the ground up: a module, or a folder with all that is in it. Each imports its own level
 # and those before it.
 LEVELS: tuple[set[str], ...] = (
-    {"errors", "axes", "bundled"},
+    {"errors", "axes", "bundled", "display", "storage"},
     {"audio", "config", "points", "spans"},
     {"hooks", "inputs"},
     {"components", "checkpoint"},
@@ -39,7 +39,7 @@ LEVELS: tuple[set[str], ...] = (
     {"generation_loop"},
     {"generation"},
     {"model"},
-    {"engine"},
+    {"engine", "methods.result"},
     {"methods.statistics", "methods.reading"},
     {"methods.patching"},
     {"methods.attribution"},
