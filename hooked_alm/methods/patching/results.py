@@ -98,7 +98,9 @@ class PatchResult(MethodResult):
     def _summary(self) -> Summary:
         means = self.effect.mean(axis=list(self.axes).index("example"))
         axes = {name: ticks for name, ticks in self.axes.items() if name != "example"}
-        largest = np.argsort(-np.abs(means), axis=None, kind="stable")[:N_LARGEST]
+        # Where there is no cell, as on a path against the stream, there is no number.
+        n = min(N_LARGEST, np.isfinite(means).sum())
+        largest = np.argsort(-np.abs(means), axis=None, kind="stable")[:n]
         cells = [*zip(*np.unravel_index(largest, means.shape), strict=True)]
         return Summary(
             title=f"{type(self).__name__}: {self.site}, {self.mode}, engine {self.engine}",
