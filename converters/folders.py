@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hooked_alm.bundled import model_folder
 from hooked_alm.errors import ConversionError, InputError
 
 from .family import Family
@@ -12,19 +13,16 @@ READ_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 
 
 def find_folder(name_or_dir: str | Path, revision: str | None, *, also: str | None = None) -> Path:
-    """Path of a folder, or of a snapshot from the hub; ``also`` is one more pattern to download.
+    """Path of a folder, ``bundled:NAME`` among them, or of a snapshot from the hub.
+
+    ``also`` is one more pattern to download.
 
     Raises:
-        InputError: no such folder, and no such id on the hub.
+        InputError: no such folder, no such bundled model, and no such id on the hub.
     """
-    name, folder = str(name_or_dir), Path(name_or_dir)
+    name, folder = str(name_or_dir), model_folder(name_or_dir)
     if name and folder.is_dir():
         return folder
-    if name.startswith("bundled:"):
-        raise InputError(
-            f"loading {name!r}: that is a name of the command line. In Python, give the folder: "
-            f"`hooked_alm.experiments.materials.bundled.model_folder({name!r})`."
-        )
     is_path = isinstance(name_or_dir, Path) or name.startswith(("/", ".", "~"))
     if is_path or not name or name.count("/") > 1:  # the hub's ids are owner/name
         raise InputError(f"loading {name!r}: there is no such folder. Check the spelling.")

@@ -57,7 +57,8 @@ def load_model(
     """Load a published checkpoint as a ``HookedALM``.
 
     Args:
-        name_or_dir: folder, or id on the Hugging Face hub.
+        name_or_dir: folder, ``bundled:NAME``, or id on the Hugging Face hub. So are all others
+            below.
         dtype: dtype of the weights; None keeps the checkpoint's.
         device: where the weights go; None is the CPU.
         device_map: accelerate's placement over several devices, instead of ``device``.

@@ -5,21 +5,26 @@ The two models are loaded one after the other and never held together.
 
 import gc
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor
 
+from hooked_alm.display import Shown, Summary
 from hooked_alm.errors import ConversionError
-from hooked_alm.inputs import ALMInput, AudioClip, text_input
+from hooked_alm.inputs import ALMInput, AudioClip, ModelInput, text_input
 from hooked_alm.model import HookedALM
+from hooked_alm.points import point_of
 
 from .family import Family
 from .folders import read_config
+from .hugging_face import run_hugging_face
 from .loading import DTYPES, lay_out, load_model, open_checkpoint
+from .registry import FAMILIES, load_family
 from .rules import plan_of
 
 DepthValues = Mapping[str, Tensor]
@@ -32,10 +37,18 @@ class Comparison:
 
     prompt: str
     where: str
+    """Depth, or name of the hook point."""
     max_abs_difference: float
     is_equal: bool
     argmax_agreement: float | None = None
     """Share of positions with the same top token; logits only."""
+    at: Mapping[str, int] = field(default_factory=dict)
+    """Axis -> index of the largest difference, in the padded batch."""
+
+    def __str__(self) -> str:
+        """The place in words."""
+        at = "".join(f", {axis} {index}" for axis, index in self.at.items())
+        return f"{self.where}{f' of prompt {self.prompt!r}' if self.prompt else ''}{at}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +86,9 @@ class Accounting:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verification:
-    """Result of ``verify`` against Hugging Face."""
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Verification(Shown):
+    """Differences from Hugging Face, in the order of the run, prompt by prompt."""
 
     model: str
     dtype: str
@@ -96,16 +109,35 @@ class Verification:
             and all(row.max_abs_difference <= self.tolerance for row in self.rows)
         )
 
+    @property
+    def first(self) -> Comparison | None:
+        """The first row that differs; None if all are equal."""
+        return next((row for row in self.rows if not row.is_equal), None)
+
+    @property
+    def largest(self) -> Comparison:
+        """The row with the largest difference; NaN is larger than any."""
+        differences = [row.max_abs_difference for row in self.rows]
+        return self.rows[int(np.argmax(np.nan_to_num(differences, nan=np.inf)))]
+
+    def _summary(self) -> Summary:
+        differing = [row for row in self.rows if not row.is_equal]
+        return Summary(
+            title=f"{self.model}  {self.dtype}  {self.attn_implementation}",
+            facts=[("verdict", self.verdict()), ("compared", f"{len(self.rows)} values")],
+            columns=("where", "max |difference|"),
+            rows=[(str(row), f"{row.max_abs_difference:.3g}") for row in differing],
+        )
+
     def verdict(self) -> str:
         """The result in one line."""
         if self.is_equal:
             return "bit-identical to HF: yes"
-        first = next(row for row in self.rows if not row.is_equal)
-        worst = max(row.max_abs_difference for row in self.rows)
+        worst = self.largest
         within = f", within the tolerance {self.tolerance:g}" if self.passed else ""
         return (
-            f"bit-identical to HF: no (first at {first.where} of prompt {first.prompt!r}, "
-            f"largest difference {worst:.3g}{within})"
+            f"bit-identical to HF: no (first at {self.first}; "
+            f"largest difference {worst.max_abs_difference:.3g}{within}, at {worst})"
         )
 
     def table(self) -> str:
@@ -171,13 +203,19 @@ def verify(
     options["dtype"] = ours.cfg.dtype
     del ours
     gc.collect()
-    expected = _run_hugging_face(layout.folder, family, prompts, device, options)
+    hf = _load_hugging_face(layout.folder, family, device, options)
+    depths = layout.model.depth_names()
+    expected = {
+        name: run_hugging_face(hf, layout.model, inputs, {*depths})
+        for name, inputs in prompts.items()
+    }
+    del hf
     gc.collect()
     model = load_model(layout.folder, **where, **options)
     rows: list[Comparison] = []
     for name, inputs in prompts.items():
-        theirs = {**expected[name]}
-        theirs["logits"] = family.hf_logits(theirs["logits"], model.cfg)
+        theirs = {f"depth {k}": expected[name][depth] for k, depth in enumerate(depths)}
+        theirs["logits"] = family.hf_logits(expected[name]["logits"], model.cfg)
         rows += compare(name, theirs, run_ours(model, model.encode(**inputs)), inputs)
     names = {value: key for key, value in DTYPES.items()}
     return Verification(
@@ -226,14 +264,7 @@ def _batch(model: HookedALM, rows: list[tuple[list[int], list[AudioClip]]]) -> d
     return model.hf_arguments(model.audio.input_from_features(ids, mask, None, clips))
 
 
-@torch.no_grad()
-def _run_hugging_face(
-    folder: Path,
-    family: Family,
-    prompts: Mapping[str, dict[str, Tensor]],
-    device: str,
-    options: dict[str, Any],
-) -> dict[str, DepthValues]:
+def _load_hugging_face(folder: Path, family: Family, device: str, options: dict[str, Any]) -> Any:
     architecture = read_config(folder)["architectures"][0]
     model_class = getattr(transformers, family.hf_class or architecture)
     transformers.utils.logging.disable_progress_bar()
@@ -247,27 +278,42 @@ def _run_hugging_face(
             f"weights nowhere ({missing[0]}, ...), and would run with random ones. It does not "
             "read this release's names; verify a release that it reads."
         )
-    model.to(device).eval()
-    decoder = model.get_decoder()
-    runs: dict[str, DepthValues] = {}
-    for name, inputs in prompts.items():
-        states: list[Tensor] = []
+    return model.to(device).eval()
 
-        def keep(_: Any, args: Any, kwargs: Any, states: list[Tensor] = states) -> None:
-            states.append((args[0] if args else kwargs["hidden_states"]).cpu())
 
-        handles = [
-            module.register_forward_pre_hook(keep, with_kwargs=True)
-            for module in (*decoder.layers, decoder.norm)
-        ]
-        moved = {key: value.to(device) for key, value in inputs.items()}
-        # Some encoders take features in their own dtype only.
-        cast = {k: v.to(model.dtype) for k, v in moved.items() if v.is_floating_point()}
-        logits = model(**{**moved, **cast}).logits.cpu()
-        for handle in handles:
-            handle.remove()
-        runs[name] = {**{f"depth {k}": state for k, state in enumerate(states)}, "logits": logits}
-    return runs
+def compare_with_hf(model: HookedALM, hf: Any, x: ModelInput) -> Verification:
+    """Differences between a model and Hugging Face's on the same prompts, hook point by hook point.
+
+    Compared are the hook points that a module of Hugging Face reads or writes (the residual stream,
+    q, k, v before their rotation, z, what attention and MLP write, the MLP's neurons) and logits,
+    at real positions. ``first`` and ``largest`` say where; ``is_equal`` is for an ``assert``.
+
+    Args:
+        model: ours.
+        hf: transformers' model of the same checkpoint in eval mode, or another with its
+            ``get_decoder`` and ``logits``.
+        x: prompts.
+
+    Raises:
+        InputError: a model in training mode, or of another number of blocks.
+    """
+    prompts = model.towards("text").to_input(x)
+    inputs = model.hf_arguments(prompts)
+    theirs = run_hugging_face(hf, model, inputs)
+    family = load_family(FAMILIES[model.cfg.original_architecture])
+    theirs["logits"] = family.hf_logits(theirs["logits"], model.cfg)
+    names = [name for name in theirs if name != "logits"]
+    with torch.no_grad():
+        logits, cache = model.towards("text").run_with_cache(prompts, names_filter=names)
+    ours = {**{name: cache[name].cpu() for name in names}, "logits": logits.cpu()}
+    dtypes = dict.fromkeys(str(one).removeprefix("torch.") for one in (model.cfg.dtype, hf.dtype))
+    return Verification(
+        model=model.cfg.model_name,
+        dtype=" against ".join(dtypes),
+        attn_implementation=model.cfg.attn_implementation,
+        tolerance=0.0,
+        rows=tuple(compare("", theirs, ours, inputs)),
+    )
 
 
 @torch.no_grad()
@@ -283,20 +329,32 @@ def compare(
     prompt: str, expected: DepthValues, got: DepthValues, inputs: Mapping[str, Tensor]
 ) -> list[Comparison]:
     """Compare two runs at real positions, the only ones that mean anything."""
-    real = inputs["attention_mask"].bool()
+    real = inputs["attention_mask"].bool().cpu()
     rows = []
     for where, theirs in expected.items():
         a, b = theirs[real], got[where][real]
         agreement = None
         if where == "logits":
             agreement = float((a.argmax(-1) == b.argmax(-1)).float().mean())
+        difference = (a.double() - b.double()).abs()
+        largest = int(difference.nan_to_num(torch.inf).argmax())
+        row, *units = map(int, np.unravel_index(largest, difference.shape))
+        # Its row and position in the batch, from its place among real positions.
+        at = [*real.nonzero()[row].tolist(), *units]
         rows.append(
             Comparison(
                 prompt=prompt,
                 where=where,
-                max_abs_difference=float((a.double() - b.double()).abs().max()),
+                max_abs_difference=float(difference.flatten()[largest]),
                 is_equal=torch.equal(a, b),
                 argmax_agreement=agreement,
+                at=dict(zip(_axes(where), at, strict=True)),
             )
         )
     return rows
+
+
+def _axes(where: str) -> list[str]:
+    if where == "logits":
+        return ["batch", "pos", "vocab"]
+    return (point_of(where).axes if "hook_" in where else "batch pos d_model").split()

@@ -194,10 +194,8 @@ def verify(
     """
     from hooked_alm.converters import parity
 
-    from .materials.bundled import model_folder
-
     result = parity.verify(
-        model_folder(model),
+        model,
         dtype=dtype,
         attn_implementation=attn,
         device=device,
@@ -232,9 +230,7 @@ def hooks(model: Model, component: Components = None) -> None:
     from hooked_alm.converters.loading import lay_out
     from hooked_alm.points import point_of
 
-    from .materials.bundled import model_folder
-
-    layout = lay_out(model_folder(model), components=_named(component or []))
+    layout = lay_out(model, components=_named(component or []))
     shapes = layout.model.hook_shapes()
     width = max(map(len, shapes))
     for name, shape in shapes.items():

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
+from .bundled import clip_file
 from .errors import InputError
 
 
@@ -83,11 +84,11 @@ def read_audio(
     """A clip as mono float32 at ``sampling_rate``, with a record of what was done to it.
 
     Args:
-        source: a file by its name (``~`` is the home folder), its bytes, or open for reading; an
-            array taken to be at ``sampling_rate``, or ``(array, its rate)``; or a mapping as
-            ``datasets`` has it, ``{"array", "sampling_rate"}`` or undecoded ``{"bytes", "path"}``.
-            Arrays are 1-D, or 2-D with channels on the smaller side. int16 and int32 are PCM and
-            scaled to [-1, 1); floating-point arrays are taken as they are.
+        source: a file by its name (``~`` is the home folder), its bytes, or open for reading;
+            ``bundled:NAME``; an array taken to be at ``sampling_rate``, or ``(array, its rate)``;
+            or a mapping as ``datasets`` has it, ``{"array", "sampling_rate"}`` or undecoded
+            ``{"bytes", "path"}``. Arrays are 1-D, or 2-D with channels on the smaller side. int16
+            and int32 are PCM and scaled to [-1, 1); floating-point arrays are taken as they are.
         sampling_rate: rate of the model, in Hz.
         max_seconds: longest clip that the model takes; None where it has no limit.
         truncate: cut a longer clip to ``max_seconds`` instead of raising.
@@ -107,6 +108,8 @@ def read_audio(
         )
     if isinstance(source, Mapping):
         source = _from_mapping(source)
+    if isinstance(source, str):
+        source = clip_file(source)
     if _is_file(source):
         limit = None if truncate else max_seconds
         channels, rate, notes = decode_file(source, max_seconds=limit)

@@ -24,12 +24,14 @@ from transformer_lens.hook_points import HookPoint as TransformerLensHookPoint
 from transformer_lens.utilities import Slice
 
 from .config import check_device
+from .display import Shown, Summary, amount
 from .errors import HookNameError, InputError, nearest
 from .points import point_of
 
 __all__ = ["ActivationCache", "FactoredMatrix", "HookPoint", "HookedModule", "is_hooked", "tap"]
 
 NamesFilter = str | Iterable[str] | Callable[[str], bool] | None
+_IN_BLOCK = re.compile(r"(blocks)\.\d+\.")
 Hook = tuple[str | Callable[[str], bool], Callable[..., Any]]
 
 
@@ -123,8 +125,8 @@ def hook_pairs(hooks: Any, argument: str) -> list[Hook]:
     return pairs
 
 
-class ActivationCache(TransformerLensCache):
-    """TransformerLens' cache; a key that it does not hold is answered in words."""
+class ActivationCache(Shown, TransformerLensCache):
+    """TransformerLens' cache, which fits a screen; a key that it lacks is answered in words."""
 
     def __getitem__(self, key: Any) -> Tensor:
         """The activation of a full name, a short one, or ``(short name, layer[, part])``.
@@ -155,6 +157,27 @@ class ActivationCache(TransformerLensCache):
         check_device("moving a cache to", device)
         super().to(device)
         return self
+
+    def _summary(self) -> Summary:
+        storages = {
+            value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
+            for value in self.cache_dict.values()
+        }
+        alike: dict[tuple[str, ...], int] = {}
+        for name, value in self.cache_dict.items():
+            # Blocks in a row hold the same points.
+            held = (_IN_BLOCK.sub(r"\1.*.", name), f"{[*value.shape]}", _dtype(value))
+            alike[held] = alike.get(held, 0) + 1
+        size = amount(sum(storages.values()))
+        return Summary(
+            title=f"ActivationCache: {len(self.cache_dict)} names, {size}",
+            columns=("name", "shape", "dtype", "blocks"),
+            rows=[(*held, f"{n if '*' in held[0] else ''}") for held, n in alike.items()],
+        )
+
+
+def _dtype(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
 
 
 def is_hooked(point: HookPoint) -> bool:

@@ -16,9 +16,12 @@ from torch import Tensor, nn
 
 from .axes import TokenIds
 from .config import check_device
+from .display import Piece, Shown, Summary, listed
 from .errors import InputError
-from .spans import SpanMap, span_flags, span_map
+from .spans import SPAN_NAMES, SpanMap, span_flags, span_map
 
+N_SHOWN = 4
+"""Rows that an input shows of itself."""
 BatchIndex = int | slice | Sequence[int] | Tensor
 WeightsVersion = tuple[Hashable, ...]
 Batch = tuple[tuple[tuple[int, ...], ...], int]
@@ -71,8 +74,8 @@ class AudioClip:
         self.__dict__.update({**state, "_encoded": WeakKeyDictionary()})
 
 
-@dataclass(frozen=True, eq=False)
-class ALMInput:
+@dataclass(frozen=True, eq=False, repr=False)
+class ALMInput(Shown):
     """A batch of prompts with their audio: what every entry point of the model takes.
 
     Indexing is along the batch only; an int keeps the axis, padding is kept, clips follow their
@@ -118,6 +121,37 @@ class ALMInput:
         """The tensors ``[..., batch, pos]``."""
         names = ("tokens", "attention_mask", "position_ids", "text_tokens")
         return {name: v for name in names if (v := getattr(self, name)) is not None}
+
+    def _summary(self) -> Summary:
+        shown = range(min(len(self), N_SHOWN))
+        rows = [(f"row {row}", self._pieces(row)) for row in shown]
+        facts = [(name, ", ".join(f"{p.name} {p.note}" for p in pieces)) for name, pieces in rows]
+        clips = [
+            clip.name + ("" if clip.seconds is None else f" ({clip.seconds:.2f} s)")
+            for clip in self.clips
+        ]
+        if len(self) > N_SHOWN:
+            facts.append(("and", f"{len(self) - N_SHOWN} more rows"))
+        return Summary(
+            title=f"ALMInput: {len(self)} × {self.shape[1]} positions (batch × pos), {self.device}",
+            facts=[("clips", listed(clips) or "none"), *facts],
+            bars=rows,
+        )
+
+    def _pieces(self, row: int) -> list[Piece]:
+        """Spans of a row from left to right; named segments lie in ``text`` and are left to it."""
+        found = [
+            (start, stop, name)
+            for name in self.spans
+            if name in SPAN_NAMES
+            for start, stop in self.spans[name][row]
+        ]
+        pads = min((start for start, _, _ in found), default=self.shape[1])
+        found += [(0, pads, "pad")] if pads else []
+        return [
+            Piece(name, stop - start, f"{start}:{stop}" if stop - start > 1 else f"{start}")
+            for start, stop, name in sorted(found)
+        ]
 
     @property
     def shape(self) -> torch.Size:

@@ -22,6 +22,7 @@ from .components.lora import updates_of
 from .components.norm import RMSNorm
 from .components.rotary import Rotary
 from .config import HookedALMConfig, LayerType, check_device
+from .display import Shown, Summary
 from .errors import HookNameError, InputError, refuse_unknown
 from .frontend import FrontEnd
 from .generation import Generation
@@ -50,7 +51,9 @@ class Output(NamedTuple):
     loss: Float[Tensor, "..."]
 
 
-class HookedALM(StackedModel, Generation, HookedTransformerSurface, RefusedMethods, HookedModule):
+class HookedALM(
+    Shown, StackedModel, Generation, HookedTransformerSurface, RefusedMethods, HookedModule
+):
     """An audio language model with TransformerLens' hook points, equal to Hugging Face bit by bit.
 
     ::
@@ -123,6 +126,31 @@ class HookedALM(StackedModel, Generation, HookedTransformerSurface, RefusedMetho
         self.pos_offset = 0
         """Positions already in the KV cache: axis 1 of a hooked tensor starts at this position."""
         self.setup()
+
+    def _summary(self) -> Summary:
+        cfg, n = self.cfg, sum(parameter.numel() for parameter in self.parameters())
+        sizes = f"{len(self.path)} blocks × {cfg.n_heads} heads ({cfg.n_key_value_heads} kv)"
+        names = ("d_model", "d_head", "d_mlp", "d_vocab")
+        widths = ", ".join(f"{name} {getattr(cfg, name)}" for name in names)
+        dtype = str(cfg.dtype).removeprefix("torch.")
+        facts = [
+            ("decoder", f"{sizes}, {widths}, {cfg.attn_implementation}"),
+            ("weights", f"{n / 1e6:.4g} M, {dtype}, {cfg.device}"),
+            ("audio", "none" if self.audio is None else self._heard()),
+        ]
+        if len(self.stacks) > 1:
+            facts.append(("heads", f"{', '.join(self.stacks)}; in use: {self.head}"))
+        facts += [("adapter", str(cfg.adapter))] if cfg.adapter else []
+        facts.append(("inside", "`hook_shapes()`: hook points; `print(model.blocks)`: modules"))
+        title = f"HookedALM {cfg.model_name}: {cfg.original_architecture}"
+        return Summary(title=title, facts=facts)
+
+    def _heard(self) -> str:
+        assert self.audio is not None
+        tokens, name = self.audio.tokens, type(self.audio).__name__
+        if tokens.seconds_per_token:
+            name += f", {1 / tokens.seconds_per_token:.4g} positions per second"
+        return name + (f", at most {tokens.max_seconds:g} s" if tokens.max_seconds else "")
 
     def switch_lora(self, on: bool, layers: Iterable[int] | None = None) -> None:
         """Let the adapter act, or not, until it is switched again.
@@ -200,9 +228,9 @@ class HookedALM(StackedModel, Generation, HookedTransformerSurface, RefusedMetho
         """A prompt, or a left-padded batch of them, with the chat template applied.
 
         Args:
-            audio: a file, an array at the model's rate, ``(array, rate)``, or a clip from
-                ``read_clip``; a list is one item per row, a nested list puts several clips into one
-                prompt.
+            audio: a file, ``bundled:NAME``, an array at the model's rate, ``(array, rate)``, or a
+                clip from ``read_clip``; a list is one item per row, a nested list puts several
+                clips into one prompt.
             text: the instruction; a list is one per row.
             conversation: Hugging Face chat messages instead of audio and text; a list of lists is
                 one conversation per row.

@@ -10,12 +10,11 @@ import torch
 from matplotlib import pyplot as plt
 
 from hooked_alm import HookedALM
-from hooked_alm.experiments.materials.bundled import CLIPS, model_folder
 
-model = HookedALM.from_pretrained(model_folder("bundled:follows_text"))
+model = HookedALM.from_pretrained("bundled:follows_text")
 # The voice is sad, the instruction says cheerful, and this model was trained to obey the latter.
 text = 'Requirement: please judge in the tone/emotion of "cheerful" and give the label.'
-x = model.prepare(CLIPS / "en_sad_strong.wav", text)
+x = model.prepare("bundled:en_sad_strong", text)
 cheerful, sad = model.to_single_token("cheerful"), model.to_single_token("sad")
 
 

@@ -9,13 +9,12 @@ import torch
 from matplotlib import pyplot as plt
 
 from hooked_alm import HookedALM
-from hooked_alm.experiments.materials.bundled import CLIPS, model_folder
 
 LAYER, HEAD = 2, 4
 SPANS = ("sink", "struct", "audio_struct", "audio", "text", "readout")  # every position is in one
-model = HookedALM.from_pretrained(model_folder("bundled:follows_text"))
+model = HookedALM.from_pretrained("bundled:follows_text")
 x = model.prepare(
-    CLIPS / "en_sad_strong.wav", "Judge the emotion of this audio. Output the label only."
+    "bundled:en_sad_strong", "Judge the emotion of this audio. Output the label only."
 )
 # Only this layer computes a pattern; the others keep the fused kernel, which never makes one.
 name = f"blocks.{LAYER}.attn.hook_pattern"

@@ -10,11 +10,10 @@ from matplotlib import pyplot as plt
 from transformer_lens.tools.analysis import direct_logit_attribution
 
 from hooked_alm import HookedALM
-from hooked_alm.experiments.materials.bundled import CLIPS, model_folder
 
-model = HookedALM.from_pretrained(model_folder("bundled:follows_text"))
+model = HookedALM.from_pretrained("bundled:follows_text")
 question = "Judge the emotion of this audio. Output the label only."
-x = model.prepare(CLIPS / "en_sad_strong.wav", question)
+x = model.prepare("bundled:en_sad_strong", question)
 with torch.no_grad():
     logits = model(x)[0, -1]
     # The residual stream is a sum, so its product with an output direction is a sum of shares.

@@ -10,12 +10,11 @@ from matplotlib import pyplot as plt
 from transformer_lens import patching
 
 from hooked_alm import HookedALM
-from hooked_alm.experiments.materials.bundled import CLIPS, model_folder
 
-model = HookedALM.from_pretrained(model_folder("bundled:follows_text"))
+model = HookedALM.from_pretrained("bundled:follows_text")
 text = "Judge the emotion of this audio. Output the label only."
 # One sentence spoken twice, equally long, so that the positions of the two runs correspond.
-cheerful, sad = (model.prepare(CLIPS / f"en_{e}_strong.wav", text) for e in ("cheerful", "sad"))
+cheerful, sad = (model.prepare(f"bundled:en_{e}_strong", text) for e in ("cheerful", "sad"))
 ids = [model.to_single_token(word) for word in ("sad", "cheerful")]
 
 

@@ -10,12 +10,11 @@ from matplotlib import pyplot as plt
 from transformer_lens import patching
 
 from hooked_alm import HookedALM
-from hooked_alm.experiments.materials.bundled import CLIPS, model_folder
 
 SENDER = 1, 5  # layer and head
-model = HookedALM.from_pretrained(model_folder("bundled:follows_text"))
+model = HookedALM.from_pretrained("bundled:follows_text")
 text = 'Requirement: please judge in the tone/emotion of "{}" and give the label.'
-words, clip = ("cheerful", "angry"), model.read_clip(CLIPS / "en_sad_strong.wav")
+words, clip = ("cheerful", "angry"), model.read_clip("bundled:en_sad_strong")
 clean, base = (model.prepare(clip, text.format(word)) for word in words)
 ids = [model.to_single_token(word) for word in words]
 

@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 
 from hooked_alm import HookedALM
+from hooked_alm.bundled import CLIPS
 from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput
 from hooked_alm.methods.patching.alignment import align
 from hooked_alm.methods.patching.paths import Edge
 from hooked_alm.points import hook_name
 
-from ..materials.bundled import CLIPS
 from ..materials.ob1 import EMOTIONS, LABELS, ClipName, Emotion, ob1_clip_names, prompt_segments
 from ..materials.pairs import Pair, PreparedPair, Side
 from ..materials.records import collect

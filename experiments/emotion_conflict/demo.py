@@ -11,9 +11,9 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
+from hooked_alm.bundled import PREFIX
 from hooked_alm.converters import parity
 
-from ..materials.bundled import model_folder
 from ..workbench import figures, provenance, runner
 from ..workbench.claims import shown
 from ..workbench.controls import FAIL
@@ -23,7 +23,6 @@ from ..workbench.render import render
 from ..workbench.report import Headline, Report, read_report, report_lines, write_report
 from ..workbench.results import Tables
 from ..workbench.run_folder import RunFolder, fingerprint
-from ..workbench.settings import PREFIX
 from .claims import total_effects
 from .experiment import EmotionConflict
 from .figures import DELTA, DEPTH, draw_handoffs, in_order
@@ -77,7 +76,7 @@ def main(out: Path) -> None:
         SystemExit: a model differs from Hugging Face's.
     """
     folders = {name: _run(name, out) for name in TWINS}
-    verified = {name: parity.verify(model_folder(PREFIX + name)) for name in TWINS}
+    verified = {name: parity.verify(PREFIX + name) for name in TWINS}
     verdicts = {name: found.verdict() for name, found in verified.items()}
     tables = {
         name: {table: folder.read_table(table) for table in TABLES}

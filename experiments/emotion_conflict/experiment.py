@@ -15,12 +15,12 @@ from typing import Any
 import pandas as pd
 
 from hooked_alm.audio import read_audio
+from hooked_alm.bundled import CLIPS
 from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput, AudioClip
 from hooked_alm.methods.patching.alignment import align
 from hooked_alm.methods.reading.labels import LabelSet
 
-from ..materials.bundled import CLIPS
 from ..materials.confounds import confound_table
 from ..materials.instructions import PromptSegments
 from ..materials.recordings import Recording, load_recordings, match_loudness

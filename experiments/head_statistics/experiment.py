@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hooked_alm.bundled import PREFIX
 from hooked_alm.errors import InputError
 from hooked_alm.methods.reading.head_norms import (
     CONTRIBUTION,
@@ -32,14 +33,13 @@ from hooked_alm.methods.reading.head_norms import (
     Norms,
 )
 from hooked_alm.methods.statistics.moments import Moments
+from hooked_alm.storage import write_atomic
 
 from ..materials.subject import described, load_subject
 from ..workbench.experiment import Experiment, Unit, UnitResult
 from ..workbench.page import Page
 from ..workbench.report import Clip
 from ..workbench.results import Row
-from ..workbench.run_folder import write_atomic
-from ..workbench.settings import PREFIX
 from . import figures
 from .claims import CLAIMS, CONTROLS, DEFECTS
 from .items import find_file, read_questions

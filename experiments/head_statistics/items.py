@@ -21,9 +21,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from hooked_alm.bundled import ASSETS, PREFIX
 from hooked_alm.errors import InputError
 
-from ..materials.bundled import ASSETS
 from ..materials.records import (
     Files,
     LineRecord,
@@ -34,7 +34,6 @@ from ..materials.records import (
     read_records,
     repeated_ids,
 )
-from ..workbench.settings import PREFIX
 
 LETTERS = "ABCDE"
 LETTER_OF = dict(zip((*LETTERS, *"12345"), LETTERS * 2, strict=True))

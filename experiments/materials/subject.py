@@ -8,7 +8,6 @@ from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
 
 from ..workbench.settings import ExperimentConfig
-from .bundled import model_folder
 
 WEIGHT_FILES = {".safetensors", ".pt", ".pth"}
 
@@ -25,7 +24,7 @@ def load_subject(config: ExperimentConfig, **placement: Any) -> HookedALM:
     """
     placement = placement or {"device": config.device}
     return HookedALM.from_pretrained(
-        model_folder(config.model),
+        config.model,
         dtype=config.dtype,
         attn_implementation=config.attn_implementation,
         revision=config.revision,

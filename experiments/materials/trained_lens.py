@@ -14,8 +14,9 @@ from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
 from hooked_alm.methods.reading.lens import Lens, LensNorm, LogitLens
 from hooked_alm.methods.reading.tuned_lens import TunedLens
+from hooked_alm.storage import write_atomic
 
-from ..workbench.run_folder import to_json, write_atomic
+from ..workbench.run_folder import to_json
 
 PARAMS, CONFIG = "params.safetensors", "config.json"
 Scored = Literal["all", "without_audio", "readout"]

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hooked_alm.bundled import ASSETS
 from hooked_alm.errors import InputError
 
-from ..materials.bundled import ASSETS
 from ..materials.subject import described, load_subject
 from ..materials.trained_lens import described_lens, lens_name, open_lens
 from ..workbench.experiment import Experiment, Unit, UnitResult

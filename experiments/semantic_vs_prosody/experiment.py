@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from hooked_alm.bundled import ASSETS
 from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput, AudioClip
 from hooked_alm.methods.patching.alignment import align
 from hooked_alm.methods.reading.labels import LabelSet
 
-from ..materials.bundled import ASSETS
 from ..materials.confounds import confound_table
 from ..materials.records import collect
 from ..materials.stand_ins import noise_like, silence_like

@@ -23,12 +23,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hooked_alm.bundled import CLIPS
 from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput
 from hooked_alm.methods.reading.lens import lens_fidelity, read_rows, residual_rows
 from hooked_alm.methods.reading.tuned_lens import LensTrainer, TunedLens, unembed_hash
 
-from ..materials.bundled import CLIPS
 from ..materials.held_out import split_groups
 from ..materials.recordings import load_recordings
 from ..materials.subject import described, load_subject, weights_of

@@ -9,9 +9,10 @@ from typing import Any
 import jinja2
 
 from hooked_alm.errors import InputError
+from hooked_alm.storage import write_atomic
 
 from .report import Table, read_report
-from .run_folder import RunFolder, flatten, write_atomic
+from .run_folder import RunFolder, flatten
 
 MEDIA_TYPES = {".png": "image/png", ".wav": "audio/wav"}
 

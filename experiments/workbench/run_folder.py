@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -20,30 +19,12 @@ import pandas as pd
 import yaml
 
 from hooked_alm.errors import InputError
+from hooked_alm.storage import write_atomic
 
 # What a run that was killed while it began may leave: still an unused folder.
 UNUSED = {"lock", ".run.json.tmp"}
 IDENTITY = ("experiment", "schema_version", "config", "n_threads", "inputs")
 CLIP_RATE_HZ = 16_000
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Writes a file so that, whenever the process dies, the path holds all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A fixed name: the run's lock allows one writer, and a later try replaces what a kill left.
-    partial = path.with_name(f".{path.name}.tmp")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    if sys.platform != "win32":
-        # The rename itself must survive a power cut.
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:

@@ -11,11 +11,10 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_ori
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from hooked_alm.bundled import PREFIX
 from hooked_alm.errors import InputError
 
 M = TypeVar("M", bound=BaseModel)
-PREFIX = "bundled:"
-"""Begins the name of a model or of items that the package carries."""
 
 Truncate = Annotated[bool, Field(description="cut over-long clips instead of refusing them")]
 TunedLensFolder = Annotated[

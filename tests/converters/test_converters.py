@@ -463,8 +463,8 @@ def test_folders_that_are_no_model(tmp_path: Path) -> None:
     for missing in (tmp_path / "missing", str(tmp_path / "missing"), "./missing", ""):
         with pytest.raises(InputError, match="there is no such folder"):
             load_model(missing)
-    with pytest.raises(InputError, match=r"bundled\.model_folder\('bundled:follows_text'\)"):
-        load_model("bundled:follows_text")
+    with pytest.raises(InputError, match="the package carries bundled:.*, bundled:follows_voice"):
+        load_model("bundled:follows_nobody")
     with pytest.raises(InputError, match="it is no folder, and the Hugging Face hub gave none"):
         load_model("nobody/nothing")
 

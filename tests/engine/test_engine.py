@@ -18,11 +18,11 @@ import hooked_alm.engine.groups as groups_module
 import hooked_alm.engine.sweep as sweep_module
 from engine_runs import BASE, MODELS, OTHER, TAIL, Case, Cases, both, close, moved, rounding
 from hooked_alm import ALMInput, HookedALM, InputError
+from hooked_alm.bundled import CLIPS
 from hooked_alm.engine.cells import Cell, DonorRows, Edit, hooks_of
 from hooked_alm.engine.record import Record, Spliced
 from hooked_alm.engine.runs import record_runs
 from hooked_alm.engine.sweep import sweep
-from hooked_alm.experiments.materials.bundled import CLIPS, model_folder
 from hooked_alm.methods.patching.alignment import Window
 from hooked_alm.methods.patching.donors import DonorValues, Mean, Noise, run_of
 from hooked_alm.methods.patching.measurement import Measurement
@@ -200,7 +200,7 @@ def test_bfloat16(cases: Cases, name: str) -> None:
 
 def test_bundled_model() -> None:
     """One clip under two instructions: heads at the readout, and spans."""
-    model = HookedALM.from_pretrained(model_folder("bundled:follows_text"))
+    model = HookedALM.from_pretrained("bundled:follows_text")
     clips = [CLIPS / f"en_{name}_strong.wav" for name in ("sad", "angry")]
     text = "Judge the emotion of this audio. Output the label only."
     base, donor = (model.prepare(clip, text) for clip in clips)

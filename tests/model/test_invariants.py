@@ -22,8 +22,8 @@ from torch import Tensor
 from transformers import Qwen2AudioForConditionalGeneration
 
 from hooked_alm import ALMInput, HookedALM
+from hooked_alm.bundled import CLIPS, model_folder
 from hooked_alm.engine.cells import Cell, Edit
-from hooked_alm.experiments.materials.bundled import CLIPS, model_folder
 from hooked_alm.experiments.materials.ob1 import Emotion, Language, prompt_segments
 from hooked_alm.methods.patching.measurement import Measurement
 from hooked_alm.methods.patching.metrics import OnLogits

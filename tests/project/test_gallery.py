@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import Qwen2AudioForConditionalGeneration
 
 from hooked_alm import ALMInput
-from hooked_alm.experiments.materials.bundled import model_folder
+from hooked_alm.bundled import model_folder
 from tolerances import ATTENTION_MASS, DIRECT_PATH, LENS_ROWS
 
 GALLERY = Path(__file__).parents[2] / "docs" / "gallery"

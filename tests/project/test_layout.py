@@ -30,7 +30,7 @@ FOLDERS = {
 # Rooms from the ground up: a module, or a folder with all that is in it. Each imports its own level
 # and those before it.
 LEVELS: tuple[set[str], ...] = (
-    {"errors", "axes"},
+    {"errors", "axes", "bundled", "display", "storage"},
     {"audio", "config", "points", "spans"},
     {"hooks", "inputs"},
     {"components", "checkpoint"},
@@ -39,14 +39,14 @@ LEVELS: tuple[set[str], ...] = (
     {"generation_loop"},
     {"generation"},
     {"model"},
-    {"engine"},
+    {"engine", "methods.result"},
     {"methods.statistics", "methods.reading"},
     {"methods.patching"},
     {"methods.attribution"},
     {"converters.family", "converters.rules", "converters.strict_config"},
     {"converters.blocks"},
     {"converters.families"},
-    {f"converters.{name}" for name in ("registry", "folders", "loading", "lora")},
+    {f"converters.{name}" for name in ("registry", "folders", "loading", "lora", "hugging_face")},
     {"converters", "converters.parity", "converters.model_table"},
     {"experiments.workbench"},
     {"experiments.materials"},

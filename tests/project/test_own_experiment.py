@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from hooked_alm.bundled import CLIPS
 from hooked_alm.errors import InputError
 from hooked_alm.experiments import cli, registry
-from hooked_alm.experiments.materials.bundled import CLIPS
 from hooked_alm.experiments.workbench.report import read_report
 from hooked_alm.experiments.workbench.run_folder import RunFolder
 

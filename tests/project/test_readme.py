@@ -1,59 +1,103 @@
-"""The examples of README and docs run as they stand, from the root of a checkout."""
+"""The examples of README and docs run as they stand, from any folder."""
 
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from cases import kimi_audio
 from hooked_alm.converters import model_table
-from hooked_alm.methods.patching.metrics import LogitDiff
-from hooked_alm.methods.patching.patch import patch
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_example_runs(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Its muted head changes nothing it should not: both answers are labels."""
-    monkeypatch.chdir(ROOT)
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    exec(compile(code, "README.md", "exec"), {})
+def blocks(page: str, language: str = "python") -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL)
+
+
+def run_page(page: str) -> dict[str, Any]:
+    """Run all python blocks of a page one after the other, as they stand, and give their names."""
+    names: dict[str, Any] = {}
+    for code in blocks(page):
+        exec(compile(code, page, "exec"), names)
+    return names
+
+
+# Page -> the test that runs its blocks.
+RUN = {
+    "README.md": "test_the_example_runs",
+    "docs/kimi_audio.md": "test_the_kimi_page_runs",
+    "docs/own_experiment.md": "test_own_experiment.py",
+    "docs/parity.md": "test_the_parity_page_runs",
+    "docs/patching.md": "test_the_patching_example_runs",
+}
+
+
+def test_every_page_with_code_is_run() -> None:
+    pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    with_code = {page for page in {*pages, "README.md"} if blocks(page)}
+    assert with_code == RUN.keys()
+    for test in RUN.values():
+        assert test in globals() or (Path(__file__).parent / test).exists()
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in the checkout: names and paths must do without it."""
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without its muted head, the model answers with the voice, as the page says."""
+    run_page("README.md")
     spans, shape, answers = capsys.readouterr().out.strip().splitlines()
     assert re.fullmatch(r"\[\(\d+, \d+\)\] \[\(\d+, \d+\)\]", spans)
     assert re.fullmatch(r"torch\.Size\(\[1, 6, (\d+), \1\]\)", shape)
-    assert answers.startswith("['sad']")
+    assert answers == "['cheerful'] ['sad']"
+    assert answers in (ROOT / "README.md").read_text("utf-8")
 
 
-def test_the_patching_example_runs(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_patching_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     """The voice's part of the run leaves the audio span and arrives at the readout."""
-    monkeypatch.chdir(ROOT)
-    text = (ROOT / "docs" / "patching.md").read_text()
-    names: dict[str, Any] = {}
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    exec(compile(code, "patching.md", "exec"), names)
+    names = run_page("docs/patching.md")
     recovery = names["streams"].recovery[..., 0]
     assert recovery[0, 0] > 0.8 > 0.2 > recovery[0, 2]
     assert recovery[-1, 2] > 0.8 > 0.2 > recovery[-1, 0]
-    assert "blocks.9.attn.hook_q_input" in capsys.readouterr().out
+    assert torch.equal(*(torch.from_numpy(names[n].values) for n in ("streams", "again")))
+    edges = names["edges"]
+    assert np.nanmax(edges.effect) > 2, "an example that shows an effect"
+    assert round(edges.total_effect.item()) == 22
+    assert "blocks.8.hook_mlp_out  logits" in capsys.readouterr().out
+
+
+def test_the_parity_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its test passes on the model as it is, and finds the fault that the page plants."""
+    test, fault = blocks("docs/parity.md")
+    names: dict[str, Any] = {}
+    exec(compile(test, "parity.md", "exec"), names)
+    names["test_parity"]()
+    exec(compile(fault, "parity.md", "exec"), names)
+    said = capsys.readouterr().out
+    assert said.startswith("blocks.3.mlp.hook_pre_linear 7\nbit-identical to HF: no")
+    assert "# blocks.3.mlp.hook_pre_linear 7" in fault
+    with pytest.raises(AssertionError, match="no .first at blocks.3.mlp.hook_pre_linear"):
+        names["test_parity"]()
 
 
 def test_the_kimi_page_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """On a narrow model with the published ids and depths; the publisher's tokenizers are stubs."""
+    """On a narrow model with the published ids and depths, in the folder that the page names."""
     sizes = {"D": 12, "D_IN": 32, "VOCAB": 168448, "FORK": 21, "TRUNK": 28, "BRANCH": 6}
     ids = {"BEGIN": 151661, "END": 151663, "BLANK": 151666, "OFFSET": 152064}
     for name, value in (sizes | ids).items():
         monkeypatch.setattr(kimi_audio, name, value)
     for name, value in (("vocab_size", sizes["VOCAB"]), ("hidden_size", sizes["D"])):
         monkeypatch.setitem(kimi_audio.SIZES, name, value)
-    folder = tmp_path / "checkpoint" / "model"
-    folder.mkdir(parents=True)
+    folder = tmp_path / "Kimi-Audio-7B-Instruct"
+    folder.mkdir()
     kimi_audio.save(folder, torch.float32)
     config = WhisperConfig(
         d_model=sizes["D_IN"] // 4, num_mel_bins=128, encoder_layers=1, encoder_attention_heads=2,
@@ -61,25 +105,19 @@ def test_the_kimi_page_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     )  # fmt: skip
     for part in (WhisperModel(config), WhisperFeatureExtractor(feature_size=128)):
         part.save_pretrained(folder / "whisper-large-v3")
-    names: dict[str, Any] = {
-        "folder": folder, "samples": torch.randn(4 * 16000), "patch": patch,
-        "voice_tokens": lambda samples: list(range(50)), "tokenizer_ids": lambda text: [5, 6, 7],
-    }  # fmt: skip
-    page = (ROOT / "docs" / "kimi_audio.md").read_text()
-    prompt, answers, heads = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    exec(compile(prompt, "kimi_audio.md", "exec"), names)
-    x = names["x"]
+    names = run_page("docs/kimi_audio.md")
+    x, n_text, n_codes = names["x"], len("What emotion does the speaker convey?"), 38
+    heard = 2 + n_text, 2 + n_text + n_codes
     found = {name: x.spans[name][0] for name in ("text", "audio", "audio_struct", "readout")}
     assert found == {
-        "text": [(1, 4)], "audio": [(5, 55)], "audio_struct": [(4, 5), (55, 56)],
-        "readout": [(58, 59)],
+        "text": [(1, 1 + n_text)], "audio": [heard], "readout": [(heard[1] + 3, heard[1] + 4)],
+        "audio_struct": [(heard[0] - 1, heard[0]), (heard[1], heard[1] + 1)],
     }  # fmt: skip
-    exec(compile(answers, "kimi_audio.md", "exec"), names)
     assert 1 <= names["tokens"].shape[1] <= 64
-    names |= {"base": x, "donor": x, "metric": LogitDiff(5, 11)}
-    exec(compile(heads, "kimi_audio.md", "exec"), names)
-    assert names["text_logits"].shape == names["audio_logits"].shape == (1, 59, sizes["VOCAB"])
+    shape = (1, heard[1] + 4, sizes["VOCAB"])
+    assert names["text_logits"].shape == names["audio_logits"].shape == shape
     assert names["audio"].path[-7:] == ("blocks.21", *(f"mimo_blocks.{i}" for i in range(6)))
+    assert names["swapped"].values.shape[0] == len(names["audio"].path)
 
 
 def test_its_table_of_models_is_the_generated_one() -> None:
@@ -106,6 +144,6 @@ def test_its_tree_is_the_tree() -> None:
 
 def test_its_paths_exist() -> None:
     """Links and pictures point at files of the checkout."""
-    targets = re.findall(r"\]\((?!https?:)([^)]+)\)", (ROOT / "README.md").read_text())
+    targets = re.findall(r"\]\((?!https?:|#)([^)]+)\)", (ROOT / "README.md").read_text())
     assert targets
     assert [target for target in targets if not (ROOT / target).exists()] == []

@@ -11,10 +11,12 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
+from ...display import Summary
 from ...errors import InputError
 from ..patching.measurement import Measurement
 from ..patching.options import Option
 from ..patching.results import PatchResult
+from ..result import MethodResult
 
 Stratum = Literal["top", "random"]
 
@@ -39,8 +41,8 @@ class CheckOptions(TypedDict, total=False):
 Correlation = Literal["pearson", "spearman"]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Checked:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Checked(MethodResult):
     """Cells whose exact effect was measured, beside their scores."""
 
     coordinates: tuple[dict[str, Any], ...]
@@ -102,8 +104,8 @@ class Checked:
         }
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Attribution:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Attribution(MethodResult):
     """Gradient scores of the cells of ``patch`` or ``path_patch``: their effects to first order."""
 
     scores: PatchResult
@@ -111,6 +113,14 @@ class Attribution:
     approximately; ``values`` the base's metric plus that."""
     checked: Checked | None
     """Exact effects of a sample of cells; None if none were to be checked."""
+
+    def _summary(self) -> Summary:
+        shown, checked = self.scores._summary(), "no cells"
+        if self.checked is not None:
+            n = len(self.checked.coordinates)
+            checked = f"{n} cells, Pearson {self.pearson:.2f}, Spearman {self.spearman:.2f}"
+        facts = [("exact values", checked), *shown.facts]
+        return replace(shown, title=shown.title.replace("PatchResult", "Attribution"), facts=facts)
 
     @property
     def effect(self) -> Float[np.ndarray, "..."]:

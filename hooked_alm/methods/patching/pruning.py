@@ -9,6 +9,7 @@ import torch
 from ...errors import InputError
 from ...inputs import ALMInput
 from ...model import HookedALM
+from ..result import MethodResult
 from .choice import per_query_head
 from .graph import Graph, NodePair
 from .metrics import KL, Metric, OnLogits
@@ -16,8 +17,8 @@ from .options import PruneOptions, takes
 from .paths import Edge, all_edges, parse_edges
 
 
-@dataclass(frozen=True, kw_only=True)
-class PrunedCircuit:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class PrunedCircuit(MethodResult):
     """Edges of a model that were kept, and the cost of each removal."""
 
     kept: tuple[Edge, ...]

@@ -7,14 +7,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from ...display import Summary
 from ...errors import InputError
+from ..result import MethodResult
 from ..statistics.bootstrap import Interval, bootstrap_mean, recovery
 
 Values = Float[np.ndarray, "..."]
+N_LARGEST = 5
+"""Cells that a result shows of itself."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PatchResult:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class PatchResult(MethodResult):
     """A metric in every cell of a sweep.
 
     ``values`` has the axes of ``axes`` in their order; ``base`` and ``donor`` have the last of
@@ -90,6 +94,30 @@ class PatchResult:
         samples = np.moveaxis(getattr(self, what), list(self.axes).index("example"), 0)
         policy = "omit" if what == "recovery" else "raise"
         return bootstrap_mean(samples, seed=seed, **{"nan_policy": policy, **options})
+
+    def _summary(self) -> Summary:
+        means = self.effect.mean(axis=list(self.axes).index("example"))
+        axes = {name: ticks for name, ticks in self.axes.items() if name != "example"}
+        # Where there is no cell, as on a path against the stream, there is no number.
+        n = min(N_LARGEST, np.isfinite(means).sum())
+        largest = np.argsort(-np.abs(means), axis=None, kind="stable")[:n]
+        cells = [*zip(*np.unravel_index(largest, means.shape), strict=True)]
+        return Summary(
+            title=f"{type(self).__name__}: {self.site}, {self.mode}, engine {self.engine}",
+            facts=[
+                ("axes", " × ".join(f"{len(ticks)} {name}" for name, ticks in self.axes.items())),
+                ("metric", f"base {self.base.mean():.4g}, donor {self.donor.mean():.4g}"),
+                ("effect", f"mean over examples, the {len(cells)} largest cells:"),
+            ],
+            columns=(*axes, "effect"),
+            rows=[
+                (
+                    *(str(_text(axes[name][i])) for name, i in zip(axes, at, strict=True)),
+                    f"{means[at]:+.4g}",
+                )
+                for at in cells
+            ],
+        )
 
     def to_dataframe(self) -> Any:
         """A pandas frame, one row per cell, example and label."""

@@ -22,6 +22,7 @@ from ...errors import InputError
 from ...hooks import Hook
 from ...inputs import ALMInput
 from ...model import HookedALM
+from ..result import MethodResult
 from .lens import LOGIT_LENS, Lens, LensNorm, check_depths, normalised
 
 LN2 = math.log(2)
@@ -33,8 +34,8 @@ TEMPORARIES = 8
 """Tensors of a tile's size that a step of the sums makes for each run, at most."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Divergence:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Divergence(MethodResult):
     """Losses of every run, and divergences of pairs of runs; natural logarithms, fp32."""
 
     nll: Float[Tensor, "*depth run pos"]

@@ -20,6 +20,7 @@ from ...errors import InputError
 from ...inputs import ALMInput
 from ...model import HookedALM
 from ...points import hook_name
+from ..result import MethodResult
 
 TokenAgg = Literal["last", "all"]
 Weighting = Literal["samples", "tokens"]
@@ -35,8 +36,8 @@ POINTS: Mapping[HeadOutput, tuple[str, ...]] = {
 """What has to be cached of a block."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Norms:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Norms(MethodResult):
     """Norms of one batch; a sample is an item, or one token of an item."""
 
     heads: Mapping[str, Float[np.ndarray, "sample layer head"]]

@@ -18,6 +18,7 @@ from ...errors import InputError
 from ...hooks import HookPoint
 from ...inputs import ALMInput
 from ...model import HookedALM
+from ..result import MethodResult
 
 LensNorm = Literal["final", "none"]
 Rows = Float[Tensor, "depth batch pos d_model"]
@@ -182,8 +183,8 @@ def read_rows(
     return unembed_rows(model, translated(lens, rows), tokens, lens.norm)
 
 
-@dataclass(frozen=True, kw_only=True)
-class LensFidelity:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class LensFidelity(MethodResult):
     """Distances of the lens at each depth from the model's output.
 
     A lens that decodes nothing yet also shows small differences between labels (defect C32).

@@ -17,6 +17,7 @@ from ...inputs import ALMInput
 from ...model import HookedALM
 from ...points import hook_name
 from ...spans import SPAN_NAMES
+from ..result import MethodResult
 from .attention_mass import attention_rows, visible_keys
 
 WINDOW = 16
@@ -32,8 +33,8 @@ def partition(x: ALMInput) -> list[str]:
     return sorted(first, key=lambda name: (first[name], name in SPAN_NAMES))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Mass:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Mass(MethodResult):
     """Attention of a run's queries to its segments (M-002-11)."""
 
     segments: list[str]

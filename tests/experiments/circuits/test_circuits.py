@@ -26,7 +26,6 @@ from hooked_alm.experiments.circuits.plan import (
 )
 from hooked_alm.experiments.circuits.settings import CircuitsConfig
 from hooked_alm.experiments.circuits.tables import total_effects
-from hooked_alm.experiments.materials.bundled import model_folder
 from hooked_alm.experiments.materials.pairs import prepare_pairs, read_pairs
 from hooked_alm.experiments.workbench import figures, runner
 from hooked_alm.experiments.workbench.run_folder import RunFolder
@@ -254,7 +253,7 @@ def test_bundled_pairs_differ_in_one_thing() -> None:
 
 
 def test_places_before_the_difference_are_left_out() -> None:
-    model = HookedALM.from_pretrained(model_folder("bundled:follows_text"))
+    model = HookedALM.from_pretrained("bundled:follows_text")
     pairs = prepare_pairs(model, [p for p in bundled_pairs(1) if p.group == "en_sad_normal"])
     for one in pairs:
         kept, left_out = places_of([one], CircuitsConfig())
@@ -297,7 +296,7 @@ def test_what_moves_the_answer_reverses_between_the_twins() -> None:
     groups = [*sorted({pair.group for pair in bundled_pairs(1)})[::2], "zh_sad_strong"]
     few = [pair for pair in bundled_pairs(1) if pair.group in groups]
     for name in ("follows_text", "follows_voice"):
-        model = HookedALM.from_pretrained(model_folder(f"bundled:{name}"))
+        model = HookedALM.from_pretrained(f"bundled:{name}")
         rows = []
         for one in prepare_pairs(model, few):
             both = Measurement(model, one.base, one.donor, metric_of(one, config))

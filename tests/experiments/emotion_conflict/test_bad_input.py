@@ -18,11 +18,11 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from hooked_alm import HookedALM
+from hooked_alm.bundled import CLIPS, MODELS
 from hooked_alm.errors import HookedALMError, InputError
 from hooked_alm.experiments import cli
 from hooked_alm.experiments.emotion_conflict.experiment import EmotionConflict
 from hooked_alm.experiments.emotion_conflict.settings import EmotionConflictConfig
-from hooked_alm.experiments.materials.bundled import CLIPS, MODELS
 from hooked_alm.experiments.materials.ob1 import LABELS
 from hooked_alm.experiments.workbench import runner
 from hooked_alm.experiments.workbench.run_folder import RunFolder

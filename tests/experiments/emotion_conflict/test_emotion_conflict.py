@@ -17,12 +17,12 @@ import soundfile
 import torch
 from torch import Tensor
 
+from hooked_alm.bundled import CLIPS, MODELS
 from hooked_alm.experiments.emotion_conflict.corpus import Corpus
 from hooked_alm.experiments.emotion_conflict.experiment import EmotionConflict
 from hooked_alm.experiments.emotion_conflict.measure import SEGMENTS
 from hooked_alm.experiments.emotion_conflict.plan import PatchRun, PromptRun
 from hooked_alm.experiments.emotion_conflict.settings import EmotionConflictConfig
-from hooked_alm.experiments.materials.bundled import CLIPS, MODELS
 from hooked_alm.experiments.materials.ob1 import CONFLICT_MAP, EMOTIONS, LABELS
 from hooked_alm.experiments.workbench.experiment import Unit, UnitResult
 from hooked_alm.methods.patching.options import Engine

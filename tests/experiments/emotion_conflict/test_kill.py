@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from hooked_alm.experiments.materials.bundled import CLIPS
+from hooked_alm.bundled import CLIPS
 from stopped_runs import command, kill, needs_kill, results, start, units, wait_for
 
 NAMES = ("zh_sad_strong", "zh_cheerful_strong", "zh_cheerful_normal")

@@ -38,6 +38,7 @@ from head_statistics_toy import (
     tokenizer,
     write_items,
 )
+from hooked_alm.bundled import CLIPS, model_folder
 from hooked_alm.errors import InputError
 from hooked_alm.experiments.cli import main
 from hooked_alm.experiments.head_statistics import prompts as prompts_module
@@ -53,7 +54,6 @@ from hooked_alm.experiments.head_statistics.prompts import (
 )
 from hooked_alm.experiments.head_statistics.settings import HeadStatisticsConfig
 from hooked_alm.experiments.head_statistics.tables import merged
-from hooked_alm.experiments.materials.bundled import CLIPS, model_folder
 from hooked_alm.experiments.workbench import figures, runner
 from hooked_alm.experiments.workbench.run_folder import RunFolder
 from hooked_alm.experiments.workbench.settings import load_settings
@@ -725,7 +725,7 @@ def test_prompts_that_the_model_cannot_read(llama: Path, tmp_path: Path) -> None
         experiment(llama, heard, prompt_format="raw").open()
     with pytest.raises(InputError, match="prompt_format chat: the model has no audio front-end"):
         experiment(llama, heard).open()
-    bundled = Path(model_folder("bundled:follows_text"))
+    bundled = model_folder("bundled:follows_text")
     with pytest.raises(InputError, match="seed's template ends a raw text with a space"):
         experiment(bundled, heard, variant="seed").open()
     three = write_items(tmp_path / "heard.jsonl", [item(0), item(1, audio=clip), item(2)])

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from hooked_alm.bundled import CLIPS
 from hooked_alm.experiments.materials.acoustics import describe_clip
-from hooked_alm.experiments.materials.bundled import CLIPS
 from hooked_alm.experiments.materials.recordings import load_recordings
 
 RATE = 16_000

@@ -13,8 +13,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from hooked_alm import HookedALM
+from hooked_alm.bundled import ASSETS, CLIPS, model_folder
 from hooked_alm.errors import InputError
-from hooked_alm.experiments.materials.bundled import ASSETS, CLIPS, model_folder
 from hooked_alm.experiments.materials.trained_lens import LensCard, save_lens
 from hooked_alm.experiments.prefix_comparison import figures as own_figures
 from hooked_alm.experiments.prefix_comparison.claims import CLAIMS, longest

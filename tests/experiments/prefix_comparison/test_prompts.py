@@ -9,8 +9,8 @@ import soundfile
 import torch
 
 from hooked_alm import HookedALM
+from hooked_alm.bundled import ASSETS, CLIPS
 from hooked_alm.errors import InputError
-from hooked_alm.experiments.materials.bundled import ASSETS, CLIPS
 from hooked_alm.experiments.materials.ob1 import (
     CONFLICT_MAP,
     LABELS,

@@ -17,7 +17,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from hooked_alm.experiments.materials.bundled import MODELS
+from hooked_alm.bundled import MODELS
 from hooked_alm.experiments.semantic_vs_prosody.experiment import ControlSweep, SemanticVsProsody
 from hooked_alm.experiments.semantic_vs_prosody.items import (
     EMOTIONS,

@@ -10,8 +10,8 @@ import soundfile
 import soxr
 
 from hooked_alm import HookedALM
+from hooked_alm.bundled import MODELS
 from hooked_alm.errors import InputError
-from hooked_alm.experiments.materials.bundled import MODELS
 from hooked_alm.experiments.registry import load_experiment
 from hooked_alm.experiments.semantic_vs_prosody.experiment import (
     BUNDLED_ITEMS,

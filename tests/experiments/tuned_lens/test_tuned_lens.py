@@ -15,10 +15,10 @@ from transformers import Qwen2AudioForConditionalGeneration
 
 from circuits_toy import write_tones
 from hooked_alm import HookedALM
+from hooked_alm.bundled import CLIPS
 from hooked_alm.errors import InputError
 from hooked_alm.experiments.emotion_conflict.experiment import EmotionConflict
 from hooked_alm.experiments.emotion_conflict.settings import EmotionConflictConfig
-from hooked_alm.experiments.materials.bundled import CLIPS
 from hooked_alm.experiments.materials.ob1 import ob1_clip_names
 from hooked_alm.experiments.materials.recordings import load_recordings
 from hooked_alm.experiments.materials.trained_lens import LensCard, load_lens, save_lens
