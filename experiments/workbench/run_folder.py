@@ -96,7 +96,17 @@ class RunFolder:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """``run.json``: settings, inputs, versions, seed, command."""
+        """``run.json``: settings, inputs, versions, seed, command.
+
+        Raises:
+            InputError: the folder holds no run, or a damaged one.
+        """
+        if not (self.path / "run.json").is_file():
+            came = "a folder without run.json" if self.path.is_dir() else "no such folder"
+            raise InputError(
+                f"opening the run {self.path}: got {came}, expected the folder of a run. Check the "
+                "path: it is what --out was, or runs/..., as the run itself said at its end."
+            )
         return self._read_json(self.path / "run.json", "copy it back, or start another run")
 
     def start(self, provenance: Mapping[str, Any]) -> bool:

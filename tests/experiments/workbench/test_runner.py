@@ -40,7 +40,7 @@ def test_a_run_folder_has_all_its_parts(tmp_path: Path) -> None:
             for name in ("mean", "controls", "findings")
             for kind in ("parquet", "csv")
         ),
-        *("figures/mean.png", "figures/mean.csv"),
+        *(f"figures/mean.{kind}" for kind in ("png", "svg", "csv")),
     }
     made_with = folder.provenance
     assert made_with["command"] == "hooked-alm run toy"
