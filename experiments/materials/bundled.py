@@ -11,6 +11,11 @@ MODELS = ASSETS / "models"
 CLIPS = ASSETS / "ob1"
 
 
+def bundled_models() -> list[str]:
+    """``bundled:NAME`` of every model that the package carries."""
+    return [PREFIX + path.parent.name for path in sorted(MODELS.glob("*/config.json"))]
+
+
 def model_folder(name: str) -> str:
     """Folder of ``bundled:NAME``; any other name unchanged.
 
@@ -21,6 +26,6 @@ def model_folder(name: str) -> str:
         return name
     folder = MODELS / name.removeprefix(PREFIX)
     if not (folder / "config.json").exists():
-        known = ", ".join(PREFIX + path.name for path in sorted(MODELS.iterdir()))
+        known = ", ".join(bundled_models())
         raise InputError(f"loading {name!r}: the package carries {known}.")
     return str(folder)

@@ -89,8 +89,9 @@ def differences(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
 class RunFolder:
     """A handle on a run folder, new or old. Making one touches nothing on disk."""
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, is_verbose: bool = False) -> None:
         self.path = Path(path)
+        self.is_verbose = is_verbose
 
     # --- What the run is
 
@@ -164,7 +165,13 @@ class RunFolder:
             yield
 
     def log(self, event: str, **fields: Any) -> None:
-        """Appends a line to ``events.jsonl``, for people; no result depends on it."""
+        """Appends a line to ``events.jsonl``, for people; no result depends on it.
+
+        A verbose folder says it on stderr too.
+        """
+        if self.is_verbose:
+            told = ", ".join(f"{key} {value}" for key, value in fields.items())
+            print(f"{datetime.now():%H:%M:%S} {event}: {told or self.path}", file=sys.stderr)
         line = to_json({"time": now(), "event": event, **fields})
         with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
