@@ -10,16 +10,44 @@ import typer
 
 from hooked_alm.errors import HookedALMError, InputError
 
-from .registry import EXPERIMENTS, load_experiment
+from .registry import EXPERIMENTS, known_experiments, load_experiment, question_of
 
 app = typer.Typer(
     help="Mechanistic interpretability for audio language models.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 MARKS = {"ok": ("ok  ", None), "warn": ("warn", "yellow"), "fail": ("FAIL", "red")}
-Model = Annotated[str, typer.Argument(help="A folder, an id, or bundled:NAME.", metavar="MODEL")]
+
+
+def _paths(begun: str) -> list[str]:
+    """What the path may become: a file, or a folder, which ends in a slash."""
+    head = begun[: begun.rfind("/") + 1]
+    paths = Path(head or ".").glob("*")
+    names = [head + path.name + ("/" if path.is_dir() else "") for path in paths]
+    return sorted(name for name in names if name.startswith(begun))
+
+
+def _experiments(begun: str) -> list[str]:
+    names = [name for name in sorted(known_experiments()) if name.startswith(begun)]
+    return names + [path for path in _paths(begun) if path.endswith((".py", "/"))]
+
+
+def _models(begun: str) -> list[str]:
+    from hooked_alm.bundled import bundled_models
+
+    names = [name for name in bundled_models() if name.startswith(begun)]
+    return names + [path for path in _paths(begun) if path.endswith("/")]
+
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A folder, an id, or bundled:NAME.", metavar="MODEL", autocompletion=_models
+    ),
+]
+Run = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
+Open = Annotated[bool, typer.Option("--open", help="Show report.html in the browser.")]
 Components = Annotated[
     list[str] | None,
     typer.Option("--component", metavar="NAME=PATH", help="A part whose weights are elsewhere."),
@@ -29,7 +57,7 @@ Components = Annotated[
 def main() -> None:
     """Runs the command line; an error of the user's is one message, not a traceback."""
     try:
-        app()
+        app(prog_name="hooked-alm")
     except HookedALMError as error:
         if os.environ.get("HOOKED_ALM_DEBUG"):
             raise
@@ -59,9 +87,12 @@ def run(
         str,
         typer.Argument(
             help=f"One of {', '.join(sorted(EXPERIMENTS))}; or a Python file with your own.",
+            autocompletion=_experiments,
         ),
     ],
-    model: Annotated[str | None, typer.Option(help="Folder, id or bundled:NAME.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Folder, id or bundled:NAME.", autocompletion=_models)
+    ] = None,
     audio: Annotated[str | None, typer.Option(help="Your own recordings: a folder or CSV.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/...")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings in a YAML file.")] = None,
@@ -77,6 +108,14 @@ def run(
         bool,
         typer.Option("--show-settings", help="Print all settings with their meaning and stop."),
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what it would take, from its first units, and stop."),
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say what happens, unit by unit.")
+    ] = False,
+    show: Open = False,
 ) -> None:
     """Run an experiment, or resume it: finished work is kept and found again."""
     from .workbench.settings import as_yaml, load_settings
@@ -94,14 +133,49 @@ def run(
         typer.echo(as_yaml(settings), nl=False)
         return
     from .workbench import runner
+    from .workbench.dry_run import dry_run as lines_of_dry_run
     from .workbench.report import read_report, report_lines
+    from .workbench.run_folder import RunFolder
 
     try:
-        folder = runner.run(experiment(settings), out)
+        if dry_run:
+            where = RunFolder(out or runner.default_out(experiment.name, settings))
+            for line in lines_of_dry_run(experiment(settings), where):
+                typer.echo(line)
+            return
+        folder = runner.run(experiment(settings), out, is_verbose=verbose)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
-    lines = [*report_lines(read_report(folder)), str(folder.path / "report.html")]
-    typer.echo("\n".join(lines))
+    page = folder.path / "report.html"
+    typer.echo("\n".join([*report_lines(read_report(folder)), str(page)]))
+    if show:
+        _show(page)
+
+
+def _show(page: Path) -> None:
+    import webbrowser
+
+    if not webbrowser.open(page.resolve().as_uri()):
+        typer.echo(f"No browser was found to show {page}.", err=True)
+
+
+@app.command("list")
+def list_experiments() -> None:
+    """List the experiments, installed ones too, with the question of each."""
+    known = known_experiments()
+    width = max(map(len, known))
+    for name, location in sorted(known.items()):
+        typer.echo(f"{name:<{width}}  {question_of(location)}".rstrip())
+
+
+@app.command()
+def compare(left: Run, right: Run) -> None:
+    """Compare two runs of one experiment: settings, claims with their intervals, controls."""
+    from .workbench.compare import compare as lines_of
+    from .workbench.run_folder import RunFolder
+
+    for line in lines_of(RunFolder(left), RunFolder(right)):
+        typer.echo(line)
 
 
 @app.command()
@@ -118,14 +192,15 @@ def demo(
 
 
 @app.command()
-def report(
-    folder: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")],
-) -> None:
+def report(folder: Run, show: Open = False) -> None:
     """Write report.html again from a finished run."""
     from .workbench.render import render
     from .workbench.run_folder import RunFolder
 
-    typer.echo(render(RunFolder(folder)))
+    page = render(RunFolder(folder))
+    typer.echo(page)
+    if show:
+        _show(page)
 
 
 @app.command()

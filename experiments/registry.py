@@ -1,5 +1,6 @@
 """The experiments that the command line knows: ours, installed ones, and files of a user's own."""
 
+import ast
 import difflib
 import importlib.util
 import sys
@@ -30,6 +31,29 @@ EXPERIMENTS = {
 def known_experiments() -> dict[str, str]:
     """Name -> module:class of ours, and of those that other packages declare as entry points."""
     return {**{one.name: one.value for one in entry_points(group=GROUP)}, **EXPERIMENTS}
+
+
+def question_of(location: str) -> str:
+    """The question of the experiment at ``module:class``, read from its source, not imported.
+
+    It is empty where the source is not to be had, or does not state it in so many words.
+    """
+    module, _, name = location.partition(":")
+    try:
+        spec = importlib.util.find_spec(module)  # imports the packages above it
+    except ImportError:
+        return ""
+    if spec is None or not (spec.origin or "").endswith(".py"):
+        return ""
+    for node in ast.walk(ast.parse(Path(spec.origin or "").read_bytes())):
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            for line in node.body:
+                match line:
+                    case ast.Assign(
+                        targets=[ast.Name("question")], value=ast.Constant(str(text))
+                    ) | ast.AnnAssign(ast.Name("question"), value=ast.Constant(str(text))):
+                        return text
+    return ""
 
 
 def load_experiment(name: str) -> "type[Experiment[Any]]":

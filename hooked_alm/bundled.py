@@ -33,6 +33,11 @@ def model_folder(name: str | Path) -> Path:
     return _known(name, {path.parent.name: path.parent for path in MODELS.glob("*/config.json")})
 
 
+def bundled_models() -> list[str]:
+    """``bundled:NAME`` of every model that the package carries."""
+    return [PREFIX + path.parent.name for path in sorted(MODELS.glob("*/config.json"))]
+
+
 def clip_file(name: str | Path) -> Path:
     """File of ``bundled:NAME``, without its ending; any other name as a path (``~`` is home).
 

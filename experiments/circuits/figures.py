@@ -36,29 +36,29 @@ def add_effects(page: Page, run: CircuitResults) -> None:
     )  # fmt: skip
 
 
-def _maps(run: CircuitResults, parts: dict[str, pd.DataFrame]) -> Figure:
-    """Layer by head, a panel for each part, the same scale in all."""
-    reach = max(float(part.toward.abs().max()) for part in parts.values()) or 1.0
+def _maps(run: CircuitResults, parts: dict[str, pd.DataFrame], every: pd.Series) -> Figure:
+    """Layer by head, a panel for each part, on the scale of every effect to compare with."""
     return figures.panels(
         figures.heat_map, [(part, {"title": title}) for title, part in parts.items()],
         height=max(2.6, 1.4 + 0.3 * run.n_blocks), x="head", y="layer", value="toward",
-        value_label=f"effect ({run.config.unit})", centre=0, limits=(-reach, reach), decimals=2,
-        is_upwards=True,
+        value_label=f"effect ({run.config.unit})", centre=0, limits=figures.ends_of(every),
+        decimals=2, is_upwards=True,
     )  # fmt: skip
 
 
 def add_heads(page: Page, run: CircuitResults, contrast: str) -> None:
     """Adds a map of the heads' effects for each direction, a panel for each place."""
-    means = of(run["node_means"], contrast)
+    every = run["node_means"][run["node_means"]["head"] != MLP]
+    means = of(every, contrast)
     for direction in DIRECTIONS:
-        some = means[(means.direction == direction) & (means["head"] != MLP)]
-        some = some.sort_values(["layer", "head"])
+        some = means[means.direction == direction].sort_values(["layer", "head"])
         maps = {f"at the {at}": part for at, part in some.groupby("place", sort=False)}
         page.figure(
-            f"heads__{contrast}__{direction}", _maps(run, maps), some,
+            f"heads__{contrast}__{direction}", _maps(run, maps, every.toward), some,
             f"Heads of {contrast}, {direction}",
             f"{HOW[direction]} Mean over all pairs of how far the patched head moves the metric "
-            "towards the donor's answer; red moves it there, blue away. Layers from bottom to top.",
+            "towards the donor's answer; red moves it there, blue away, on one scale in all "
+            "maps of heads. Layers from bottom to top.",
             "At the last layer only the readout can reach the answer.",
         )  # fmt: skip
 
@@ -79,14 +79,15 @@ def add_mlps(page: Page, run: CircuitResults, contrast: str) -> None:
 
 def add_direct(page: Page, run: CircuitResults, contrast: str) -> None:
     """Adds what reaches the logits from each head, directly, and through MLPs alone."""
-    some = of(run["direct"], contrast)
-    some = some[some.direction == "noising"]
-    means = some.groupby(["mode", "sender"], sort=False).toward.mean().reset_index()
-    means = means.join(heads_named(means.sender)[["layer", "head"]])
-    heads = means.dropna(subset="head").astype({"layer": int, "head": int})
-    maps = {title: heads[heads["mode"] == mode] for mode, title in KINDS_OF_PATHS.items()}
+    some = run["direct"][run["direct"].direction == "noising"]
+    every = some.groupby(["contrast", "mode", "sender"], sort=False).toward.mean().reset_index()
+    every = every.join(heads_named(every.sender)[["layer", "head"]])
+    heads = every.dropna(subset="head").astype({"layer": int, "head": int})
+    means, own = of(every, contrast), of(heads, contrast)
+    maps = {title: own[own["mode"] == mode] for mode, title in KINDS_OF_PATHS.items()}
     page.figure(
-        f"direct__{contrast}", _maps(run, maps), means, f"Direct effects of {contrast}, noising",
+        f"direct__{contrast}", _maps(run, maps, heads.toward), means,
+        f"Direct effects of {contrast}, noising",
         "What each head tells the logits at the readout, heads in between frozen.",
     )  # fmt: skip
 
@@ -120,7 +121,7 @@ def add_faithfulness(page: Page, run: CircuitResults, contrast: str) -> None:
         some, "what", group="circuit", reference=0,
         title=f"Is the circuit of {contrast} enough?", y_label="share of the total effect",
     )  # fmt: skip
-    drawing.axes[0].axhline(1, color="#555555", linewidth=1.0, linestyle=":")
+    drawing.axes[0].axhline(1, color=figures.SOFT, linewidth=1.0, linestyle=":")
     page.figure(
         f"faithfulness__{contrast}", drawing, some, f"Faithfulness and completeness, {contrast}",
         "alone: every edge outside the circuit comes from the donor's run; 1 is the whole model. "
@@ -149,6 +150,7 @@ def add_circuit(page: Page, run: CircuitResults, contrast: str) -> None:
             }  # fmt: skip
             axes.annotate("", at[edge.stop], at[edge.start], arrowprops=style, zorder=1)
         axes.set_title(f"The circuit of {contrast}", pad=10)
+        axes.set_label(_in_words(run, contrast, edges))
     page.figure(
         f"circuit__{contrast}", cast(Figure, axes.figure), edges, f"The circuit of {contrast}",
         "Nodes are the winning heads and MLPs; a full outline is confirmed on held-out pairs, a "
@@ -157,6 +159,16 @@ def add_circuit(page: Page, run: CircuitResults, contrast: str) -> None:
         "colour the position where the message is read, dashed those that move the answer the "
         "other way. Boxes below are the embeddings of each span.",
     )  # fmt: skip
+
+
+def _in_words(run: CircuitResults, contrast: str, edges: pd.DataFrame) -> str:
+    chosen = of(run["winners"], contrast)
+    names = ", ".join(node.label for node in nodes_of(chosen))
+    text = f"{names}; {chosen.confirmed.sum()} of these {len(chosen)} are confirmed."
+    if edges.empty:
+        return text
+    edge = edges.loc[edges.toward.abs().idxmax()]
+    return f"{text} The widest line, {edge.toward:.2g}, goes from {edge.start} to {edge.stop}."
 
 
 def _edges(run: CircuitResults, contrast: str) -> pd.DataFrame:
@@ -173,7 +185,8 @@ def _edges(run: CircuitResults, contrast: str) -> pd.DataFrame:
     means = own[own.direction == "noising"].groupby("sender", sort=False).toward.mean()
     told = means[means != 0].rename_axis("start").reset_index()
     told = told.assign(stop=LOGITS, receiver=LOGITS, place="readout")
-    return pd.concat([paths, told])[["start", "stop", "receiver", "place", "toward"]]
+    columns = ["start", "stop", "receiver", "place", "toward"]
+    return pd.concat([paths, told], ignore_index=True)[columns]
 
 
 def _draw_nodes(
@@ -190,12 +203,12 @@ def _draw_nodes(
         axes.plot([], [], color=colour, lw=3, label=f"read at the {place}")
     for _, spot, text, colour in boxes:
         box: dict[str, Any] = {"boxstyle": "square,pad=0.35", "fc": colour, "ec": "none"}
-        axes.text(*spot, text, **CENTRED, fontsize=10, color="white", bbox=box)
+        axes.text(*spot, text, **CENTRED, fontsize=10, color=figures.LIGHT_TEXT, bbox=box)
     at = {name: spot for name, spot, _, _ in boxes}
     for node, is_confirmed in zip(nodes_of(chosen), chosen.confirmed, strict=True):
         in_row = (float(node.head), float(node.layer))
         at[node.sender] = in_row if node.is_head else (n_heads + 0.2, node.layer + 0.35)
-        box = {"boxstyle": "round,pad=0.28", "ec": "#222222", "lw": 1.8, "fc": "white"}
+        box = {"boxstyle": "round,pad=0.28", "ec": figures.INK, "lw": 1.8, "fc": figures.PAPER}
         box["ls"] = "-" if is_confirmed else "--"
         label = node.label.replace("MLP ", "M")
         axes.text(*at[node.sender], label, **CENTRED, fontsize=9, bbox=box)

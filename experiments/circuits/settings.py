@@ -36,8 +36,13 @@ class CircuitsConfig(ExperimentConfig):
         default=1, ge=1, le=3, description="bundled pairs of each clip and contrast"
     )
     truncate: Truncate = False
-    metric: MetricName = "logit_diff"
-    places: tuple[PlaceName, ...] = Field(default=("readout", "text", "struct", "audio"))
+    metric: MetricName = Field(
+        default="logit_diff", description="of the two answers' first tokens, at the readout"
+    )
+    places: tuple[PlaceName, ...] = Field(
+        default=("readout", "text", "struct", "audio"),
+        description="where nodes are patched, each place apart; readout has to be among them",
+    )
     align: AlignPolicy = Field(default="error", description="for spans of unequal length")
     n_heads: int = Field(default=12, ge=1, description="most heads of a circuit")
     n_mlps: int = Field(default=6, ge=0, description="most MLPs of a circuit")

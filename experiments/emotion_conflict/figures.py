@@ -80,15 +80,16 @@ def add_flips(page: Page, run: EmotionResults) -> None:
 
 def add_recovery(page: Page, run: EmotionResults, donor: str) -> None:
     """Adds the mean recovery of one donor by block and span."""
-    table = run["patching_summary"]
-    table = table[table.donor == donor]
-    shares = table.recovery_mean[table.recovery_mean.notna()]
-    if shares.empty:
+    every = run["patching_summary"]
+    table = every[every.donor == donor]
+    if table.recovery_mean.isna().all():
         return
+    # One scale for all exchanges, which are compared.
+    shares = every[every.donor.isin(EXCHANGES)].recovery_mean
     what = f"another {EXCHANGES[donor].what}"
     drawing = figures.heat_map(
         table, "block", "span", "recovery_mean", centre=0, decimals=1,
-        limits=(min(-1.0, shares.min()), max(1.0, shares.max())),
+        limits=figures.ends_of([-1.0, 1.0, *shares]),
         title=f"Patching in {what}", x_label=BY_BLOCK, y_label="span", value_label="recovery",
     )  # fmt: skip
     n, n_undefined = int(table.n.max()), int(table.n_undefined.max())

@@ -32,7 +32,7 @@ class HeadStatisticsConfig(ExperimentConfig):
         description="a JSONL file of multiple-choice items, or a folder that holds ARC",
     )
     max_samples: int = Field(default=5000, ge=-1, description="items of the file; -1 is all")
-    batch_size: int = Field(default=4, ge=1)
+    batch_size: int = Field(default=4, ge=1, description="prompts that run together")
     unit_batches: int = Field(
         default=16, ge=1, description="batches that are kept together; a killed run loses fewer"
     )

@@ -38,20 +38,39 @@ class PrefixComparisonConfig(ExperimentConfig):
         default="auto",
         description="greedy: right if every token of the continuation is the top one",
     )
-    classes: Literal["auto", "code", "speech"] = "auto"
-    lens_source: Literal["hooks", "hf_tuple"] = "hooks"
+    classes: Literal["auto", "code", "speech"] = Field(
+        default="auto", description="kinds of tokens to tell apart; auto goes by the items' audio"
+    )
+    lens_source: Literal["hooks", "hf_tuple"] = Field(
+        default="hooks",
+        description="residual streams that are read; hf_tuple applies the final norm twice at the "
+        "last depth",
+    )
     tuned_lens: str | None = Field(
         default=None,
         description="folder of a trained lens, such as RUN/lens of tuned_lens; None is the logit "
         "lens",
     )
-    concatenate: Literal["ids", "text"] = "ids"
-    pos_modes: tuple[PosMode, ...] = ("as_run", "left_pad", "gap", "filler")
+    concatenate: Literal["ids", "text"] = Field(
+        default="ids",
+        description="prefix and continuation are joined as tokens, or as text, whose tokens may "
+        "merge where they meet",
+    )
+    pos_modes: tuple[PosMode, ...] = Field(
+        default=("as_run", "left_pad", "gap", "filler"),
+        description="ways to match the prefixes' lengths; as_run matches none, and has to be there",
+    )
     filler: str = Field(default="\n", min_length=1, description="attended neutral text, repeated")
-    interventions: tuple[PrefixControl, ...] = ("original", "neutral", "repeat_spec", "wrong_task")
+    interventions: tuple[PrefixControl, ...] = Field(
+        default=("original", "neutral", "repeat_spec", "wrong_task"),
+        description="what the segment's content is exchanged for; original puts its own in again",
+    )
     n_bins: int = Field(default=20, ge=2, description="bins of progress through the continuation")
     first_k: int = Field(default=64, ge=1, description="tokens of the map of first tokens")
-    anchors: tuple[Anchor, ...] = ("first_return", "last_return", "first_if", "first_loop")
+    anchors: tuple[Anchor, ...] = Field(
+        default=("first_return", "last_return", "first_if", "first_loop"),
+        description="tokens of code around which maps are aligned",
+    )
     n_shown: int = Field(default=2, ge=0, description="items that get maps of their own")
     depth_axis: Literal["y", "x"] = Field(default="y", description="of the maps")
     truncate: bool = Field(

@@ -131,13 +131,15 @@ def add_flips(page: Page, run: ProsodyResults, which: str) -> None:
 
 def add_shift(page: Page, run: ProsodyResults, which: str) -> None:
     """Adds the target's shift by depth, in the form that the settings name, for the audio span."""
-    table, form = run["delta_logits"], run.config.delta
-    table = table[(table.type == which) & (table.span == "audio") & (table.form == form)]
+    every, form = run["delta_logits"], run.config.delta
+    every = every[(every.span == "audio") & (every.form == form)]
+    table = every[every.type == which]
     if table["mean"].isna().all():
         return
     drawing = figures.curves(
         table, "depth", reference=0, title=f"{EXCHANGED[which]}: shift of the target",
         x_label=PATCH_DEPTH, y_label=DELTA_LABEL[form],
+        y_limits=figures.limits_of([0.0, *every["low"], *every["high"]]),
     )  # fmt: skip
     how = f"How far replacing the audio at a depth moves the target. {BAND}"
     if left_out := int(table.n_undefined.max()):

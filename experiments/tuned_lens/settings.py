@@ -40,16 +40,20 @@ class TunedLensConfig(ExperimentConfig):
     held_out_share: float = Field(
         default=0.4, gt=0, lt=1, description="share of the groups (clips) that no step trains on"
     )
-    n_steps: int = Field(default=250, ge=1)
+    n_steps: int = Field(default=250, ge=1, description="of training")
     prompts_per_step: int = Field(
         default=8, ge=1, description="the authors' code takes 2^18 tokens a step"
     )
-    optimizer: LensOptimizer = "sgd"
+    optimizer: LensOptimizer = Field(default="sgd", description="sgd has Nesterov momentum")
     learning_rate: float | None = Field(
         default=None, gt=0, description="at its highest; None is 0.1 for sgd, 0.001 for adam"
     )
-    weight_decay: float = Field(default=1e-3, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
+    weight_decay: float = Field(
+        default=1e-3, ge=0, description="pull of each translator towards no change"
+    )
+    max_grad_norm: float = Field(
+        default=1.0, gt=0, description="of all depths together; longer gradients are cut"
+    )
     steps_per_checkpoint: int = Field(
         default=50, ge=1, description="a killed run goes on from the last one"
     )

@@ -2,7 +2,8 @@
 
 Every plot takes a tidy table and column names, draws on the given axes or on a new figure, and
 returns the figure for `save_figure`. Colours are those of Okabe and Ito; groups differ in line
-style and marker too.
+style and marker too. What axes show is their label in words (`Axes.set_label`), for those who do
+not see them.
 """
 
 import io
@@ -21,9 +22,15 @@ from matplotlib.ticker import MaxNLocator
 
 from hooked_alm.storage import write_atomic
 
+from . import alt_text
 from .run_folder import RunFolder
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+PAPER, INK, SOFT, GRID = "#ffffff", "#1c1e21", "#555555", "#e3e3e3"
+DARK = {PAPER: "#1d2026", INK: "#e8eaed", SOFT: "#a2a9b4", GRID: "#333842", "#0072b2": "#3d9bd9"}
+"""Colour of a figure -> its colour on a dark page; all others are the same on both."""
+LIGHT_TEXT, DARK_TEXT = "#fafafa", "#111111"
+"""For text on colours that mean something, which a dark page leaves as they are."""
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK)
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 # Chinese labels are drawn with the first of these that the machine has.
@@ -45,21 +52,25 @@ def styled() -> AbstractContextManager[None]:
         "font.family": ["DejaVu Sans", *(font for font in CJK_FONTS if font in installed)],
         # Sized for a figure of 6 inches that a phone shows at half its size.
         "font.size": 12,
+        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
         "axes.titlesize": 13,
         "axes.titleweight": "bold",
         "axes.titlelocation": "left",
         "axes.spines.top": False,
         "axes.spines.right": False,
-        "axes.edgecolor": "#555555",
+        "axes.edgecolor": SOFT,
         "axes.grid": True,
         "axes.axisbelow": True,
-        "grid.color": "#E3E3E3",
+        "grid.color": GRID,
         "grid.linewidth": 0.8,
         "lines.linewidth": 2.2,
         "lines.markersize": 5,
         "legend.frameon": False,
         "legend.handlelength": 2.2,
-        "savefig.facecolor": "white",
+        "axes.facecolor": PAPER,
+        "savefig.facecolor": PAPER,
+        # Names inside an SVG are then the same every time.
+        "svg.hashsalt": "hooked_alm",
     }
     return matplotlib.rc_context(cast(Any, settings))
 
@@ -72,15 +83,23 @@ def new_axes(n: int = 1, *, width: float = WIDTH_INCHES, height: float = 3.8) ->
 
 
 def save_figure(folder: RunFolder, name: str, figure: Figure, numbers: pd.DataFrame) -> None:
-    """Writes ``figures/{name}.png`` and, beside it, the numbers it shows as ``{name}.csv``."""
-    png = io.BytesIO()
-    with styled(), warnings.catch_warnings():
-        # Without a Chinese font a label shows boxes; the numbers beside the figure have the text.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(png, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
-    write_atomic(folder.path / "figures" / f"{name}.png", png.getvalue())
+    """Writes ``figures/{name}`` as PNG and SVG and, beside them, the numbers as CSV."""
+    about = {"png": {"Software": None}, "svg": {"Date": None, "Description": in_words(figure)}}
+    for kind, metadata in about.items():
+        picture = io.BytesIO()
+        with styled(), warnings.catch_warnings():
+            # Without a Chinese font a label shows boxes; the numbers beside it have the text.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+            figure.savefig(picture, format=kind, dpi=DOTS_PER_INCH, metadata=metadata)
+        write_atomic(folder.path / "figures" / f"{name}.{kind}", picture.getvalue())
     csv = numbers.to_csv(index=False, lineterminator="\n")
     write_atomic(folder.path / "figures" / f"{name}.csv", csv.encode())
+
+
+def in_words(figure: Figure) -> str:
+    """What the figure's panels show, in words and numbers."""
+    labels = [str(axes.get_label()) for axes in figure.axes]
+    return " ".join(label for label in labels if label and not label.startswith("<"))
 
 
 def panels(
@@ -90,7 +109,7 @@ def panels(
     height: float = 3.8,
     **options: Any,
 ) -> Figure:
-    """One drawing below the other.
+    """One drawing below the other; those of one quantity share its scale.
 
     Args:
         draw: `curves`, `bars` or `heat_map`.
@@ -98,17 +117,29 @@ def panels(
         height: of each, in inches.
         options: that all share.
     """
-    given = list(parts)
+    given = [(data, {**options, **own}) for data, own in parts]
+    first: dict[Any, Axes] = {}
     for axes, (data, own) in zip(new_axes(len(given), height=height), given, strict=True):
-        figure = draw(data, **{**options, **own}, axes=axes)
+        if "value" in own:
+            alike = [part[own["value"]] for part, one in given if one["value"] == own["value"]]
+            own = {"limits": ends_of(pd.concat(alike)), **own}
+        elif (leader := first.setdefault((own.get("y"), own.get("y_label")), axes)) is not axes:
+            axes.sharey(leader)
+        figure = draw(data, **own, axes=axes)
     return figure
 
 
 def limits_of(values: Any) -> tuple[float, float]:
     """A scale that holds all values, for figures that are to be compared."""
-    low, high = float(np.min(values)), float(np.max(values))
+    low, high = ends_of(values)
     edge = 0.05 * (high - low) or 1.0
     return low - edge, high + edge
+
+
+def ends_of(values: Any) -> tuple[float, float]:
+    """Least and largest finite value, for colours that are to be compared; 0 and 1 of none."""
+    cells = np.ma.masked_invalid(np.asarray(values, dtype=float))
+    return (float(cells.min()), float(cells.max())) if cells.count() else (0.0, 1.0)
 
 
 def curves(
@@ -133,7 +164,7 @@ def curves(
     with styled():
         axes = axes or new_axes()[0]
         if reference is not None:
-            axes.axhline(reference, color="#555555", linewidth=1.2)
+            axes.axhline(reference, color=SOFT, linewidth=1.2)
         for index, (label, part) in enumerate(_groups(data, group)):
             part = part.sort_values(x)
             colour = COLOURS[index % len(COLOURS)]
@@ -151,7 +182,9 @@ def curves(
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if y_limits != (None, None):
             axes.set_ylim(*y_limits)
-        return _finish(axes, title, x_label or x, y_label or y, labels=_labels(data, group))
+        _finish(axes, title, x_label or x, y_label or y, labels=_labels(data, group))
+        found = alt_text.of_curves(_groups(data, group), x, y)
+        return _told(axes, title, f"{y_label or y} by {x_label or x}", found)
 
 
 def bars(
@@ -181,14 +214,15 @@ def bars(
             axes.bar(at, part[y], width * 0.92, color=COLOURS[index % len(COLOURS)], label=label)
             if {lo, hi} <= {*part}:
                 spread = np.abs([part[y] - part[lo], part[hi] - part[y]])
-                axes.errorbar(at, part[y], spread, fmt="none", ecolor="#222222", capsize=3, lw=1.4)
+                axes.errorbar(at, part[y], spread, fmt="none", ecolor=INK, capsize=3, lw=1.4)
         if reference is not None:
-            axes.axhline(reference, color="#555555", linewidth=1.2)
+            axes.axhline(reference, color=SOFT, linewidth=1.2)
         axes.grid(visible=False, axis="x")
         if y_limits != (None, None):
             axes.set_ylim(*y_limits)
         _name_ticks(axes, "x", ticks)
-        return _finish(axes, title, x_label, y_label or y, labels=_labels(data, group))
+        _finish(axes, title, x_label, y_label or y, labels=_labels(data, group))
+        return _told(axes, title, y_label or y, alt_text.of_bars(data, x, y, group))
 
 
 def heat_map(
@@ -215,7 +249,7 @@ def heat_map(
     columns, rows = list(dict.fromkeys(data[x])), list(dict.fromkeys(data[y]))
     table = data.pivot(index=y, columns=x, values=value).reindex(index=rows, columns=columns)
     cells = np.ma.masked_invalid(table.to_numpy(dtype=float))
-    low, high = limits or ((cells.min(), cells.max()) if cells.count() else (0.0, 1.0))
+    low, high = limits or ends_of(cells)
     if centre is not None:
         reach = max(abs(high - centre), abs(low - centre)) or 1.0
         low, high = centre - reach, centre + reach
@@ -223,7 +257,10 @@ def heat_map(
         axes = axes or new_axes(height=max(2.6, 1.4 + 0.34 * len(rows)))[0]
         colours = matplotlib.colormaps["viridis" if centre is None else "RdBu_r"]
         colours = colours.with_extremes(bad="#CCCCCC")
-        image = axes.imshow(cells, cmap=colours, vmin=low, vmax=high, aspect="auto")
+        # Not resampled: an SVG then holds a dot per cell, and scales it without a blur.
+        image = axes.imshow(
+            cells, cmap=colours, vmin=low, vmax=high, aspect="auto", interpolation="none"
+        )
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
         _name_ticks(axes, "x", columns)
@@ -233,7 +270,8 @@ def heat_map(
         if is_upwards:
             axes.invert_yaxis()
         axes.figure.colorbar(image, ax=axes, label=value_label or value, pad=0.02)
-        return _finish(axes, title, x_label or x, y_label or y, labels=[])
+        _finish(axes, title, x_label or x, y_label or y, labels=[])
+        return _told(axes, title, value_label or value, alt_text.of_map(data, x, y, value))
 
 
 def _write_numbers(
@@ -243,7 +281,7 @@ def _write_numbers(
         if np.isfinite(number):
             red, green, blue, _ = image.cmap(image.norm(number))
             is_dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
-            colour = "white" if is_dark else "black"
+            colour = LIGHT_TEXT if is_dark else DARK_TEXT
             if decimals is not None:
                 number = round(float(number), decimals) + 0.0  # no minus before a zero
             text = f"{number:.2g}" if abs(number) < 100 else f"{number:.0f}"
@@ -275,12 +313,12 @@ def _name_ticks(axes: Axes, which: str, names: Sequence[Any]) -> None:
     axes.set_xticks(at, texts, **turned)
 
 
-def _finish(axes: Axes, title: str, x_label: str, y_label: str, *, labels: list[str]) -> Figure:
-    figure = cast(Figure, axes.figure)
+def _finish(axes: Axes, title: str, x_label: str, y_label: str, *, labels: list[str]) -> None:
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     # A legend inside the axes would hide curves: it stands above them, as wide as there is room.
     longest = max((len(label) for label in labels), default=0)
+    figure = cast(Figure, axes.figure)
     n_columns = max(1, int((figure.get_size_inches()[0] - 0.9) / (0.62 + 0.095 * longest)))
     n_rows = -(-len(labels) // n_columns)
     if title:
@@ -293,4 +331,8 @@ def _finish(axes: Axes, title: str, x_label: str, y_label: str, *, labels: list[
             borderpad=0.1,
             columnspacing=1.2,
         )
-    return figure
+
+
+def _told(axes: Axes, title: str, quantity: str, found: str) -> Figure:
+    axes.set_label(f"{title}: {quantity}: {found}." if title else f"{quantity}: {found}.")
+    return cast(Figure, axes.figure)

@@ -3,23 +3,28 @@
 import base64
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import jinja2
 
 from hooked_alm.errors import InputError
 from hooked_alm.storage import write_atomic
 
+from .figures import DARK
 from .report import Table, read_report
 from .run_folder import RunFolder, flatten
 
-MEDIA_TYPES = {".png": "image/png", ".wav": "audio/wav"}
+DESCRIPTION = ".//{http://purl.org/dc/elements/1.1/}description"
+LINK = re.compile(r"(https?://[^\s<>\"]*[\w/]|(?:\.\./)?[\w.+=@,-]+(?:/[\w.+=@,-]+)*\.\w+)")
+"""Addresses, and what may be a file of the run or beside it."""
 
 
 def render(folder: RunFolder) -> Path:
     """Writes ``report.html`` from ``report.json``, ``run.json`` and the run's files."""
-    report, run = read_report(folder), folder.provenance
+    run, report = folder.provenance, read_report(folder)
     # Everything is escaped but what the template itself says.
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -33,7 +38,9 @@ def render(folder: RunFolder) -> Path:
         report=report,
         facts=provenance(run),
         details={"All settings": as_json(run["config"]), "All inputs": as_json(run["inputs"])},
-        data_uri=lambda name: data_uri(folder, name),
+        picture=lambda name: picture(folder, name),
+        sound=lambda name: data_uri(_read(folder, name), "audio/wav"),
+        with_links=lambda text: with_links(text, folder.path),
         cells=lambda item: cells(folder, item),
     )
     path = folder.path / "report.html"
@@ -62,17 +69,42 @@ def number(value: Any) -> str:
     return "–" if value is None else str(value)
 
 
-def data_uri(folder: RunFolder, name: str) -> str:
-    """A file of the run, as a URI that holds its bytes."""
-    path = folder.path / name
+def with_links(text: str, beside: Path) -> list[tuple[str, bool]]:
+    """The parts of a text, and whether each is an address or a file that exists."""
+    parts = LINK.split(text)
+    return [
+        (part, i % 2 == 1 and ("://" in part or (beside / part).is_file()))
+        for i, part in enumerate(parts)
+    ]
+
+
+def picture(folder: RunFolder, name: str) -> dict[str, str]:
+    """A figure's ``src``, in the colours of the reader's page, and its ``alt`` in words."""
+    svg = _read(folder, f"figures/{name}.svg").decode()
+    light = "".join(f"--c{one[1:]}: {one}; " for one in DARK)
+    dark = "".join(f"--c{one[1:]}: {other}; " for one, other in DARK.items())
+    alt = ElementTree.fromstring(svg).findtext(DESCRIPTION) or ""
+    for colour in DARK:
+        svg = svg.replace(colour, f"var(--c{colour[1:]})")
+    media = "@media (prefers-color-scheme: dark)"
+    style = f"<style>:root {{ {light}}} {media} {{ :root {{ {dark}}} }}</style>"
+    svg = svg.replace("<defs>", f"<defs>{style}", 1)
+    return {"src": data_uri(svg.encode(), "image/svg+xml"), "alt": alt}
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    """A URI that holds the bytes."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _read(folder: RunFolder, name: str) -> bytes:
     try:
-        data = base64.b64encode(path.read_bytes()).decode()
+        return (folder.path / name).read_bytes()
     except FileNotFoundError:
         raise InputError(
             f"rendering the report of {folder.path}: got no file {name}, expected what report.json "
             f"names. Run the experiment again; its finished units are kept."
         ) from None
-    return f"data:{MEDIA_TYPES[path.suffix]};base64,{data}"
 
 
 def cells(folder: RunFolder, item: Table) -> dict[str, Any]:

@@ -70,14 +70,25 @@ def differences(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
 class RunFolder:
     """A handle on a run folder, new or old. Making one touches nothing on disk."""
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, is_verbose: bool = False) -> None:
         self.path = Path(path)
+        self.is_verbose = is_verbose
 
     # --- What the run is
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """``run.json``: settings, inputs, versions, seed, command."""
+        """``run.json``: settings, inputs, versions, seed, command.
+
+        Raises:
+            InputError: the folder holds no run, or a damaged one.
+        """
+        if not (self.path / "run.json").is_file():
+            came = "a folder without run.json" if self.path.is_dir() else "no such folder"
+            raise InputError(
+                f"opening the run {self.path}: got {came}, expected the folder of a run. Check the "
+                "path: it is what --out was, or runs/..., as the run itself said at its end."
+            )
         return self._read_json(self.path / "run.json", "copy it back, or start another run")
 
     def start(self, provenance: Mapping[str, Any]) -> bool:
@@ -135,7 +146,13 @@ class RunFolder:
             yield
 
     def log(self, event: str, **fields: Any) -> None:
-        """Appends a line to ``events.jsonl``, for people; no result depends on it."""
+        """Appends a line to ``events.jsonl``, for people; no result depends on it.
+
+        A verbose folder says it on stderr too.
+        """
+        if self.is_verbose:
+            told = ", ".join(f"{key} {value}" for key, value in fields.items())
+            print(f"{datetime.now():%H:%M:%S} {event}: {told or self.path}", file=sys.stderr)
         line = to_json({"time": now(), "event": event, **fields})
         with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")

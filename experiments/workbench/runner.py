@@ -1,7 +1,6 @@
 """Runs an experiment into a run folder, from wherever an earlier run of it stopped."""
 
 import hashlib
-import os
 import random
 import re
 import shlex
@@ -15,13 +14,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from hooked_alm.errors import InputError
 
 from . import provenance
 from .conclude import conclude
-from .experiment import Experiment, Unit
+from .experiment import Experiment, Unit, UnitResult
+from .progress import Progress
 from .render import render
 from .run_folder import RunFolder, fingerprint
 from .settings import ExperimentConfig
@@ -36,20 +35,31 @@ def default_out(experiment: str, config: ExperimentConfig) -> Path:
     return Path("runs") / f"{experiment}-{model or 'model'}-{settings[:8]}"
 
 
-def run(experiment: Experiment[Any], out: Path | str | None = None) -> RunFolder:
+def opened(experiment: Experiment[Any], folder: RunFolder) -> tuple[dict[str, Any], Sequence[Unit]]:
+    """What identifies the run's inputs, and its units; the experiment is then ready to measure."""
+    if experiment.config.n_threads:
+        torch.set_num_threads(experiment.config.n_threads)
+    experiment.folder = folder
+    return experiment.open(), _checked(experiment.units())
+
+
+def run(
+    experiment: Experiment[Any], out: Path | str | None = None, *, is_verbose: bool = False
+) -> RunFolder:
     """Runs what is left to run, merges, concludes, and writes the report.
+
+    Args:
+        experiment: with its settings.
+        out: the run's folder; `default_out` if none is given.
+        is_verbose: say every event on stderr, in place of a bar.
 
     Raises:
         KeyboardInterrupt: after saying how to resume; finished units are kept.
     """
     config = experiment.config
-    folder = RunFolder(out or default_out(experiment.name, config))
-    if config.n_threads:
-        torch.set_num_threads(config.n_threads)
+    folder = RunFolder(out or default_out(experiment.name, config), is_verbose=is_verbose)
     with folder.lock():
-        experiment.folder = folder
-        inputs = experiment.open()
-        units = _checked(experiment.units())
+        inputs, units = opened(experiment, folder)
         made_with = {
             "experiment": experiment.name,
             "question": experiment.question,
@@ -136,20 +146,22 @@ def _measure_units(
             left.append(unit)
     n_done = len(units) - len(left)
     folder.log(event, units=len(units), done=n_done)
-    # tqdm reads the variable only where `disable` is not passed; None is "off unless a terminal".
-    is_off = os.environ.get("TQDM_DISABLE", "0") not in {"", "0"} or None
-    bar = tqdm(total=len(units), initial=n_done, desc=experiment.name, unit="unit", disable=is_off)
-    with bar:
+    with Progress(experiment.name, len(units), n_done, is_silent=folder.is_verbose) as progress:
         for unit in left:
             _measure(experiment, unit, folder)
-            bar.update()
+            progress.update()
+
+
+def measured(experiment: Experiment[Any], unit: Unit) -> UnitResult:
+    """The result of a unit, with a seed of its own."""
+    seed_everything(experiment.config.seed, unit.id)
+    return experiment.measure(unit)
 
 
 def _measure(experiment: Experiment[Any], unit: Unit, folder: RunFolder) -> None:
     began = time.perf_counter()
-    seed_everything(experiment.config.seed, unit.id)
     try:
-        result = experiment.measure(unit)
+        result = measured(experiment, unit)
         if strange := {*result.tables} - {*experiment.tables}:
             raise InputError(
                 f"measuring {unit.id}: got rows of {', '.join(sorted(strange))}, expected tables "

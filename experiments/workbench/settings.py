@@ -46,10 +46,14 @@ class ExperimentConfig(BaseModel):
         default={}, description="parts whose weights are elsewhere: name to folder or id"
     )
     lora: str | None = Field(default=None, description="a PEFT adapter's folder or id, merged")
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: str = "cpu"
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    seed: int = 0
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="of weights and activations"
+    )
+    device: str = Field(default="cpu", description="as torch names it: cpu, cuda, cuda:1, mps")
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = Field(
+        default="sdpa", description="attention kernel, as transformers names it"
+    )
+    seed: int = Field(default=0, description="of every draw: splits, random controls, intervals")
     variant: Literal["corrected", "seed"] = Field(
         default="corrected", description="seed makes the defaults what the seed document did"
     )

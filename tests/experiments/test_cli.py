@@ -1,6 +1,7 @@
 """The command line: exit codes and messages."""
 
 import re
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import yaml
 from hooked_alm.converters import parity
 from hooked_alm.errors import InputError
 from hooked_alm.experiments import cli, registry
+from hooked_alm.experiments.registry import load_experiment
 from hooked_alm.experiments.workbench import doctor
+from hooked_alm.experiments.workbench.claims import Claim, Finding, judged
+from stopped_runs import results
 from workbench_toy import Toy
 
 
@@ -65,7 +69,9 @@ def test_a_run_resumes_by_its_own_command(
         (["run", "toi"], "Error: looking up an experiment: got 'toi', expected one of .* toy"),
         (["run", "toy", "-s", "sede=1"], "Did you mean seed"),
         (["run", "toy", "-s", "n_units=51"], "counting units: got more than 50"),
-        (["report", "nowhere"], "got no report.json"),
+        (["report", "nowhere"], "opening the run nowhere: got no such folder, expected the folder"),
+        (["compare", ".", "."], "opening the run .: got a folder without run.json"),
+        (["run", "toy", "--dry-run", "-s", "n_units=51"], "counting units: got more than 50"),
         (["run", "head_statistics", "--audio", "mine"], "head_statistics with --audio: its items"),
         (["verify", "none", "--device", "cudaa"], "on device 'cudaa': .*hooked-alm doctor"),
         (["hooks", "bundled:follows_text", "--component", "x=y"], "components .'x'., but its"),
@@ -98,6 +104,121 @@ def test_settings_are_shown(
     assert "# branch, tag or commit of a model id\nrevision: null\n" in said
     assert "; one of corrected, seed\nvariant: corrected\n" in said
     assert not Path("runs").exists()
+
+
+def test_experiments_are_listed_with_their_questions(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of other packages too, and without an import of any."""
+    installed = EntryPoint("hear", "workbench_toy:Toy", registry.GROUP)
+    broken = EntryPoint("broken", "no_such_package.module:Gone", registry.GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [installed, broken])
+    assert call(monkeypatch, "list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    listed = {name: question.strip() for name, _, question in (one.partition(" ") for one in lines)}
+    assert listed.keys() == {*registry.EXPERIMENTS, "hear", "broken"}
+    assert listed.pop("broken") == ""
+    for name, question in listed.items():
+        assert question == load_experiment(name).question
+
+
+def test_a_dry_run_writes_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", "toy", "--dry-run", "--out", "run", "-s", "delay_s=0.3"]
+    assert call(monkeypatch, *words) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"zh_sad_3: 1 units, 1 of them to do; the first took 0\.[3-9]\d s", said)
+    assert re.search(r"about [1-4] s, taking every unit of a kind for as long as its first", said)
+    assert re.search(r"peak memory of this process, .*: \d\.\d GiB", said)
+    assert list(Path().iterdir()) == []
+
+    # What is done already is not counted.
+    assert call(monkeypatch, "run", "toy", "--out", "run") == 0
+    Path("run/units/zh_sad_2.json").unlink()
+    before = results(Path("run"))
+    capsys.readouterr()
+    assert call(monkeypatch, "run", "toy", "--out", "run", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "zh_sad_3: 1 units, 0 of them to do\n" in said
+    assert "zh_sad_2: 1 units, 1 of them to do; the first" in said
+    assert results(Path("run")) == before
+
+
+def test_verbose_says_every_event(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "run", "toy", "-v", "--out", "run") == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in lines] == ["start:", *["unit:"] * 4, "done:"]
+    assert re.fullmatch(r"\d\d:\d\d:\d\d unit: unit zh_sad_3, seconds \d\.\d+", lines[1])
+
+
+def test_open_shows_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda uri: shown.append(uri) or True)
+    assert call(monkeypatch, "run", "toy", "--out", "run") == 0
+    assert shown == []
+    assert call(monkeypatch, "run", "toy", "--out", "run", "--open") == 0
+    assert call(monkeypatch, "report", "run", "--open") == 0
+    assert shown == [Path("run/report.html").resolve().as_uri()] * 2
+
+
+def test_runs_are_compared(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    intervals = [(0.2, 0.4), (0.3, 0.5), (0.6, 0.7), (-0.3, -0.1), (0.1, 0.15)]
+
+    def rises(run: Any) -> Finding:
+        low, high = intervals[run.config.seed]
+        numbers = {"mean": (low + high) / 2, "low": low, "high": high, "n": 12}
+        return judged("It rises", "so", {"it falls": high < 0}, numbers=numbers, unit="rate")
+
+    claims = (Claim(name="rises", rests_on=("delta",), judge=rises), *Toy.claims[1:])
+    monkeypatch.setattr(Toy, "claims", claims)
+    for seed in range(5):
+        assert call(monkeypatch, "run", "toy", "-s", f"seed={seed}", "--out", str(seed)) == 0
+    before = [results(Path(str(seed))) for seed in range(5)]
+    capsys.readouterr()
+    relations = {1: "overlap ", 2: "REVERSED", 3: "REVERSED", 4: "apart   "}
+    for other, relation in relations.items():
+        assert call(monkeypatch, "compare", "0", str(other)) == 0
+        said = capsys.readouterr().out
+        assert f"Settings that differ\n  seed: 0 | {other}\n" in said
+        row = rf"  {relation} +rises +established, 0\.3 \[0\.2, 0\.4\] rate, n = 12 \| "
+        assert re.search(row, said)
+        assert "not established, not measured | not established, not measured" in said
+        assert "  pass | pass  nothing is wrong" in said
+    assert [results(Path(str(seed))) for seed in range(5)] == before
+
+    Path("0/report.json").unlink()
+    assert call(monkeypatch, "compare", "0", "1") == 2
+    assert "expected a finished run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("begun", "expected"),
+    [
+        ("run circ", ["circuits"]),
+        ("run my", ["my_experiment.py", "my_models/"]),
+        ("run toy --model bundled:follows_t", ["bundled:follows_text"]),
+        ("verify my_models/", ["my_models/small/"]),
+        ("lis", ["list"]),
+    ],
+)
+def test_completion(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    begun: str,
+    expected: list[str],
+) -> None:
+    Path("my_models/small").mkdir(parents=True)
+    Path("my_experiment.py").touch()
+    monkeypatch.setenv("_HOOKED_ALM_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", f"hooked-alm {begun}")
+    monkeypatch.setenv("COMP_CWORD", str(len(begun.split())))
+    call(monkeypatch)
+    assert capsys.readouterr().out.split() == expected
 
 
 def test_the_help_names_every_experiment(

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from safetensors import safe_open
 
 from hooked_alm.errors import InputError
-from hooked_alm.experiments.workbench import runner
+from hooked_alm.experiments.workbench import progress, runner
 from hooked_alm.experiments.workbench.experiment import Unit, UnitResult
 from hooked_alm.experiments.workbench.run_folder import RunFolder, differences, flatten
 from stopped_runs import kill, needs_kill, results, start, units, wait_for
@@ -40,7 +41,7 @@ def test_a_run_folder_has_all_its_parts(tmp_path: Path) -> None:
             for name in ("mean", "controls", "findings")
             for kind in ("parquet", "csv")
         ),
-        *("figures/mean.png", "figures/mean.csv"),
+        *(f"figures/mean.{kind}" for kind in ("png", "svg", "csv")),
     }
     made_with = folder.provenance
     assert made_with["command"] == "hooked-alm run toy"
@@ -105,6 +106,26 @@ def test_an_interrupted_run_says_how_to_resume(
     assert Toy.n_run == 4
     run_toy(out, interrupt_at=1)
     assert Toy.n_run == 4
+
+
+def test_progress_is_lines_where_there_is_no_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not one for every unit, but one at the end."""
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    run_toy(tmp_path / "few", n_units=9)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert re.fullmatch(r"toy: 9 of 9 units, \d\S* s each, 0 s left", line)
+
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    run_toy(tmp_path / "often", n_units=3, delay_s=0.5)
+    first, *_, last = capfd.readouterr().err.splitlines()
+    assert re.fullmatch(r"toy: 1 of 3 units, 0\.[5-9]\d* s each, [12] s left", first)
+    assert last.endswith("0 s left")
+
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    run_toy(tmp_path / "silent", n_units=3)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_failing_unit_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

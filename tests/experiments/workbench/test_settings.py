@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from hooked_alm.errors import InputError
+from hooked_alm.experiments.registry import EXPERIMENTS, load_experiment
 from hooked_alm.experiments.workbench.provenance import command_line
-from hooked_alm.experiments.workbench.settings import load_settings
+from hooked_alm.experiments.workbench.settings import as_yaml, load_settings
 from workbench_toy import ToyConfig
 
 
@@ -87,3 +88,13 @@ def test_a_bad_file_is_explained(tmp_path: Path, text: str, message: str) -> Non
 def test_a_missing_file_is_explained(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.yaml: got No such file"):
         load_settings(ToyConfig, file=tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_setting_has_its_meaning(name: str) -> None:
+    kind = load_experiment(name).Config
+    assert [key for key, field in kind.model_fields.items() if not field.description] == []
+    lines = as_yaml(kind()).splitlines()
+    for key in kind.model_fields:
+        (at,) = [n for n, line in enumerate(lines) if line.startswith(f"{key}:")]
+        assert lines[at - 1].startswith("# ")
