@@ -135,4 +135,6 @@ class Corpus:
 
 
 def _setting(clip: Recording) -> tuple[str | None, ...]:
-    return (clip.language, clip.cells.get("speaker"), clip.cells.get("sentence"))
+    """What a donor shares with its base, as far as the table says it and it is not the label."""
+    shared = ("language", "speaker", "sentence")
+    return tuple(None if name == clip.label_column else clip.cells.get(name) for name in shared)

@@ -86,10 +86,14 @@ def fill_page(page: Page, run: EmotionResults, recordings: Sequence[Recording]) 
 def _asked(page: Page, run: EmotionResults, recordings: Sequence[Recording]) -> None:
     modes, items = run.config.modes, items_with_delta(run)
     page.section("What was asked", "The same clip under every instruction.")
-    page.table("Conditions", [{"condition": m, "instruction": CONDITIONS[m]} for m in modes])
+    said = {f"the first clip's, {name}": words for name, words in run.inputs["prompts"].items()}
     page.table(
-        "The prompts, word for word, of the first clip in each language",
-        [{"language": language, **said} for language, said in run.inputs["prompts"].items()],
+        "Conditions",
+        [
+            {"condition": mode, "instruction": CONDITIONS[mode]}
+            | {name: words.get(mode, "") for name, words in said.items()}
+            for mode in modes
+        ],
     )
     limits = limits_of(items[items.condition.isin(draw.MAIN)].delta)
     final = items.drop_duplicates(["clip", "target", "condition"]).set_index(["clip", "condition"])

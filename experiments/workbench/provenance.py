@@ -58,7 +58,13 @@ def command_line(experiment: str, config: ExperimentConfig) -> str:
     """The shortest command that gives these settings, however they were given."""
     words = ["hooked-alm", "run", experiment]
     for key, value in flatten(config.model_dump(mode="json", exclude_defaults=True)).items():
-        # JSON is YAML; a string that YAML reads as itself needs no quotes.
-        is_plain = isinstance(value, str) and yaml.safe_load(value) == value
-        words += ["-s", f"{key}={value if is_plain else to_json(value)}"]
+        words += ["-s", f"{key}={value if _is_plain(value) else to_json(value)}"]
     return shlex.join(words)
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a string that YAML reads as itself; all else is written as JSON, as YAML is."""
+    try:
+        return isinstance(value, str) and bool(yaml.safe_load(value) == value)
+    except yaml.YAMLError:
+        return False
