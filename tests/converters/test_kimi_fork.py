@@ -358,17 +358,18 @@ def test_whisper_features_by_hand() -> None:
 
 
 def test_the_page_lays_a_prompt_out_as_published() -> None:
-    """Its example, from the codes on: one turn of text and audio, answered in text."""
+    """Its function: one turn of text and audio, answered in text."""
     page = (Path(__file__).parents[2] / "docs" / "kimi_audio.md").read_text()
-    (code,) = re.findall(r"\n(codes = .*?)```", page, re.DOTALL)
-    (features,) = re.findall(r"(features = .*?)\n", page)
+    (ids,) = re.findall(r"\n(USER, ASSISTANT, .*?)\n\n\n", page, re.DOTALL)
+    (prompt,) = re.findall(r"\n(def prompt\(.*?)\n\n\n", page, re.DOTALL)
     names: dict[str, Any] = {
-        "torch": torch, "samples": None, "encode": None, "voice_tokens": lambda samples: [3, 0, 7],
-        "tokenizer_ids": lambda text: [11, 12], "model": SimpleNamespace(encode=dict),
+        "torch": torch, "encode": None, "voice_tokens": lambda samples: [3, 0, 7],
+        "text_tokens": lambda text: [11, 12], "model": SimpleNamespace(encode=dict),
         "whisper_features": lambda samples, encode: "features",
+        "read_audio": lambda clip, **how: SimpleNamespace(samples=np.zeros(9, np.float32)),
     }  # fmt: skip
-    exec(compile(f"{features}\n{code}", "kimi_audio.md", "exec"), names)
-    x, blank = names["x"], 151666
+    exec(compile(f"{ids}\n{prompt}", "kimi_audio.md", "exec"), names)
+    x, blank = names["prompt"]("clip", "What?"), 151666
     audio = [151670, blank, blank, 151661, 152067, 152064, 152071, 151663, 151675, 151645, 151671]
     assert x["input_ids"].tolist() == [audio]
     assert x["text_input_ids"].tolist() == [[blank, 11, 12, *[blank] * 8]]

@@ -85,6 +85,13 @@ def test_means() -> None:
     effect = result.mean()
     np.testing.assert_allclose(effect.mean, result.effect.mean(axis=-1))
     assert effect.mean.shape == (2, 3)
+    assert np.isnan(effect.low).all(), "too few examples for an interval"
+    many = example(
+        axes={"layer": (1, (2, 3)), "place": PLACES, "example": tuple(range(8))},
+        values=np.random.default_rng(0).normal(size=(2, 3, 8)), base=np.zeros(8), donor=np.ones(8),
+        length_ratios=({"audio": 1.0},) * 8,
+    )  # fmt: skip
+    effect = many.mean()
     assert (effect.low <= effect.mean).all()
     assert (effect.mean <= effect.high).all()
     np.testing.assert_allclose(result.mean("values").mean, result.values.mean(-1))
@@ -93,7 +100,7 @@ def test_means() -> None:
     assert labelled().mean().mean.shape == (2, 3, 2)
     with pytest.raises(InputError, match="NaN"):
         example(values=np.full((2, 3, 4), np.nan)).mean()
-    again = [result.mean("values", seed=seed, n_resamples=20) for seed in (3, 3, 4)]
+    again = [many.mean("values", seed=seed, n_resamples=20) for seed in (3, 3, 4)]
     assert np.array_equal(again[0].low, again[1].low)
     assert not np.array_equal(again[0].low, again[2].low)
 
