@@ -1,12 +1,15 @@
 """What a ``circuits`` run controls and claims."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from hooked_alm.methods.statistics.significance import sign_flip_test
 
+from ..materials.confounds import confounded
 from ..workbench.claims import Claim, Finding, few, judged, not_measured, shown
 from ..workbench.controls import ROUNDING, Control, Outcome, at_most
 from .plan import MLP, CircuitNode
@@ -77,6 +80,18 @@ def _unsure(gaps: pd.Series, run: CircuitResults, what: str) -> dict[str, bool]:
     return {f"{what}, p = {p:.2g} over {len(means)} groups": p > SURE}
 
 
+def _unless_confounded(judge: Callable[..., Finding | None]) -> Callable[..., Finding | None]:
+    """Doubts a finding where the contrast's clips differ in more than what it is named after."""
+
+    @wraps(judge)
+    def doubting(run: CircuitResults, contrast: str, **options: Any) -> Finding | None:
+        finding = judge(run, contrast, **options)
+        why_not = confounded(of(run["confounds"], contrast), run.config)
+        return finding and finding.doubted(*(why for why, holds in why_not.items() if holds))
+
+    return doubting
+
+
 def _dominance(run: CircuitResults) -> Finding | None:
     """The claim which exchange moves the answer more, by group."""
     effects = run["pairs"].groupby(["group", "contrast"], sort=False).total_effect
@@ -90,12 +105,17 @@ def _dominance(run: CircuitResults) -> Finding | None:
         f"The answer depends more on the {first} than on the {second}",
         f"Total effects {means[first].mean():.2f} and {means[second].mean():.2f}, difference "
         f"{shown(row)} {run.config.unit}, {len(gaps)} groups",
-        few(len(gaps), "groups") | {"the difference is not surely above 0": not row["low"] > 0},
+        {
+            **few(len(gaps), "groups"),
+            "the difference is not surely above 0": not row["low"] > 0,
+            **confounded(of(run["confounds"], first), run.config),
+        },
         numbers=row,
         unit=run.config.unit,
     )
 
 
+@_unless_confounded
 def _effect(run: CircuitResults, contrast: str) -> Finding:
     row, least = of(run["effects"], contrast).iloc[0].to_dict(), run.config.min_effect
     too_small = {f"the effect is not surely above {least:g}": not row["low"] > least}
@@ -110,6 +130,7 @@ def _effect(run: CircuitResults, contrast: str) -> Finding:
     )
 
 
+@_unless_confounded
 def _nodes(run: CircuitResults, contrast: str) -> Finding:
     chosen, cells = of(run["winners"], contrast), of(run["node_cells"], contrast)
     heads, mlps = chosen[chosen["head"] != MLP], chosen[chosen["head"] == MLP]
@@ -145,6 +166,7 @@ def _nodes(run: CircuitResults, contrast: str) -> Finding:
     )
 
 
+@_unless_confounded
 def _reads(run: CircuitResults, contrast: str) -> Finding | None:
     """The claim where winning heads read: what keys and values hear, on held-out pairs."""
     if of(run["winners"], contrast).empty:
@@ -172,6 +194,7 @@ def _reads(run: CircuitResults, contrast: str) -> Finding | None:
     )
 
 
+@_unless_confounded
 def _paths(run: CircuitResults, contrast: str) -> Finding | None:
     if of(run["winners"], contrast).empty:
         return None
@@ -192,6 +215,7 @@ def _paths(run: CircuitResults, contrast: str) -> Finding | None:
     )
 
 
+@_unless_confounded
 def _circuit(run: CircuitResults, contrast: str, what: str) -> Finding | None:
     """Against random circuits of its size: faithfulness (alone) or completeness (removed)."""
     if of(run["winners"], contrast).empty:

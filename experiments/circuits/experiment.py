@@ -18,6 +18,7 @@ import pandas as pd
 
 from hooked_alm.errors import InputError
 
+from ..materials.confounds import add_confounds
 from ..materials.held_out import split_groups
 from ..materials.pairs import prepare_pairs, read_pairs
 from ..materials.subject import described, load_subject
@@ -26,6 +27,7 @@ from ..workbench.page import Page
 from ..workbench.results import Row, Tables
 from . import figures
 from .claims import CLAIMS, CONTROLS
+from .confounds import answering_clips, clip_confounds
 from .measure import PairSweeps
 from .plan import CircuitNode, bundled_pairs, places_of, random_nodes
 from .settings import CircuitsConfig, PlaceName
@@ -142,8 +144,10 @@ class Circuits(Experiment[CircuitsConfig]):
     # --- What is made of it
 
     def summaries(self, run: CircuitResults) -> Iterable[tuple[str, pd.DataFrame]]:
-        """Total effects, nodes, winners, paths, and what circuits keep."""
-        return summarise(run)
+        """The clips and what else tells them apart, then what `summarise` makes of the tables."""
+        yield "clips", (clips := answering_clips([one.pair for one in self.pairs]))
+        yield "confounds", clip_confounds(clips, self.config.seed)
+        yield from summarise(run)
 
     def lead(self, run: CircuitResults) -> str:
         """How many pairs differ in what, what is done with them, and what is known beforehand."""
@@ -173,6 +177,9 @@ class Circuits(Experiment[CircuitsConfig]):
         page.table("The pairs: answers given, and made", run["pairs"][columns])
         for contrast in run["effects"].contrast:
             page.section(f"The {contrast}")
+            if contrast in run["clips"].contrast.tolist():
+                found = of(run["confounds"], contrast).drop(columns="contrast")
+                add_confounds(page, found, self.config)
             chosen, top = of(run["winners"], contrast), of(run["top_paths"], contrast)
             if chosen.empty:
                 page.note("No node wins on the discovery pairs: there is no circuit to show.")

@@ -52,7 +52,7 @@ def _answer_follows(run: EmotionResults) -> Finding:
     text, voice = among.loc["text_follow"], among.loc["audio_follow"]
     side = "voice" if voice.low > 0.5 else "instruction"
     undecided = not (text.low > 0.5 or voice.low > 0.5)
-    could_be_else = confounded(run) if side == "voice" else {}
+    could_be_else = confounded(run["confounds"], run.config) if side == "voice" else {}
     return counted(
         f"In conflict the answer follows the {side}",
         f"Instruction {_share(text)}, voice {_share(voice)}, among the items whose voice is "
@@ -75,7 +75,7 @@ def _voice_is_heard(run: EmotionResults) -> Finding:
         {
             **few(row.n),
             f"not surely above chance, {chance:g}": not row.low > chance,
-            **confounded(run),
+            **confounded(run["confounds"], run.config),
         },
         _numbers(row, "rate"),
         "rate",
@@ -131,7 +131,13 @@ def _dominance(run: EmotionResults) -> Finding:
         clusters=items["clip"].tolist(),
     )
     is_voice = finding.estimate < 0
-    return finding.doubted(*(why for why, holds in confounded(run).items() if holds and is_voice))
+    return finding.doubted(
+        *(
+            why
+            for why, holds in confounded(run["confounds"], run.config).items()
+            if holds and is_voice
+        )
+    )
 
 
 @_of_enough_clips
@@ -190,7 +196,9 @@ def _handoff(run: EmotionResults, donor: str) -> Finding:
         claim,
         f"It leaves {source} at {_block(leaves, run.n_blocks)} and is at the readout from "
         f"{_block(arrives, run.n_blocks)}",
-        _no_handoff(leaves) | _no_handoff(arrives) | (confounded(run) if what == "voice" else {}),
+        _no_handoff(leaves)
+        | _no_handoff(arrives)
+        | (confounded(run["confounds"], run.config) if what == "voice" else {}),
         _numbers(leaves, "block"),
         "blocks",
     )

@@ -21,6 +21,7 @@ from hooked_alm.inputs import ALMInput, AudioClip
 from hooked_alm.methods.patching.alignment import align
 from hooked_alm.methods.reading.labels import LabelSet
 
+from ..materials.clips import manifest
 from ..materials.confounds import confound_table
 from ..materials.instructions import PromptSegments
 from ..materials.recordings import Recording, load_recordings, match_loudness
@@ -37,7 +38,7 @@ from .measure import ConflictMeasures
 from .pages import CAVEATS, fill_page, lead, method
 from .plan import PatchRun, PromptRun, WorkPlan
 from .settings import DEFECTS, EmotionConflictConfig
-from .tables import MAY_LACK, TABLES, EmotionResults, manifest, summarise
+from .tables import MAY_LACK, TABLES, EmotionResults, summarise
 
 
 class EmotionConflict(Experiment[EmotionConflictConfig]):

@@ -108,10 +108,8 @@ def dominance_test(
     if found["n"]:
         # The interval of few items holds less than it says; S-7 asks for this beside it.
         facts += f", sign test p = {sign_test(gap[audio_correct]).p:.2g}"
-    why_not = {
-        **few(found["n"], "items recognised from the voice alone"),
-        "the interval includes 0": around_zero(found),
-    }
+    few_items = few(found["n"], "items recognised from the voice alone")
+    why_not = few_items | around_zero(found, "difference")
     return counted(claim, facts, why_not, found, "logits")
 
 

@@ -119,7 +119,7 @@ def _asked(page: Page, run: EmotionResults, recordings: Sequence[Recording]) -> 
         "The clips, and what was measured of them",
         run["manifest"].drop(columns=["sha256", "voiced_fraction"]),
     )
-    add_confounds(page, run)
+    add_confounds(page, run["confounds"], run.config)
 
 
 def _lens(page: Page, run: EmotionResults) -> None:

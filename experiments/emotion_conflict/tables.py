@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from ..materials.recordings import Recording
 from ..workbench.intervals import rate
 from ..workbench.results import Results
 from .curves import critical_layer_table, delta_curves, handoffs, means_by, patching_summary
@@ -50,14 +49,6 @@ def summarise(run: EmotionResults) -> Iterator[tuple[str, pd.DataFrame]]:
     yield "mar_summary", means_by(ratios, RATIOS, ["condition"], "layer", draws)
     yield "patching_summary", patching_summary(run["patching"], draws)
     yield "handoffs", handoffs(run["patching"], draws)
-
-
-def manifest(recordings: Sequence[Recording]) -> pd.DataFrame:
-    """What is said of the clips, and what was measured of them, which may give the label away."""
-    return pd.DataFrame(
-        {"path": one.path.name, **one.cells, **one.measured(), "notes": "; ".join(one.notes)}
-        for one in recordings
-    )
 
 
 def items_with_delta(run: EmotionResults) -> pd.DataFrame:

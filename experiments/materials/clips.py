@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pandas as pd
 from pydantic import ConfigDict
 
 from hooked_alm.audio import decode_file
@@ -77,6 +78,14 @@ class ClipFile:
         sound = asdict(describe_clip(channels.mean(axis=0), rate))
         every = {**sound, **about, "sha256": self.sha256}
         return {column: every[column] for column in MEASURED}
+
+
+def manifest(clips: Sequence[ClipFile]) -> pd.DataFrame:
+    """What is said of the clips, and what was measured of them, which may give labels away."""
+    return pd.DataFrame(
+        {"path": one.path.name, **one.cells, **one.measured(), "notes": "; ".join(one.notes)}
+        for one in clips
+    )
 
 
 C = TypeVar("C", bound=ClipFile)

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 
 from ..workbench.page import Page
 from ..workbench.results import Results
+from ..workbench.settings import ExperimentConfig
 
 NUMBERS = {"duration_s": "s", "rms_dbfs": "dBFS"}
 CATEGORIES = ("sample_rate", "channels", "codec", "speaker")
@@ -35,8 +36,8 @@ class Confound(NamedTuple):
 
 def confounds(
     clips: pd.DataFrame, label: str, *, seed: int, without: Sequence[str] = ()
-) -> list[Confound]:
-    """The features of clips that tell their labels apart.
+) -> pd.DataFrame:
+    """The features of clips that tell their labels apart, a row for each (`Confound`).
 
     Args:
         clips: a row per clip, with some of the columns `NUMBERS` and `CATEGORIES`.
@@ -56,7 +57,7 @@ def confounds(
         p = float((fit >= fit[0] - 1e-9).mean())  # the observed deal is one of them
         if p <= LEVEL / len(varying):
             found.append(Confound(name, p, _described(clips, name, label)))
-    return found
+    return pd.DataFrame(found, columns=Confound._fields)
 
 
 def _ranks(values: pd.Series) -> Float[np.ndarray, "clip 1"]:
@@ -96,27 +97,23 @@ def _described(clips: pd.DataFrame, feature: str, label: str) -> str:
 def confound_table(
     run: Results[Any], label: str, *, without: Sequence[str] = ()
 ) -> tuple[str, pd.DataFrame]:
-    """The summary ``confounds`` of a run's ``manifest``: a row for each; see `confounds`."""
-    found = confounds(run["manifest"], label, seed=run.config.seed, without=without)
-    return "confounds", pd.DataFrame(found, columns=Confound._fields)
+    """The summary ``confounds`` of a run's ``manifest``; see `confounds`."""
+    return "confounds", confounds(run["manifest"], label, seed=run.config.seed, without=without)
 
 
-def confounded(run: Results[Any]) -> dict[str, bool]:
+def confounded(table: pd.DataFrame, config: ExperimentConfig) -> dict[str, bool]:
     """The reason against a claim that the voice's label does something, where more than it differs.
 
     Bundled models and clips are no exception in what they list; but what these models were trained
     to hear, level and pace included, is known, so that it is no reason there.
     """
-    names = ", ".join(run["confounds"].feature)
-    is_reason = bool(names) and not run.config.is_calibration
-    return {
-        f"{names} {'goes' if len(run['confounds']) == 1 else 'go'} with the labels too": is_reason
-    }
+    verb = "goes" if len(table) == 1 else "go"
+    is_reason = len(table) > 0 and not config.is_calibration
+    return {f"{', '.join(table.feature)} {verb} with the labels too": is_reason}
 
 
-def add_confounds(page: Page, run: Results[Any]) -> None:
+def add_confounds(page: Page, table: pd.DataFrame, config: ExperimentConfig) -> None:
     """Says what else than their label may give the clips away."""
-    table = run["confounds"]
     if table.empty:
         page.note(
             f"Of what was measured ({', '.join((*NUMBERS, *CATEGORIES))}, as far as it is known), "
@@ -124,9 +121,9 @@ def add_confounds(page: Page, run: Results[Any]) -> None:
         )
         return
     page.table("Confounds: what goes with the labels, and may give the clips away", table)
-    if not run.config.is_calibration:
+    if not config.is_calibration:
         page.note(
-            "A model may answer right, or be moved by another clip, by these alone. No claim about "
-            "what the voice carries is made from this run.",
+            "A model may answer right, or be moved by another clip, by these alone. No claim that "
+            "they could explain is made from this run.",
             is_warning=True,
         )

@@ -122,7 +122,7 @@ def _unsure(row: Mapping[str, Any]) -> dict[str, bool]:
     # Items of one group are one observation, however many they are.
     n, n_groups = int(row["n"]), int(row["n_groups"])
     what = "items" if n == n_groups else "groups of items"
-    return {**few(n_groups, what), "the interval includes 0": around_zero(row)}
+    return few(n_groups, what) | around_zero(row, "estimate")
 
 
 def _mean(values: "pd.Series[float]", run: PrefixResults) -> dict[str, Any]:

@@ -55,8 +55,8 @@ def _decides(run: ProsodyResults) -> Finding:
         f"{voice.mean():.2f}, another in {1 - words.mean() - voice.mean():.2f}; difference "
         f"{shown(gap)}, {len(runs)} clips of {gap['n_clusters']} {UNITS[run.config.cluster]}"
     )
-    why_not = {**_few(gap, run.config), "the interval includes 0": around_zero(gap)}
-    why_not |= confounded(run) if gap["mean"] < 0 else {}
+    why_not = _few(gap, run.config) | around_zero(gap, "difference")
+    why_not |= confounded(run["confounds"], run.config) if gap["mean"] < 0 else {}
     return judged(f"The {side} where the two disagree", facts, why_not, numbers=gap, unit="rate")
 
 
@@ -85,10 +85,10 @@ def _readable(run: ProsodyResults) -> Finding:
     )
     why_not = {
         **_few(final, run.config),
-        "the margin at the last depth includes 0": around_zero(final),
+        **around_zero(final, "margin at the last depth"),
         "no such depth in some resamples": not found.undefined <= MOST_UNDEFINED,
     }
-    why_not |= confounded(run) if side == "voice" else {}
+    why_not |= confounded(run["confounds"], run.config) if side == "voice" else {}
     from_depth = f" from depth {found.at:.0f} on" if np.isfinite(found.at) else ""
     claim = f"The lens reads the {side} ahead{from_depth}"
     return judged(claim, facts, why_not, numbers=numbers, unit="depth")
@@ -131,10 +131,10 @@ def _moves(run: ProsodyResults) -> Finding | None:
     )
     why_not = {
         **_few(gap, config),
-        "the difference includes 0": around_zero(gap),
-        f"the effect of the {WORDS_OF[more]} includes 0": not rates[more]["low"] > 0,
+        **around_zero(gap, "difference"),
+        f"the effect of the {WORDS_OF[more]} is not surely above 0": not rates[more]["low"] > 0,
     }
-    why_not |= confounded(run) if more == "prosody" else {}
+    why_not |= confounded(run["confounds"], run.config) if more == "prosody" else {}
     return judged(claim, facts, why_not, numbers=gap, unit="rate")
 
 
@@ -156,7 +156,7 @@ def _handoff(run: ProsodyResults, which: str) -> Finding:
         why_not["no such depth in some resamples"] = not audio["undefined"] <= MOST_UNDEFINED
         why_not["the audio never has half of it"] = audio["recovery"] < 0.5
         why_not["no other span was patched"] = not heirs
-        why_not |= confounded(run) if which == "prosody" else {}
+        why_not |= confounded(run["confounds"], run.config) if which == "prosody" else {}
         if heirs and np.isfinite(depth):
             taken = _taken(run["recovery"], which, depth)
             facts += f", where those of the other spans add up to {taken:.2f}"

@@ -21,6 +21,7 @@ from hooked_alm.inputs import ALMInput, AudioClip
 from hooked_alm.methods.patching.alignment import align
 from hooked_alm.methods.reading.labels import LabelSet
 
+from ..materials.clips import manifest
 from ..materials.confounds import confound_table
 from ..materials.records import collect
 from ..materials.stand_ins import noise_like, silence_like
@@ -38,7 +39,6 @@ from .items import (
     conflict_items,
     draw_pairs,
     like_in_labels,
-    manifest,
     read_items,
 )
 from .measure import Measures

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
-import pandas as pd
 
 from hooked_alm.errors import InputError
 
@@ -141,14 +140,6 @@ def _contradictions(items: Sequence[SpokenItem]) -> Iterator[str]:
                 f"{item.where}: semantic_label: got {item.semantic!r} for the words that "
                 f"{other.where} calls {other.semantic!r}"
             )
-
-
-def manifest(items: Sequence[SpokenItem]) -> pd.DataFrame:
-    """What is said of the clips, and what was measured of them, which may give labels away."""
-    return pd.DataFrame(
-        {"path": one.path.name, **one.cells, **one.measured(), "notes": "; ".join(one.notes)}
-        for one in items
-    )
 
 
 def conflict_items(items: Sequence[SpokenItem]) -> list[SpokenItem]:

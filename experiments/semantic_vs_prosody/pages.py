@@ -92,7 +92,7 @@ def _asked(page: Page, run: ProsodyResults, items: Sequence[SpokenItem]) -> None
     shown = ["duration_s", "rms_dbfs", "f0_median_hz", "f0_iqr_hz"]
     means = run["manifest"].groupby("prosody_label", sort=False)[shown].mean().reset_index()
     page.table("The voices, by their label", means)
-    add_confounds(page, run)
+    add_confounds(page, run["confounds"], run.config)
 
 
 def _across_labels(items: Sequence[SpokenItem]) -> list[SpokenItem]:

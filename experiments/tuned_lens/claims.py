@@ -62,7 +62,7 @@ def _earlier(run: LensResults) -> Finding:
         f"{shown(gap)} blocks earlier, {n} held-out groups",
         {
             f"only {n} held-out groups": n < MIN_GROUPS,
-            "the interval includes 0": not gap["low"] > 0,
+            "the difference is not surely above 0": not gap["low"] > 0,
         },
         numbers=gap,
         unit="blocks",

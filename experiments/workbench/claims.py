@@ -194,9 +194,11 @@ def few(n: SupportsInt, what: str = "items") -> dict[str, bool]:
     return {f"only {int(n)} {what}": int(n) < MIN_ITEMS}
 
 
-def around_zero(row: Mapping[str, Any]) -> bool:
-    """Whether an interval holds 0, or is not known."""
-    return not (row["low"] > 0 or row["high"] < 0)
+def around_zero(row: Mapping[str, Any], what: str) -> dict[str, bool]:
+    """The reason against a claim that something is not 0: its interval holds 0, or is not known."""
+    if np.isnan(row["low"]):
+        return {f"the {what} has no interval": True}
+    return {f"the interval of the {what} includes 0": bool(row["low"] <= 0 <= row["high"])}
 
 
 def shown(numbers: Mapping[str, Any], digits: int = 2) -> str:

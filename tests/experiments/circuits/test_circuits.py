@@ -14,6 +14,7 @@ from circuits_toy import PLANTED, planted_model, toy, write_pairs
 from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
 from hooked_alm.experiments.circuits.claims import CLAIMS
+from hooked_alm.experiments.circuits.confounds import answering_clips, clip_confounds
 from hooked_alm.experiments.circuits.experiment import Circuits
 from hooked_alm.experiments.circuits.measure import PairSweeps, metric_of
 from hooked_alm.experiments.circuits.plan import (
@@ -67,6 +68,8 @@ def verdicts(folder: RunFolder) -> dict[str, bool]:
 
 
 def test_the_planted_head_is_found_and_confirmed(finished: RunFolder) -> None:
+    assert len(finished.read_table("clips")) == 24  # equally long and loud
+    assert finished.read_table("confounds").empty
     winners = finished.read_table("winners")
     assert list(zip(winners["layer"], winners["head"], strict=True)) == [(2, 3)]
     assert winners.place.tolist() == ["readout"]
@@ -306,6 +309,7 @@ def test_what_moves_the_answer_reverses_between_the_twins() -> None:
         pairs = pd.DataFrame(rows)
         run = Circuits.results(config, {}, {"pairs": pairs})
         run.tables["effects"] = total_effects(pairs, run.draws)
+        run.tables["confounds"] = clip_confounds(answering_clips(few), seed=0)
         dominance, effect = CLAIMS[:2]
         found[name] = {"dominance": dominance.judge(run)}
         found[name] |= {

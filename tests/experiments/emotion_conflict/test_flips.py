@@ -174,7 +174,9 @@ def test_dominance_that_is_not_established() -> None:
     everyone = np.ones(18, bool)
     even = dominance_test(text, text[::-1].copy(), everyone, DRAWS)
     assert not even.established
-    assert even.statement.startswith("Not established (the interval includes 0): ")
+    assert even.statement.startswith(
+        "Not established (the interval of the difference includes 0): "
+    )
     few = dominance_test(text + 9, voice, np.arange(18) < 9, DRAWS)
     assert (few.n, few.established) == (9, False)
     assert few.statement.startswith(

@@ -52,24 +52,24 @@ def test_every_feature_that_goes_with_the_labels_is_named(
     table = clips()
     usual = {"sample_rate": 16000, "codec": "WAV/PCM_16", "channels": 1, "speaker": "ann"}
     table[feature] = [values.get(one, usual.get(feature)) for one in table.emotion]
-    (one,) = confounds(table, "emotion", seed=0)
+    (one,) = confounds(table, "emotion", seed=0).itertuples()
     assert one.feature == feature
     assert found in one.found
     assert one.p < 0.01
-    assert confounds(table, "emotion", seed=0, without=[feature]) == []
+    assert confounds(table, "emotion", seed=0, without=[feature]).empty
 
 
 def test_nothing_is_found_where_nothing_is_and_rarely_by_chance() -> None:
-    hits = [bool(confounds(clips(seed=seed), "emotion", seed=seed)) for seed in range(60)]
+    hits = [not confounds(clips(seed=seed), "emotion", seed=seed).empty for seed in range(60)]
     assert sum(hits) <= 6  # 5 % of all clips' features together; 7 or more have p < 0.04
-    assert confounds(clips().drop(columns=["speaker"]), "emotion", seed=1) == []
+    assert confounds(clips().drop(columns=["speaker"]), "emotion", seed=1).empty
 
 
 def test_the_label_itself_is_no_confound() -> None:
     table = clips().assign(speaker=lambda t: t.emotion)
-    assert [one.feature for one in confounds(table, "emotion", seed=0)] == ["speaker"]
-    assert confounds(table.drop(columns="emotion"), "speaker", seed=0) == []
+    assert confounds(table, "emotion", seed=0).feature.tolist() == ["speaker"]
+    assert confounds(table.drop(columns="emotion"), "speaker", seed=0).empty
 
 
 def test_two_clips_cannot_show_a_confound() -> None:
-    assert confounds(clips(2).assign(duration_s=[1.0, 9.0]), "emotion", seed=0) == []
+    assert confounds(clips(2).assign(duration_s=[1.0, 9.0]), "emotion", seed=0).empty

@@ -49,7 +49,7 @@ def test_a_margin_that_may_be_zero_leads_nowhere() -> None:
     """Every resample has a sign, and keeps it at all depths: that does not make it the sign."""
     even = readable([(-1) ** i * 4 + 0.1 for i in range(N)])
     assert not even.established
-    assert "the margin at the last depth includes 0" in even.statement
+    assert "the interval of the margin at the last depth includes 0" in even.statement
     uneven = readable([2 + (-1) ** i for i in range(N)])
     assert uneven.established
     assert uneven.statement.startswith("The lens reads the voice ahead from depth 3 on")
@@ -102,8 +102,8 @@ def test_an_exchange_moves_the_answer_only_if_its_own_effect_is_there() -> None:
     apart = moves(few, back)
     assert apart.low > 0
     assert not apart.established
-    assert "the effect of the words includes 0" in apart.statement
-    assert "the difference includes 0" in moves(few, few).statement
+    assert "the effect of the words is not surely above 0" in apart.statement
+    assert "the interval of the difference includes 0" in moves(few, few).statement
 
 
 def handoff(recovered: dict[str, Any], n_texts: int = N) -> Finding:
