@@ -14,6 +14,7 @@ from .errors import InputError, refuse_unknown
 from .hooks import ActivationCache, Hook, NamesFilter, hook_pairs
 from .inputs import ALMInput, ModelInput
 from .points import point_of
+from .turns import in_turn
 
 if TYPE_CHECKING:
     from .config import HookedALMConfig
@@ -36,6 +37,7 @@ class Generation:
         hooks: Any
         to_input: Any
 
+    @in_turn
     def generate(
         self,
         input: ModelInput,

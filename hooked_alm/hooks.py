@@ -27,6 +27,7 @@ from .config import check_device
 from .display import Shown, Summary, amount
 from .errors import HookNameError, InputError, nearest
 from .points import point_of
+from .turns import Turn, restored
 
 __all__ = ["ActivationCache", "FactoredMatrix", "HookPoint", "HookedModule", "is_hooked", "tap"]
 
@@ -59,7 +60,7 @@ class HookPoint(TransformerLensHookPoint):
         if dir not in ("fwd", "bwd"):
             raise InputError(f"hooking {self.name!r}: got dir={dir!r}, expected 'fwd' or 'bwd'.")
         if isinstance(hook, Recorder):  # ours, and many
-            return super().add_hook(hook, dir, *args, **kwargs)
+            return self._attach(hook, dir, *args, **kwargs)
         _check_signature(self.name, hook)
 
         def checked(value: Tensor, hook: Any, user_hook: Callable[..., Any] = hook) -> Any:
@@ -74,9 +75,24 @@ class HookPoint(TransformerLensHookPoint):
                 )
             return after
 
-        handle = super().add_hook(checked, dir, *args, **kwargs)
+        handle = self._attach(checked, dir, *args, **kwargs)
         handle.user_hook = hook
         return handle
+
+    def _attach(self, *args: Any, **kwargs: Any) -> Any:
+        """Attach a hook wholly or, where that is interrupted, not at all."""
+        before = {*self._forward_hooks, *self._backward_hooks}
+        try:
+            return super().add_hook(*args, **kwargs)
+        except BaseException:
+            for attached, handles in (
+                (self._forward_hooks, self.fwd_hooks),
+                (self._backward_hooks, self.bwd_hooks),
+            ):
+                for key in attached.keys() - before:
+                    del attached[key]
+                handles[:] = [one for one in handles if one.hook.id in attached]
+            raise
 
 
 def _described(value: object) -> str:
@@ -250,6 +266,11 @@ class HookedModule(HookedRootModule):
     aliases: dict[str, str]
     """Second names: alias -> the point's own name."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn = Turn()
+        """Held by the thread that runs the model; `with model.turn` keeps several runs together."""
+
     def setup(self) -> None:
         """Register every hook point under its module path, then the split inputs' 4.3 names."""
         super().setup()
@@ -337,40 +358,49 @@ class HookedModule(HookedRootModule):
 
     def add_hook(self, name: str | Callable[[str], bool], *args: Any, **kwargs: Any) -> None:
         """Attach a hook until ``reset_hooks``; see ``HookedRootModule.add_hook``."""
-        for own in self.matching(name):
-            super().add_hook(own, *args, **kwargs)
+        with self.turn:
+            for own in self.matching(name):
+                super().add_hook(own, *args, **kwargs)
 
     @contextmanager
     def hooks(
         self,
         fwd_hooks: Iterable[Hook] = (),
         bwd_hooks: Iterable[Hook] = (),
-        *args: Any,
-        **kwargs: Any,
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
     ) -> Iterator["HookedModule"]:
         """Attach hooks for a while; see ``HookedRootModule.hooks``.
 
         Raises:
-            InputError: something else than pairs of a name and a hook.
+            InputError: something else than pairs of a name and a hook, or a model that another
+                thread keeps hooked.
             HookNameError: a name that matches nothing or cannot fire.
         """
-        pairs = hook_pairs(fwd_hooks, "fwd_hooks"), hook_pairs(bwd_hooks, "bwd_hooks")
-        with super().hooks(*pairs, *args, **kwargs):
-            points = self.hook_dict.values()
-            hooks = [h.user_hook for p in points for h in (*p.fwd_hooks, *p.bwd_hooks)]
-            recorders = [hook for hook in hooks if isinstance(hook, Recorder)]
-            for recorder in recorders:
-                recorder.copy = len(recorders) < len(hooks)
-            yield self
+        directions: dict[Literal["fwd", "bwd"], list[Hook]] = {
+            "fwd": hook_pairs(fwd_hooks, "fwd_hooks"),
+            "bwd": hook_pairs(bwd_hooks, "bwd_hooks"),
+        }
+        with self.turn:
+            level = self.turn.n_blocks + 1
 
-    def _enable_hook(
-        self,
-        name: str | Callable[[str], bool],
-        hook: Callable[..., Any],
-        dir: Literal["fwd", "bwd"],
-    ) -> None:
-        for own in self.matching(name):
-            self.hook_dict[own].add_hook(hook, dir=dir, level=self.context_level)
+            def detach() -> None:
+                if reset_hooks_end:
+                    self.reset_hooks(clear_contexts, level=level)
+                self.turn.n_blocks = level - 1
+
+            with restored(detach):
+                self.turn.n_blocks = level
+                for direction, pairs in directions.items():
+                    for name, hook in pairs:
+                        for own in self.matching(name):
+                            self.hook_dict[own].add_hook(hook, dir=direction, level=level)
+                points = self.hook_dict.values()
+                hooks = [h.user_hook for p in points for h in (*p.fwd_hooks, *p.bwd_hooks)]
+                recorders = [hook for hook in hooks if isinstance(hook, Recorder)]
+                for recorder in recorders:
+                    recorder.copy = len(recorders) < len(hooks)
+                yield self
 
     def remove_all_hook_fns(
         self,
@@ -379,8 +409,8 @@ class HookedModule(HookedRootModule):
         level: int | None = None,
     ) -> None:
         """Detach hooks; points without any are passed over, which is most of them."""
-        for point in self.hook_dict.values():
-            if is_hooked(point):
+        with self.turn:
+            for point in filter(is_hooked, self.hook_dict.values()):
                 point.remove_hooks(direction, including_permanent=including_permanent, level=level)
 
     def get_caching_hooks(

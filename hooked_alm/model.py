@@ -42,6 +42,7 @@ from .masks import attention_masks
 from .points import point_of
 from .prompts import Conversation, PromptBuilder, conversations_from, segments_by_row
 from .stacks import Stack, StackedModel, declared_stacks
+from .turns import in_turn
 
 
 class Output(NamedTuple):
@@ -171,9 +172,10 @@ class HookedALM(
                 f"switching LoRA: there is none to switch in {', '.join(empty) or 'the model'}. "
                 "Load it with from_pretrained(..., lora=folder, merge_lora=False)."
             )
-        for name, update in found:
-            if name.startswith(tuple(names)):
-                update.is_on = on
+        with self.turn:
+            for name, update in found:
+                if name.startswith(tuple(names)):
+                    update.is_on = on
 
     @classmethod
     def from_pretrained(
@@ -310,6 +312,7 @@ class HookedALM(
         heard = self.audio.hf_arguments(x.clips) if x.clips else {}
         return {**arguments, **self.audio.hf_prompt(x), **heard}
 
+    @in_turn
     def forward(
         self,
         input: ModelInput | Resid,
@@ -533,10 +536,12 @@ class HookedALM(
 
     def _apply(self, fn: Any, recurse: bool = True) -> "HookedALM":
         """Keep ``cfg`` true under ``.to()``, ``.bfloat16()`` and their kin."""
-        super()._apply(fn, recurse)
+        with self.turn:
+            super()._apply(fn, recurse)
         self.cfg.dtype, self.cfg.device = self.embed.weight.dtype, self.embed.weight.device
         return self
 
+    @in_turn
     def run_with_hooks(
         self,
         *args: Any,
@@ -563,6 +568,7 @@ class HookedALM(
                 )
         return super().run_with_hooks(*args, fwd_hooks=fwd_hooks, bwd_hooks=bwd_hooks, **kwargs)
 
+    @in_turn
     def run_with_cache(
         self,
         *args: Any,

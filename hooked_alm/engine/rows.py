@@ -16,6 +16,7 @@ from ..components.block import Block
 from ..hooks import HookPoint
 from ..points import SITES, Site
 from ..stacks import Stack
+from ..turns import restored
 from .cells import Edit, Look
 from .record import KeyValue, Record
 
@@ -144,16 +145,17 @@ def _edits_attached(
                 first = start + placed.cell * n_rows
                 by_site.setdefault(placed.mark.site, []).append((first, placed))
         start += n_cells * n_rows
-    handles = []
-    for site, marks in by_site.items():
-        point = block.get_submodule(SITES[site].name)
-        assert isinstance(point, HookPoint)
-        handles.append(point.register_forward_hook(_hook(marks)))
-    try:
+    hooks = {block.get_submodule(SITES[site].name): _hook(some) for site, some in by_site.items()}
+
+    def detach() -> None:
+        for point, hook in hooks.items():
+            for key in [key for key, one in point._forward_hooks.items() if one is hook]:
+                del point._forward_hooks[key]
+
+    with restored(detach):
+        for point, hook in hooks.items():
+            point.register_forward_hook(hook)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _hook(marks: list[tuple[int, Placed]]) -> Callable[..., Tensor]:

@@ -13,6 +13,7 @@ from ..hooks import HookPoint, is_hooked
 from ..inputs import ALMInput
 from ..model import HookedALM
 from ..points import hook_name, point_of
+from ..turns import in_turn
 from .record import Agreement, Record
 from .rows import Bundle, pieces, run_block
 
@@ -40,6 +41,7 @@ class _Branch(NamedTuple):
         return self.runs.records[self.row]
 
 
+@in_turn
 @torch.no_grad()
 def record_runs(
     model: HookedALM,

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from ..model import HookedALM
+from ..turns import in_turn
 from .cells import Cell
 from .groups import Finals, Group, RecordRows, grouped
 from .record import Record
@@ -64,6 +65,7 @@ def sweep(
 
 
 # Not on the generator above, which a decorator sees as such only where nothing else wraps it.
+@in_turn
 @torch.no_grad()
 def _climb(model: HookedALM, groups: Sequence[Group]) -> None:
     """Run the blocks once, bottom to top (rule 3): every cell joins at its own."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -13,6 +14,7 @@ from ...errors import InputError
 from ...hooks import HookPoint
 from ...inputs import ALMInput
 from ...model import HookedALM
+from ...turns import restored
 from ..patching.measurement import Measurement
 from ..patching.metrics import OnLogits
 
@@ -117,10 +119,11 @@ def embeddings_of(runs: Runs, x: ALMInput) -> Float[Tensor, "batch pos d_model"]
 def frozen(model: HookedALM) -> Iterator[None]:
     """Switch gradients of the weights off within the context."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
+
+    def switch(on: bool) -> None:
         for parameter in trained:
-            parameter.requires_grad_(True)
+            parameter.requires_grad_(on)
+
+    with model.turn.running(), restored(partial(switch, True)):
+        switch(False)
+        yield

@@ -178,8 +178,8 @@ def _align_unequal(
         return ours, warped, warped, [0.0] * len(ours)
     raise InputError(
         f"{what}, and policy {policy!r} does not apply. Use clips of equal duration and labels of "
-        "equal token count, or a policy (policy=, an experiment's setting align): 'resample_linear' "
-        "(audio), 'dtw' (with features), 'nearest', 'truncate', 'pad_last'."
+        "equal token count, or a policy (policy=, or an experiment's setting align): "
+        "'resample_linear' (audio), 'dtw' (with features), 'nearest', 'truncate', 'pad_last'."
     )
 
 

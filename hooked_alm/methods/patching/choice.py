@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ...errors import InputError
 from ...inputs import ALMInput
 from ...model import HookedALM
 from ...points import SITES
+from ...turns import restored
 from .alignment import Place, Window
 from .options import NodeOptions
 
@@ -91,9 +93,8 @@ def _joint_ticks(joint: Sequence[Units]) -> tuple[Any, ...]:
 @contextmanager
 def per_query_head(model: HookedALM, is_wanted: bool) -> Iterator[None]:
     """Compute keys and values once per query head within the context, if that is wanted."""
-    before = model.cfg.ungroup_grouped_query_attention
-    model.set_ungroup_grouped_query_attention(is_wanted or before)
-    try:
-        yield
-    finally:
-        model.set_ungroup_grouped_query_attention(before)
+    with model.turn.running():
+        before = model.cfg.ungroup_grouped_query_attention
+        with restored(partial(model.set_ungroup_grouped_query_attention, before)):
+            model.set_ungroup_grouped_query_attention(is_wanted or before)
+            yield
