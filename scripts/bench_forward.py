@@ -86,6 +86,7 @@ def bench_speed(folder: Path, positions: list[int], n_pairs: int) -> None:
     """
     hf = Qwen2AudioForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     model = HookedALM.from_pretrained(str(folder))
+    unlocked = HookedALM.forward.__wrapped__  # type: ignore[attr-defined]  # by turns.in_turn
     names = [n for n in model.hook_dict if n.endswith(("hook_resid_pre", "hook_resid_post", "_z"))]
     for n_pos in positions:
         x = prompt(model, n_pos)
@@ -105,11 +106,16 @@ def bench_speed(folder: Path, positions: list[int], n_pairs: int) -> None:
                 use_cache=False,
             ).logits
 
+        def without_turns(x: ALMInput = x, embeddings: torch.Tensor = embeddings) -> object:
+            return unlocked(model, embeddings, start_at_layer=0, inputs=x)
+
         assert torch.equal(model(x), hugging_face())  # the same work, to the bit
         ratio = paired_ratio(hooked, hugging_face, n_pairs)
         print(f"T = {n_pos}: forward / HF sdpa               {ratio}")
         ratio = paired_ratio(cached, hugging_face, n_pairs)
         print(f"T = {n_pos}: run_with_cache(resid, z) / HF   {ratio}")
+        ratio = paired_ratio(hooked, without_turns, n_pairs)
+        print(f"T = {n_pos}: forward / without its lock      {ratio}")
 
 
 def memory_of_loading(folder: Path, dtype: str) -> None:
