@@ -30,7 +30,7 @@ FOLDERS = {
 # Rooms from the ground up: a module, or a folder with all that is in it. Each imports its own level
 # and those before it.
 LEVELS: tuple[set[str], ...] = (
-    {"errors", "axes", "bundled", "display", "storage"},
+    {"errors", "axes", "bundled", "display", "storage", "turns"},
     {"audio", "config", "points", "spans"},
     {"hooks", "inputs"},
     {"components", "checkpoint"},
