@@ -158,7 +158,7 @@ def decode_file(
     notes: list[str] = []
     try:
         # By its bytes alone: with a name, libsndfile believes the suffix.
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
+        with soundfile.SoundFile(_Content(data)) as file:
             rate, promised = file.samplerate, file.frames
             kind = file.format, file.subtype
             _check_header(what, file, max_seconds)
@@ -178,6 +178,17 @@ def decode_file(
         warn(text, what, notes)
     check_samples(channels, rate, what)
     return channels, rate, notes
+
+
+class _Content(io.BytesIO):
+    """Bytes for libsndfile, which may seek before the first of a damaged file."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Go nowhere, where there is nowhere to go: its callbacks print what is raised."""
+        try:
+            return super().seek(offset, whence)
+        except ValueError:
+            return -1
 
 
 def _is_file(source: object) -> TypeGuard[AudioFile]:

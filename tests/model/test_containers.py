@@ -189,6 +189,8 @@ def at(data: bytes, place: int, value: bytes) -> bytes:
         (at(FLAC, 30, b"xyz"), "by its MD5 of them"),
         (FLAC + FLAC + FLAC, "it is 3 recordings one after another, of which only the first"),
         (at(FLAC, 9000, b"xyz"), "corrupt or not an audio file .*flac decoder"),
+        # libsndfile seeks before the first byte of this one.
+        (at(content("AIFF", "PCM_16"), 41, b"\xe8\3\0\0"), "is corrupt"),
         (OGG + content("OGG", "OPUS"), "it is 2 recordings one after another"),
         (at(OGG, 6000, b"x"), "is corrupt: 2 of its pages are cut, damaged or missing"),
         (OGG[: OGG.rfind(b"OggS")], r"^its last page is not marked as such: is it whole\?$"),
