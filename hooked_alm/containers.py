@@ -159,9 +159,13 @@ def _by_extent(extent_of: Callable[[bytes, int], Extent]) -> "WholenessCheck":
             )
         yield from _passed_over(unread, data)
         decoded = frame * samples.shape[1]
-        # A header of the sound itself, and a frame that is not whole, are no samples.
+        # A header of the sound itself, and a frame that is not whole, are no samples. What follows
+        # the sound libsndfile takes for more of it in W64 and SVX.
         if frame and abs(sound - missing - decoded) > 8 + frame:
-            yield Loss(f"it has {sound} bytes of samples, {decoded} could be decoded")
+            yield Loss(
+                f"it has {sound} bytes of samples, {decoded} were decoded",
+                "Convert it to wav with another program",
+            )
 
     return check
 
@@ -280,8 +284,9 @@ def _check_mp3(data: bytes, samples: Decoded, subtype: str) -> Iterator[Loss]:
     yield from _passed_over(frames.n_unread, data)
     if frames.is_cut:
         yield Loss("its last frame is cut: is it whole?", is_certain=False)
-    # An encoder's delay and padding are cut off again: three frames at most.
-    if (n_lost := frames.n_samples - samples.shape[1]) > 4 * frames.per_frame:
+    # Not among them are a first frame that is an index, and an encoder's delay and padding, which
+    # may take five more.
+    if (n_lost := frames.n_samples - samples.shape[1]) > 6 * frames.per_frame:
         yield Loss(
             f"its frames hold {frames.n_samples} samples, {samples.shape[1]} could be decoded",
             "It is several files joined, or of a variable bit rate without the number of its "

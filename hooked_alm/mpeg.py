@@ -1,7 +1,6 @@
 """The frames of an MP3, walked over without decoding them, to tell whether it is whole.
 
-Sources: ISO 11172-3 and 13818-3 for the frames, and the Xing and VBRI headers, the ID3v1, ID3v2 and
-APE tags that players write.
+Sources: ISO 11172-3 and 13818-3 for the frames; the ID3v1, ID3v2 and APE tags that players write.
 """
 
 import re
@@ -73,8 +72,6 @@ def _tag_size(data: bytes, at: int) -> int:
 
 # Where a frame or a tag may be, after bytes that are neither.
 _NEXT = re.compile(rb"\xff[\xe0-\xff]|ID3|TAG|APETAGEX")
-# The first frame of many files has no sound, but says how many follow.
-_INDEX = re.compile(rb"Xing|Info|VBRI")
 
 
 def walk(data: bytes) -> Frames:
@@ -86,8 +83,7 @@ def walk(data: bytes) -> Frames:
         # What looks like a first frame is one if another follows.
         alike = first or (frame and _frame(data, at + frame.size))
         if frame and alike and frame[1:] == alike[1:]:
-            is_index = _INDEX.search(data, at, at + min(frame.size, 64))
-            n_samples += 0 if is_index else frame.n_samples
+            n_samples += frame.n_samples
             first = first or frame
             at += frame.size
         elif size := _tag_size(data, at):

@@ -42,6 +42,7 @@ WRITTEN = {
     "mp3": ("MP3", "MPEG_LAYER_III"),
 }
 FILES = [(suffix, kind, one) for suffix, (kind, *codings) in WRITTEN.items() for one in codings]
+FILES.append(("", "HTK", "PCM_16"))  # known by its bytes alone
 
 
 @cache
@@ -151,6 +152,8 @@ APE = b"APETAGEX" + struct.pack("<4I8x", 2000, 32 + 6, 1, 5 << 29) + b"Artist" +
 )  # fmt: skip
 OGG = content("OGG", "VORBIS")
 VOC = content("VOC", "PCM_16")
+SVX = content("SVX", "PCM_16")
+ANNO = b"ANNO" + struct.pack(">I", 8000) + b"x" * 8000
 
 
 @pytest.mark.parametrize(
@@ -197,6 +200,8 @@ def at(data: bytes, place: int, value: bytes) -> bytes:
         (OGG + b"junk" * 99, "bytes are no part of what its header accounts for"),
         (VOC[:-1] + VOC[26:], "its sound is in 2 blocks, expected one. Convert it to wav"),
         (VOC[:-3], "it ends 2 bytes before the end of its last block"),
+        # libsndfile hears the chunk after the sound, too.
+        (SVX + ANNO, "it has 32002 bytes of samples, 40010 were decoded. Convert it to wav"),
         (MP3[:-9], "its last frame is cut"),
         (MP3[:3000], "the header promises 16001 samples, [0-9]+ could be decoded"),
         (MP3 + MP3, r"its frames hold [0-9]+ samples, 16001 could be decoded\. It is several"),
