@@ -213,6 +213,18 @@ def _joined(n: int) -> Loss:
     )
 
 
+def _check_caf(data: bytes, samples: Decoded, subtype: str) -> Iterator[Loss]:
+    """Chunks, one of which counts the samples where their sizes differ."""
+    yield from _by_extent(lambda data, frame: _CAF.extent(data))(data, samples, subtype)
+    if subtype.startswith("ALAC") and (at := data.find(b"pakt")) >= 0:
+        (stated,) = struct.unpack_from(">q", data, at + 20)
+        if stated != samples.shape[1]:
+            yield Loss(
+                f"it has {stated} samples, {samples.shape[1]} could be decoded",
+                is_certain=samples.shape[1] < stated,
+            )
+
+
 def _check_voc(data: bytes, samples: Decoded, subtype: str) -> Iterator[Loss]:
     """Blocks of a type and a size of 24 bits, ended by a type of 0."""
     at, sounds = int.from_bytes(data[20:22], "little"), 0
@@ -303,7 +315,7 @@ _CHECKS: dict[str, WholenessCheck] = {
     "W64": _with_format(lambda data, frame: _W64.extent(data), head=24),
     "AIFF": _by_extent(lambda data, frame: _AIFF.extent(data)),
     "SVX": _by_extent(lambda data, frame: _SVX.extent(data)),
-    "CAF": _by_extent(lambda data, frame: _CAF.extent(data)),
+    "CAF": _check_caf,
     "AU": _by_extent(_au),
     "NIST": _by_extent(_nist),
     "AVR": _by_extent(_at(128, ">I", 26)),

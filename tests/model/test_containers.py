@@ -152,6 +152,7 @@ APE = b"APETAGEX" + struct.pack("<4I8x", 2000, 32 + 6, 1, 5 << 29) + b"Artist" +
 )  # fmt: skip
 OGG = content("OGG", "VORBIS")
 VOC = content("VOC", "PCM_16")
+ALAC = content("CAF", "ALAC_16")
 SVX = content("SVX", "PCM_16")
 ANNO = b"ANNO" + struct.pack(">I", 8000) + b"x" * 8000
 
@@ -200,6 +201,7 @@ def at(data: bytes, place: int, value: bytes) -> bytes:
         (OGG + b"junk" * 99, "bytes are no part of what its header accounts for"),
         (VOC[:-1] + VOC[26:], "its sound is in 2 blocks, expected one. Convert it to wav"),
         (VOC[:-3], "it ends 2 bytes before the end of its last block"),
+        (at(ALAC, 125, b"\x66"), r"it has 16001 samples, [0-9]+ could be decoded\. Copy"),
         # libsndfile hears the chunk after the sound, too.
         (SVX + ANNO, "it has 32002 bytes of samples, 40010 were decoded. Convert it to wav"),
         (MP3[:-9], "its last frame is cut"),
