@@ -113,13 +113,18 @@ class FrontEnd(nn.Module, ABC):
         """A clip of some windows; it copies nothing.
 
         Raises:
-            InputError: too short for one audio position.
+            InputError: too short for one audio position, or with features that are not finite.
         """
         n_tokens = sum(self.n_tokens(n) for n in n_frames)
         if n_tokens < 1:
             raise InputError(
                 f"hearing {about.get('name', 'a clip')}: {sum(n_frames)} frames are too short for "
                 "one audio position. Give a longer clip."
+            )
+        if not torch.isfinite(features).all():
+            raise InputError(
+                f"hearing {about.get('name', 'a clip')}: got features that are NaN or infinite, "
+                "expected finite ones. Check its samples, and the feature extractor's settings."
             )
         return AudioClip(features=features, n_frames=(*n_frames,), n_tokens=n_tokens, **about)
 

@@ -1,13 +1,17 @@
 """Reading clips: the samples of transformers' own loader, what was done, clear errors."""
 
+import http.client
 import io
 import itertools
+import os
 import re
 import struct
 import subprocess
 import sys
 import warnings
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -325,9 +329,110 @@ def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         read_audio("~/none.wav", sampling_rate=RATE, max_seconds=None)
 
 
-def test_every_readable_name_is_a_format_that_libsndfile_lists() -> None:
-    """The list of names, held against the formats of the library: none is missing."""
+def test_every_name_of_a_format_of_libsndfile_is_known() -> None:
+    """The lists of names, held against the formats of the library: none is missing."""
     special = {"SVX", "MAT4", "MAT5", "MPC2K", "HTK", "RAW", "WAVEX", "NIST", "IRCAM"}  # by content
     names = {name.lower() for name in soundfile.available_formats()} - {s.lower() for s in special}
-    assert names <= READABLE_SUFFIXES
+    assert names <= READABLE_SUFFIXES | UNREADABLE_SUFFIXES
     assert not READABLE_SUFFIXES & UNREADABLE_SUFFIXES
+
+
+@pytest.mark.parametrize("suffix", ["raw", "pcm", "gsm", "vox"])
+def test_a_file_without_a_header(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"call.{suffix}"
+    path.write_bytes((noise(4000) * 32767).astype("<i2").tobytes())
+    message = rf"got a \.{suffix} file, which has no header .*ffmpeg -f s16le .* 'call\.wav'"
+    with pytest.raises(InputError, match=message):
+        read_audio(path, sampling_rate=RATE, max_seconds=None)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "raw", "xyz"])
+def test_a_recording_of_a_telephone(tmp_path: Path, suffix: str) -> None:
+    """GSM 6.10 cannot be sought in; by its bytes it is read under any name."""
+    path = write(tmp_path / "call.wav", noise(8000), 8000, subtype="GSM610", format="WAV")
+    with path.open("rb") as file:
+        expected = soundfile.SoundFile(file).read(10**4, dtype="float32")
+    path = path.rename(tmp_path / f"call.{suffix}")
+    source = path if suffix != "raw" else path.read_bytes()
+    got, *rest = decode_file(source)
+    assert np.array_equal(got, expected[None])
+    assert rest == [8000, []]
+
+
+class Pipe(io.RawIOBase):
+    """What cannot be sought in: a pipe, the body of an answer."""
+
+    def __init__(self, data: bytes, error: Exception | None = None) -> None:
+        self.rest, self.error = io.BytesIO(data), error
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self.error is not None:
+            raise self.error
+        return self.rest.readinto(memoryview(buffer)[:1000])
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+def test_what_cannot_be_sought_in(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"clip.{suffix}", noise(4001))
+    expected, *_ = decode_file(path)
+    data = path.read_bytes()
+    with zipfile.ZipFile(tmp_path / "clips.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(path, "clip")
+    with (
+        zipfile.ZipFile(tmp_path / "clips.zip") as archive,
+        archive.open("clip") as member,
+        subprocess.Popen(["cat", path], stdout=subprocess.PIPE) as process,
+    ):
+        for source in (Pipe(data), io.BufferedReader(Pipe(data)), member, process.stdout):
+            assert np.array_equal(decode_file(source)[0], expected)
+    with pytest.raises(InputError, match="corrupt"):
+        decode_file(Pipe(data[: len(data) // 9]))
+
+
+def test_a_source_that_fails() -> None:
+    for error in (ConnectionResetError("gone"), http.client.IncompleteRead(b""), EOFError("ended")):
+        message = f"from an open file: got {re.escape(str(error))}, expected one that can be read"
+        with pytest.raises(InputError, match=message):
+            decode_file(Pipe(b"", error))
+
+
+def test_a_pipe_by_its_name(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "clip.wav")
+    with pytest.raises(InputError, match=r"got a pipe or a device, .* sys\.stdin\.buffer"):
+        decode_file(tmp_path / "clip.wav")
+    with pytest.raises(InputError, match="got a pipe or a device"):
+        decode_file("/dev/null")
+
+
+def test_a_file_that_is_too_large(tmp_path: Path) -> None:
+    with (tmp_path / "clip.wav").open("wb") as file:
+        file.truncate(10**12)
+    with pytest.raises(InputError, match="got 931 GiB, expected at most 8"):
+        decode_file(tmp_path / "clip.wav")
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (np.array([0.1, 1e30], np.float32), "absurdly large values in 1 of 2 samples"),
+        (np.array(["a", "b"]), "got an array of <U1"),
+        (np.array(0.5), r"got an array of shape \(\)"),
+        (np.zeros((80, 3000), np.float32), "has 80 channels, expected at most 64"),
+        (np.ma.masked_less(noise(9), 0), "samples that are no array .some are masked"),
+        (torch.ones(9, device="meta"), "samples that are no array"),
+        (torch.ones(9, dtype=torch.complex64), "got an array of complex64"),
+        (torch.ones(9).to_sparse(), "samples that are no array"),
+        ({"array": [[0.1], [0.2, 0.3]], "sampling_rate": RATE}, "samples that are no array"),
+        ({"array": [None, 0.1], "sampling_rate": RATE}, "got an array of object"),
+        ((noise(9), 999), "got 999 for the rate .* from 1000 to 1000000"),
+        ((noise(9), 4 * 10**9), "got 4000000000 for the rate"),
+        ((noise(9), True), "got True for the rate"),
+        ({"array": noise(9), "sampling_rate": 16000.0}, r"got 16000\.0 for the rate"),
+    ],
+)
+def test_samples_that_cannot_be_used(samples: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_audio(samples, sampling_rate=RATE, max_seconds=None)  # type: ignore[arg-type]

@@ -326,6 +326,12 @@ def test_audio_that_cannot_be_used(gqa: HookedALM, tmp_path: Path) -> None:
         gqa.prepare(audio=tmp_path / "missing.wav", text="a")
     with pytest.raises(InputError, match="NaN"):
         gqa.prepare(audio=np.full(RATE // 2, np.nan, dtype=np.float32), text="a")
+    assert gqa.audio is not None
+    mel, frame = gqa.audio.feature_shape
+    for value in (np.nan, np.inf):
+        features = torch.zeros(1, mel, frame).index_fill(2, torch.tensor(3), value)
+        with pytest.raises(InputError, match="hearing a clip: got features that are NaN or inf"):
+            gqa.audio.clip(features, [frame])
     for item in ({"type": "audio"}, {"type": "audio", "audio": ONE, "path": "a.wav"}):
         with pytest.raises(InputError, match="expected one of 'audio', 'path' or 'url'"):
             gqa.prepare(conversation=[{"role": "user", "content": [item]}])

@@ -30,9 +30,9 @@ FOLDERS = {
 # Rooms from the ground up: a module, or a folder with all that is in it. Each imports its own level
 # and those before it.
 LEVELS: tuple[set[str], ...] = (
-    {"errors", "axes", "bundled", "display", "storage", "turns"},
-    {"audio", "config", "points", "spans"},
-    {"hooks", "inputs"},
+    {"errors", "axes", "bundled", "containers", "display", "mpeg", "storage", "turns"},
+    {"samples", "config", "points", "spans"},
+    {"audio", "hooks", "inputs"},
     {"components", "checkpoint"},
     {"frontend", "hooked_transformer", "stacks"},
     {"masks", "prompts"},
