@@ -24,7 +24,7 @@ from hooked_alm.spans import AudioTokens, as_ranges
 
 from ..blocks import decoders
 from ..family import Card, Family
-from ..rules import Drop, Rename
+from ..rules import Drop, Frequencies, Rename
 from ..strict_config import account_for
 
 FRAMES_PER_SECOND = 25
@@ -361,6 +361,10 @@ FAMILY = Family(
     rules=(
         *decoders.decoder_rules(r"model\."),
         Rename(r"speech_embeddings\.(\d+)\.weight", r"audio.codebooks.\1.weight"),
+        Frequencies(
+            r"input_local_transformer\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
+            module="audio.patch_encoder.rotary_emb",
+        ),
         Rename(r"input_local_transformer\.(.+)", r"audio.patch_encoder.\1"),
         Rename(r"speech_group_downcast\.weight", "audio.projector.weight"),
         Drop(r"local_transformer(_lm_heads)?\..+", _SPEECH),
