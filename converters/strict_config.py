@@ -60,6 +60,12 @@ IRRELEVANT: Mapping[str, str] = {
 }  # fmt: skip
 """Field -> why it does not change what the model computes."""
 
+PARTS = frozenset({
+    "text_config", "audio_config", "encoder_config", "projector_config", "audio_encoder_config",
+    "thinker_config", "quantization_config",
+})  # fmt: skip
+"""Parts that are read; other fields end in ``_config``, too, and some are text."""
+
 SWITCHED_OFF: Mapping[str, object] = {
     "use_mrope": False,  # published Qwen2 and Qwen2-Audio files name it; their classes do not
 }
@@ -67,24 +73,24 @@ SWITCHED_OFF: Mapping[str, object] = {
 
 
 def object_parts(published: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """A config whose parts (``*_config``) are objects, to any depth.
+    """A config without its parts (``*_config``) that are null, to any depth.
 
-    A part that is null is as good as left out, to transformers as well.
+    To transformers as well such a part is as good as left out.
 
     Raises:
-        ConversionError: a part that is no object.
+        ConversionError: a part that is read, and is no object.
     """
     found = {}
     for name, value in published.items():
-        if not name.endswith("_config"):
-            found[name] = value
-        elif isinstance(value, dict):
+        if name.endswith("_config") and isinstance(value, dict):
             found[name] = object_parts(value, f"{where}{name}.")
-        elif value is not None:
+        elif name in PARTS and value is not None:
             raise ConversionError(
                 f"reading a config: got {where}{name} = {value!r:.60}, expected an object. It is "
                 "damaged; download it again."
             )
+        elif value is not None or not name.endswith("_config"):
+            found[name] = value
     return found
 
 
@@ -151,11 +157,12 @@ def _misfit(name: str, value: Any, default: Any) -> str | None:
         return None if is_real(value) and 0 <= value <= 1 else "a number from 0 to 1"
     if isinstance(default, bool):
         return None if isinstance(value, bool) else "true or false"
-    if isinstance(default, float):
+    if isinstance(default, float) or (isinstance(default, int) and re.search("theta|base", name)):
         if not is_real(value):
             return "a number"
-        is_positive = value > 0 or (value == 0 and "theta" not in name)
-        return None if is_positive or not re.search("eps|theta", name) else "no negative number"
+        if value <= 0 and re.search("theta|base|step|second|stride", name):
+            return "a number above 0"
+        return "no negative number" if value < 0 and "eps" in name else None
     if not isinstance(default, int):
         return None
     if re.search("(_id|_ids|_index|_token)$", name) or default < 1 or name == "max_window_layers":

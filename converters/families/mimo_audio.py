@@ -320,6 +320,10 @@ def decoder_config(
         for name, values in (("speech_vocab_size", sizes), ("speech_zeroemb_idx", empty))
         if len(values) != config.audio_channels
     ]
+    if not 0 <= config.empty_id < config.vocab_size:
+        problems.append(f"empty_id = {config.empty_id}, expected an id of the vocabulary")
+    if config.input_full_attention not in (None, True, False):
+        problems.append(f"input_full_attention = {config.input_full_attention!r}, expected a bool")
     if published.get("attention_bias", True) is not True:
         problems.append("attention_bias = False, expected True: a Qwen2 decoder has biases")
     if problems:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from all_cases import CASES
 from hooked_alm import ConversionError, HookedALM, HookedALMError
 from tiny import TinyModels, edit_config
 from tiny_text import TextModels, text_batch
@@ -108,7 +109,7 @@ def test_fields_that_state_nothing(llama: Path, tmp_path: Path, fields: dict[str
         ({"architectures": None, "model_type": []}, r"architectures = None and model_type = \[\]"),
         ({"text_config": []}, r"got text_config = \[\], expected an object"),
         ({"quantization_config": {"quant_method": ["x"]}}, "it is quantised"),
-        ({"quantization_config": "gptq"}, "got|quantised"),
+        ({"quantization_config": "gptq"}, "it is quantised"),
         ({"dtype": "bfloat61"}, "transformers refuses it|loading weights as 'bfloat61'"),
         ({"dtype": [1]}, r"loading weights as \[1\]: expected one of float32"),
         ({"id2label": [1]}, "transformers refuses it"),
@@ -158,6 +159,41 @@ def test_parts_that_are_no_objects(
     folder = with_fields(tiny_models.folder(), tmp_path / "m", **{part: value})
     with pytest.raises(ConversionError, match=f"got {part} = .*, expected an object"):
         HookedALM.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value", "message"),
+    [
+        (
+            "Qwen2.5-Omni thinker",
+            "audio_config.max_source_positions",
+            3,
+            "expected at most max_sou",
+        ),
+        ("Qwen2.5-Omni thinker", "audio_config.n_window", 0, "n_window = 0, expected a whole"),
+        ("Qwen3-ASR", "audio_config.n_window_infer", 3, "n_window_infer = .* or more, got 3"),
+        ("GLM-ASR", "audio_config.rope_parameters.rope_theta", 0.0, "rope_theta = 0.0 of its"),
+        ("GLM-ASR", "audio_config.rope_parameters.partial_rotary_factor", 2, "a part of each head"),
+        ("Granite-Speech", "window_size", 7, "window_size = 7 is not a multiple of downsample"),
+        ("Granite-Speech", "text_config.logits_scaling", 0.0, "logits_scaling = 0.0, expected"),
+        ("Granite-Speech", "text_config.embedding_multiplier", float("inf"), "_multiplier = inf"),
+        ("Music Flamingo", "audio_frame_step", 0.0, "audio_frame_step = 0.0, expected a number ab"),
+        ("Music Flamingo", "rope_parameters.partial_rotary_factor", 1.0, "turn .* dimensions of"),
+        ("MiMo-Audio", "empty_id", 10**9, "empty_id = 1000000000, expected an id of the vocab"),
+        ("Kimi-Audio", "kimia_mimo_layers", 0, "kimia_mimo_layers = 0, expected a whole"),
+        ("Qwen-Audio", "rotary_emb_base", 0, "rotary_emb_base = 0, expected a number above 0"),
+        ("Qwen-Audio", "layer_norm_epsilon", -1.0, "layer_norm_epsilon = -1.0, expected no neg"),
+    ],
+)
+def test_families_check_what_is_their_own(
+    tmp_path: Path, name: str, path: str, value: Any, message: str
+) -> None:
+    case, made = CASES[name], tmp_path / "made" / "model"
+    made.mkdir(parents=True)
+    case.save(made, torch.float32)
+    folder = with_fields(made, tmp_path / "m", **{path: value})
+    with pytest.raises(ConversionError, match=f"(?s){message}"):
+        HookedALM.from_pretrained(folder, components=case.components(made))
 
 
 @torch.no_grad()
