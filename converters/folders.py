@@ -8,6 +8,7 @@ from hooked_alm.bundled import model_folder
 from hooked_alm.errors import ConversionError, InputError
 
 from .family import Family
+from .strict_config import object_parts
 
 READ_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 
@@ -57,11 +58,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     parts = [published, *(part for part in published.values() if isinstance(part, dict))]
     for part in parts:
         if quantised := part.get("quantization_config"):
+            method = quantised.get("quant_method") if isinstance(quantised, dict) else None
             raise ConversionError(
-                f"loading {folder}: it is quantised ({quantised.get('quant_method', 'unknown')}). "
+                f"loading {folder}: it is quantised ({method or 'unknown'!s:.60}). "
                 "Quantised weights are not supported; use the original checkpoint."
             )
-    return published
+    return object_parts(published)
 
 
 def processor_parts(

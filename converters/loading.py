@@ -1,11 +1,12 @@
 """The loader that all families share."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers.utils import is_flash_attn_2_available
 
 from hooked_alm.checkpoint import (
@@ -18,10 +19,11 @@ from hooked_alm.config import AttentionImplementation, HookedALMConfig, check_de
 from hooked_alm.errors import ConversionError, HookedALMError, InputError
 from hooked_alm.model import HookedALM
 
+from .devices import check_modules, place, read_device_map
 from .family import Family
 from .folders import find_folder, processor_parts, read_config
 from .lora import apply_lora
-from .registry import family_of
+from .registry import architectures_of, family_of
 from .rules import fill, plan_of
 
 DTYPES = {
@@ -40,6 +42,8 @@ class Layout:
     folder: Path
     parts: dict[str, Path]
     """Folders of the components."""
+    dtype: torch.dtype | None
+    """Dtype that the caller or the config asks for; None is that of the weights."""
 
 
 def load_model(
@@ -61,7 +65,8 @@ def load_model(
             below.
         dtype: dtype of the weights; None keeps the checkpoint's.
         device: where the weights go; None is the CPU.
-        device_map: accelerate's placement over several devices, instead of ``device``.
+        device_map: placement over several devices as transformers takes it, instead of ``device``:
+            "auto", "balanced", "balanced_low_0", "sequential", a device, or module -> device.
         attn_implementation: "sdpa", "eager" or "flash_attention_2".
         revision: branch, tag or commit on the hub.
         components: folders or hub ids of parts that the checkpoint leaves to others, such as
@@ -74,6 +79,9 @@ def load_model(
             tensor that does not fit.
         InputError: no such folder or id, or an option with a wrong value.
     """
+    devices = None if device_map is None else read_device_map(device_map)
+    if isinstance(devices, dict) and [*devices] == [""]:
+        device, devices = devices[""], None
     layout = lay_out(
         name_or_dir,
         dtype=dtype,
@@ -82,6 +90,8 @@ def load_model(
         revision=revision,
         components=components,
     )
+    if devices is not None:
+        check_modules(layout.model, devices)
     adapter = None if lora is None else find_folder(lora, None)
     _fill(layout)
     model = layout.model.eval()
@@ -89,12 +99,8 @@ def load_model(
     if adapter is not None:
         apply_lora(model, layout.family, adapter, merge=merge_lora)
         model.sources["lora"] = adapter
-    if device_map is not None:
-        from accelerate import dispatch_model, infer_auto_device_map
-
-        if device_map == "auto":
-            device_map = infer_auto_device_map(model, no_split_module_classes=["Block"])
-        dispatch_model(model, device_map=device_map)
+    if devices is not None:
+        place(model, devices)
     return model
 
 
@@ -120,29 +126,37 @@ def lay_out(
     if family.pickled is not None:
         folder = find_folder(name_or_dir, revision, also=family.pickled[0])
     parts = _find_parts(family, published, folder, components or {})
-    try:
-        configs = {name: read_config(part) for name, part in parts.items()}
+    configs = {name: read_config(part) for name, part in parts.items()}
+    named = _dtype(dtype, published)
+    with _laid_out_from(folder / "config.json"):
         config = family.config_class.from_dict({**published, **configs})
+        config._attn_implementation = attn_implementation  # reaches the audio encoder, too
+        cfg = family.decoder_config(
+            config,
+            published,
+            original_architecture=architectures_of(published, folder)[0],
+            model_name=str(name_or_dir),
+            tokenizer_name=str(folder),
+            dtype=torch.float32 if named is None else named,
+            device=torch.device("cpu" if device is None else device),
+            attn_implementation=attn_implementation,
+        )
+    model = _empty_model(family, cfg, config, folder, parts)
+    return Layout(model, family, folder, parts, named)
+
+
+@contextmanager
+def _laid_out_from(path: Path) -> Iterator[None]:
+    """Blame the config for errors in here: transformers' classes check theirs in many ways."""
+    try:
+        yield
     except HookedALMError:
         raise
-    except (StrictDataclassError, ValueError) as error:
+    except Exception as error:
         raise ConversionError(
-            f"reading {folder / 'config.json'}: transformers refuses it: {error}"
+            f"reading {path}: transformers refuses it, or it contradicts itself "
+            f"({type(error).__name__}: {error!s:.300}). Take the published config."
         ) from error
-    config._attn_implementation = attn_implementation  # reaches the audio encoder, too
-    cfg = family.decoder_config(
-        config,
-        published,
-        original_architecture=family.architectures[0]
-        if not published.get("architectures")
-        else published["architectures"][0],
-        model_name=str(name_or_dir),
-        tokenizer_name=str(folder),
-        dtype=_dtype(dtype, published),
-        device=torch.device("cpu" if device is None else device),
-        attn_implementation=attn_implementation,
-    )
-    return Layout(_empty_model(family, cfg, config, folder, parts), family, folder, parts)
 
 
 def _check_machine(device: torch.device | str | None, attn_implementation: str) -> None:
@@ -190,17 +204,24 @@ def _find_parts(
     return found
 
 
-def _dtype(dtype: torch.dtype | str | None, published: dict[str, Any]) -> torch.dtype:
-    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
-        return dtype
+def _dtype(dtype: torch.dtype | str | None, published: dict[str, Any]) -> torch.dtype | None:
+    """The dtype that was asked for, or the config's; None if it names none."""
     name = dtype
     if name is None:
         places = (published, *(published.get(k, {}) for k in ("text_config", "thinker_config")))
         keys = ("dtype", "torch_dtype")
-        name = next((p[k] for p in places for k in keys if p.get(k)), "float32")
-    if name not in DTYPES:
-        raise InputError(f"loading weights as {name!r}: expected one of {', '.join(DTYPES)}.")
-    return DTYPES[str(name)]
+        name = next((p[k] for p in places for k in keys if p.get(k)), None)
+    return None if name is None else _named_dtype(name)
+
+
+def _named_dtype(name: Any) -> torch.dtype:
+    found = getattr(torch, name, None) if isinstance(name, str) else name
+    if not isinstance(found, torch.dtype) or found not in DTYPES.values():
+        raise InputError(
+            f"loading weights as {name!r:.60}: expected one of {', '.join(DTYPES)}. Say which by "
+            "dtype=..."
+        )
+    return found
 
 
 def _empty_model(
@@ -214,7 +235,7 @@ def _empty_model(
     generation = None
     if (folder / "generation_config.json").exists():
         generation = GenerationConfig.from_pretrained(folder)
-    with init_empty_weights(include_buffers=False):
+    with _laid_out_from(folder / "config.json"), init_empty_weights(include_buffers=False):
         front_end = family.front_end(config, frozenset(markers)) if family.front_end else None
         model = HookedALM(
             cfg, front_end=front_end, tokenizer=tokenizer, generation_config=generation
@@ -259,6 +280,7 @@ def open_checkpoint(layout: Layout) -> Checkpoint:
 def _fill(layout: Layout) -> None:
     model, cfg = layout.model, layout.model.cfg
     checkpoint = open_checkpoint(layout)
+    cfg.dtype = layout.dtype or _named_dtype(checkpoint.dtype)
     found = plan_of(model, checkpoint, layout.family.rules)
     fill(model, cfg, checkpoint, found)
     # Hugging Face's rule: a checkpoint that stores a head of its own is believed over its config.

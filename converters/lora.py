@@ -5,7 +5,7 @@ Source: PEFT 0.21 ``LoraConfig`` and ``LoraLayer``.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hooked_alm.checkpoint import SafetensorsCheckpoint
 from hooked_alm.components.lora import LowRank, attach, plus_low_rank
+from hooked_alm.config import is_real, is_size
 from hooked_alm.errors import ConversionError, InputError
 from hooked_alm.model import HookedALM
 
@@ -78,10 +79,14 @@ def apply_lora(model: HookedALM, family: Family, folder: Path, *, merge: bool) -
             problems.append(f"{module} with {sorted(names)}: no linear layer that takes A and B")
             continue
         a, b = (checkpoint.read(names[factor], torch.float32) for factor in "AB")
-        if (b.shape[0], a.shape[1]) != linear.weight.shape or b.shape[1] != a.shape[0]:
+        shape = linear.weight.shape
+        if (
+            a.ndim != 2
+            or b.ndim != 2
+            or (*b.shape, *a.shape) != (shape[0], len(a), len(a), shape[1])
+        ):
             problems.append(
-                f"{module}: B {list(b.shape)} times A {list(a.shape)} does not fit "
-                f"{list(linear.weight.shape)}"
+                f"{module}: B {list(b.shape)} times A {list(a.shape)} does not fit {list(shape)}"
             )
             continue
         device = linear.weight.device
@@ -136,7 +141,35 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"reading {path}: {', '.join(wrong)}. Only plain LoRA is supported, which adds B A to "
             "weights; merge the adapter with PEFT and load the result."
         )
+    if misfits := ", ".join(_misfits(config)):
+        raise ConversionError(f"reading {path}: got {misfits}. Take the file that PEFT saved.")
     return config
+
+
+def _misfits(config: Mapping[str, Any]) -> Iterator[str]:
+    """Values of the fields in ``HANDLED`` by which no update can be scaled, in words."""
+    kinds: dict[str, tuple[Callable[[object], bool], str]] = {
+        "r": (is_size, "rank_pattern"),
+        "lora_alpha": (is_real, "alpha_pattern"),
+    }
+    for name, (fits, pattern) in kinds.items():
+        if not fits(config.get(name)):
+            yield f"{name} = {config.get(name)!r:.60}, expected a number"
+        by_module = config.get(pattern) or {}
+        if not isinstance(by_module, dict) or not all(
+            _is_pattern(key) and fits(value) for key, value in by_module.items()
+        ):
+            yield f"{pattern} = {by_module!r:.60}, expected numbers by module"
+    if config.get("use_rslora") not in (None, True, False):
+        yield f"use_rslora = {config['use_rslora']!r:.60}, expected true or false"
+
+
+def _is_pattern(key: str) -> bool:
+    try:
+        re.compile(key)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return True
 
 
 def _scaling(config: Mapping[str, Any], module: str, rank: int, problems: list[str]) -> float:
@@ -144,6 +177,7 @@ def _scaling(config: Mapping[str, Any], module: str, rank: int, problems: list[s
     declared = _pattern(config.get("rank_pattern"), module, config["r"])
     if declared != rank:
         problems.append(f"{module}: rank {rank}, its config says {declared}")
+        return 0.0
     alpha = _pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
     return float(alpha / (rank**0.5 if config.get("use_rslora") else rank))
 

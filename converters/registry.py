@@ -53,13 +53,49 @@ REFUSED: dict[str, tuple[str, str]] = {
 """Architecture -> what it is, and why it is not supported."""
 
 
+MODEL_TYPES = {
+    "audioflamingo3": "AudioFlamingo3ForConditionalGeneration",
+    "glmasr": "GlmAsrForConditionalGeneration",
+    "granite_speech": "GraniteSpeechForConditionalGeneration",
+    "llama": "LlamaForCausalLM",
+    "musicflamingo": "MusicFlamingoForConditionalGeneration",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen2_5_omni": "Qwen2_5OmniForConditionalGeneration",
+    "qwen2_5_omni_thinker": "Qwen2_5OmniThinkerForConditionalGeneration",
+    "qwen2_audio": "Qwen2AudioForConditionalGeneration",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_asr": "Qwen3ASRForConditionalGeneration",
+    "voxtral": "VoxtralForConditionalGeneration",
+}
+"""Architecture of a ``config.json`` that has a ``model_type`` of transformers alone."""
+
+
+def architectures_of(published: dict[str, Any], folder: Path) -> list[str]:
+    """Class names in a config, or else the one of its ``model_type``, or that type; never none.
+
+    Raises:
+        ConversionError: neither names anything.
+    """
+    names, kind = published.get("architectures"), published.get("model_type")
+    if names and isinstance(names, str):
+        names = [names]
+    if not names and isinstance(kind, str):
+        names = [MODEL_TYPES.get(kind, kind)]
+    if not isinstance(names, list) or not names or not all(isinstance(one, str) for one in names):
+        raise ConversionError(
+            f"loading {folder}: its config.json has architectures = {names!r:.60} and model_type = "
+            f"{kind!r:.60}, expected the name of a class."
+        )
+    return names
+
+
 def family_of(published: dict[str, Any], folder: Path) -> Family:
     """The family that answers to the architecture.
 
     Raises:
         ConversionError: no family answers to it, or the model is one that is refused.
     """
-    names = published.get("architectures") or [published.get("model_type")]
+    names = architectures_of(published, folder)
     for name in names:
         if name in FAMILIES:
             return load_family(FAMILIES[name])
@@ -67,7 +103,7 @@ def family_of(published: dict[str, Any], folder: Path) -> Family:
             what, why = REFUSED[name]
             raise ConversionError(f"loading {folder}: {what} is not supported, because {why}.")
     raise ConversionError(
-        f"loading {folder}: architecture {', '.join(map(str, names))} is not supported. "
+        f"loading {folder}: architecture {', '.join(names)} is not supported. "
         f"Supported: {', '.join(sorted(FAMILIES))}."
     )
 

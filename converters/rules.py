@@ -2,18 +2,22 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from hooked_alm.checkpoint import Checkpoint
 from hooked_alm.components.lora import plus_low_rank
+from hooked_alm.components.rotary import rotary_frequencies
 from hooked_alm.config import HookedALMConfig
 from hooked_alm.errors import ConversionError
 from hooked_alm.model import HookedALM
+
+N_SHOWN = 10
+"""Tensors that a refusal names."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,20 @@ class Lora:
     """Scaling ``alpha / r`` of the product."""
 
 
-Rule = Rename | Drop | Split | Lora
+@dataclass(frozen=True)
+class Frequencies:
+    """Rotary frequencies, which older files keep; compared with the config's, and left out.
+
+    Hugging Face ignores them, so a file whose config says otherwise than its weights were trained
+    with is silently another model there.
+    """
+
+    pattern: str
+    module: str = "rotary"
+    """Module of ours whose ``inv_freq`` they must be."""
+
+
+Rule = Rename | Drop | Split | Lora | Frequencies
 
 
 @dataclass(frozen=True)
@@ -79,6 +96,8 @@ class WeightPlan:
     """Parameter -> what is added to it."""
     dtypes: Mapping[str, torch.dtype]
     """Parameter -> its dtype, if it has one of its own."""
+    frequencies: Mapping[str, str]
+    """Checkpoint name of rotary frequencies -> the module that has them."""
 
 
 def plan(
@@ -86,36 +105,45 @@ def plan(
     rules: Sequence[Rule],
     shapes: Mapping[str, tuple[int, ...]],
     tied: Iterable[str] = (),
+    counts: Mapping[str, torch.dtype] | None = None,
 ) -> WeightPlan:
     """Match checkpoint names with parameters; the first rule that fits a name decides.
 
     Args:
-        checkpoint: names and shapes on disk.
-        rules: see ``Rename``, ``Drop``, ``Split`` and ``Lora``.
+        checkpoint: names, shapes and dtypes on disk.
+        rules: see ``Rename``, ``Drop``, ``Split``, ``Lora`` and ``Frequencies``.
         shapes: the model's parameters.
         tied: parameters that the config declares equal to another one, so that they may be absent.
+        counts: those of them that hold whole numbers, and in which dtype.
 
     Raises:
         ConversionError: names no rule knows, two names for one parameter, parameters left
-            unfilled, wrong shapes; all offenders at once.
+            unfilled, wrong shapes or dtypes; all offenders at once.
     """
     sources: dict[str, str] = {}
     dropped: dict[str, str] = {}
     rows: dict[str, tuple[int, int]] = {}
     factors: dict[str, dict[str, str]] = {}
     scaling: dict[str, float] = {}
-    dtypes: dict[str, torch.dtype] = {}
+    dtypes: dict[str, torch.dtype] = {**(counts or {})}
+    frequencies: dict[str, str] = {}
     problems: list[str] = []
     for name, shape in checkpoint.items():
         rule = rule_for(rules, name)
         if isinstance(rule, Drop):
             dropped[name] = rule.reason
             continue
+        if isinstance(rule, Frequencies):
+            frequencies[name] = rule.module
+            dropped[name] = "rotary frequencies, which the config gives"
+            problems += _wrong(checkpoint, name, torch.float32)
+            continue
         given = () if rule is None else rule.targets if isinstance(rule, Split) else (rule.target,)
         targets = [re.sub(rule.pattern, one, name) for one in given if rule is not None]
         if not targets or not {*targets} <= {*shapes}:
             problems.append(f"unexpected tensor {name} {list(shape)}")
             continue
+        problems += _wrong(checkpoint, name, dtypes.get(targets[0], torch.float32))
         if isinstance(rule, Lora):
             factors.setdefault(targets[0], {})[rule.factor] = name
             scaling[targets[0]] = rule.scaling
@@ -143,14 +171,27 @@ def plan(
         if target not in sources and target not in tied
     ]
     if problems:
-        shown = "\n  ".join(problems[:40])
-        more = f"\n  and {len(problems) - 40} more" if len(problems) > 40 else ""
+        shown = "\n  ".join(problems[:N_SHOWN])
+        n_more = len(problems) - N_SHOWN
+        more = f"\n  and {n_more} more" if n_more > 0 else ""
         raise ConversionError(
             f"converting {checkpoint.folder}: {len(problems)} tensors do not fit the model that "
             f"its config.json describes:\n  {shown}{more}\nIs it the right folder, and complete?"
         )
     updates = {target: Update(f["A"], f["B"], scaling[target]) for target, f in factors.items()}
-    return WeightPlan(sources=sources, dropped=dropped, rows=rows, updates=updates, dtypes=dtypes)
+    return WeightPlan(
+        sources=sources,
+        dropped=dropped,
+        rows=rows,
+        updates=updates,
+        dtypes=dtypes,
+        frequencies=frequencies,
+    )
+
+
+def _wrong(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> list[str]:
+    """The problem with a tensor's dtype, if it has one."""
+    return [wrong] if (wrong := checkpoint.misfit(name, dtype)) else []
 
 
 def _misfits(
@@ -173,7 +214,8 @@ def plan_of(model: HookedALM, checkpoint: Checkpoint, rules: Sequence[Rule]) -> 
     stored = [*model.named_parameters(), *_stored_buffers(model)]
     shapes = {name: tuple(value.shape) for name, value in stored}
     tied = ("unembed.weight",) if model.cfg.tie_word_embeddings else ()
-    return plan(checkpoint, rules, shapes, tied=tied)
+    counts = {name: value.dtype for name, value in stored if not value.is_floating_point()}
+    return plan(checkpoint, rules, shapes, tied=tied, counts=counts)
 
 
 def _stored_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -197,7 +239,14 @@ def target_of(rules: Sequence[Rule], name: str) -> str | None:
 
 @torch.inference_mode(mode=False)  # inference tensors do not count the edits made to them
 def fill(model: nn.Module, cfg: HookedALMConfig, checkpoint: Checkpoint, found: WeightPlan) -> None:
-    """Put tensors in place of the model's empty parameters and buffers, one at a time."""
+    """Put tensors in place of the model's empty parameters and buffers, one at a time.
+
+    Raises:
+        ConversionError: tensors that hold what no weights are, or other rotary frequencies.
+    """
+    for name, rotary in found.frequencies.items():
+        ours: Any = model.get_submodule(rotary).inv_freq
+        _check_frequencies(checkpoint, name, ours, cfg)
     for target, source in found.sources.items():
         owner_name, _, leaf = target.rpartition(".")
         owner = model.get_submodule(owner_name)
@@ -215,3 +264,33 @@ def fill(model: nn.Module, cfg: HookedALMConfig, checkpoint: Checkpoint, found: 
     for module in model.modules():
         for leaf, buffer in module.named_buffers(recurse=False):  # those that no file holds, too
             setattr(module, leaf, buffer.to(cfg.device))
+
+
+def _check_frequencies(
+    checkpoint: Checkpoint, name: str, ours: Tensor, cfg: HookedALMConfig
+) -> None:
+    """Compare stored rotary frequencies with the config's, as far as they were rounded.
+
+    Raises:
+        ConversionError: they differ.
+    """
+    stored = checkpoint.read(name, torch.float32)
+    # Whatever they are stored in, they were rounded to what the model was kept in.
+    halves = (torch.bfloat16, torch.float16)
+    kept = next((one for one in halves if torch.equal(stored.to(one).float(), stored)), None)
+    rounding = torch.finfo(kept or torch.float32)
+    rtol, atol = max(rounding.eps, 1e-5), rounding.tiny * rounding.eps
+    expected = [ours]
+    if (rope := cfg.rope_parameters)["rope_type"] != "default":
+        # Files from before transformers 4.38 scale the positions, and keep frequencies without.
+        plain = replace(cfg, rope_parameters={**rope, "rope_type": "default"})
+        expected.append(rotary_frequencies(plain)[0])
+    if not any(
+        stored.shape == one.shape and torch.allclose(stored, one.cpu(), rtol=rtol, atol=atol)
+        for one in expected
+    ):
+        raise ConversionError(
+            f"converting {checkpoint.folder}: {name} holds the rotary frequencies "
+            f"{stored.tolist()!s:.60}, expected {ours.tolist()!s:.60}, which {rope} of its "
+            "config.json gives. Take the config that these weights were trained with."
+        )

@@ -4,7 +4,6 @@ A tensor that already has the target dtype is mapped into memory, not copied.
 """
 
 import json
-import pickle
 import zipfile
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -17,16 +16,27 @@ from torch import Tensor
 
 from .errors import ConversionError
 
+FLOATS = ("float64", "float32", "bfloat16", "float16")
+WHOLE = ("int64", "int32", "int16", "int8", "uint8")
+_SAFETENSORS = {
+    "F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8",
+}  # fmt: skip
+"""Dtypes of safetensors by torch's names; any other is read into no model."""
+
 
 class Checkpoint(Mapping[str, tuple[int, ...]]):
     """Tensor names and shapes of a checkpoint folder; ``read`` gives one tensor."""
 
     folder: Path
+    dtypes: dict[str, str]
+    """Dtype of each tensor as torch names it, or as its file does where it is for no weights."""
 
     def __init__(self) -> None:
         """Know no tensor yet."""
         self._file_of: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes = {}
 
     @abstractmethod
     def _stored(self, name: str) -> Tensor:
@@ -36,8 +46,11 @@ class Checkpoint(Mapping[str, tuple[int, ...]]):
         """A tensor by its name, in ``dtype``.
 
         Raises:
-            ConversionError: it holds NaN or infinity, or would in ``dtype``.
+            ConversionError: it is stored in no dtype of ``dtype``'s kind, or holds NaN or infinity,
+                or would in ``dtype``.
         """
+        if wrong := self.misfit(name, dtype):
+            raise ConversionError(f"reading the checkpoint {self.folder}: {wrong}.")
         stored = self._stored(name)
         if stored.is_floating_point() and stored.numel():
             low, high = torch.aminmax(stored)
@@ -52,7 +65,24 @@ class Checkpoint(Mapping[str, tuple[int, ...]]):
                     f"reading {name} from {self._file_of[name]}: its values reach from {low:.3g} "
                     f"to {high:.3g}, more than {dtype} can hold. Load it in another dtype."
                 )
-        return stored.to(dtype) if stored.is_floating_point() else stored
+        return stored.to(dtype)
+
+    @property
+    def dtype(self) -> str:
+        """Dtype of the weights: the first one of floating-point numbers, as transformers has it."""
+        return next((one for one in self.dtypes.values() if one in FLOATS), "float32")
+
+    def misfit(self, name: str, dtype: torch.dtype) -> str | None:
+        """The dtype that a tensor is stored in where ``dtype`` cannot come from it, in words.
+
+        Floating-point weights come from floating-point numbers and counts from whole ones: a
+        conversion would read codes of quantised weights as if they were the weights.
+        """
+        expected = FLOATS if dtype.is_floating_point else WHOLE
+        stored = self.dtypes[name]
+        if stored in expected:
+            return None
+        return f"{name} is stored as {stored}, expected {', '.join(expected)}"
 
     def __getitem__(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""
@@ -89,7 +119,7 @@ class PickledCheckpoint(Checkpoint):
             # Files from before torch 1.6 are no archives, and cannot be mapped.
             is_archive = zipfile.is_zipfile(path)
             found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
-        except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        except Exception as error:  # a damaged pickle asks for anything
             raise ConversionError(
                 f"reading {path} ({path.stat().st_size} bytes): it is damaged, or holds more than "
                 "tensors, which is never executed. Download it again, and check that it is the "
@@ -97,13 +127,16 @@ class PickledCheckpoint(Checkpoint):
             ) from error
         found = found.get(key) if key is not None and isinstance(found, dict) else found
         self._tensors = found if isinstance(found, dict) else {}
-        if not self._tensors or not all(isinstance(v, Tensor) for v in self._tensors.values()):
+        if not self._tensors or not all(
+            isinstance(name, str) and isinstance(v, Tensor) for name, v in self._tensors.items()
+        ):
             raise ConversionError(
                 f"reading {path}: expected tensors by name"
                 + ("." if key is None else f" under {key!r}.")
                 + " Is it the published file?"
             )
         self._shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+        self.dtypes = {name: _dtype(tensor) for name, tensor in self._tensors.items()}
         self._file_of = dict.fromkeys(self._shapes, path)
 
     def _stored(self, name: str) -> Tensor:
@@ -122,6 +155,7 @@ class JoinedCheckpoint(Checkpoint):
         for prefix, part in (("", own), *((f"{name}/", part) for name, part in parts.items())):
             self._owner |= {prefix + name: (part, name) for name in part}
         self._shapes = {name: part[own] for name, (part, own) in self._owner.items()}
+        self.dtypes = {name: part.dtypes[own] for name, (part, own) in self._owner.items()}
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
         """A tensor of whichever part has it; see ``Checkpoint.read``."""
@@ -133,12 +167,20 @@ class JoinedCheckpoint(Checkpoint):
         return part._stored(own)
 
 
+def _dtype(tensor: Tensor) -> str:
+    """A tensor's dtype, or its layout where it does not hold its numbers one by one."""
+    kind = tensor.dtype if tensor.layout is torch.strided else tensor.layout
+    return str(kind).removeprefix("torch.")
+
+
 class SafetensorsCheckpoint(Checkpoint):
-    """The safetensors files of a folder.
+    """The safetensors files of a folder, of which those are read that transformers reads.
+
+    A single file goes before an index, whatever else lies beside it.
 
     Raises:
         ConversionError: no safetensors file, a shard that is missing or truncated, or an index
-            that does not fit the shards.
+            that is none, does not fit the shards, or names files outside the folder.
     """
 
     def __init__(self, folder: Path, stem: str = "model") -> None:
@@ -146,49 +188,81 @@ class SafetensorsCheckpoint(Checkpoint):
         super().__init__()
         self.folder, self.single = folder, f"{stem}.safetensors"
         self.index = f"{self.single}.index.json"
-        for name in self._shards():
-            with self._open(folder / name) as shard:
-                for key in shard.keys():  # a safetensors handle is no mapping
-                    self._file_of[key] = folder / name
-                    self._shapes[key] = tuple(shard.get_slice(key).get_shape())
-        self._check_index()
-
-    def _shards(self) -> list[str]:
-        if (self.folder / self.index).exists():
-            return sorted(set(self._weight_map().values()))
-        if (self.folder / self.single).exists():
-            return [self.single]
-        raise ConversionError(
-            f"reading the checkpoint {self.folder}: found neither {self.single} nor "
-            f"{self.index}. Download the safetensors files; pickled checkpoints are not read."
-        )
+        if (folder / self.single).is_file():
+            self._read_header(self.single)
+            return
+        weight_map = self._weight_map()
+        for name in sorted(set(weight_map.values())):
+            self._read_header(name)
+        self._check_index(weight_map)
 
     def _weight_map(self) -> dict[str, str]:
-        try:
-            return {**json.loads((self.folder / self.index).read_text())["weight_map"]}
-        except (ValueError, LookupError, TypeError) as error:
+        """The index: tensor -> file."""
+        path = self.folder / self.index
+        if not path.is_file():
             raise ConversionError(
-                f"reading {self.folder / self.index}: it is no index of a checkpoint "
-                f"({type(error).__name__}: {error}). It is damaged; download it again."
-            ) from error
+                f"reading the checkpoint {self.folder}: found neither {self.single} nor "
+                f"{self.index}. Download the safetensors files; pickled checkpoints are not read."
+            )
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise self._no_index(f"{type(error).__name__}: {error}") from error
+        found = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(found, dict) or not found:
+            raise self._no_index("it has no weight_map of tensors")
+        for name, file in found.items():
+            if not isinstance(file, str) or not self._is_inside(file):
+                raise self._no_index(f"it says that {name} is in {file!r:.60}")
+        return found
 
-    def _check_index(self) -> None:
-        if not (self.folder / self.index).exists():
-            return
-        indexed, found = self._weight_map(), {k: f.name for k, f in self._file_of.items()}
-        wrong = sorted(k for k in indexed.keys() | found.keys() if indexed.get(k) != found.get(k))
+    def _no_index(self, found: str) -> ConversionError:
+        return ConversionError(
+            f"reading {self.folder / self.index}: {found}, expected an object whose weight_map "
+            "gives each tensor a safetensors file of this folder. It is no index of a checkpoint, "
+            "or damaged; download it again."
+        )
+
+    def _is_inside(self, file: str) -> bool:
+        """Whether a name stays in the folder. The file itself may be a link, as in hub caches."""
+        path = Path(file)
+        if not file.isprintable() or not path.name or path.is_absolute() or ".." in path.parts:
+            return False
+        try:
+            holder = (self.folder / path).parent.resolve()
+            return holder.is_relative_to(self.folder.resolve()) and len(path.name.encode()) < 256
+        except (OSError, RuntimeError):  # a loop of links, a name that is too long
+            return False
+
+    def _check_index(self, weight_map: dict[str, str]) -> None:
+        found = {name: str(f.relative_to(self.folder)) for name, f in self._file_of.items()}
+        wrong = sorted(
+            name
+            for name in weight_map.keys() | found.keys()
+            if name not in found or str(Path(weight_map.get(name, ""))) != found[name]
+        )
         if wrong:
             raise ConversionError(
                 f"reading the checkpoint {self.folder}: {self.index} and the shards disagree on "
                 f"{len(wrong)} tensors, {wrong[:5]} among them. Download the files again."
             )
 
+    def _read_header(self, name: str) -> None:
+        path = self.folder / name
+        with self._open(path) as shard:
+            for key in shard.keys():  # a safetensors handle is no mapping
+                header = shard.get_slice(key)
+                self._file_of[key] = path
+                self._shapes[key] = tuple(header.get_shape())
+                dtype = header.get_dtype()
+                self.dtypes[key] = _SAFETENSORS.get(dtype, dtype)
+
     def _open(self, path: Path) -> safe_open:
-        if not path.exists():
+        if not path.is_file():
             raise ConversionError(f"reading the shard {path}: the file is missing. Download it.")
         try:
             return safe_open(path, framework="pt")
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise ConversionError(
                 f"reading the shard {path} ({path.stat().st_size} bytes): {error}. The file is "
                 "truncated or damaged; download it again."

@@ -1,7 +1,8 @@
 """Sizes and variants of one hooked decoder."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeGuard, get_args
 
 import torch
 
@@ -10,10 +11,26 @@ from .errors import ConversionError, InputError
 AttentionImplementation = Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"]
 LayerType = Literal["full_attention", "sliding_attention"]
 
-STATIC_ROPES = ("default", "linear", "llama3", "yarn")
+_ROPE_NEEDS = {
+    "default": ("rope_theta",),
+    "linear": ("rope_theta", "factor"),
+    "llama3": ("rope_theta", "factor", "low_freq_factor", "high_freq_factor",
+               "original_max_position_embeddings"),
+    "yarn": ("rope_theta", "factor"),
+}  # fmt: skip
+STATIC_ROPES = tuple(_ROPE_NEEDS)
 """Rotary variants whose frequencies do not depend on the length of the input."""
+_ROPE_TAKES = ("original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor",
+               "mscale", "mscale_all_dim")  # fmt: skip
+"""Numbers that a rotary variant may have besides."""
 
-_SIZES = "n_layers d_model n_heads n_key_value_heads d_head d_mlp d_vocab n_ctx".split()
+MOST_LAYERS, LARGEST = 1000, 2**24
+"""Bounds of the counts of layers, and of all other sizes but lengths, far above any published
+model: what is beyond them is damaged, and would be laid out for hours or in terabytes."""
+_SIZES = {
+    "n_layers": MOST_LAYERS, "d_model": LARGEST, "n_heads": LARGEST, "n_key_value_heads": LARGEST,
+    "d_head": LARGEST, "d_mlp": LARGEST, "d_vocab": LARGEST, "n_ctx": 2**53,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,31 +139,62 @@ class HookedALMConfig:
 
     def __post_init__(self) -> None:
         """Check sizes against each other."""
-        problems = [
-            f"{name} = {getattr(self, name)}, expected a positive integer"
-            for name in _SIZES
-            if not (isinstance(getattr(self, name), int) and getattr(self, name) > 0)
+        problems = [*self._size_problems(), *self._real_problems(), *self._layer_problems()]
+        if problems:
+            raise ConversionError(f"decoder of {self.model_name!r}: " + "; ".join(problems) + ".")
+
+    def _size_problems(self) -> Iterator[str]:
+        misfits = [
+            f"{name} = {getattr(self, name)!r:.60}, expected a whole number from 1 to {most}"
+            for name, most in _SIZES.items()
+            if not is_size(getattr(self, name), most)
         ]
-        if not problems and self.n_heads % self.n_key_value_heads:
-            problems.append(
+        yield from misfits
+        if misfits:
+            return
+        if self.n_heads % self.n_key_value_heads:
+            yield (
                 f"n_heads = {self.n_heads} is not a multiple of "
                 f"n_key_value_heads = {self.n_key_value_heads}"
             )
+        if self.d_head % 2:
+            yield f"d_head = {self.d_head}, expected an even number: rotary positions turn pairs"
+
+    def _real_problems(self) -> Iterator[str]:
+        if not (is_real(self.eps) and self.eps >= 0):
+            yield f"eps = {self.eps!r}, expected a number that is not negative"
+        for name in ("embedding_multiplier", "residual_multiplier", "attention_multiplier"):
+            value = getattr(self, name)
+            if not is_real(value) and (name, value) != ("attention_multiplier", None):
+                yield f"{name} = {value!r}, expected a number"
+        if not (is_real(self.logits_scaling) and self.logits_scaling):
+            yield f"logits_scaling = {self.logits_scaling!r}, expected a number other than 0"
+        yield from rope_problems(self.rope_parameters)
+        sections = self.rope_parameters.get("mrope_section")
+        if sections is not None and not (
+            isinstance(sections, list)
+            and all(is_size(one) for one in sections)
+            and (len(sections), 2 * sum(sections)) == (3, self.d_head)
+        ):
+            yield (
+                f"mrope_section = {sections!r:.60}, expected three numbers that add up to the "
+                f"{self.d_head} / 2 frequencies of a head"
+            )
+
+    def _layer_problems(self) -> Iterator[str]:
         if len(self.layer_types) != self.n_layers:
-            problems.append(f"{len(self.layer_types)} layer_types for {self.n_layers} layers")
-        if unknown := set(self.layer_types) - set(get_args(LayerType)):
-            problems.append(f"layer_types {sorted(unknown)}, expected {get_args(LayerType)}")
-        if "sliding_attention" in self.layer_types and self.sliding_window is None:
-            problems.append("sliding_attention layers without a sliding_window")
-        problems += [
-            f"{one.n_layers} layers of branch {one.head!r} from layer {one.from_layer}"
-            for one in self.branches
-            if one.n_layers < 1 or one.from_layer not in range(self.n_layers)
-        ]
-        if (rope := self.rope_parameters.get("rope_type")) not in STATIC_ROPES:
-            problems.append(f"rope_type = {rope!r}, expected one of {STATIC_ROPES}")
-        if problems:
-            raise ConversionError(f"decoder of {self.model_name!r}: " + "; ".join(problems) + ".")
+            yield f"{len(self.layer_types)} layer_types for {self.n_layers} layers"
+        if unknown := [one for one in self.layer_types if one not in get_args(LayerType)]:
+            yield f"layer_types {unknown[:3]}, expected {get_args(LayerType)}"
+        if "sliding_attention" in self.layer_types and not is_size(self.sliding_window):
+            yield (
+                f"sliding_window = {self.sliding_window!r}, expected the positions that the "
+                "sliding_attention layers see"
+            )
+        for one in self.branches:
+            is_known = type(one.from_layer) is int and one.from_layer in range(self.n_layers)
+            if not is_known or not is_size(one.n_layers, MOST_LAYERS):
+                yield f"{one.n_layers} layers of branch {one.head!r} from layer {one.from_layer}"
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse unknown fields and impossible values; a refused value leaves the old one."""
@@ -188,6 +236,41 @@ class HookedALMConfig:
 
 
 _FIELD_NAMES = frozenset(f.name for f in fields(HookedALMConfig))
+
+
+def is_size(value: object, most: int = 2**53) -> bool:
+    """Whether a value counts something; ``True`` does not, though Python takes it for 1."""
+    return type(value) is int and 1 <= value <= most
+
+
+def is_real(value: object) -> TypeGuard[float]:
+    """Whether a value is a number that float32, in which norms and positions are, can hold."""
+    if type(value) is int:
+        return abs(value) < 2**63  # a longer one is no number to torch
+    return type(value) is float and abs(value) <= torch.finfo(torch.float32).max
+
+
+def rope_problems(rope: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with transformers' ``rope_parameters`` of a model, in words."""
+    kind = rope.get("rope_type")
+    if not isinstance(kind, str) or kind not in STATIC_ROPES:
+        yield f"rope_type = {kind!r}, expected one of {STATIC_ROPES}"
+        return
+    misfits = [
+        f"{name} = {value!r:.60} of its {kind} rotary positions, expected a number above 0"
+        for name in dict.fromkeys((*_ROPE_NEEDS[kind], *_ROPE_TAKES))
+        if (value := rope.get(name)) is not None or name in _ROPE_NEEDS[kind]
+        if not (is_real(value) and (value > 0 or (value == 0 and name.startswith("mscale"))))
+    ]
+    part = rope.get("partial_rotary_factor")
+    if part is not None and not (is_real(part) and 0 < part <= 1):
+        misfits.append(f"partial_rotary_factor = {part!r:.60}, expected a part of each head")
+    yield from misfits
+    if kind == "llama3" and not misfits and rope["low_freq_factor"] >= rope["high_freq_factor"]:
+        yield (
+            f"low_freq_factor = {rope['low_freq_factor']} of its llama3 rotary positions, expected "
+            f"less than high_freq_factor = {rope['high_freq_factor']}"
+        )
 
 
 def check_device(attempt: str, device: torch.device | str | int | None) -> None:

@@ -292,12 +292,9 @@ class HookedALM(
             processor_output["input_ids"] = token_ids(ids, n_axes)
         from_hf = text_input if self.audio is None else self.audio.input_from_hf
         x = from_hf(**processor_output)
-        low, high = x.tokens.aminmax()
-        if low < 0 or high >= self.cfg.d_vocab:
-            raise InputError(
-                f"encoding ids from {int(low)} to {int(high)}: the vocabulary has 0 to "
-                f"{self.cfg.d_vocab - 1}."
-            )
+        self.embed.check(x.tokens)
+        if x.text_tokens is not None:
+            self.embed.check(x.text_tokens)
         return x.to(self.cfg.device)
 
     def hf_arguments(self, x: ALMInput) -> dict[str, Any]:

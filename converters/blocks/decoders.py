@@ -4,8 +4,9 @@ from collections.abc import Set
 from typing import Any
 
 from hooked_alm.config import HookedALMConfig
+from hooked_alm.errors import ConversionError
 
-from ..rules import Rename, Rule
+from ..rules import Frequencies, Rename, Rule
 from ..strict_config import account_for
 
 _LAYER = {
@@ -20,8 +21,11 @@ _LAYER = {
 def block_rules(layers: str, stack: str) -> list[Rule]:
     """Rules for a stack of blocks: ``{layers}.0....`` to ``{stack}.0....``."""
     return [
-        Rename(layers + r"\.(\d+)\." + pattern, stack + r".\1." + target)
-        for pattern, target in _LAYER.items()
+        *(
+            Rename(layers + r"\.(\d+)\." + pattern, stack + r".\1." + target)
+            for pattern, target in _LAYER.items()
+        ),
+        Frequencies(layers + r"\.\d+\.self_attn\.rotary_emb\.inv_freq"),
     ]
 
 
@@ -37,6 +41,7 @@ def decoder_rules(prefix: str, head: str = r"lm_head") -> list[Rule]:
         Rename(prefix + r"embed_tokens\.weight", "embed.weight"),
         Rename(prefix + r"norm\.weight", "ln_final.weight"),
         Rename(head + r"\.weight", "unembed.weight"),
+        Frequencies(prefix + r"rotary_emb\.inv_freq"),
     ]
 
 
@@ -71,27 +76,42 @@ def decoder_config(
     """
     account_for(text_config, published, handled=_HANDLED | handled)
     head_dim = getattr(text_config, "head_dim", None)
-    # LLaMA's config has no layer types: every layer attends to everything before it.
-    layer_types = getattr(text_config, "layer_types", None)
-    layer_types = layer_types or ["full_attention"] * text_config.num_hidden_layers
+    if head_dim is None:
+        head_dim = text_config.hidden_size // text_config.num_attention_heads
     return HookedALMConfig(
         n_layers=text_config.num_hidden_layers,
         d_model=text_config.hidden_size,
         n_heads=text_config.num_attention_heads,
         n_key_value_heads=text_config.num_key_value_heads,
-        d_head=head_dim or text_config.hidden_size // text_config.num_attention_heads,
+        d_head=head_dim,
         d_mlp=text_config.intermediate_size,
         d_vocab=text_config.vocab_size,
         n_ctx=text_config.max_position_embeddings,
-        eps=text_config.rms_norm_eps,
+        eps=float(text_config.rms_norm_eps),
         act_fn=text_config.hidden_act,
         qkv_bias=qkv_bias,
         qk_norm=qk_norm,
         rope_parameters=dict(text_config.rope_parameters),
-        layer_types=tuple(layer_types),
+        layer_types=_layer_types(text_config),
         sliding_window=getattr(text_config, "sliding_window", None),
         **identity,
     )
+
+
+def _layer_types(text_config: Any) -> tuple[Any, ...]:
+    """Types of the layers; where the class knows none, each attends to everything before it.
+
+    Raises:
+        ConversionError: types that the class would ignore.
+    """
+    plain = ("full_attention",) * text_config.num_hidden_layers
+    declared = tuple(getattr(text_config, "layer_types", None) or plain)
+    if declared != plain and "layer_types" not in type(text_config)().to_dict():
+        raise ConversionError(
+            f"reading a {type(text_config).__name__}: got layer_types {declared!r:.60}, but in "
+            "this architecture every layer attends to all before it. Take the published config."
+        )
+    return declared
 
 
 def text_decoder_config(

@@ -205,7 +205,8 @@ def _check(config: GraniteSpeechConfig) -> None:
     """Refuse what this converter does not do.
 
     Raises:
-        ConversionError: a LoRA adapter, another decoder, or a placeholder without an embedding.
+        ConversionError: a LoRA adapter, another decoder, a placeholder without an embedding, or
+            windows that are not cut into whole parts.
     """
     text = config.text_config
     if config.has_lora_adapter:
@@ -224,6 +225,11 @@ def _check(config: GraniteSpeechConfig) -> None:
         raise ConversionError(
             f"reading a GraniteSpeechConfig: audio_token_index = {config.audio_token_index} has no "
             f"embedding, expected less than vocab_size = {text.vocab_size}."
+        )
+    if config.window_size % config.downsample_rate:
+        raise ConversionError(
+            f"reading a GraniteSpeechConfig: window_size = {config.window_size} is not a multiple "
+            f"of downsample_rate = {config.downsample_rate}."
         )
 
 

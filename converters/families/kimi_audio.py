@@ -14,7 +14,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import Qwen2Config
 
-from hooked_alm.checkpoint import Checkpoint
 from hooked_alm.config import Branch, HookedALMConfig
 from hooked_alm.errors import ConversionError, InputError
 from hooked_alm.frontend import FrontEnd, Windows
@@ -23,7 +22,7 @@ from hooked_alm.spans import AudioTokens, as_ranges
 
 from ..blocks import decoders
 from ..family import Card, Family
-from ..rules import Drop, Rename
+from ..rules import Rename
 
 SECONDS_PER_TOKEN = 0.08
 FRAMES_PER_TOKEN = 4
@@ -32,8 +31,6 @@ SAMPLES_PER_TOKEN = 1280
 CHUNK_SAMPLES = 30 * 16000
 MAX_POSITIONS = 7500
 """Positions that the published text mode allows."""
-INV_FREQ_TOLERANCE = 0.01
-"""Relative tolerance, because the checkpoint stores its rotary frequencies in bf16."""
 
 
 class KimiAudioConfig(Qwen2Config):
@@ -305,7 +302,6 @@ def decoder_config(
     Raises:
         ConversionError: a variant that was not published, or fields that are not accounted for.
     """
-    own = {*_HANDLED, *_IRRELEVANT}  # all others are a Qwen2 decoder's
     if not config.use_whisper_feature or config.tie_word_embeddings:
         raise ConversionError(
             "reading a Kimi-Audio config: use_whisper_feature = false or tie_word_embeddings = "
@@ -313,7 +309,7 @@ def decoder_config(
         )
     return decoders.decoder_config(
         config,
-        {name: value for name, value in published.items() if name not in own},
+        {name: value for name, value in published.items() if name not in _IRRELEVANT},
         qkv_bias=True,
         qk_norm=False,
         tie_word_embeddings=False,
@@ -326,28 +322,9 @@ def decoder_config(
             ),
         ),
         two_token_streams=True,
+        handled=_HANDLED,
         **identity,
     )
-
-
-def check_frequencies(model: Any, checkpoint: Checkpoint) -> None:
-    """Compare the rotary frequencies that the checkpoint stores with those of its config.
-
-    Raises:
-        ConversionError: they disagree: its config.json names another rope_theta.
-    """
-    for name in checkpoint:
-        if name.endswith("rotary_emb.inv_freq"):
-            stored = checkpoint.read(name, torch.float32).to(model.rotary.inv_freq.device)
-            ours = model.rotary.inv_freq
-            if not torch.allclose(stored, ours, rtol=INV_FREQ_TOLERANCE, atol=0):
-                theta = model.cfg.rope_parameters["rope_theta"]
-                raise ConversionError(
-                    f"converting {checkpoint.folder}: {name} is not what rope_theta = {theta} of "
-                    "its config.json gives. Without that field the default is 10000, which the "
-                    "published models do not use; take the published config.json."
-                )
-            return
 
 
 FAMILY = Family(
@@ -357,10 +334,6 @@ FAMILY = Family(
     decoder_config=decoder_config,
     front_end=KimiAudioFrontEnd,
     rules=(
-        Drop(
-            r"model\.(mimo_)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
-            "frequencies rounded to bf16; computed in fp32",
-        ),
         *decoders.decoder_rules(r"model\."),
         *decoders.block_rules(r"model\.mimo_layers", "mimo_blocks"),
         Rename(r"model\.mimo_norm\.weight", "mimo_ln_final.weight"),
@@ -373,5 +346,4 @@ FAMILY = Family(
         reference="composed",
         notes="two heads; codes and Whisper features come as inputs of `encode`",
     ),
-    check=check_frequencies,
 )

@@ -24,7 +24,7 @@ from hooked_alm.spans import AudioTokens, as_ranges
 
 from ..blocks import decoders
 from ..family import Card, Family
-from ..rules import Drop, Rename
+from ..rules import Drop, Frequencies, Rename
 from ..strict_config import account_for
 
 FRAMES_PER_SECOND = 25
@@ -320,6 +320,10 @@ def decoder_config(
         for name, values in (("speech_vocab_size", sizes), ("speech_zeroemb_idx", empty))
         if len(values) != config.audio_channels
     ]
+    if not 0 <= config.empty_id < config.vocab_size:
+        problems.append(f"empty_id = {config.empty_id}, expected an id of the vocabulary")
+    if config.input_full_attention not in (None, True, False):
+        problems.append(f"input_full_attention = {config.input_full_attention!r}, expected a bool")
     if published.get("attention_bias", True) is not True:
         problems.append("attention_bias = False, expected True: a Qwen2 decoder has biases")
     if problems:
@@ -361,6 +365,10 @@ FAMILY = Family(
     rules=(
         *decoders.decoder_rules(r"model\."),
         Rename(r"speech_embeddings\.(\d+)\.weight", r"audio.codebooks.\1.weight"),
+        Frequencies(
+            r"input_local_transformer\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
+            module="audio.patch_encoder.rotary_emb",
+        ),
         Rename(r"input_local_transformer\.(.+)", r"audio.patch_encoder.\1"),
         Rename(r"speech_group_downcast\.weight", "audio.projector.weight"),
         Drop(r"local_transformer(_lm_heads)?\..+", _SPEECH),

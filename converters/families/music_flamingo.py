@@ -16,6 +16,7 @@ from transformers.models.musicflamingo.modeling_musicflamingo import (
 )
 
 from hooked_alm.config import HookedALMConfig
+from hooked_alm.errors import ConversionError
 from hooked_alm.frontend import Windows, frame_mask
 from hooked_alm.inputs import AudioClip
 from hooked_alm.spans import AudioTokens
@@ -52,6 +53,13 @@ class MusicFlamingoFrontEnd(WindowedFrontEnd):
         self.ends, self.frame_step = ends, config.audio_frame_step
         self.audio_tower = AudioFlamingo3Encoder(config.audio_config)
         self.rotary_time = MusicFlamingoRotaryEmbedding(config)
+        # Two axes, window and place in it, of pairs each.
+        turned, width = 4 * len(self.rotary_time.inv_freq), config.audio_config.hidden_size
+        if turned > width:
+            raise ConversionError(
+                f"reading a {type(config).__name__}: its rope_parameters turn {turned} dimensions "
+                f"of the encoder's states, which have {width}."
+            )
         self.projector = MusicFlamingoMultiModalProjector(config)
 
     @property

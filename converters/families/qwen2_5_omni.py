@@ -173,6 +173,12 @@ def decoder_config(
         handled=frozenset(type(config.audio_config)().to_dict()),
         irrelevant={"init_std": _TRAINING, "encoder_layerdrop": _TRAINING},
     )
+    audio = config.audio_config
+    if audio.n_window > audio.max_source_positions:
+        raise ConversionError(
+            f"reading the encoder of a Qwen2.5-Omni: got windows of n_window = {audio.n_window} "
+            f"positions, expected at most max_source_positions = {audio.max_source_positions}."
+        )
     return _text_config(config, published.get("text_config", {}), **identity)
 
 
@@ -189,12 +195,7 @@ def _text_config(
         tie_word_embeddings=config.tie_word_embeddings,
         **identity,
     )
-    sections = cfg.rope_parameters.setdefault("mrope_section", SECTIONS)
-    if 2 * sum(sections) != cfg.d_head:
-        raise ConversionError(
-            f"reading the rotary sections {sections}: they divide {sum(sections)} frequencies, "
-            f"expected the {cfg.d_head // 2} of a head."
-        )
+    cfg.rope_parameters = {"mrope_section": SECTIONS, **cfg.rope_parameters}
     return cfg
 
 

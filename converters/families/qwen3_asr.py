@@ -6,6 +6,7 @@ a clip depends on the clips beside it; ``prepare`` takes every clip by itself.
 Source: transformers 5.23 ``Qwen3ASRForConditionalGeneration``.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers.models.qwen3_asr.modeling_qwen3_asr import (
 
 from hooked_alm.audio import Waveform
 from hooked_alm.config import HookedALMConfig
+from hooked_alm.errors import ConversionError
 from hooked_alm.frontend import FrontEnd, Windows, frame_mask, pack, unpack
 from hooked_alm.inputs import ALMInput, AudioClip, ids_and_mask
 from hooked_alm.spans import AudioTokens
@@ -171,7 +173,11 @@ def flat(published: dict[str, Any]) -> dict[str, Any]:
 def decoder_config(
     config: Qwen3ASRConfig, published: dict[str, Any], **identity: Any
 ) -> HookedALMConfig:
-    """Sizes of the decoder, and every other field accounted for."""
+    """Sizes of the decoder, and every other field accounted for.
+
+    Raises:
+        ConversionError: an encoder whose windows do not fit, or fields that are not accounted for.
+    """
     published = flat(published)
     account_for(
         config,
@@ -195,6 +201,15 @@ def decoder_config(
             "max_source_positions": "longer than a chunk, whose positions are all that is read",
         },
     )
+    audio = config.audio_config
+    chunk = 2 * audio.n_window
+    n_positions = math.ceil(chunk / 8)  # after three convolutions of stride 2
+    if n_positions > audio.max_position_embeddings or audio.n_window_infer < chunk:
+        raise ConversionError(
+            f"reading the encoder of a Qwen3-ASR: got n_window = {audio.n_window}, which needs "
+            f"n_window_infer = {chunk} or more, got {audio.n_window_infer}, and {n_positions} "
+            f"positions or more, got {audio.max_position_embeddings}."
+        )
     return decoders.decoder_config(
         config.text_config,
         published.get("text_config", {}),

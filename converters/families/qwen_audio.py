@@ -24,7 +24,7 @@ from hooked_alm.spans import AudioTokens
 from ..blocks import decoders
 from ..blocks.pooled_whisper import PooledWhisper, whisper_rules
 from ..family import Card, Family
-from ..rules import Drop, Rename, Split
+from ..rules import Drop, Frequencies, Rename, Split
 from ..strict_config import account_for
 
 SECONDS_PER_TOKEN = 0.04
@@ -346,10 +346,8 @@ FAMILY = Family(
         ),
         Rename(r"transformer\.audio\.proj\.(.+)", r"audio.projector.\1"),
         Rename(r"transformer\.audio\.audio_bos_eos_token\.weight", "audio.tags.weight"),
-        Drop(
-            _BLOCK + r"attn\.(masked_bias|rotary_emb\.inv_freq)",
-            "a constant that older files keep; it is computed from the config",
-        ),
+        Frequencies(_BLOCK + r"attn\.rotary_emb\.inv_freq"),
+        Drop(_BLOCK + r"attn\.masked_bias", "a constant that older files keep"),
     ),
     card=Card(
         audio="25/s, at most 30 s",

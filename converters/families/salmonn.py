@@ -356,10 +356,6 @@ FAMILY = Family(
     pickled=("salmonn*.pth", "model"),
     rules=(
         *decoders.decoder_rules(rf"{TEXT_MODEL}/model\.", head=rf"{TEXT_MODEL}/lm_head"),
-        Drop(
-            rf"{TEXT_MODEL}/model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
-            "a constant that older files keep; it is computed from the config",
-        ),
         *(
             Lora(
                 _LORA + factor + r"(?:\.default)?\.weight",

@@ -4,11 +4,12 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..axes import FullLogits, Resid
 from ..config import HookedALMConfig
+from ..errors import InputError
 from ..hooks import HookPoint
 
 
@@ -19,6 +20,24 @@ class Embed(nn.Embedding):
         """Allocate the table."""
         super().__init__(cfg.d_vocab, cfg.d_model)
         self.multiplier = cfg.embedding_multiplier
+
+    def forward(self, ids: Int[Tensor, "..."]) -> Float[Tensor, "... d_model"]:
+        """Rows of the table, by ids that it has; see ``check``."""
+        self.check(ids)
+        return super().forward(ids)
+
+    def check(self, ids: Int[Tensor, "..."]) -> None:
+        """Refuse ids that have no row: on a GPU they would end the process, not the call.
+
+        Raises:
+            InputError: there are some.
+        """
+        if ids.is_meta or not bool(((ids < 0) | (ids >= self.num_embeddings)).any()):
+            return
+        raise InputError(
+            f"encoding ids from {int(ids.min())} to {int(ids.max())}: the vocabulary has 0 to "
+            f"{self.num_embeddings - 1}. Are they of this model's tokenizer?"
+        )
 
     @property
     def W_E(self) -> Float[Tensor, "vocab d_model"]:

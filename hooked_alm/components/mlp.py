@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ..axes import Resid
 from ..config import HookedALMConfig
+from ..errors import ConversionError, nearest
 from ..hooks import HookPoint
 
 
@@ -20,9 +21,18 @@ class GatedMLP(nn.Module):
     """
 
     def __init__(self, cfg: HookedALMConfig) -> None:
-        """Allocate the three projections."""
+        """Allocate the three projections.
+
+        Raises:
+            ConversionError: transformers has no such activation.
+        """
         from transformers.activations import ACT2FN
 
+        if cfg.act_fn not in ACT2FN:
+            raise ConversionError(
+                f"laying out an MLP: got the activation {cfg.act_fn!r}, expected one that "
+                f"transformers has (nearest: {nearest(str(cfg.act_fn), ACT2FN)})."
+            )
         super().__init__()
         self.cfg = cfg
         self.gate_proj = nn.Linear(cfg.d_model, cfg.d_mlp, bias=False)

@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..config import HookedALMConfig
-from ..errors import InputError
+from ..errors import ConversionError, InputError
 
 RotaryTables = tuple[Float[Tensor, "batch pos d_head"], Float[Tensor, "batch pos d_head"]]
 
@@ -59,7 +59,11 @@ class Rotary(nn.Module):
 
 
 def rotary_frequencies(cfg: HookedALMConfig) -> tuple[Float[Tensor, " half_d_head"], float]:
-    """Inverse frequencies (fp32) and the factor on cos and sin."""
+    """Inverse frequencies (fp32) and the factor on cos and sin.
+
+    Raises:
+        ConversionError: constants that give none, or not one for each pair of a head.
+    """
     rope = cfg.rope_parameters
     if rope["rope_type"] == "default":
         exponent = torch.arange(0, cfg.d_head, 2, dtype=torch.float, device="cpu") / cfg.d_head
@@ -67,15 +71,27 @@ def rotary_frequencies(cfg: HookedALMConfig) -> tuple[Float[Tensor, " half_d_hea
     from transformers import PreTrainedConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    carrier = PreTrainedConfig(
-        rope_parameters=dict(rope),
-        head_dim=cfg.d_head,
-        hidden_size=cfg.d_model,
-        num_attention_heads=cfg.n_heads,
-        max_position_embeddings=cfg.n_ctx,
-    )
-    inv_freq, scaling = ROPE_INIT_FUNCTIONS[rope["rope_type"]](carrier, device="cpu")
+    try:
+        carrier = PreTrainedConfig(
+            rope_parameters=dict(rope),
+            head_dim=cfg.d_head,
+            hidden_size=cfg.d_model,
+            num_attention_heads=cfg.n_heads,
+            max_position_embeddings=cfg.n_ctx,
+        )
+        inv_freq, scaling = ROPE_INIT_FUNCTIONS[rope["rope_type"]](carrier, device="cpu")
+    except Exception as error:  # each variant fails in its own way
+        raise _no_frequencies(cfg, f"{type(error).__name__}: {error}") from error
+    if inv_freq.shape != (cfg.d_head // 2,) or not (inv_freq * scaling).isfinite().all():
+        raise _no_frequencies(cfg, f"{inv_freq.tolist()} times {scaling}")
     return inv_freq, float(scaling)
+
+
+def _no_frequencies(cfg: HookedALMConfig, found: str) -> ConversionError:
+    return ConversionError(
+        f"computing the rotary positions of {cfg.model_name!r} from {cfg.rope_parameters}: got "
+        f"{found:.200}, expected {cfg.d_head // 2} finite frequencies. Take the published config."
+    )
 
 
 def rotate(

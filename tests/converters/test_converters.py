@@ -131,7 +131,7 @@ def test_all_offenders_are_listed_at_once(tiny_models: TinyModels, tmp_path: Pat
         tmp_path / "n",
         lambda t: t | {f"x{i}": torch.ones(1) for i in range(99)},
     )
-    with pytest.raises(ConversionError, match="99 tensors do not fit(.|\n)*and 59 more"):
+    with pytest.raises(ConversionError, match="99 tensors do not fit(.|\n)*and 89 more"):
         load_model(many)
 
 
@@ -443,7 +443,7 @@ def test_unsupported_architectures_list_the_supported(
 ) -> None:
     for change, named in (
         (set_field("architectures", ["GPT2LMHeadModel"]), "GPT2LMHeadModel"),
-        (lambda config: config.pop("architectures") and None, "qwen2_audio"),
+        (lambda config: {**config, "architectures": None, "model_type": "gpt2"}, "gpt2"),
     ):
         folder = edit_config(tiny_models.folder(), tmp_path / named, change)
         with pytest.raises(

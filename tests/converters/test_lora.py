@@ -202,6 +202,20 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "a field from the future": (
         edited_config({"use_magic": 3}), ConversionError, "use_magic = 3",
     ),
+    **{f"{name} = {value}": (edited_config({name: value}), ConversionError, f"got {name} = ")
+       for name, values in (
+           ("r", (None, 0, "3", 3.0)), ("lora_alpha", (None, float("nan"), True, [])),
+           ("rank_pattern", ([1], {"q_proj": 0}, {"(": 3})), ("alpha_pattern", ({"a": "x"},)),
+           ("use_rslora", ("yes",)),
+       ) for value in values},
+    "vectors": (
+        edited_tensors(lambda t: t | {f"{Q}.lora_A.weight": torch.ones(3)}),
+        ConversionError, "does not fit",
+    ),
+    "whole numbers": (
+        edited_tensors(lambda t: t | {f"{Q}.lora_A.weight": t[f"{Q}.lora_A.weight"].char()}),
+        ConversionError, "is stored as int8, expected float64",
+    ),
     "another rank": (edited_config({"r": 4}), ConversionError, "rank 3, its config says 4"),
     "half an update": (
         edited_tensors(lambda t: {k: v for k, v in t.items() if k != f"{Q}.lora_B.weight"}),

@@ -155,12 +155,15 @@ def test_a_tokenizer_that_is_code_is_left_out(folder: Path, tmp_path: Path) -> N
 
 
 def test_constants_of_older_files_are_left_out(folder: Path, tmp_path: Path) -> None:
-    more = {
-        "transformer.h.0.attn.masked_bias": torch.tensor(-1e4),
-        "transformer.h.1.attn.rotary_emb.inv_freq": torch.ones(5),
-    }
+    frequencies = HookedALM.from_pretrained(folder.parent / "made").rotary.inv_freq
+    name = "transformer.h.1.attn.rotary_emb.inv_freq"
+    more = {"transformer.h.0.attn.masked_bias": torch.tensor(-1e4), name: frequencies}
     made = edit_tensors(folder.parent / "made", tmp_path / "model", lambda tensors: tensors | more)
     assert HookedALM.from_pretrained(made).cfg.n_layers == 3
+    more[name] = torch.ones(5)
+    made = edit_tensors(folder.parent / "made", tmp_path / "other", lambda tensors: tensors | more)
+    with pytest.raises(ConversionError, match=f"{name} holds the rotary frequencies"):
+        HookedALM.from_pretrained(made)
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,7 @@ def test_names_shapes_and_tensors(sharded: Path) -> None:
     assert torch.equal(checkpoint.read("a", torch.float32), torch.arange(6.0).reshape(2, 3))
     assert checkpoint.read("b", torch.float32).dtype == torch.float32
     assert checkpoint.read("a", torch.bfloat16).dtype == torch.bfloat16
-    # Whole numbers are no weights: a dtype is not for them.
-    assert torch.equal(checkpoint.read("c", torch.bfloat16), torch.tensor([1, 2, 3]))
+    assert torch.equal(checkpoint.read("c", torch.int64), torch.tensor([1, 2, 3]))
 
 
 def test_edits_in_memory_do_not_reach_the_file(sharded: Path) -> None:
@@ -88,11 +87,119 @@ def test_index_that_does_not_fit(sharded: Path, weight_map: dict[str, str], name
         SafetensorsCheckpoint(sharded)
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"metadata": {}}', "[]", '{"weight_map": ["a"]}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "3", "null", '"x"', "[" * 10**5, "\\xff", "{}", '{"metadata": {}}',
+     '{"weight_map": null}', '{"weight_map": ["a"]}', '{"weight_map": {}}', '{"weight_map": 3}',
+     '{"weight_map": {"a": 3}}', '{"weight_map": {"a": null}}', '{"weight_map": {"a": ["b"]}}'],
+)  # fmt: skip
 def test_index_that_is_no_index(sharded: Path, text: str) -> None:
-    (sharded / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(ConversionError, match="index.json.*download"):
+    path = sharded / "model.safetensors.index.json"
+    path.write_bytes(text.encode().replace(rb"\xff", b"\xff"))
+    with pytest.raises(ConversionError, match=r"index.json: .*expected an object whose weight_map"):
         SafetensorsCheckpoint(sharded)
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["../one.safetensors", "/etc/hostname", "", ".", "..", "a/../../one.safetensors",
+     "out/one.safetensors", "loop/one.safetensors", "one\0.safetensors", "x" * 300, "\ud800"],
+)  # fmt: skip
+def test_files_outside_the_folder(sharded: Path, tmp_path: Path, file: str) -> None:
+    """Names of an index do not lead out, by themselves or by a folder that is a link."""
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    (inner / "out").symlink_to(tmp_path)
+    (inner / "loop").symlink_to("loop")
+    write_index(inner, {"a": file})
+    with pytest.raises(ConversionError, match="it says that a is in .*file of this folder"):
+        SafetensorsCheckpoint(inner)
+
+
+def test_shards_may_be_links_or_lie_deeper(sharded: Path, tmp_path: Path) -> None:
+    """As in the caches of the hub."""
+    inner = tmp_path / "inner"
+    (inner / "sub").mkdir(parents=True)
+    (inner / "1.safetensors").symlink_to(sharded / "one.safetensors")
+    shutil.copy(sharded / "two.safetensors", inner / "sub")
+    deeper = "sub/two.safetensors"
+    write_index(inner, {"a": "1.safetensors", "b": deeper, "c": deeper})
+    assert set(SafetensorsCheckpoint(inner)) == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("index", ["as it is", "{", '{"weight_map": {"a": "../x"}}'])
+def test_a_single_file_goes_before_an_index(sharded: Path, index: str) -> None:
+    """As transformers reads them: an index that was left behind names older weights."""
+    save_file({"a": torch.ones(5)}, sharded / "model.safetensors")
+    if index != "as it is":
+        (sharded / "model.safetensors.index.json").write_text(index)
+    checkpoint = SafetensorsCheckpoint(sharded)
+    assert dict(checkpoint) == {"a": (5,)}
+    assert torch.equal(checkpoint.read("a", torch.float32), torch.ones(5))
+
+
+def test_what_else_lies_in_the_folder_is_not_read(sharded: Path) -> None:
+    (sharded / "model.safetensors").mkdir()  # no file
+    (sharded / "three.safetensors").write_bytes(b"no shard of the index")
+    (sharded / "model.fp16.safetensors").write_bytes(b"a variant")
+    assert set(SafetensorsCheckpoint(sharded)) == {"a", "b", "c"}
+
+
+def header(content: bytes, length: int | None = None, data: bytes = bytes(16)) -> bytes:
+    n = len(content) if length is None else length
+    return n.to_bytes(8, "little") + content + data
+
+
+def entry(**fields: object) -> bytes:
+    return json.dumps(
+        {"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16], **fields}}
+    ).encode()
+
+
+HEADERS = {
+    "a length beyond the file": header(entry(), 10**6),
+    "a giant length": header(entry(), 2**63),
+    "no JSON": header(b"{" * 40),
+    "no object": header(b"[1, 2]"),
+    "no UTF-8": header(b"\xff" * 40),
+    "offsets beyond the data": header(entry(data_offsets=[0, 10**9])),
+    "offsets that do not fit the shape": header(entry(data_offsets=[0, 8])),
+    "backward offsets": header(entry(data_offsets=[16, 0])),
+    "overlapping tensors": header(entry()[:-1] + b", " + entry().replace(b'"a"', b'"b"')[1:]),
+    "an unknown dtype": header(entry(dtype="F33")),
+    "a negative shape": header(entry(shape=[-4])),
+    "a giant shape": header(entry(shape=[2**62, 2**62])),
+    "data that nothing names": header(entry(), data=bytes(32)),
+}
+
+
+@pytest.mark.parametrize("damage", HEADERS)
+def test_damaged_headers(tmp_path: Path, damage: str) -> None:
+    (tmp_path / "model.safetensors").write_bytes(HEADERS[damage])
+    with pytest.raises(
+        ConversionError, match=r"model.safetensors \(\d+ bytes\): .*download it again"
+    ):
+        SafetensorsCheckpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "named"),
+    [(torch.int8, "int8"), (torch.int64, "int64"), (torch.uint8, "uint8"), (torch.bool, "BOOL"),
+     (torch.float8_e4m3fn, "F8_E4M3"), (torch.float8_e5m2, "F8_E5M2"), (torch.complex64, "C64")],
+)  # fmt: skip
+def test_dtypes_that_hold_no_weights(tmp_path: Path, dtype: torch.dtype, named: str) -> None:
+    """Codes of quantised weights are not read as if they were the weights."""
+    save_file({"w": torch.ones(3).to(dtype)}, tmp_path / "model.safetensors")
+    with pytest.raises(ConversionError, match=f"w is stored as {named}, expected float64, float32"):
+        SafetensorsCheckpoint(tmp_path).read("w", torch.bfloat16)
+    torch.save({"w": torch.ones(3).to(dtype)}, tmp_path / "m.pth")
+    with pytest.raises(ConversionError, match="w is stored as .*, expected float64, float32"):
+        PickledCheckpoint(tmp_path / "m.pth").read("w", torch.bfloat16)
+
+
+def test_counts_are_whole_numbers(sharded: Path) -> None:
+    with pytest.raises(ConversionError, match="a is stored as float32, expected int64, int32"):
+        SafetensorsCheckpoint(sharded).read("a", torch.int64)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -587,3 +587,19 @@ def test_a_cached_prefix_keeps_the_right_clips(gqa: HookedALM, x: ALMInput) -> N
         assert gqa.pos_offset == n_past
         error = (rest - logits[:, n_past:]).abs().max()
         assert error < OTHER_KERNEL[torch.float32], n_past
+
+
+@pytest.mark.parametrize("bad", [-1, 337, 2**40])
+def test_ids_without_a_row(gqa: HookedALM, bad: int) -> None:
+    """However they come in: encoded, in an input made by hand, appended, or put in by a hook."""
+    message = "the vocabulary has 0 to 336"
+    good, ids = torch.tensor([[5, 6]]), torch.tensor([[5, bad]])
+    x = gqa.encode(input_ids=good)
+    for run in (
+        lambda: gqa.encode(input_ids=ids),
+        lambda: gqa(replace(x, tokens=ids)),
+        lambda: gqa(x.extend(ids)),
+        lambda: gqa.run_with_hooks(x, fwd_hooks=[("hook_tokens", lambda value, hook: ids)]),
+    ):
+        with pytest.raises(InputError, match=message):
+            run()

@@ -46,7 +46,8 @@ LEVELS: tuple[set[str], ...] = (
     {"converters.family", "converters.rules", "converters.strict_config"},
     {"converters.blocks"},
     {"converters.families"},
-    {f"converters.{name}" for name in ("registry", "folders", "loading", "lora", "hugging_face")},
+    {f"converters.{name}"
+     for name in ("registry", "folders", "devices", "loading", "lora", "hugging_face")},
     {"converters", "converters.parity", "converters.model_table"},
     {"experiments.workbench"},
     {"experiments.materials"},
