@@ -19,8 +19,14 @@ from hooked_alm.errors import ConversionError, HookedALMError, InputError
 from hooked_alm.model import HookedALM
 
 from .family import Family
-from .folders import find_folder, processor_parts, read_config
+from .folders import find_folder, read_config
 from .lora import apply_lora
+from .processors import (
+    check_extractor,
+    generation_config,
+    marker_ids,
+    processor_parts,
+)
 from .registry import family_of
 from .rules import fill, plan_of
 
@@ -207,17 +213,18 @@ def _empty_model(
     family: Family, cfg: HookedALMConfig, config: Any, folder: Path, parts: dict[str, Path]
 ) -> HookedALM:
     from accelerate import init_empty_weights
-    from transformers import GenerationConfig
 
     tokenizer, extractor, template = processor_parts(family, config, folder, parts)
-    markers = () if tokenizer is None else tokenizer.convert_tokens_to_ids(family.marker_tokens)
-    generation = None
-    if (folder / "generation_config.json").exists():
-        generation = GenerationConfig.from_pretrained(folder)
+    markers: frozenset[int] = frozenset()
+    if tokenizer is not None:
+        markers = marker_ids(family, tokenizer, cfg.d_vocab, folder)
     with init_empty_weights(include_buffers=False):
-        front_end = family.front_end(config, frozenset(markers)) if family.front_end else None
+        front_end = family.front_end(config, markers) if family.front_end else None
         model = HookedALM(
-            cfg, front_end=front_end, tokenizer=tokenizer, generation_config=generation
+            cfg,
+            front_end=front_end,
+            tokenizer=tokenizer,
+            generation_config=generation_config(folder),
         )
     if front_end is not None and tokenizer is not None:
         added = tokenizer.added_tokens_decoder.items()  # a tekken file names no special ones
@@ -260,6 +267,8 @@ def _fill(layout: Layout) -> None:
     model, cfg = layout.model, layout.model.cfg
     checkpoint = open_checkpoint(layout)
     found = plan_of(model, checkpoint, layout.family.rules)
+    if model.prompts is not None:
+        check_extractor(model.prompts, layout.folder)
     fill(model, cfg, checkpoint, found)
     # Hugging Face's rule: a checkpoint that stores a head of its own is believed over its config.
     cfg.tie_word_embeddings = "unembed.weight" not in found.sources

@@ -3,7 +3,6 @@
 Source: PEFT 0.21 ``LoraConfig`` and ``LoraLayer``.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from hooked_alm.checkpoint import SafetensorsCheckpoint
 from hooked_alm.components.lora import LowRank, attach, plus_low_rank
 from hooked_alm.errors import ConversionError, InputError
 from hooked_alm.model import HookedALM
+from hooked_alm.text_files import read_json
 
 from .family import Family
 from .rules import Drop, rule_for, target_of
@@ -122,10 +122,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"applying an adapter: {folder} has no {CONFIG}. Give the folder that PEFT saved."
         )
-    try:
-        config: dict[str, Any] = {**json.loads(path.read_text())}
-    except (ValueError, TypeError) as error:
-        raise ConversionError(f"reading {path}: it is no JSON object ({error}).") from error
+    config = read_json(path)
     if wrong := [
         f"{name} = {value!r}"
         for name, value in config.items()

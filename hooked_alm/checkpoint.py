@@ -165,7 +165,7 @@ class SafetensorsCheckpoint(Checkpoint):
 
     def _weight_map(self) -> dict[str, str]:
         try:
-            return {**json.loads((self.folder / self.index).read_text())["weight_map"]}
+            return {**json.loads((self.folder / self.index).read_text("utf-8"))["weight_map"]}
         except (ValueError, LookupError, TypeError) as error:
             raise ConversionError(
                 f"reading {self.folder / self.index}: it is no index of a checkpoint "

@@ -30,8 +30,8 @@ FOLDERS = {
 # Rooms from the ground up: a module, or a folder with all that is in it. Each imports its own level
 # and those before it.
 LEVELS: tuple[set[str], ...] = (
-    {"errors", "axes", "bundled", "display", "storage"},
-    {"audio", "config", "points", "spans"},
+    {"errors", "axes", "bundled", "display", "storage", "text_files"},
+    {"audio", "chat_template", "config", "points", "spans"},
     {"hooks", "inputs"},
     {"components", "checkpoint"},
     {"frontend", "hooked_transformer", "stacks"},
@@ -46,7 +46,8 @@ LEVELS: tuple[set[str], ...] = (
     {"converters.family", "converters.rules", "converters.strict_config"},
     {"converters.blocks"},
     {"converters.families"},
-    {f"converters.{name}" for name in ("registry", "folders", "loading", "lora", "hugging_face")},
+    {f"converters.{name}"
+     for name in ("registry", "folders", "processors", "loading", "lora", "hugging_face")},
     {"converters", "converters.parity", "converters.model_table"},
     {"experiments.workbench"},
     {"experiments.materials"},
