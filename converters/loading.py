@@ -20,7 +20,7 @@ from hooked_alm.model import HookedALM
 
 from .family import Family
 from .folders import find_folder, read_config
-from .lora import apply_lora
+from .lora import apply_lora, read_adapter_config
 from .processors import (
     check_extractor,
     generation_config,
@@ -89,6 +89,8 @@ def load_model(
         components=components,
     )
     adapter = None if lora is None else find_folder(lora, None)
+    if adapter is not None:
+        read_adapter_config(adapter)  # before the weights
     _fill(layout)
     model = layout.model.eval()
     model.sources = {"model": layout.folder, **layout.parts}

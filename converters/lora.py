@@ -3,6 +3,7 @@
 Source: PEFT 0.21 ``LoraConfig`` and ``LoraLayer``.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,7 +58,7 @@ def apply_lora(model: HookedALM, family: Family, folder: Path, *, merge: bool) -
         ConversionError: an adapter that does more than add ``B A``, or that does not fit.
         InputError: no adapter in the folder.
     """
-    config = _read_config(folder)
+    config = read_adapter_config(folder)
     checkpoint = SafetensorsCheckpoint(folder, "adapter_model")
     factors: dict[str, dict[str, str]] = {}
     problems: list[str] = []
@@ -78,7 +79,8 @@ def apply_lora(model: HookedALM, family: Family, folder: Path, *, merge: bool) -
             problems.append(f"{module} with {sorted(names)}: no linear layer that takes A and B")
             continue
         a, b = (checkpoint.read(names[factor], torch.float32) for factor in "AB")
-        if (b.shape[0], a.shape[1]) != linear.weight.shape or b.shape[1] != a.shape[0]:
+        shapes = (b.shape[:1] + a.shape[1:], b.shape[1:])
+        if shapes != (linear.weight.shape, a.shape[:1]):
             problems.append(
                 f"{module}: B {list(b.shape)} times A {list(a.shape)} does not fit "
                 f"{list(linear.weight.shape)}"
@@ -116,13 +118,19 @@ def _linear(model: HookedALM, name: str) -> nn.Linear | None:
     return module if isinstance(module, nn.Linear) and name != "unembed" else None
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Content of an adapter's config, with PEFT's defaults for rank and alpha.
+
+    Raises:
+        ConversionError: it is damaged, or asks for more than adding ``B A``.
+        InputError: no adapter in the folder.
+    """
     path = folder / CONFIG
     if not path.exists():
         raise InputError(
             f"applying an adapter: {folder} has no {CONFIG}. Give the folder that PEFT saved."
         )
-    config = read_json(path)
+    config = {"r": 8, "lora_alpha": 8, **read_json(path)}
     if wrong := [
         f"{name} = {value!r}"
         for name, value in config.items()
@@ -133,7 +141,38 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"reading {path}: {', '.join(wrong)}. Only plain LoRA is supported, which adds B A to "
             "weights; merge the adapter with PEFT and load the result."
         )
+    if wrong := [name for name in sorted(HANDLED) if not _is_usable(name, config.get(name))]:
+        listed = ", ".join(f"{name} = {config[name]!r}" for name in wrong)
+        raise ConversionError(
+            f"reading {path}: got {listed}; expected ranks from 1 on, finite alphas, patterns that "
+            "map regular expressions to them, and use_rslora true or false. It is damaged; save "
+            "the adapter again."
+        )
     return config
+
+
+def _is_usable(name: str, value: Any) -> bool:
+    """Whether a field has a value that scales an update."""
+    if name == "use_rslora":
+        return value in (None, True, False)
+    if name == "r":
+        return type(value) is int and value > 0
+    if name == "lora_alpha":
+        return type(value) in (int, float) and math.isfinite(value)
+    one = "r" if name == "rank_pattern" else "lora_alpha"
+    if value is None:
+        return True
+    return isinstance(value, dict) and all(
+        _is_pattern(k) and _is_usable(one, v) for k, v in value.items()
+    )
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return True
 
 
 def _scaling(config: Mapping[str, Any], module: str, rank: int, problems: list[str]) -> float:

@@ -445,3 +445,30 @@ def test_a_wrong_shape_raises(
         probe.add(torch.zeros(2, 3), torch.ones(2, 1))
     with pytest.raises(TypeCheckError, match="left"):
         probe.add(torch.zeros(2), torch.zeros(2))
+
+
+def test_texts_are_read_and_written_as_utf_8() -> None:
+    """Whatever the locale: nothing opens a text file without naming its encoding."""
+    bare = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for folder in FOLDERS
+        for path in (ROOT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and leaves_the_encoding_open(node)
+    ]
+    assert not bare
+
+
+def leaves_the_encoding_open(call: ast.Call) -> bool:
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    given = {keyword.arg for keyword in call.keywords}
+    if name in ("read_text", "write_text"):
+        # `read_text` of a front-end is no file's.
+        is_path = len(call.args) < 3 and not isinstance(call.func, ast.Name)
+        return is_path and "encoding" not in given and len(call.args) < 1 + (name == "write_text")
+    if name in ("run", "Popen", "check_output"):
+        return "text" in given and "encoding" not in given
+    modes = [a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+    # `open` of an experiment, or of the os module, opens no text.
+    is_text = name in ("open", "fdopen") and bool(modes or "newline" in given)
+    return is_text and not any("b" in mode for mode in modes) and "encoding" not in given
