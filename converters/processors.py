@@ -221,12 +221,12 @@ def _extractor(family: Family, folder: Path) -> Any:
     """The folder's feature extractor; None without one."""
     from transformers import AutoFeatureExtractor
 
-    written: Any = None
-    if (path := folder / EXTRACTOR).exists():
-        written = read_json(path)
-    elif (path := folder / PROCESSOR).exists():
+    written: Any = None  # transformers' order; some processor_config.json name none
+    if (path := folder / PROCESSOR).exists():
         parts = read_json(path)
-        written = parts.get("feature_extractor", parts.get("audio_processor"))  # some name none
+        written = parts.get("feature_extractor", parts.get("audio_processor"))
+    if written is None and (path := folder / EXTRACTOR).exists():
+        written = read_json(path)
     if written is None:
         return None
     _check_sizes(path, written)

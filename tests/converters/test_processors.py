@@ -231,6 +231,11 @@ def test_code_of_a_folder_is_neither_run_nor_offered(
     monkeypatch.setattr("builtins.input", lambda _: pytest.fail("it asks whether to run code"))
     model = HookedALM.from_pretrained(folder)
     assert model.prepare(SOUND, "Who?").tokens.shape[0] == 1
+    (folder / "processor_config.json").unlink()
+    del settings["feature_extractor_type"]  # then its code is the only way
+    write(folder, "preprocessor_config.json", settings)
+    with pytest.raises(HookedALMError, match="want code of their own, which is never run"):
+        HookedALM.from_pretrained(folder)
     assert not planted.exists()
 
 
