@@ -21,8 +21,14 @@ from hooked_alm.model import HookedALM
 
 from .devices import check_modules, place, read_device_map
 from .family import Family
-from .folders import find_folder, processor_parts, read_config
-from .lora import apply_lora
+from .folders import find_folder, read_config
+from .lora import apply_lora, read_adapter_config
+from .processors import (
+    check_extractor,
+    generation_config,
+    marker_ids,
+    processor_parts,
+)
 from .registry import architectures_of, family_of
 from .rules import fill, plan_of
 
@@ -93,6 +99,8 @@ def load_model(
     if devices is not None:
         check_modules(layout.model, devices)
     adapter = None if lora is None else find_folder(lora, None)
+    if adapter is not None:
+        read_adapter_config(adapter)  # before the weights
     _fill(layout)
     model = layout.model.eval()
     model.sources = {"model": layout.folder, **layout.parts}
@@ -228,17 +236,18 @@ def _empty_model(
     family: Family, cfg: HookedALMConfig, config: Any, folder: Path, parts: dict[str, Path]
 ) -> HookedALM:
     from accelerate import init_empty_weights
-    from transformers import GenerationConfig
 
     tokenizer, extractor, template = processor_parts(family, config, folder, parts)
-    markers = () if tokenizer is None else tokenizer.convert_tokens_to_ids(family.marker_tokens)
-    generation = None
-    if (folder / "generation_config.json").exists():
-        generation = GenerationConfig.from_pretrained(folder)
+    markers: frozenset[int] = frozenset()
+    if tokenizer is not None:
+        markers = marker_ids(family, tokenizer, cfg.d_vocab, folder)
     with _laid_out_from(folder / "config.json"), init_empty_weights(include_buffers=False):
-        front_end = family.front_end(config, frozenset(markers)) if family.front_end else None
+        front_end = family.front_end(config, markers) if family.front_end else None
         model = HookedALM(
-            cfg, front_end=front_end, tokenizer=tokenizer, generation_config=generation
+            cfg,
+            front_end=front_end,
+            tokenizer=tokenizer,
+            generation_config=generation_config(folder),
         )
     if front_end is not None and tokenizer is not None:
         added = tokenizer.added_tokens_decoder.items()  # a tekken file names no special ones
@@ -282,6 +291,8 @@ def _fill(layout: Layout) -> None:
     checkpoint = open_checkpoint(layout)
     cfg.dtype = layout.dtype or _named_dtype(checkpoint.dtype)
     found = plan_of(model, checkpoint, layout.family.rules)
+    if model.prompts is not None:
+        check_extractor(model.prompts, layout.folder)
     fill(model, cfg, checkpoint, found)
     # Hugging Face's rule: a checkpoint that stores a head of its own is believed over its config.
     cfg.tie_word_embeddings = "unembed.weight" not in found.sources

@@ -3,9 +3,9 @@
 Source: PEFT 0.21 ``LoraConfig`` and ``LoraLayer``.
 """
 
-import json
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from hooked_alm.checkpoint import SafetensorsCheckpoint
 from hooked_alm.components.lora import LowRank, attach, plus_low_rank
-from hooked_alm.config import is_real, is_size
 from hooked_alm.errors import ConversionError, InputError
 from hooked_alm.model import HookedALM
+from hooked_alm.text_files import read_json
 
 from .family import Family
 from .rules import Drop, rule_for, target_of
@@ -58,7 +58,7 @@ def apply_lora(model: HookedALM, family: Family, folder: Path, *, merge: bool) -
         ConversionError: an adapter that does more than add ``B A``, or that does not fit.
         InputError: no adapter in the folder.
     """
-    config = _read_config(folder)
+    config = read_adapter_config(folder)
     checkpoint = SafetensorsCheckpoint(folder, "adapter_model")
     factors: dict[str, dict[str, str]] = {}
     problems: list[str] = []
@@ -79,14 +79,11 @@ def apply_lora(model: HookedALM, family: Family, folder: Path, *, merge: bool) -
             problems.append(f"{module} with {sorted(names)}: no linear layer that takes A and B")
             continue
         a, b = (checkpoint.read(names[factor], torch.float32) for factor in "AB")
-        shape = linear.weight.shape
-        if (
-            a.ndim != 2
-            or b.ndim != 2
-            or (*b.shape, *a.shape) != (shape[0], len(a), len(a), shape[1])
-        ):
+        shapes = (b.shape[:1] + a.shape[1:], b.shape[1:])
+        if shapes != (linear.weight.shape, a.shape[:1]):
             problems.append(
-                f"{module}: B {list(b.shape)} times A {list(a.shape)} does not fit {list(shape)}"
+                f"{module}: B {list(b.shape)} times A {list(a.shape)} does not fit "
+                f"{list(linear.weight.shape)}"
             )
             continue
         device = linear.weight.device
@@ -121,16 +118,19 @@ def _linear(model: HookedALM, name: str) -> nn.Linear | None:
     return module if isinstance(module, nn.Linear) and name != "unembed" else None
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Content of an adapter's config, with PEFT's defaults for rank and alpha.
+
+    Raises:
+        ConversionError: it is damaged, or asks for more than adding ``B A``.
+        InputError: no adapter in the folder.
+    """
     path = folder / CONFIG
     if not path.exists():
         raise InputError(
             f"applying an adapter: {folder} has no {CONFIG}. Give the folder that PEFT saved."
         )
-    try:
-        config: dict[str, Any] = {**json.loads(path.read_text())}
-    except (ValueError, TypeError) as error:
-        raise ConversionError(f"reading {path}: it is no JSON object ({error}).") from error
+    config = {"r": 8, "lora_alpha": 8, **read_json(path)}
     if wrong := [
         f"{name} = {value!r}"
         for name, value in config.items()
@@ -141,32 +141,35 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"reading {path}: {', '.join(wrong)}. Only plain LoRA is supported, which adds B A to "
             "weights; merge the adapter with PEFT and load the result."
         )
-    if misfits := ", ".join(_misfits(config)):
-        raise ConversionError(f"reading {path}: got {misfits}. Take the file that PEFT saved.")
+    if wrong := [name for name in sorted(HANDLED) if not _is_usable(name, config.get(name))]:
+        listed = ", ".join(f"{name} = {config[name]!r}" for name in wrong)
+        raise ConversionError(
+            f"reading {path}: got {listed}; expected ranks from 1 on, finite alphas, patterns that "
+            "map regular expressions to them, and use_rslora true or false. It is damaged; save "
+            "the adapter again."
+        )
     return config
 
 
-def _misfits(config: Mapping[str, Any]) -> Iterator[str]:
-    """Values of the fields in ``HANDLED`` by which no update can be scaled, in words."""
-    kinds: dict[str, tuple[Callable[[object], bool], str]] = {
-        "r": (is_size, "rank_pattern"),
-        "lora_alpha": (is_real, "alpha_pattern"),
-    }
-    for name, (fits, pattern) in kinds.items():
-        if not fits(config.get(name)):
-            yield f"{name} = {config.get(name)!r:.60}, expected a number"
-        by_module = config.get(pattern) or {}
-        if not isinstance(by_module, dict) or not all(
-            _is_pattern(key) and fits(value) for key, value in by_module.items()
-        ):
-            yield f"{pattern} = {by_module!r:.60}, expected numbers by module"
-    if config.get("use_rslora") not in (None, True, False):
-        yield f"use_rslora = {config['use_rslora']!r:.60}, expected true or false"
+def _is_usable(name: str, value: Any) -> bool:
+    """Whether a field has a value that scales an update."""
+    if name == "use_rslora":
+        return value in (None, True, False)
+    if name == "r":
+        return type(value) is int and value > 0
+    if name == "lora_alpha":
+        return type(value) in (int, float) and math.isfinite(value)
+    one = "r" if name == "rank_pattern" else "lora_alpha"
+    if value is None:
+        return True
+    return isinstance(value, dict) and all(
+        _is_pattern(k) and _is_usable(one, v) for k, v in value.items()
+    )
 
 
-def _is_pattern(key: str) -> bool:
+def _is_pattern(text: str) -> bool:
     try:
-        re.compile(key)
+        re.compile(text)
     except (re.error, RecursionError, OverflowError):
         return False
     return True

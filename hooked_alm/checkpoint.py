@@ -3,7 +3,6 @@
 A tensor that already has the target dtype is mapped into memory, not copied.
 """
 
-import json
 import zipfile
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .errors import ConversionError
+from .text_files import read_json
 
 FLOATS = ("float64", "float32", "bfloat16", "float16")
 WHOLE = ("int64", "int32", "int16", "int8", "uint8")
@@ -204,11 +204,7 @@ class SafetensorsCheckpoint(Checkpoint):
                 f"reading the checkpoint {self.folder}: found neither {self.single} nor "
                 f"{self.index}. Download the safetensors files; pickled checkpoints are not read."
             )
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise self._no_index(f"{type(error).__name__}: {error}") from error
-        found = content.get("weight_map") if isinstance(content, dict) else None
+        found = read_json(path).get("weight_map")
         if not isinstance(found, dict) or not found:
             raise self._no_index("it has no weight_map of tensors")
         for name, file in found.items():

@@ -1,7 +1,8 @@
 """The errors a user can cause. Each message says what was attempted, what came, what to do."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class HookedALMError(ValueError):
@@ -40,3 +41,25 @@ def refuse_unknown(attempt: str, given: Iterable[str], known: Iterable[str]) -> 
             f"{attempt}: got {', '.join(sorted(unknown))}, expected options that exist. `help` of "
             "the method lists them."
         )
+
+
+@contextmanager
+def any_failure(kind: type[HookedALMError], attempt: str, advice: str) -> Iterator[None]:
+    """Turn whatever the code inside fails with into one of our errors.
+
+    For work of other libraries on files that may hold anything; our own errors pass unchanged.
+    """
+    try:
+        yield
+    except HookedALMError:
+        raise
+    except BaseException as error:
+        # A panic in compiled code (tokenizers) is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise kind(f"{attempt} ({reason_of(error)}). {advice}") from error
+
+
+def reason_of(error: BaseException) -> str:
+    """Kind and first line of an error of another library, for a message of ours."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0][:300]

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .errors import InputError, refuse_unknown
+from .errors import HookedALMError, InputError, reason_of, refuse_unknown
 from .hooks import ActivationCache, Hook, NamesFilter, hook_pairs
 from .inputs import ALMInput, ModelInput
 from .points import point_of
@@ -114,7 +114,8 @@ class Generation:
         loop = GenerationLoop(self, x, None if steps is None else steps.take)
         # The user's hooks first: the cache keeps what they make of a value.
         with self.hooks(fwd_hooks=[*pairs, *([] if steps is None else steps.hooks)]):
-            sequences = loop.generate(
+            sequences = _generated(
+                loop,
                 inputs=x.tokens,
                 attention_mask=x.attention_mask,
                 use_cache=use_past_kv_cache,
@@ -126,6 +127,20 @@ class Generation:
         if return_type == "text":
             new = self.tokenizer.batch_decode(new, skip_special_tokens=True)
         return new if steps is None else (new, steps.joined())
+
+
+def _generated(loop: Any, **options: Any) -> Tensor:
+    """Sequences of a loop; what fails before its first step is an option."""
+    try:
+        found: Tensor = loop.generate(**options)
+    except Exception as error:
+        if loop.has_run or isinstance(error, HookedALMError):
+            raise  # a hook, a processor or a criterion may be the user's
+        raise InputError(
+            "generating: transformers refuses the options, or the generation_config.json that came "
+            f"with the model ({reason_of(error)}). Give other options, or mend the file."
+        ) from error
+    return found
 
 
 def _check_request(

@@ -40,7 +40,7 @@ class GenerationLoop(PreTrainedModel, GenerationMixin):
         config._attn_implementation = cfg.attn_implementation
         super().__init__(config)
         # Not as a submodule: this object lives for one call.
-        self.__dict__.update(hooked=model, prompt=prompt, after_step=after_step)
+        self.__dict__.update(hooked=model, prompt=prompt, after_step=after_step, has_run=False)
         # After the constructor, which sets one of its own.
         self.generation_config = model.generation_config or GenerationConfig()
 
@@ -99,6 +99,7 @@ class GenerationLoop(PreTrainedModel, GenerationMixin):
         **_: Any,
     ) -> CausalLMOutputWithPast:
         """Logits of one step, which runs what the cache does not hold of the sequence so far."""
+        self.has_run = True
         logits = self.hooked(input_ids, past_key_values=past_key_values)
         if self.after_step is not None:
             self.after_step(input_ids.shape[1])

@@ -387,6 +387,21 @@ def integers(value: Any) -> Int[Tensor, "..."]:
     return ids.long()
 
 
+def check_embedded(ids: Int[Tensor, "batch pos"], tokenizer: Any, d_vocab: int) -> None:
+    """Refuse tokens of a text that the model has no embedding for.
+
+    Raises:
+        InputError: there are any, as where tokens were added to the tokenizer alone.
+    """
+    if beyond := sorted({*ids[ids >= d_vocab].tolist()}):
+        named = [f"{tokenizer.convert_ids_to_tokens(id_)!r} ({id_})" for id_ in beyond[:5]]
+        raise InputError(
+            f"tokenising text: the model has no embedding for {', '.join(named)}; it has "
+            f"{d_vocab}, and its tokenizer {len(tokenizer)} tokens. Leave them out, or use the "
+            "tokenizer that the weights came with."
+        )
+
+
 def unpadded_input(resid: Float[Tensor, "batch pos d_model"]) -> ALMInput:
     """Positions 0, 1, ... for a residual stream that came without its prompt."""
     batch, pos = resid.shape[:2]

@@ -37,7 +37,15 @@ from .hooks import (
     is_hooked,
     tap,
 )
-from .inputs import ALMInput, AudioClip, ModelInput, text_input, token_ids, unpadded_input
+from .inputs import (
+    ALMInput,
+    AudioClip,
+    ModelInput,
+    check_embedded,
+    text_input,
+    token_ids,
+    unpadded_input,
+)
 from .masks import attention_masks
 from .points import point_of
 from .prompts import Conversation, PromptBuilder, conversations_from, segments_by_row
@@ -254,7 +262,9 @@ class HookedALM(
             named = segments_by_row(segments, len(conversations))
         else:
             conversations, named = conversations_from(audio, text, segments)
-        return prompts.build(conversations, named, answer_prefix, truncate).to(self.cfg.device)
+        x = prompts.build(conversations, named, answer_prefix, truncate)
+        check_embedded(x.tokens, self.tokenizer, self.cfg.d_vocab)
+        return x.to(self.cfg.device)
 
     def read_clip(self, source: AudioSource, *, truncate: bool = False) -> AudioClip:
         """Read one clip for several prompts, so that it is encoded once.

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 
 from .audio import AudioSource, read_audio
-from .errors import InputError
+from .chat_template import render_chat
+from .errors import InputError, any_failure
 from .frontend import FrontEnd
 from .inputs import ALMInput, AudioClip, positions_from_mask
 from .spans import SPAN_NAMES, clip_ranges, span_flags, span_map
@@ -211,7 +212,10 @@ class PromptBuilder:
 
     def _tokens(self, text: str, at: int = 0, **options: Any) -> list[PromptToken]:
         """The tokens of a piece that begins at a character of the prompt."""
-        encoding = self.tokenizer(text, return_offsets_mapping=True, **options)
+        with any_failure(
+            InputError, f"tokenising {text[:40]!r}", "Give text that the tokenizer knows."
+        ):
+            encoding = self.tokenizer(text, return_offsets_mapping=True, **options)
         return [
             PromptToken(token, at + start, at + stop)
             for token, (start, stop) in zip(
@@ -256,23 +260,10 @@ class PromptBuilder:
         return rendered, starts, texts
 
     def _apply_template(self, conversation: Conversation) -> str:
-        from jinja2 import TemplateError
-
         messages = [dict(message) for message in conversation]
         if self.audio_text is not None:
             messages = [{**m, "content": self._as_text(m["content"])} for m in messages]
-        try:
-            return self.tokenizer.apply_chat_template(
-                messages,
-                chat_template=self.chat_template,
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-        except TemplateError as error:
-            raise InputError(
-                f"rendering the chat template: it refuses these messages ({error}). Give the "
-                "roles and parts that it knows."
-            ) from error
+        return render_chat(self.tokenizer, messages, self.chat_template)
 
     def _as_text(self, content: Any) -> str:
         """A message of parts as one text."""

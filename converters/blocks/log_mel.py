@@ -1,6 +1,5 @@
 """Log-mel spectrograms for a front-end whose own extractor wants torchaudio."""
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from transformers.audio_utils import mel_filter_bank
 
 from hooked_alm.errors import InputError
+from hooked_alm.text_files import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,9 @@ class LogMel:
         """The extractor that a checkpoint folder describes."""
         path = folder / "preprocessor_config.json"
         if path.exists():
-            written = json.loads(path.read_text())
+            written = read_json(path)
         else:
-            written = json.loads((folder / "processor_config.json").read_text())["audio_processor"]
+            written = read_json(folder / "processor_config.json")["audio_processor"]
         known = {f.name for f in fields(cls)}
         return cls(**{name: value for name, value in written.items() if name in known})
 

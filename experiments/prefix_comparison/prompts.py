@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from hooked_alm import HookedALM
+from hooked_alm.chat_template import render_chat
 from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput, AudioClip
 from hooked_alm.spans import SPAN_NAMES, as_ranges
@@ -162,11 +163,11 @@ class _Reader:
         template = prompts.chat_template if prompts is not None else None
         if template is None and not getattr(tokenizer, "chat_template", None):
             raise InputError("messages: the tokenizer has no chat template. Give prefix instead")
-        return tokenizer.apply_chat_template(
+        return render_chat(
+            tokenizer,
             [{key: value for key, value in one.items() if key != "segment"} for one in messages],
+            template,
             tools=tools,
-            chat_template=template,
-            tokenize=False,
             add_generation_prompt=messages[-1]["role"] != "assistant",
         )
 

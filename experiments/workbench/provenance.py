@@ -41,7 +41,7 @@ def source_revision() -> str | None:
     def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", *arguments], cwd=folder, capture_output=True, text=True, check=False
+                ["git", *arguments], cwd=folder, capture_output=True, encoding="utf-8", check=False
             )
         except OSError:
             return None

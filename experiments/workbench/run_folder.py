@@ -132,7 +132,7 @@ class RunFolder:
             InputError: another process holds it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("w") as file:
+        with (self.path / "lock").open("w", encoding="utf-8") as file:
             if sys.platform != "win32":
                 import fcntl
 

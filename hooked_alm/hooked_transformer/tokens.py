@@ -11,8 +11,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..audio import READABLE_SUFFIXES, UNREADABLE_SUFFIXES
-from ..errors import InputError
-from ..inputs import ALMInput, ModelInput, integers
+from ..errors import InputError, any_failure
+from ..inputs import ALMInput, ModelInput, check_embedded, integers
 
 if TYPE_CHECKING:
     from ..config import HookedALMConfig
@@ -118,7 +118,8 @@ class TokenMethods:
         """Ids of texts and their mask, padded on the left."""
         self._check_texts(text)
         texts, tokenizer = [text] if isinstance(text, str) else text, self._tokenizer()
-        rows = tokenizer(texts)["input_ids"]
+        with any_failure(InputError, "tokenising text", "Give text that the tokenizer knows."):
+            rows = tokenizer(texts)["input_ids"]
         if prepend_bos is not None:
             rows = [self._with_bos(ids, prepend_bos) for ids in rows]
         rows = [ids[:longest] for ids in rows]
@@ -135,7 +136,9 @@ class TokenMethods:
         n_pads = [width - len(ids) for ids in rows]
         padded = [[pad] * n + ids for n, ids in zip(n_pads, rows, strict=True)]
         mask = [[0] * n + [1] * (width - n) for n in n_pads]
-        return torch.tensor(padded), torch.tensor(mask)
+        found = torch.tensor(padded)
+        check_embedded(found, tokenizer, self.cfg.d_vocab)
+        return found, torch.tensor(mask)
 
     def _check_texts(self, text: object) -> None:
         """Refuse what is no text, and, where sound can be heard, the name of a sound file.

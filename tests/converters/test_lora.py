@@ -233,6 +233,31 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
         edited_tensors(lambda t: t | {f"{Q}.lora_embedding_A": torch.ones(3, 5)}),
         ConversionError, "unexpected tensor",
     ),
+    **{
+        f"{name} {value}": (edited_config({name: value}), ConversionError, f"got {name} = ")
+        for name, value in [
+            ("r", 0), ("r", -1), ("r", "8"), ("r", None), ("r", 1.5), ("r", True), ("r", []),
+            ("lora_alpha", "x"), ("lora_alpha", float("nan")), ("lora_alpha", None),
+            ("use_rslora", "yes"), ("rank_pattern", []), ("rank_pattern", {"q": 0}),
+            ("alpha_pattern", {"((": 1}), ("alpha_pattern", {"q": "x"}), ("alpha_pattern", 3),
+        ]
+    },
+    "a tensor without axes": (
+        edited_tensors(lambda t: t | {f"{Q}.lora_A.weight": torch.ones(())}),
+        ConversionError, "does not fit",
+    ),
+    "no JSON": (
+        lambda folder: (folder / "adapter_config.json").write_text("[1", "utf-8"),
+        ConversionError, "reading .*adapter_config.json: it is no JSON object",
+    ),
+    "a list": (
+        lambda folder: (folder / "adapter_config.json").write_text("[]", "utf-8"),
+        ConversionError, "no JSON object, but list",
+    ),
+    "no UTF-8": (
+        lambda folder: (folder / "adapter_config.json").write_bytes(b'{"r": "\xff"}'),
+        ConversionError, "no UTF-8",
+    ),
     "no config": (
         lambda folder: (folder / "adapter_config.json").unlink(), InputError,
         "has no adapter_config.json",

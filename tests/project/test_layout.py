@@ -30,8 +30,9 @@ FOLDERS = {
 # Rooms from the ground up: a module, or a folder with all that is in it. Each imports its own level
 # and those before it.
 LEVELS: tuple[set[str], ...] = (
-    {"errors", "axes", "bundled", "containers", "display", "mpeg", "storage", "turns"},
-    {"samples", "config", "points", "spans"},
+    {"errors", "axes", "bundled", "containers", "display", "mpeg", "storage", "text_files",
+     "turns"},
+    {"samples", "chat_template", "config", "points", "spans"},
     {"audio", "hooks", "inputs"},
     {"components", "checkpoint"},
     {"frontend", "hooked_transformer", "stacks"},
@@ -47,7 +48,8 @@ LEVELS: tuple[set[str], ...] = (
     {"converters.blocks"},
     {"converters.families"},
     {f"converters.{name}"
-     for name in ("registry", "folders", "devices", "loading", "lora", "hugging_face")},
+     for name in ("registry", "folders", "processors", "devices", "loading", "lora",
+                  "hugging_face")},
     {"converters", "converters.parity", "converters.model_table"},
     {"experiments.workbench"},
     {"experiments.materials"},
@@ -445,3 +447,30 @@ def test_a_wrong_shape_raises(
         probe.add(torch.zeros(2, 3), torch.ones(2, 1))
     with pytest.raises(TypeCheckError, match="left"):
         probe.add(torch.zeros(2), torch.zeros(2))
+
+
+def test_texts_are_read_and_written_as_utf_8() -> None:
+    """Whatever the locale: nothing opens a text file without naming its encoding."""
+    bare = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for folder in FOLDERS
+        for path in (ROOT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and leaves_the_encoding_open(node)
+    ]
+    assert not bare
+
+
+def leaves_the_encoding_open(call: ast.Call) -> bool:
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    given = {keyword.arg for keyword in call.keywords}
+    if name in ("read_text", "write_text"):
+        # `read_text` of a front-end is no file's.
+        is_path = len(call.args) < 3 and not isinstance(call.func, ast.Name)
+        return is_path and "encoding" not in given and len(call.args) < 1 + (name == "write_text")
+    if name in ("run", "Popen", "check_output"):
+        return "text" in given and "encoding" not in given
+    modes = [a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+    # `open` of an experiment, or of the os module, opens no text.
+    is_text = name in ("open", "fdopen") and bool(modes or "newline" in given)
+    return is_text and not any("b" in mode for mode in modes) and "encoding" not in given
