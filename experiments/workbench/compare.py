@@ -7,8 +7,9 @@ import pandas as pd
 
 from hooked_alm.errors import InputError
 
+from .identity import by_name, flatten, to_json
 from .report import read_report
-from .run_folder import RunFolder, flatten, to_json
+from .run_folder import RunFolder
 
 RATES = ("rate", "share")
 """Units that turn at one half too, where their difference turns at 0."""
@@ -32,7 +33,7 @@ def compare(left: RunFolder, right: RunFolder) -> Iterator[str]:
     yield f"{first}: {left.path} | {right.path}"
     for heading, part in (("Settings", "config"), ("Inputs", "inputs")):
         yield from ("", f"{heading} that differ")
-        yield from _differences(*(flatten(run[part]) for run in runs))
+        yield from _differences(*(flatten(by_name(run[part])) for run in runs))
     yield from ("", "Claims (reversed: intervals on opposite sides of 0, or of one half of a rate)")
     claims = _both("claim", left, right, "findings")
     width = max(map(len, claims), default=0)

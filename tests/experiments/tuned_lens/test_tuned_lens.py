@@ -26,7 +26,8 @@ from hooked_alm.experiments.tuned_lens.experiment import TuneLens
 from hooked_alm.experiments.tuned_lens.items import ob1_prompts, read_prompts
 from hooked_alm.experiments.tuned_lens.settings import TunedLensConfig
 from hooked_alm.experiments.workbench import figures, runner
-from hooked_alm.experiments.workbench.run_folder import RunFolder, to_json
+from hooked_alm.experiments.workbench.identity import to_json
+from hooked_alm.experiments.workbench.run_folder import RunFolder
 from hooked_alm.methods.reading.tuned_lens import LensTrainer, TunedLens, unembed_hash
 from stopped_runs import kill, needs_kill, results, start, units, wait_for
 from tiny import N_LAYERS, TinyModels

@@ -16,7 +16,8 @@ from safetensors import safe_open
 from hooked_alm.errors import InputError
 from hooked_alm.experiments.workbench import progress, runner
 from hooked_alm.experiments.workbench.experiment import Unit, UnitResult
-from hooked_alm.experiments.workbench.run_folder import RunFolder, differences, flatten
+from hooked_alm.experiments.workbench.identity import differences, flatten
+from hooked_alm.experiments.workbench.run_folder import RunFolder
 from stopped_runs import kill, needs_kill, results, start, units, wait_for
 from workbench_toy import Toy, ToyConfig, run_toy
 
