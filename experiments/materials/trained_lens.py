@@ -1,6 +1,5 @@
 """A trained lens on disk: ``params.safetensors`` and ``config.json`` in a folder."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +15,7 @@ from hooked_alm.methods.reading.lens import Lens, LensNorm, LogitLens
 from hooked_alm.methods.reading.tuned_lens import TunedLens
 from hooked_alm.storage import write_atomic
 
-from ..workbench.run_folder import to_json
+from ..workbench.identity import file_sha256, to_json
 
 PARAMS, CONFIG = "params.safetensors", "config.json"
 Scored = Literal["all", "without_audio", "readout"]
@@ -127,9 +126,8 @@ def described_lens(folder: str | None) -> dict[str, Any]:
     """What identifies a trained lens, for ``inputs``: its card and the hash of its parameters."""
     if folder is None:
         return {}
-    params = (Path(folder) / PARAMS).read_bytes()
     card = read_card(Path(folder)).model_dump()
-    return {"tuned_lens": {**card, "params_sha256": hashlib.sha256(params).hexdigest()}}
+    return {"tuned_lens": {**card, "params_sha256": file_sha256(Path(folder) / PARAMS)}}
 
 
 def lens_name(folder: str | None) -> str:

@@ -29,6 +29,7 @@ from hooked_alm.inputs import ALMInput
 from hooked_alm.methods.reading.lens import lens_fidelity, read_rows, residual_rows
 from hooked_alm.methods.reading.tuned_lens import LensTrainer, TunedLens, unembed_hash
 
+from ..materials.clips import described_table
 from ..materials.held_out import split_groups
 from ..materials.recordings import load_recordings
 from ..materials.subject import described, load_subject, weights_of
@@ -72,7 +73,7 @@ class TuneLens(Experiment[TunedLensConfig]):
     def open(self) -> dict[str, Any]:
         """Load model and prompts, and prepare every prompt before the first step."""
         config = self.config
-        prompts = self._read_prompts()
+        prompts, about = self._read_prompts()
         parts = split_groups([p.group for p in prompts], 1 - config.held_out_share, config.seed)
         self.held_out = [p for p in prompts if parts[p.group] == "held-out"]
         self.train = [p for p in prompts if p not in self.held_out]
@@ -108,16 +109,19 @@ class TuneLens(Experiment[TunedLensConfig]):
         )  # fmt: skip
         return {
             "model": described(self.model, config),
+            **about,
             "lens": self.card.model_dump(),
             "held_out_groups": sorted({p.group for p in self.held_out}),
             "prompts": [p.described() for p in prompts],
         }
 
-    def _read_prompts(self) -> list[LensPrompt]:
+    def _read_prompts(self) -> tuple[list[LensPrompt], dict[str, Any]]:
+        """The prompts, and what identifies their table."""
         config = self.config
         if config.prompts is not None:
-            return read_prompts(config.prompts)
-        return ob1_prompts(load_recordings(CLIPS if config.audio == "bundled" else config.audio))
+            return read_prompts(config.prompts), described_table(config.prompts)
+        source = CLIPS if config.audio == "bundled" else config.audio
+        return ob1_prompts(load_recordings(source)), described_table(source)
 
     def _check_positions(self) -> None:
         empty = [p.id for p in self.train + self.held_out if not self._positions(self.inputs[p.id])]
