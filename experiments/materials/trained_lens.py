@@ -13,8 +13,8 @@ from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
 from hooked_alm.methods.reading.lens import Lens, LensNorm, LogitLens
 from hooked_alm.methods.reading.tuned_lens import TunedLens
-from hooked_alm.storage import write_atomic
 
+from ..workbench.files import Files
 from ..workbench.identity import file_sha256, to_json
 
 PARAMS, CONFIG = "params.safetensors", "config.json"
@@ -44,9 +44,14 @@ class LensCard(BaseModel):
 
 def save_lens(lens: TunedLens, card: LensCard, folder: Path) -> None:
     """Write a lens; ``config.json`` comes last, so that a folder with one is whole."""
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in lens.state_dict().items()}
-    write_atomic(folder / PARAMS, save(tensors))
-    write_atomic(folder / CONFIG, (to_json(card.model_dump(), indent=1) + "\n").encode())
+    files = Files(folder)
+    files.write(PARAMS, lens_bytes(lens))
+    files.write(CONFIG, to_json(card.model_dump(), indent=1) + "\n")
+
+
+def lens_bytes(lens: TunedLens) -> bytes:
+    """What ``params.safetensors`` of a lens holds."""
+    return save({name: one.cpu().contiguous() for name, one in lens.state_dict().items()})
 
 
 def load_lens(folder: str | Path, model: HookedALM) -> TunedLens:
@@ -107,7 +112,7 @@ def read_card(folder: Path) -> LensCard:
         raise InputError(
             f"reading {path}: got fields that are no tuned lens' ({faults}). Copy it again."
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"reading {path}: got a damaged file ({error}), expected JSON. Copy it again."
         ) from None
@@ -143,9 +148,10 @@ def read_tensors(path: Path, cure: str) -> dict[str, Tensor]:
     """
     try:
         return load(path.read_bytes())
-    except FileNotFoundError:
+    except OSError as error:
+        came = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
         raise InputError(
-            f"reading {path}: got no such file, expected tensors. To go on, {cure}."
+            f"reading {path}: got {came}, expected tensors. To go on, {cure}."
         ) from None
     except SafetensorError as error:
         raise InputError(
@@ -156,4 +162,4 @@ def read_tensors(path: Path, cure: str) -> dict[str, Tensor]:
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """All of them in one file, or on a kill none."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomic(path, save(plain))
+    Files(path.parent).write(path.name, save(plain))

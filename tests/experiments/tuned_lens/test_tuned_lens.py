@@ -320,6 +320,18 @@ def test_a_lost_checkpoint_is_named(
         runner.run(toy(tiny_models, prompts), out)
 
 
+def test_a_changed_lens_is_found(
+    tiny_models: TinyModels, prompts: Path, finished: RunFolder, tmp_path: Path
+) -> None:
+    """A well-formed file with other numbers: what training left is known by its hash."""
+    out = shutil.copytree(finished.path, tmp_path / "run")
+    params = out / "lens/params.safetensors"
+    save_file({name: one + 1e-6 for name, one in load_file(params).items()}, params)
+    next((out / "units").glob("heldout__*.json")).unlink()
+    with pytest.raises(InputError, match=r"params\.safetensors: got a damaged file.* delete"):
+        runner.run(toy(tiny_models, prompts), out)
+
+
 # --- Summaries
 
 
