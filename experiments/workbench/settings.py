@@ -158,6 +158,11 @@ def read_yaml(file: Path) -> dict[str, Any]:
             f"reading settings from {file}: got a {type(values).__name__}, expected a mapping. "
             f"Write one 'key: value' per line."
         )
+    if wrong := [key for key in values if not isinstance(key, str)]:
+        raise InputError(
+            f"reading settings from {file}: got the key {_shown(wrong[0])}, expected names of "
+            "settings. Quote a name that looks like a number or a word of YAML."
+        )
     return values
 
 
