@@ -76,8 +76,6 @@ def main() -> None:
     warnings.formatwarning = _warning
     try:
         app(prog_name="hooked-alm")
-    except KeyboardInterrupt:  # once more, while the first is being answered
-        sys.exit(130)
     except HookedALMError as error:
         if os.environ.get("HOOKED_ALM_DEBUG"):
             raise

