@@ -127,7 +127,7 @@ class EmotionConflictConfig(ExperimentConfig):
     align: AlignPolicy = Field(
         default="resample_linear", description="spans of unequal length in base and donor"
     )
-    patch_layers: tuple[Annotated[int, Field(ge=0, le=10_000)], ...] | None = Field(
+    patch_layers: tuple[Annotated[int, Field(ge=-10_000, le=10_000)], ...] | None = Field(
         default=None, min_length=1, description="blocks; None is all"
     )
     engine: Engine = Field(

@@ -23,7 +23,7 @@ from pydantic import ConfigDict
 from hooked_alm.audio import READABLE_SUFFIXES, UNREADABLE_SUFFIXES
 from hooked_alm.errors import InputError
 
-from ..workbench.files import Files, expanded, is_folder
+from ..workbench.files import OwnFiles, expanded, is_folder
 from ..workbench.inert import for_sheet
 from .clips import (
     MANIFEST,
@@ -181,7 +181,7 @@ def write_manifest(folder: str | Path, recordings: Sequence[ClipFile]) -> Path:
     writer.writerow([for_sheet(name) for name in columns])
     for row in rows:
         writer.writerow([for_sheet(row.get(name, "")) for name in columns])
-    Files(path.parent).write(path.name, sheet.getvalue())
+    OwnFiles(path.parent).write(path.name, sheet.getvalue())
     return path
 
 

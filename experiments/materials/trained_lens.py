@@ -14,7 +14,7 @@ from hooked_alm.errors import InputError
 from hooked_alm.methods.reading.lens import Lens, LensNorm, LogitLens
 from hooked_alm.methods.reading.tuned_lens import TunedLens
 
-from ..workbench.files import Files
+from ..workbench.files import OwnFiles
 from ..workbench.identity import file_sha256, to_json
 
 PARAMS, CONFIG = "params.safetensors", "config.json"
@@ -44,7 +44,7 @@ class LensCard(BaseModel):
 
 def save_lens(lens: TunedLens, card: LensCard, folder: Path) -> None:
     """Write a lens; ``config.json`` comes last, so that a folder with one is whole."""
-    files = Files(folder)
+    files = OwnFiles(folder)
     files.write(PARAMS, lens_bytes(lens))
     files.write(CONFIG, to_json(card.model_dump(), indent=1) + "\n")
 
@@ -162,4 +162,4 @@ def read_tensors(path: Path, cure: str) -> dict[str, Tensor]:
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """All of them in one file, or on a kill none."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    Files(path.parent).write(path.name, save(plain))
+    OwnFiles(path.parent).write(path.name, save(plain))

@@ -63,7 +63,7 @@ def is_folder(path: Path) -> bool:
     return stat.S_ISDIR(_mode(path))
 
 
-class Files:
+class OwnFiles:
     """The files of a folder, by their paths inside it. Making one touches nothing on disk."""
 
     def __init__(self, path: Path | str) -> None:

@@ -22,7 +22,7 @@ import yaml
 
 from hooked_alm.errors import InputError
 
-from .files import NO_LINK, Files, refusals
+from .files import NO_LINK, OwnFiles, refusals
 from .identity import differences, fingerprint, to_json
 from .inert import for_sheet, for_terminal
 
@@ -34,7 +34,7 @@ RECORD = {"experiment": str, "config": dict, "inputs": dict, "environment": dict
 CLIP_RATE_HZ = 16_000
 
 
-class RunFolder(Files):
+class RunFolder(OwnFiles):
     """A handle on a run folder, new or old. Making one touches nothing on disk."""
 
     def __init__(self, path: Path | str, *, is_verbose: bool = False) -> None:

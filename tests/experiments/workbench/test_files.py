@@ -15,7 +15,7 @@ from hooked_alm import storage
 from hooked_alm.errors import InputError
 from hooked_alm.experiments.workbench import figures, runner
 from hooked_alm.experiments.workbench.compare import compare
-from hooked_alm.experiments.workbench.files import Files
+from hooked_alm.experiments.workbench.files import OwnFiles
 from hooked_alm.experiments.workbench.render import render, with_links
 from hooked_alm.experiments.workbench.report import (
     Clip,
@@ -114,7 +114,7 @@ def test_a_partial_file_is_never_written_through(tmp_path: Path) -> None:
     "name", ["../x", "/etc/passwd", "a/../../x", "a//b", "", ".", "a/\0", "a/."]
 )
 def test_names_stay_inside(tmp_path: Path, name: str) -> None:
-    files = Files(tmp_path)
+    files = OwnFiles(tmp_path)
     for use in (files.read, files.has, lambda name: files.write(name, b""), files.inside):
         with pytest.raises(InputError, match="expected a path that stays inside"):
             use(name)
