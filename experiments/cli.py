@@ -2,9 +2,10 @@
 
 import os
 import sys
+import warnings
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -54,21 +55,38 @@ Components = Annotated[
 ]
 
 
+def say(*lines: object, colour: str | None = None, err: bool = False) -> None:
+    """Prints lines, in which nothing that comes from data moves the cursor or ends the line."""
+    from .workbench.inert import for_terminal
+
+    for line in lines:
+        typer.secho(for_terminal(str(line)), fg=colour, err=err)
+
+
+def _warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: Any = None
+) -> str:
+    from .workbench.inert import for_terminal
+
+    return for_terminal(f"{category.__name__}: {message}") + "\n"
+
+
 def main() -> None:
     """Runs the command line; an error of the user's is one message, not a traceback."""
+    warnings.formatwarning = _warning
     try:
         app(prog_name="hooked-alm")
     except HookedALMError as error:
         if os.environ.get("HOOKED_ALM_DEBUG"):
             raise
         notes = getattr(error, "__notes__", [])
-        typer.secho("\n".join(["Error: " + str(error), *notes]), fg="red", err=True)
+        say(f"Error: {error}", *notes, colour="red", err=True)
         sys.exit(2)
 
 
 def _version(is_asked: bool | None) -> None:
     if is_asked:
-        typer.echo(version("hooked_alm"))
+        say(version("hooked_alm"))
         raise typer.Exit
 
 
@@ -130,7 +148,7 @@ def run(
     options = {key: value for key, value in given.items() if value is not None}
     settings = load_settings(experiment.Config, file=config, options=options, words=setting or [])
     if show_settings:
-        typer.echo(as_yaml(settings), nl=False)
+        say(*as_yaml(settings).rstrip("\n").split("\n"))
         return
     from .workbench import runner
     from .workbench.dry_run import dry_run as lines_of_dry_run
@@ -141,13 +159,13 @@ def run(
         if dry_run:
             where = RunFolder(out or runner.default_out(experiment.name, settings))
             for line in lines_of_dry_run(experiment(settings), where):
-                typer.echo(line)
+                say(line)
             return
         folder = runner.run(experiment(settings), out, is_verbose=verbose)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     page = folder.path / "report.html"
-    typer.echo("\n".join([*report_lines(read_report(folder)), str(page)]))
+    say(*report_lines(read_report(folder)), page)
     if show:
         _show(page)
 
@@ -156,7 +174,7 @@ def _show(page: Path) -> None:
     import webbrowser
 
     if not webbrowser.open(page.resolve().as_uri()):
-        typer.echo(f"No browser was found to show {page}.", err=True)
+        say(f"No browser was found to show {page}.", err=True)
 
 
 @app.command("list")
@@ -165,7 +183,7 @@ def list_experiments() -> None:
     known = known_experiments()
     width = max(map(len, known))
     for name, location in sorted(known.items()):
-        typer.echo(f"{name:<{width}}  {question_of(location)}".rstrip())
+        say(f"{name:<{width}}  {question_of(location)}".rstrip())
 
 
 @app.command()
@@ -175,7 +193,7 @@ def compare(left: Run, right: Run) -> None:
     from .workbench.run_folder import RunFolder
 
     for line in lines_of(RunFolder(left), RunFolder(right)):
-        typer.echo(line)
+        say(line)
 
 
 @app.command()
@@ -198,7 +216,7 @@ def report(folder: Run, show: Open = False) -> None:
     from .workbench.run_folder import RunFolder
 
     page = render(RunFolder(folder))
-    typer.echo(page)
+    say(page)
     if show:
         _show(page)
 
@@ -211,9 +229,9 @@ def doctor() -> None:
     is_broken = False
     for check in examine():
         mark, colour = MARKS[check.status]
-        typer.secho(f"{mark}  {check.text}", fg=colour)
+        say(f"{mark}  {check.text}", colour=colour)
         if check.cure:
-            typer.echo(f"      cure: {check.cure}")
+            say(f"      cure: {check.cure}")
         is_broken |= check.status == "fail"
     if is_broken:
         raise typer.Exit(1)
@@ -229,7 +247,7 @@ def rename(
     from .materials.recordings import rename_recordings
 
     for copy in rename_recordings(folder, mapping, out):
-        typer.echo(copy)
+        say(copy)
 
 
 @app.command()
@@ -248,7 +266,7 @@ def manifest(
     from .materials.recordings import load_recordings, write_manifest
 
     found = read_corpus(folder, corpus) if corpus else load_recordings(folder, n_clips)
-    typer.echo(write_manifest(folder, found))
+    say(write_manifest(folder, found))
 
 
 @app.command()
@@ -277,7 +295,7 @@ def verify(
         tolerance=tolerance,
         components=_named(component or []),
     )
-    typer.echo(result.table())
+    say(*result.table().split("\n"))
     if not result.passed:
         raise typer.Exit(1)
 
@@ -296,7 +314,7 @@ def models(
     """List the supported families, with the evidence for each."""
     from hooked_alm.converters import model_table
 
-    typer.echo(model_table.as_markdown() if markdown else model_table.as_text())
+    say(*(model_table.as_markdown() if markdown else model_table.as_text()).split("\n"))
 
 
 @app.command()
@@ -310,4 +328,4 @@ def hooks(model: Model, component: Components = None) -> None:
     width = max(map(len, shapes))
     for name, shape in shapes.items():
         note = "  (on demand)" if point_of(name).on_demand else ""
-        typer.echo(f"{name:<{width}}  {shape}{note}")
+        say(f"{name:<{width}}  {shape}{note}")

@@ -18,6 +18,7 @@ import pandas as pd
 
 from hooked_alm.errors import InputError
 
+from ..materials.clips import described_table
 from ..materials.confounds import add_confounds
 from ..materials.held_out import split_groups
 from ..materials.pairs import prepare_pairs, read_pairs
@@ -82,6 +83,7 @@ class Circuits(Experiment[CircuitsConfig]):
             self.places[contrast], left_out[contrast] = places_of(of_contrast, config)
         return {
             "model": described(self.model, config),
+            **({} if is_bundled else described_table(config.pairs)),
             "split": self.parts,
             "places": self.places,
             "places_left_out": left_out,

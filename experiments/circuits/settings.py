@@ -44,19 +44,22 @@ class CircuitsConfig(ExperimentConfig):
         description="where nodes are patched, each place apart; readout has to be among them",
     )
     align: AlignPolicy = Field(default="error", description="for spans of unequal length")
-    n_heads: int = Field(default=12, ge=1, description="most heads of a circuit")
-    n_mlps: int = Field(default=6, ge=0, description="most MLPs of a circuit")
+    n_heads: int = Field(default=12, ge=1, le=10_000, description="most heads of a circuit")
+    n_mlps: int = Field(default=6, ge=0, le=10_000, description="most MLPs of a circuit")
     n_followed: int = Field(
-        default=6, ge=0, description="winning heads whose q, k and v are followed back"
+        default=6, ge=0, le=10_000, description="winning heads whose q, k and v are followed back"
     )
     path_modes: tuple[PathMode, ...] = Field(
         default=("edge",), description="of the paths into heads; direct effects are given in both"
     )
-    n_paths: int = Field(default=12, ge=1, description="paths that are tested, and drawn")
-    n_random: int = Field(default=2, ge=1, description="random circuits to compare with")
+    n_paths: int = Field(
+        default=12, ge=1, le=10_000, description="paths that are tested, and drawn"
+    )
+    n_random: int = Field(default=2, ge=1, le=1000, description="random circuits to compare with")
     min_effect: float = Field(
         default=0.05,
         gt=0,
+        le=1e6,
         description="in units of the metric; a node that moves it less on average is no winner",
     )
     fdr: float = Field(default=0.05, gt=0, lt=1, description="false discovery rate")

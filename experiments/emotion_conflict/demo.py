@@ -17,12 +17,14 @@ from hooked_alm.converters import parity
 from ..workbench import figures, provenance, runner
 from ..workbench.claims import shown
 from ..workbench.controls import FAIL
+from ..workbench.identity import fingerprint
+from ..workbench.inert import for_terminal
 from ..workbench.intervals import Draws
 from ..workbench.page import Page
 from ..workbench.render import render
 from ..workbench.report import Headline, Report, read_report, report_lines, write_report
 from ..workbench.results import Tables
-from ..workbench.run_folder import RunFolder, fingerprint
+from ..workbench.run_folder import RunFolder
 from .claims import total_effects
 from .experiment import EmotionConflict
 from .figures import DELTA, DEPTH, draw_handoffs, in_order
@@ -75,6 +77,8 @@ def main(out: Path) -> None:
     Raises:
         SystemExit: a model differs from Hugging Face's.
     """
+    comparison = RunFolder(out / "comparison")
+    comparison.check({})
     folders = {name: _run(name, out) for name in TWINS}
     verified = {name: parity.verify(PREFIX + name) for name in TWINS}
     verdicts = {name: found.verdict() for name, found in verified.items()}
@@ -83,8 +87,9 @@ def main(out: Path) -> None:
         for name, folder in folders.items()
     }
     compared = compare(tables)
-    page = write_comparison(RunFolder(out / "comparison"), folders, tables, compared, verdicts)
-    print("\n".join(summary(folders, compared, verdicts, page)))
+    page = write_comparison(comparison, folders, tables, compared, verdicts)
+    for line in summary(folders, compared, verdicts, page):
+        print(for_terminal(line))
     if not all(found.passed for found in verified.values()):
         raise SystemExit(1)
 

@@ -21,7 +21,7 @@ from hooked_alm.inputs import ALMInput, AudioClip
 from hooked_alm.methods.patching.alignment import align
 from hooked_alm.methods.reading.labels import LabelSet
 
-from ..materials.clips import manifest
+from ..materials.clips import described_table, manifest
 from ..materials.confounds import confound_table
 from ..materials.instructions import PromptSegments
 from ..materials.recordings import Recording, load_recordings, match_loudness
@@ -77,6 +77,7 @@ class EmotionConflict(Experiment[EmotionConflictConfig]):
         return {
             "model": described(self.model, config),
             **described_lens(config.tuned_lens),
+            **described_table(source),
             "audio_is_first": max(spans.positions("audio", 0)) < min(spans.positions("text", 0)),
             "labels": list(self.corpus.labels),
             "prompts": self._prompts(),

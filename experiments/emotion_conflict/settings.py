@@ -5,7 +5,7 @@ also be set by itself. The known defects of a run follow from its switches, not 
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -58,7 +58,9 @@ class EmotionConflictConfig(ExperimentConfig):
         default="bundled",
         description="a table of clips, a folder with manifest.csv, or one of OB1-named clips",
     )
-    n_clips: int | None = Field(default=None, description="how many clips there must be")
+    n_clips: int | None = Field(
+        default=None, ge=1, le=10**6, description="how many clips there must be"
+    )
     label_column: str = Field(
         default="emotion",
         min_length=1,
@@ -95,6 +97,8 @@ class EmotionConflictConfig(ExperimentConfig):
     truncate: Truncate = False
     loudness_dbfs: float | None = Field(
         default=None,
+        ge=-120,
+        le=0,
         description="scale every clip to this level (RMS), so that it cannot tell the label",
     )
     lens_norm: LensNorm = Field(
@@ -123,7 +127,7 @@ class EmotionConflictConfig(ExperimentConfig):
     align: AlignPolicy = Field(
         default="resample_linear", description="spans of unequal length in base and donor"
     )
-    patch_layers: tuple[int, ...] | None = Field(
+    patch_layers: tuple[Annotated[int, Field(ge=-10_000, le=10_000)], ...] | None = Field(
         default=None, min_length=1, description="blocks; None is all"
     )
     engine: Engine = Field(
@@ -131,7 +135,10 @@ class EmotionConflictConfig(ExperimentConfig):
     )
     max_bytes: EngineBytes = 2**30
     min_effect: float = Field(
-        default=0.5, gt=0, description="logits; below this total effect a recovery is undefined"
+        default=0.5,
+        gt=0,
+        le=1e6,
+        description="logits; below this total effect a recovery is undefined",
     )
 
     @model_validator(mode="after")

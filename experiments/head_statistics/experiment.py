@@ -11,11 +11,11 @@ and two heat maps.
 Source: seed 004; M-004-1 to M-004-9.
 """
 
-import hashlib
 import io
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,10 +33,10 @@ from hooked_alm.methods.reading.head_norms import (
     Norms,
 )
 from hooked_alm.methods.statistics.moments import Moments
-from hooked_alm.storage import write_atomic
 
 from ..materials.subject import described, load_subject
 from ..workbench.experiment import Experiment, Unit, UnitResult
+from ..workbench.identity import file_hashes, to_json
 from ..workbench.page import Page
 from ..workbench.report import Clip
 from ..workbench.results import Row
@@ -93,8 +93,7 @@ class HeadStatistics(Experiment[HeadStatisticsConfig]):
             "model": described(self.model, config),
             "data": {
                 "file": file.name,
-                "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
-                "clips_sha256": self._clips_hash(),
+                "files": file_hashes([file, *self._clips()], file.parent),
                 "n_questions": len(questions),
                 "n_measured": len(self.items),
                 "skipped": skipped,
@@ -105,13 +104,10 @@ class HeadStatistics(Experiment[HeadStatisticsConfig]):
             "letter_token_ids": self._letters(),
         }
 
-    def _clips_hash(self) -> str | None:
-        """Hash over every clip that is heard; None without any."""
-        digest = hashlib.sha256()
-        clips = [path for item in self.items for path in item.question.audio]
-        for path in clips:
-            digest.update(path.read_bytes())
-        return digest.hexdigest() if clips else None
+    def _clips(self) -> list[Path]:
+        """Every clip that is heard, in examples too."""
+        asked = [*self.prompts.examples, *(item.question for item in self.items)]
+        return list(dict.fromkeys(path for one in asked for path in one.audio))
 
     def _letters(self) -> dict[str, list[int]]:
         """Tokens of every letter where it continues a prompt."""
@@ -229,7 +225,7 @@ class HeadStatistics(Experiment[HeadStatisticsConfig]):
 
     def _write_seed_files(self, run: HeadResults) -> None:
         """``config.json``, ``meta.json``, arrays and heat maps, where the seed had them."""
-        inputs, heads, out = run.inputs, run["head_statistics"], self.folder.path
+        inputs, heads, folder = run.inputs, run["head_statistics"], self.folder
         copied = ("token_agg", "weighting", "ddof", "template_name", "dtype", "seed", "variant")
         meta = {
             "num_layers": heads.layer.nunique(), "num_heads": heads["head"].nunique(),
@@ -237,15 +233,16 @@ class HeadStatistics(Experiment[HeadStatisticsConfig]):
             "num_samples": heads.n[0], **{key: getattr(self.config, key) for key in copied},
             "known_defects": sorted(self.known_defects()),
         }  # fmt: skip
-        self.folder.write_json("config.json", self.config.model_dump(mode="json"))
-        self.folder.write_json("meta.json", {**inputs, **meta})
+        settings = self.config.model_dump(mode="json")
+        for file, content in (("config.json", settings), ("meta.json", {**inputs, **meta})):
+            folder.write(file, to_json(content, indent=1) + "\n")
         for name in (OUTPUT, CONTRIBUTION):
             for what in ("mean", "std"):
                 data = io.BytesIO()
                 np.save(data, layer_by_head(heads, f"{name}_{what}"))
-                write_atomic(out / f"{name}_{what}.npy", data.getvalue())
+                folder.write(f"{name}_{what}.npy", data.getvalue())
             png = f"{name}_heatmap.png"
-            write_atomic(out / png, (out / "figures" / png).read_bytes())
+            folder.write(png, folder.read(f"figures/{png}"))
 
     def method(self, run: HeadResults) -> str:
         """How norms and moments were made."""

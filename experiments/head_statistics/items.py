@@ -34,6 +34,7 @@ from ..materials.records import (
     read_records,
     repeated_ids,
 )
+from ..workbench.files import is_file, is_folder
 
 LETTERS = "ABCDE"
 LETTER_OF = dict(zip((*LETTERS, *"12345"), LETTERS * 2, strict=True))
@@ -134,15 +135,15 @@ def find_file(data: str) -> Path:
             raise InputError(f"looking for questions {data!r}: the package carries {known}.")
         return bundled[data]
     path = Path(data)
-    if path.is_file():
+    if is_file(path):
         return path
-    found = [path / name for name in FILE_NAMES if (path / name).is_file()]
+    found = [path / name for name in FILE_NAMES if is_file(path / name)]
     # Where `datasets` keeps what it downloaded, and how the hub stores it.
     found = found or sorted(
         p for kind in ("arrow", "parquet") for p in path.rglob(f"*test*.{kind}")
     )
     if len(found) != 1:
-        got = ", ".join(str(one) for one in found[:5]) if path.is_dir() else "no such path"
+        got = ", ".join(str(one) for one in found[:5]) if is_folder(path) else "no such path"
         raise InputError(
             f"looking for questions in {data}: got {got or 'none of them'}, expected one of "
             f"{', '.join(FILE_NAMES)}, or one *test*.arrow or *test*.parquet. Give the file itself."

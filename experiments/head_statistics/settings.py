@@ -31,12 +31,19 @@ class HeadStatisticsConfig(ExperimentConfig):
         default="bundled:multiple_choice",
         description="a JSONL file of multiple-choice items, or a folder that holds ARC",
     )
-    max_samples: int = Field(default=5000, ge=-1, description="items of the file; -1 is all")
-    batch_size: int = Field(default=4, ge=1, description="prompts that run together")
-    unit_batches: int = Field(
-        default=16, ge=1, description="batches that are kept together; a killed run loses fewer"
+    max_samples: int = Field(
+        default=5000, ge=-1, le=10**8, description="items of the file; -1 is all"
     )
-    max_length: int = Field(default=384, ge=1, description="positions of a prompt, audio included")
+    batch_size: int = Field(default=4, ge=1, le=10_000, description="prompts that run together")
+    unit_batches: int = Field(
+        default=16,
+        ge=1,
+        le=10**6,
+        description="batches that are kept together; a killed run loses fewer",
+    )
+    max_length: int = Field(
+        default=384, ge=1, le=10**7, description="positions of a prompt, audio included"
+    )
     overflow: Literal["skip", "left", "right"] = Field(
         default="skip", description="longer prompts are left out, or cut at one end"
     )
@@ -55,7 +62,10 @@ class HeadStatisticsConfig(ExperimentConfig):
         default="corrected", description="the prompt ends with 'Answer:', or as the seed's did"
     )
     few_shot: int = Field(
-        default=0, ge=0, description="solved examples in every prompt: the file's first items"
+        default=0,
+        ge=0,
+        le=10_000,
+        description="solved examples in every prompt: the file's first items",
     )
     prompt_format: Literal["auto", "raw", "chat"] = Field(
         default="auto", description="chat template, or raw text; auto is chat if items have audio"

@@ -5,7 +5,6 @@ is checked; the other computed columns (`MEASURED`) are never read back; all oth
 is known of the clip. Clips are called after their files, in results too.
 """
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,6 +18,8 @@ from pydantic import ConfigDict
 from hooked_alm.audio import decode_file
 from hooked_alm.errors import InputError
 
+from ..workbench.files import expanded, is_file, is_folder
+from ..workbench.identity import file_hashes, file_sha256
 from .acoustics import describe_clip
 from .records import LONGEST_NAME, File, LineRecord, composed, raise_all, read_made
 
@@ -101,6 +102,19 @@ def read_clips(what: str, table: Path, kind: type[L], make: Callable[[L], C]) ->
     return told_apart(read_made(what, table, kind, make, _repeats))
 
 
+def table_of(source: str | Path) -> Path | None:
+    """The table that a source is, or that its folder holds; None for a folder of clips alone."""
+    source = expanded(source)
+    table = source / MANIFEST if is_folder(source) else source
+    return table if is_file(table) else None
+
+
+def described_table(source: str | Path) -> dict[str, dict[str, str]]:
+    """What identifies the table that a source is or holds, for ``inputs``."""
+    table = table_of(source)
+    return {"files": file_hashes([table], table.parent) if table else {}}
+
+
 def told_apart(clips: Sequence[C]) -> list[C]:
     """The clips, with names of their folders where those of their files are not enough."""
     count = Counter(clip.name.casefold() for clip in clips)
@@ -121,6 +135,12 @@ def _repeats(clips: Sequence[ClipFile]) -> list[str]:
     """Recordings that are given twice, and names that results could not tell apart."""
     faults, first = [], dict[tuple[str, str], ClipFile]()
     for clip, named in zip(clips, told_apart(clips), strict=True):
+        if len(named.name.encode()) > LONGEST_NAME:
+            faults.append(
+                f"{clip.where}: got {named.name!r}, expected up to {LONGEST_NAME} bytes of folder "
+                "and file name, since others have that file name: rename one of them"
+            )
+            continue
         for column, key, cure in (
             ("recording", clip.sha256, "leave one out, or replace the wrong copy"),
             ("file name", named.name.casefold(), "results are named by it; rename one file"),
@@ -170,6 +190,8 @@ def open_clip(
     import soundfile
 
     name, lead = file_safe(path.stem), f"{column}: " if column else ""
+    if any("\ud800" <= letter <= "\udfff" for letter in path.name):
+        raise InputError(f"{lead}got a file name that is not UTF-8, expected text. Rename the file")
     if (n := len(name.encode())) > LONGEST_NAME:
         raise InputError(
             f"{lead}got a file name of {n} bytes without its suffix, expected at most "
@@ -179,7 +201,7 @@ def open_clip(
         channels, rate, notes = decode_file(path)
     except InputError as error:
         raise InputError(f"{lead}{error}") from error
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = file_sha256(path)
     if sha256 and sha256.lower() != found:
         raise InputError(
             f"sha256: got {sha256}, expected {found} for {path.name}. The file was changed since; "

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hooked_alm.errors import InputError
 
+from ..workbench.files import expanded
 from .clips import check_clips, open_clip
 from .recordings import Recording, audio_files
 from .records import collect
@@ -225,7 +226,7 @@ def read_corpus(folder: str | Path, corpus: str) -> list[Recording]:
             f"reading a corpus: got {corpus!r}, expected one of {', '.join(CORPORA)}. For another "
             "one, write manifest.csv yourself: path, emotion, language, and what else is known."
         )
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     doing = f"reading {corpus} from {folder}"
     where, read = CORPORA[corpus]
     files = audio_files(folder, where)

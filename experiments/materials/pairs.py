@@ -17,7 +17,6 @@ together. ``id`` names the pair in results; without it, its line does.
 Any sweep takes what ``prepare_pairs`` makes: a base, a donor, and a token for either answer.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput, AudioClip
 
+from ..workbench.identity import file_sha256
 from .records import Files, LineRecord, Name, Parts, Words, collect, read_records
 
 SIDES = ("base", "donor")
@@ -58,7 +58,7 @@ class Side(BaseModel):
 
     def described(self) -> dict[str, Any]:
         """What identifies the prompt, as JSON: names and hashes of clips, and words."""
-        hashes = [[p.name, hashlib.sha256(p.read_bytes()).hexdigest()] for p in self.audio]
+        hashes = [[p.name, file_sha256(p)] for p in self.audio]
         return {"audio": hashes, "segments": [list(part) for part in self.parts]}
 
 

@@ -7,6 +7,7 @@ Source: seed 000; M-000-1, C28.
 """
 
 import csv
+import io
 import math
 import shutil
 import warnings
@@ -22,9 +23,20 @@ from pydantic import ConfigDict
 from hooked_alm.audio import READABLE_SUFFIXES, UNREADABLE_SUFFIXES
 from hooked_alm.errors import InputError
 
-from .clips import MANIFEST, MEASURED, ClipFile, ClipLine, check_clips, open_clip, read_clips
+from ..workbench.files import OwnFiles, expanded, is_folder
+from ..workbench.inert import for_sheet
+from .clips import (
+    MANIFEST,
+    MEASURED,
+    ClipFile,
+    ClipLine,
+    check_clips,
+    open_clip,
+    read_clips,
+    table_of,
+)
 from .ob1 import ClipName, Emotion, Intensity, Language, ob1_clip_names, parse_clip_name
-from .records import File, LineRecord, collect, raise_all, read_records
+from .records import File, LineRecord, as_label, collect, raise_all, read_records
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,12 +88,11 @@ def load_recordings(
     Warns:
         UserWarning: files of a folder that are no recordings by their names.
     """
-    source = Path(source).expanduser()
-    table = source / MANIFEST if source.is_dir() else source
-    if table.is_file():
+    source = expanded(source)
+    if table := table_of(source):
         make = partial(_of_line, label_column=label_column)
         found = read_clips("recordings", table, ClipLine, make)
-    elif source.is_dir():
+    elif is_folder(source):
         found = _named_recordings(source, declared_n)
     else:
         raise InputError(
@@ -100,6 +111,10 @@ def _of_line(line: ClipLine, label_column: str) -> Recording:
     cells = line.cells
     if not cells.get(label_column):
         raise InputError(f"{label_column}: missing, expected the label that the voice carries")
+    try:
+        as_label(label := cells[label_column])
+    except ValueError as error:
+        raise InputError(f"{label_column}: got {label[:80]!r}, expected {error}") from None
     return open_clip(
         Recording, line.path, line.where, cells,
         column="path", sha256=line.sha256, label_column=label_column,
@@ -157,14 +172,16 @@ def write_manifest(folder: str | Path, recordings: Sequence[ClipFile]) -> Path:
     Duration, level and pitch often differ by label and can give it away: report them. What a table
     said of the clips is kept.
     """
-    path = Path(folder).expanduser() / MANIFEST
-    columns = dict.fromkeys(column for clip in recordings for column in clip.cells)
-    draft = path.with_suffix(".csv.tmp")
-    with draft.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["path", *columns, *MEASURED], restval="")
-        writer.writeheader()
-        writer.writerows(_manifest_row(path.parent, clip) for clip in recordings)
-    draft.replace(path)
+    path = expanded(folder) / MANIFEST
+    said = dict.fromkeys(column for clip in recordings for column in clip.cells)
+    sheet = io.StringIO(newline="")
+    writer = csv.writer(sheet)
+    columns = ["path", *said, *MEASURED]
+    rows = [_manifest_row(path.parent, clip) for clip in recordings]
+    writer.writerow([for_sheet(name) for name in columns])
+    for row in rows:
+        writer.writerow([for_sheet(row.get(name, "")) for name in columns])
+    OwnFiles(path.parent).write(path.name, sheet.getvalue())
     return path
 
 
@@ -205,13 +222,13 @@ def rename_recordings(folder: str | Path, mapping_csv: str | Path, out: str | Pa
     Raises:
         InputError: all that is wrong with the mapping, before the first copy.
     """
-    folder, out = Path(folder).expanduser(), Path(out).expanduser()
+    folder, out = expanded(folder), expanded(out)
     if out.resolve() == folder.resolve():
         raise InputError(
             f"renaming recordings: got {out} as source and target, expected another folder for the "
             "copies. Originals are never renamed."
         )
-    table = Path(mapping_csv).expanduser()
+    table = expanded(mapping_csv)
     entries = read_records("names", table, _NewName, folder=folder)
     first: dict[object, _NewName] = {}
     faults = []

@@ -26,6 +26,9 @@ from pydantic import (
 
 from hooked_alm.errors import InputError
 
+from ..workbench.files import expanded, is_file
+from ..workbench.inert import for_terminal, from_sheet
+
 _NAME = re.compile(r"[\w+=@,-][\w+=@,.-]*")
 LONGEST_NAME = 100
 """Bytes. Two names and a few words are the name of a file, of which most systems take 255."""
@@ -51,8 +54,21 @@ def composed(text: str) -> str:
 def _group(value: Any) -> str:
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if isinstance(text, str) and text.strip():
-        return composed(text.strip())
+        if for_terminal(name := composed(text.strip())) != name or "\n" in name:
+            raise ValueError("a name without line breaks or other characters that are not shown")
+        return name
     raise ValueError("a name")
+
+
+def as_label(text: str) -> str:
+    """A label, which files of a run are named by.
+
+    Raises:
+        ValueError: what was expected of it.
+    """
+    if len((label := _group(text)).encode()) > LONGEST_NAME:
+        raise ValueError(f"up to {LONGEST_NAME} bytes: results are named by it")
+    return label
 
 
 def _name(value: Any) -> str:
@@ -69,11 +85,11 @@ def _words(value: Any) -> str:
 
 def _file(value: Any, info: Any) -> Path:
     """A file beside the table; found too where the file system spells its letters otherwise."""
-    if not (isinstance(value, str | Path) and str(value).strip()):
+    if not (isinstance(value, str | Path) and str(value).strip() and "\0" not in str(value)):
         raise ValueError("a file name")
-    path = (info.context or {}).get("folder", Path()) / Path(value).expanduser()
+    path = (info.context or {}).get("folder", Path()) / expanded(value)
     forms = (path, *(Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD")))
-    return next((one for one in forms if one.exists()), path)
+    return next((one for one in forms if is_file(one)), path)
 
 
 def _files(value: Any, info: Any) -> tuple[Path, ...]:
@@ -81,7 +97,7 @@ def _files(value: Any, info: Any) -> tuple[Path, ...]:
     if not given or not all(isinstance(one, str | Path) and str(one).strip() for one in given):
         raise ValueError("a file name or a list of them")
     paths = tuple(_file(one, info) for one in given)
-    if missing := [str(path) for path in paths if not path.is_file()]:
+    if missing := [str(path) for path in paths if not is_file(path)]:
         raise ValueError(f"files that exist, and {missing[0]} is no file")
     return paths
 
@@ -174,7 +190,7 @@ def read_made(
     Raises:
         InputError: no such file, nothing in it, or all that is wrong with its lines.
     """
-    file = file.expanduser()
+    file = expanded(file)
     doing, is_sheet = f"reading {what} from {file}", file.suffix.lower() in SHEETS
     text = _text(doing, file, "a CSV sheet" if is_sheet else "a JSONL file")
     columns, lines = _sheet(doing, text, kind) if is_sheet else ([], _json_lines(doing, text))
@@ -193,10 +209,9 @@ def read_made(
 def _text(doing: str, file: Path, expected: str) -> str:
     try:
         data = file.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{doing}: got {error.strerror}, expected {expected}. Check the path."
-        ) from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{doing}: got {reason}, expected {expected}. Check the path.") from error
     try:
         return data.decode("utf-8-sig")  # spreadsheets begin it with a byte-order mark
     except UnicodeDecodeError as error:
@@ -228,7 +243,7 @@ def _sheet(
             f"{doing}: line {reader.line_num}: got {error}, expected CSV. Close every quote, and "
             "double those inside a quoted cell."
         ) from error
-    columns = [composed(cell.strip()) for cell in rows[0][1]] if rows else []
+    columns = [from_sheet(composed(cell.strip())) for cell in rows[0][1]] if rows else []
     for mark, name in ((";", "semicolons"), ("\t", "tabs")):
         if len(columns) == 1 and mark in columns[0]:
             raise InputError(
@@ -253,7 +268,7 @@ def _cells(columns: Sequence[str], row: Sequence[str]) -> dict[str, str]:
             "cell that holds commas"
         )
     stripped = zip(columns, map(str.strip, row), strict=True)
-    return {column: cell for column, cell in stripped if cell}
+    return {column: from_sheet(cell) for column, cell in stripped if cell}
 
 
 def parsed(kind: type[R], line: str | dict[str, Any], context: dict[str, Any]) -> R:

@@ -1,12 +1,16 @@
 """The model that an experiment is about: loaded from its settings, and named in its record."""
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
 from hooked_alm import HookedALM
+from hooked_alm.converters.folders import READ_FILES
 from hooked_alm.errors import InputError
 
+from ..workbench.files import refusals
+from ..workbench.identity import file_hashes
 from ..workbench.settings import ExperimentConfig
 
 WEIGHT_FILES = {".safetensors", ".pt", ".pth"}
@@ -53,10 +57,15 @@ def described(model: HookedALM, config: ExperimentConfig) -> dict[str, Any]:
     """What ``run.json`` says of the model; a run resumes only with the same."""
     weights = {name: weights_of(folder) for name, folder in model.sources.items()}
     own = weights.pop("model")
+    files: dict[str, str] = {}
+    for name, folder in model.sources.items():
+        beside = "" if name == "model" else f"{name}/"
+        files |= {f"{beside}{file}": one for file, one in hashes_beside_weights(folder).items()}
     return {
         "name": config.model,
         "architecture": model.cfg.original_architecture,
         **own,
+        "files": files,
         **({"parts": weights} if weights else {}),
         "dtype": config.dtype,
         "blocks": len(model.path),
@@ -64,13 +73,21 @@ def described(model: HookedALM, config: ExperimentConfig) -> dict[str, Any]:
     }
 
 
+def hashes_beside_weights(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a checkpoint but its weights that loading may read, by its path."""
+    patterns = (*READ_FILES, "additional_chat_templates/*.jinja")
+    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    return file_hashes(sorted(one for one in found if one.suffix not in WEIGHT_FILES), folder)
+
+
 def weights_of(folder: Path) -> dict[str, Any]:
     """Identity of a folder's weights: the commit of a hub snapshot, or a SHA-256 over its files."""
-    if folder.parent.name == "snapshots":  # as huggingface_hub's cache names them
+    # As huggingface_hub's cache names them; any other folder could change under its name.
+    if folder.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", folder.name):
         return {"revision": folder.name, "weights_sha256": None}
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_FILES):
-        with path.open("rb") as file:
+        with refusals(f"reading {path}"), path.open("rb") as file:
             while block := file.read(1 << 22):
                 digest.update(block)
     return {"revision": None, "weights_sha256": digest.hexdigest()}

@@ -1,6 +1,5 @@
 """A trained lens on disk: ``params.safetensors`` and ``config.json`` in a folder."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +13,9 @@ from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
 from hooked_alm.methods.reading.lens import Lens, LensNorm, LogitLens
 from hooked_alm.methods.reading.tuned_lens import TunedLens
-from hooked_alm.storage import write_atomic
 
-from ..workbench.run_folder import to_json
+from ..workbench.files import OwnFiles
+from ..workbench.identity import file_sha256, to_json
 
 PARAMS, CONFIG = "params.safetensors", "config.json"
 Scored = Literal["all", "without_audio", "readout"]
@@ -45,9 +44,14 @@ class LensCard(BaseModel):
 
 def save_lens(lens: TunedLens, card: LensCard, folder: Path) -> None:
     """Write a lens; ``config.json`` comes last, so that a folder with one is whole."""
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in lens.state_dict().items()}
-    write_atomic(folder / PARAMS, save(tensors))
-    write_atomic(folder / CONFIG, (to_json(card.model_dump(), indent=1) + "\n").encode())
+    files = OwnFiles(folder)
+    files.write(PARAMS, lens_bytes(lens))
+    files.write(CONFIG, to_json(card.model_dump(), indent=1) + "\n")
+
+
+def lens_bytes(lens: TunedLens) -> bytes:
+    """What ``params.safetensors`` of a lens holds."""
+    return save({name: one.cpu().contiguous() for name, one in lens.state_dict().items()})
 
 
 def load_lens(folder: str | Path, model: HookedALM) -> TunedLens:
@@ -108,7 +112,7 @@ def read_card(folder: Path) -> LensCard:
         raise InputError(
             f"reading {path}: got fields that are no tuned lens' ({faults}). Copy it again."
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"reading {path}: got a damaged file ({error}), expected JSON. Copy it again."
         ) from None
@@ -127,9 +131,8 @@ def described_lens(folder: str | None) -> dict[str, Any]:
     """What identifies a trained lens, for ``inputs``: its card and the hash of its parameters."""
     if folder is None:
         return {}
-    params = (Path(folder) / PARAMS).read_bytes()
     card = read_card(Path(folder)).model_dump()
-    return {"tuned_lens": {**card, "params_sha256": hashlib.sha256(params).hexdigest()}}
+    return {"tuned_lens": {**card, "params_sha256": file_sha256(Path(folder) / PARAMS)}}
 
 
 def lens_name(folder: str | None) -> str:
@@ -145,9 +148,10 @@ def read_tensors(path: Path, cure: str) -> dict[str, Tensor]:
     """
     try:
         return load(path.read_bytes())
-    except FileNotFoundError:
+    except OSError as error:
+        came = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
         raise InputError(
-            f"reading {path}: got no such file, expected tensors. To go on, {cure}."
+            f"reading {path}: got {came}, expected tensors. To go on, {cure}."
         ) from None
     except SafetensorError as error:
         raise InputError(
@@ -158,4 +162,4 @@ def read_tensors(path: Path, cure: str) -> dict[str, Tensor]:
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """All of them in one file, or on a kill none."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomic(path, save(plain))
+    OwnFiles(path.parent).write(path.name, save(plain))

@@ -18,6 +18,7 @@ import pandas as pd
 from hooked_alm.bundled import ASSETS
 from hooked_alm.errors import InputError
 
+from ..materials.clips import described_table
 from ..materials.subject import described, load_subject
 from ..materials.trained_lens import described_lens, lens_name, open_lens
 from ..workbench.experiment import Experiment, Unit, UnitResult
@@ -69,8 +70,8 @@ class PrefixComparison(Experiment[PrefixComparisonConfig]):
     def open(self) -> dict[str, Any]:
         """Load model and items, and check every prompt before the first unit."""
         config = self.config
-        bundled = ASSETS / "prefix_comparison.jsonl"
-        items = read_items(bundled if config.items == "bundled" else config.items)
+        bundled = str(ASSETS / "prefix_comparison.jsonl")
+        items = read_items(source := bundled if config.items == "bundled" else config.items)
         names = list(items[0].conditions)
         a, b = config.a or names[0], config.b or names[1]
         if {a, b} - {*names} or a == b:
@@ -88,6 +89,7 @@ class PrefixComparison(Experiment[PrefixComparisonConfig]):
         self._check_runs()
         return {
             "model": described(self.model, config),
+            **described_table(source),
             "compared": {"a": a, "b": b, "segment": self.comparison.segment},
             "classes": self.comparison.kind,
             "outcomes": self.comparison.outcomes,

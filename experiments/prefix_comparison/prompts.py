@@ -24,6 +24,7 @@ from hooked_alm.spans import SPAN_NAMES, as_ranges
 
 from ..materials.records import collect
 from ..materials.stand_ins import silence_like
+from ..workbench.identity import file_sha256
 from .items import Condition, PrefixItem
 from .saved import check_saved
 
@@ -193,9 +194,9 @@ def _partitioned(x: ALMInput, names: Sequence[str]) -> ALMInput:
     return replace(x, spans=replace(x.spans, ranges=ranges))
 
 
-def sha256(value: bytes | str) -> str:
+def sha256(text: str) -> str:
     """Hexadecimal."""
-    return hashlib.sha256(value if isinstance(value, bytes) else value.encode()).hexdigest()
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def prefix_check(items: Sequence[PreparedItem]) -> list[dict[str, Any]]:
@@ -206,7 +207,7 @@ def prefix_check(items: Sequence[PreparedItem]) -> list[dict[str, Any]]:
             "condition": name,
             "n_tokens": len(one.prefixes[name].ids),
             "sha256_of_ids": sha256(" ".join(map(str, one.prefixes[name].ids))),
-            "sha256_of_audio": [sha256(path.read_bytes()) for path in condition.audio],
+            "sha256_of_audio": [file_sha256(path) for path in condition.audio],
             "silent": condition.silent,
             "compared": sorted(condition.saved.model_fields_set) if condition.saved else [],
             # A difference ends the run before it begins.

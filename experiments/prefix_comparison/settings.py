@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ..workbench.settings import ExperimentConfig
+from ..workbench.settings import MOST_BYTES, ExperimentConfig
 
 PosMode = Literal["as_run", "left_pad", "gap", "filler"]
 PrefixControl = Literal["original", "neutral", "repeat_spec", "wrong_task"]
@@ -65,13 +65,17 @@ class PrefixComparisonConfig(ExperimentConfig):
         default=("original", "neutral", "repeat_spec", "wrong_task"),
         description="what the segment's content is exchanged for; original puts its own in again",
     )
-    n_bins: int = Field(default=20, ge=2, description="bins of progress through the continuation")
-    first_k: int = Field(default=64, ge=1, description="tokens of the map of first tokens")
+    n_bins: int = Field(
+        default=20, ge=2, le=10_000, description="bins of progress through the continuation"
+    )
+    first_k: int = Field(
+        default=64, ge=1, le=10**6, description="tokens of the map of first tokens"
+    )
     anchors: tuple[Anchor, ...] = Field(
         default=("first_return", "last_return", "first_if", "first_loop"),
         description="tokens of code around which maps are aligned",
     )
-    n_shown: int = Field(default=2, ge=0, description="items that get maps of their own")
+    n_shown: int = Field(default=2, ge=0, le=10_000, description="items that get maps of their own")
     depth_axis: Literal["y", "x"] = Field(default="y", description="of the maps")
     truncate: bool = Field(
         default=False, description="cut over-long clips instead of refusing them"
@@ -79,6 +83,7 @@ class PrefixComparisonConfig(ExperimentConfig):
     max_bytes: int = Field(
         default=2**29,
         ge=1,
+        le=MOST_BYTES,
         description="all that a unit holds beside weights, prompts and one block of one run: "
         "residual streams, results, and the logits or attention rows at work; fixed, so that "
         "results do not depend on what memory is free",

@@ -21,7 +21,7 @@ from hooked_alm.inputs import ALMInput, AudioClip
 from hooked_alm.methods.patching.alignment import align
 from hooked_alm.methods.reading.labels import LabelSet
 
-from ..materials.clips import manifest
+from ..materials.clips import described_table, manifest
 from ..materials.confounds import confound_table
 from ..materials.records import collect
 from ..materials.stand_ins import noise_like, silence_like
@@ -87,6 +87,7 @@ class SemanticVsProsody(Experiment[SemanticVsProsodyConfig]):
         self._check_alignment()
         return {
             "model": described(self.model, config),
+            **described_table(source),
             "label_token_ids": dict(zip(self.labels.names, self.labels.spellings, strict=True)),
             "clips_that_agree_and_are_left_out": len(every) - len(self.items),
             "spans": self.spans,

@@ -23,6 +23,7 @@ from hooked_alm.errors import InputError
 
 from ..materials.clips import MANIFEST, ClipFile, ClipLine, open_clip, read_clips
 from ..materials.records import GroupName, Words, raise_all
+from ..workbench.files import expanded, is_folder
 
 SpokenEmotion = Literal["neutral", "happy", "sad", "angry", "surprised"]
 Asked = Literal["overall", "words", "voice"]
@@ -112,8 +113,8 @@ def read_items(source: str | Path, labels: Sequence[str]) -> list[SpokenItem]:
     Raises:
         InputError: all that is wrong with it, by line and column.
     """
-    source = Path(source).expanduser()
-    table = source / MANIFEST if source.is_dir() else source
+    source = expanded(source)
+    table = source / MANIFEST if is_folder(source) else source
     items = read_clips("clips", table, SpokenLine, partial(_of_line, labels=labels))
     raise_all(f"reading clips from {table}", list(_contradictions(items)))
     return items

@@ -71,6 +71,7 @@ class SemanticVsProsodyConfig(ExperimentConfig):
     n_pairs: int | None = Field(
         default=60,
         ge=1,
+        le=10**6,
         description="pairs of each type, before they are reversed; None is all there are",
     )
     align: Align = Field(default="resample_linear", description="clips of unequal duration")
@@ -99,7 +100,10 @@ class SemanticVsProsodyConfig(ExperimentConfig):
         "log-probability among the labels, or of its logit alone",
     )
     min_effect: float = Field(
-        default=0.5, gt=0, description="logits; recovery is undefined below this total effect"
+        default=0.5,
+        gt=0,
+        le=1e6,
+        description="logits; recovery is undefined below this total effect",
     )
     cluster: Literal["text", "speaker", "item"] = Field(
         default="text", description="what intervals resample: whole sentences, speakers, or clips"

@@ -12,6 +12,7 @@ Source: Belrose et al. 2023; S-2.
 """
 
 import contextlib
+import hashlib
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -29,18 +30,22 @@ from hooked_alm.inputs import ALMInput
 from hooked_alm.methods.reading.lens import lens_fidelity, read_rows, residual_rows
 from hooked_alm.methods.reading.tuned_lens import LensTrainer, TunedLens, unembed_hash
 
+from ..materials.clips import described_table
 from ..materials.held_out import split_groups
 from ..materials.recordings import load_recordings
 from ..materials.subject import described, load_subject, weights_of
 from ..materials.trained_lens import (
     CONFIG,
+    PARAMS,
     LensCard,
+    lens_bytes,
     load_lens,
     read_tensors,
     save_lens,
     write_tensors,
 )
 from ..workbench.experiment import Experiment, Unit, UnitResult
+from ..workbench.identity import file_sha256
 from ..workbench.page import Page
 from .claims import CLAIMS, CONTROLS
 from .items import LensPrompt, ob1_prompts, prepare_prompts, read_prompts
@@ -72,7 +77,7 @@ class TuneLens(Experiment[TunedLensConfig]):
     def open(self) -> dict[str, Any]:
         """Load model and prompts, and prepare every prompt before the first step."""
         config = self.config
-        prompts = self._read_prompts()
+        prompts, about = self._read_prompts()
         parts = split_groups([p.group for p in prompts], 1 - config.held_out_share, config.seed)
         self.held_out = [p for p in prompts if parts[p.group] == "held-out"]
         self.train = [p for p in prompts if p not in self.held_out]
@@ -108,16 +113,19 @@ class TuneLens(Experiment[TunedLensConfig]):
         )  # fmt: skip
         return {
             "model": described(self.model, config),
+            **about,
             "lens": self.card.model_dump(),
             "held_out_groups": sorted({p.group for p in self.held_out}),
             "prompts": [p.described() for p in prompts],
         }
 
-    def _read_prompts(self) -> list[LensPrompt]:
+    def _read_prompts(self) -> tuple[list[LensPrompt], dict[str, Any]]:
+        """The prompts, and what identifies their table."""
         config = self.config
         if config.prompts is not None:
-            return read_prompts(config.prompts)
-        return ob1_prompts(load_recordings(CLIPS if config.audio == "bundled" else config.audio))
+            return read_prompts(config.prompts), described_table(config.prompts)
+        source = CLIPS if config.audio == "bundled" else config.audio
+        return ob1_prompts(load_recordings(source)), described_table(source)
 
     def _check_positions(self) -> None:
         empty = [p.id for p in self.train + self.held_out if not self._positions(self.inputs[p.id])]
@@ -166,7 +174,9 @@ class TuneLens(Experiment[TunedLensConfig]):
         write_tensors(self._checkpoint(steps.stop), trainer.state())
         # The one it began with stays: this unit's result is not on disk yet.
         self._forget_checkpoints({steps.start, steps.stop})
-        return UnitResult({"training": rows})
+        lens = hashlib.sha256(lens_bytes(trainer.lens)).hexdigest()
+        record = {"checkpoint": file_sha256(self._checkpoint(steps.stop)), "lens": lens}
+        return UnitResult({"training": rows}, record)
 
     def _trainer_at(self, step: int) -> LensTrainer:
         if self._trainer is None or self._trainer.n_done != step:
@@ -239,14 +249,28 @@ class TuneLens(Experiment[TunedLensConfig]):
     # --- What is kept between units
 
     def _checkpoint(self, step: int) -> Path:
-        return self.folder.path / "checkpoints" / f"step_{step:06d}.safetensors"
+        return self.folder.inside(f"checkpoints/step_{step:06d}.safetensors")
 
     def _read_checkpoint(self, step: int) -> dict[str, Tensor]:
-        return read_tensors(
-            self._checkpoint(step),
-            f"delete {self.folder.path / 'units'} and {self.folder.path / 'lens'}: training then "
-            "begins again",
-        )
+        cure = self._cure
+        tensors = read_tensors(path := self._checkpoint(step), cure)
+        self._check_whole(path, step, "checkpoint")
+        return tensors
+
+    @property
+    def _cure(self) -> str:
+        folders = f"{self.folder.path / 'units'} and {self.folder.path / 'lens'}"
+        return f"delete {folders}: training then begins again"
+
+    def _check_whole(self, path: Path, step: int, what: str) -> None:
+        """Refuse a file that is not what the unit that ended at a step has left."""
+        number = -(-step // self.config.steps_per_checkpoint) - 1
+        left = self.folder.read_unit(f"train__{number:04d}")["record"]
+        if left.get(what) != file_sha256(path):
+            raise InputError(
+                f"reading {path}: got a damaged file, expected what training has left. To go on, "
+                f"{self._cure}."
+            )
 
     def _forget_checkpoints(self, kept: set[int]) -> None:
         paths = {self._checkpoint(step) for step in kept}
@@ -258,7 +282,9 @@ class TuneLens(Experiment[TunedLensConfig]):
         """The trained lens: where the run has come to its end before, what it wrote."""
         if self._trained is None:
             if (self.folder.path / "lens" / CONFIG).exists():
-                self._trained = load_lens(self.folder.path / "lens", self.model)
+                params = self.folder.inside(f"lens/{PARAMS}")
+                self._trained = load_lens(params.parent, self.model)
+                self._check_whole(params, self.config.n_steps, "lens")
             else:
                 self._trained = self._trainer_at(self.config.n_steps).lens
             self._trained.requires_grad_(False)
@@ -276,7 +302,7 @@ class TuneLens(Experiment[TunedLensConfig]):
 
     def page(self, page: Page, run: LensResults) -> None:
         """Writes the lens; both lenses on held-out prompts, and the training."""
-        save_lens(self._lens(), self.card, self.folder.path / "lens")
+        save_lens(self._lens(), self.card, self.folder.inside(f"lens/{PARAMS}").parent)
         self._forget_checkpoints(set())
         with contextlib.suppress(FileNotFoundError):
             self._checkpoint(0).parent.rmdir()

@@ -8,7 +8,7 @@ from hooked_alm.errors import InputError
 from hooked_alm.methods.reading.tuned_lens import LensOptimizer, LensTraining
 
 from ..materials.trained_lens import Scored
-from ..workbench.settings import ExperimentConfig, Truncate
+from ..workbench.settings import MOST_BYTES, ExperimentConfig, Truncate
 
 SCORED: dict[Scored, str] = {
     "all": "every position, audio included",
@@ -40,29 +40,36 @@ class TunedLensConfig(ExperimentConfig):
     held_out_share: float = Field(
         default=0.4, gt=0, lt=1, description="share of the groups (clips) that no step trains on"
     )
-    n_steps: int = Field(default=250, ge=1, description="of training")
+    n_steps: int = Field(default=250, ge=1, le=10**6, description="of training")
     prompts_per_step: int = Field(
-        default=8, ge=1, description="the authors' code takes 2^18 tokens a step"
+        default=8, ge=1, le=10**6, description="the authors' code takes 2^18 tokens a step"
     )
     optimizer: LensOptimizer = Field(default="sgd", description="sgd has Nesterov momentum")
     learning_rate: float | None = Field(
-        default=None, gt=0, description="at its highest; None is 0.1 for sgd, 0.001 for adam"
+        default=None,
+        gt=0,
+        le=1000,
+        description="at its highest; None is 0.1 for sgd, 0.001 for adam",
     )
     weight_decay: float = Field(
-        default=1e-3, ge=0, description="pull of each translator towards no change"
+        default=1e-3, ge=0, le=1000, description="pull of each translator towards no change"
     )
     max_grad_norm: float = Field(
-        default=1.0, gt=0, description="of all depths together; longer gradients are cut"
+        default=1.0, gt=0, le=1e9, description="of all depths together; longer gradients are cut"
     )
     steps_per_checkpoint: int = Field(
-        default=50, ge=1, description="a killed run goes on from the last one"
+        default=50, ge=1, le=10**6, description="a killed run goes on from the last one"
     )
     chunk: int = Field(
-        default=128, ge=1, description="tokens whose vocabulary-sized tensors are held at once"
+        default=128,
+        ge=1,
+        le=10**6,
+        description="tokens whose vocabulary-sized tensors are held at once",
     )
     max_bytes: int = Field(
         default=2**30,
         ge=0,
+        le=MOST_BYTES,
         description="residual streams that are kept between steps instead of being run again; "
         "changes no number",
     )

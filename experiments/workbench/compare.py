@@ -7,9 +7,15 @@ import pandas as pd
 
 from hooked_alm.errors import InputError
 
+from .identity import by_name, flatten, to_json
 from .report import read_report
-from .run_folder import RunFolder, flatten, to_json
+from .run_folder import RunFolder
 
+COLUMNS = {
+    "findings": ("claim", "established", "estimate", "low", "high", "unit", "n"),
+    "controls": ("control", "verdict"),
+}
+"""What is read of either table."""
 RATES = ("rate", "share")
 """Units that turn at one half too, where their difference turns at 0."""
 
@@ -32,7 +38,7 @@ def compare(left: RunFolder, right: RunFolder) -> Iterator[str]:
     yield f"{first}: {left.path} | {right.path}"
     for heading, part in (("Settings", "config"), ("Inputs", "inputs")):
         yield from ("", f"{heading} that differ")
-        yield from _differences(*(flatten(run[part]) for run in runs))
+        yield from _differences(*(flatten(by_name(run[part])) for run in runs))
     yield from ("", "Claims (reversed: intervals on opposite sides of 0, or of one half of a rate)")
     claims = _both("claim", left, right, "findings")
     width = max(map(len, claims), default=0)
@@ -60,10 +66,15 @@ def _both(
     key: str, left: RunFolder, right: RunFolder, table: str
 ) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Rows of both runs by name; an empty one where a run has none."""
-    sides = [
-        {row[key]: row for row in folder.read_table(table).to_dict("records")}
-        for folder in (left, right)
-    ]
+    sides = []
+    for folder in (left, right):
+        found = folder.read_table(table)
+        if missing := {*COLUMNS[table]} - {*found}:
+            raise InputError(
+                f"comparing {folder.path}: got its table {table} without {', '.join(missing)}, "
+                "expected what a run wrote. Run the experiment again; its finished units are kept."
+            )
+        sides.append({row[key]: row for row in found.to_dict("records")})
     return {name: (sides[0].get(name, {}), sides[1].get(name, {})) for name in sides[0] | sides[1]}
 
 

@@ -10,7 +10,7 @@ import torch
 
 from .experiment import Experiment, Unit
 from .run_folder import RunFolder
-from .runner import measured, opened
+from .runner import measured, opened, set_threads
 
 
 def dry_run(experiment: Experiment[Any], out: RunFolder) -> Iterator[str]:
@@ -23,6 +23,7 @@ def dry_run(experiment: Experiment[Any], out: RunFolder) -> Iterator[str]:
         InputError: what the run would be refused for before its first unit.
     """
     with tempfile.TemporaryDirectory() as scratch:
+        set_threads(experiment.config.n_threads)
         began = time.perf_counter()
         _, units = opened(experiment, RunFolder(scratch))
         yield f"{experiment.source()}: opened in {time.perf_counter() - began:.1f} s"
@@ -33,7 +34,7 @@ def dry_run(experiment: Experiment[Any], out: RunFolder) -> Iterator[str]:
             kinds = {"all": list(units)}
         total, unknown = 0.0, []
         for kind, some in kinds.items():
-            left = [unit for unit in some if not out.unit_path(unit.id).exists()]
+            left = [unit for unit in some if not out.is_done(unit.id)]
             text = f"  {kind}: {len(some)} units, {len(left)} of them to do"
             if left and left[0].after is None:
                 began = time.perf_counter()

@@ -20,8 +20,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hooked_alm.storage import write_atomic
-
 from . import alt_text
 from .run_folder import RunFolder
 
@@ -91,9 +89,8 @@ def save_figure(folder: RunFolder, name: str, figure: Figure, numbers: pd.DataFr
             # Without a Chinese font a label shows boxes; the numbers beside it have the text.
             warnings.filterwarnings("ignore", message="Glyph .* missing from")
             figure.savefig(picture, format=kind, dpi=DOTS_PER_INCH, metadata=metadata)
-        write_atomic(folder.path / "figures" / f"{name}.{kind}", picture.getvalue())
-    csv = numbers.to_csv(index=False, lineterminator="\n")
-    write_atomic(folder.path / "figures" / f"{name}.csv", csv.encode())
+        folder.write(f"figures/{name}.{kind}", picture.getvalue())
+    folder.write_sheet(f"figures/{name}.csv", numbers)
 
 
 def in_words(figure: Figure) -> str:

@@ -1,6 +1,5 @@
 """What a run was made with: versions, machine, source revision, the command that repeats it."""
 
-import hashlib
 import platform
 import shlex
 import subprocess
@@ -11,7 +10,7 @@ import yaml
 
 import hooked_alm
 
-from .run_folder import flatten, to_json
+from .identity import file_sha256, flatten, to_json
 from .settings import ExperimentConfig
 
 PACKAGES = ("hooked_alm", "torch", "transformers", "transformer-lens", "numpy", "safetensors")
@@ -30,7 +29,7 @@ def environment(experiment: Path | None = None) -> dict[str, str | None]:
         except PackageNotFoundError:
             found[package] = None
     if experiment is not None:
-        found["experiment_sha256"] = hashlib.sha256(experiment.read_bytes()).hexdigest()
+        found["experiment_sha256"] = file_sha256(experiment)
     return {**found, "platform": platform.platform(), "source_revision": source_revision()}
 
 

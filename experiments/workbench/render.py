@@ -11,15 +11,16 @@ from xml.etree import ElementTree
 import jinja2
 
 from hooked_alm.errors import InputError
-from hooked_alm.storage import write_atomic
 
 from .figures import DARK
+from .files import is_file
+from .identity import flatten
 from .report import Table, read_report
-from .run_folder import RunFolder, flatten
+from .run_folder import RunFolder
 
 DESCRIPTION = ".//{http://purl.org/dc/elements/1.1/}description"
-LINK = re.compile(r"(https?://[^\s<>\"]*[\w/]|(?:\.\./)?[\w.+=@,-]+(?:/[\w.+=@,-]+)*\.\w+)")
-"""Addresses, and what may be a file of the run or beside it."""
+WORD = re.compile(r"(https?://[^\s<>\"]+|[\w.+=@,/-]+)")
+"""What may be an address, or the path of a file, with what punctuation follows."""
 
 
 def render(folder: RunFolder) -> Path:
@@ -43,9 +44,8 @@ def render(folder: RunFolder) -> Path:
         with_links=lambda text: with_links(text, folder.path),
         cells=lambda item: cells(folder, item),
     )
-    path = folder.path / "report.html"
-    write_atomic(path, page.encode())
-    return path
+    folder.write("report.html", page)
+    return folder.path / "report.html"
 
 
 def paragraphs(value: str) -> list[str]:
@@ -70,20 +70,36 @@ def number(value: Any) -> str:
 
 
 def with_links(text: str, beside: Path) -> list[tuple[str, bool]]:
-    """The parts of a text, and whether each is an address or a file that exists."""
-    parts = LINK.split(text)
-    return [
-        (part, i % 2 == 1 and ("://" in part or (beside / part).is_file()))
-        for i, part in enumerate(parts)
-    ]
+    """The parts of a text, and whether each is an address, or a file of the run or beside it."""
+    parts = []
+    for i, word in enumerate(WORD.split(text)):
+        ends = (n for n in range(len(word), 0, -1) if word[n - 1].isalnum() or word[n - 1] in "_/")
+        end = next(ends, 0) if i % 2 else 0
+        link = word[:end]
+        parts += [(link, "://" in link or _is_beside(link, beside)), (word[end:], False)]
+    return parts
+
+
+def _is_beside(name: str, folder: Path) -> bool:
+    """Whether a path is that of a file in the folder, or in the one above."""
+    parts = name.removeprefix("../").split("/")
+    is_inside = "." in parts[-1] and {*parts}.isdisjoint(("", ".", ".."))
+    return is_inside and is_file(folder / name)
 
 
 def picture(folder: RunFolder, name: str) -> dict[str, str]:
     """A figure's ``src``, in the colours of the reader's page, and its ``alt`` in words."""
-    svg = _read(folder, f"figures/{name}.svg").decode()
+    path = f"figures/{name}.svg"
+    try:
+        svg = _read(folder, path).decode()
+        alt = ElementTree.fromstring(svg).findtext(DESCRIPTION) or ""
+    except (UnicodeDecodeError, ElementTree.ParseError) as error:
+        raise InputError(
+            f"rendering the report of {folder.path}: got a damaged {path} ({error}), expected SVG. "
+            "Run the experiment again; its finished units are kept."
+        ) from None
     light = "".join(f"--c{one[1:]}: {one}; " for one in DARK)
     dark = "".join(f"--c{one[1:]}: {other}; " for one, other in DARK.items())
-    alt = ElementTree.fromstring(svg).findtext(DESCRIPTION) or ""
     for colour in DARK:
         svg = svg.replace(colour, f"var(--c{colour[1:]})")
     media = "@media (prefers-color-scheme: dark)"
@@ -98,13 +114,12 @@ def data_uri(data: bytes, kind: str) -> str:
 
 
 def _read(folder: RunFolder, name: str) -> bytes:
-    try:
-        return (folder.path / name).read_bytes()
-    except FileNotFoundError:
+    if not folder.has(name):
         raise InputError(
             f"rendering the report of {folder.path}: got no file {name}, expected what report.json "
             f"names. Run the experiment again; its finished units are kept."
-        ) from None
+        )
+    return folder.read(name)
 
 
 def cells(folder: RunFolder, item: Table) -> dict[str, Any]:
@@ -121,15 +136,18 @@ def cells(folder: RunFolder, item: Table) -> dict[str, Any]:
 def provenance(run: dict[str, Any]) -> dict[str, Any]:
     """What made the numbers: model, versions, settings."""
     config = run["config"]
+    model = run["inputs"].get("model")
+    # Not the many hashes of files, which are among the inputs.
+    known = {k: v for k, v in model.items() if k != "files"} if isinstance(model, dict) else {}
     facts = {
-        "Command": run["command"],
-        **flatten(run["inputs"].get("model", {}), "model"),
-        "dtype, device": f"{config['dtype']}, {config['device']}",
-        "attention": config["attn_implementation"],
-        "seed, threads": f"{config['seed']}, {run['n_threads']}",
+        "Command": run.get("command"),
+        **flatten(known, "model"),
+        "dtype, device": f"{config.get('dtype')}, {config.get('device')}",
+        "attention": config.get("attn_implementation"),
+        "seed, threads": f"{config.get('seed')}, {run.get('n_threads')}",
         **run["environment"],
-        "fingerprint": run["config_hash"],
-        "began": run["created"],
+        "fingerprint": run.get("config_hash"),
+        "began": run.get("created"),
     }
     return {key: value for key, value in facts.items() if value not in (None, {})}
 

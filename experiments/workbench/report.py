@@ -1,6 +1,5 @@
 """What a report says, without how it looks; kept as ``report.json``."""
 
-import json
 from dataclasses import asdict, field
 from typing import Annotated, Any, Literal
 
@@ -120,16 +119,18 @@ def read_report(folder: RunFolder) -> Report:
     Raises:
         InputError: there is none, or it is damaged.
     """
-    path = folder.path / "report.json"
-    try:
-        return TypeAdapter(Report).validate_python(json.loads(path.read_text("utf-8")))
-    except FileNotFoundError:
+    if not folder.has("report.json"):
         raise InputError(
             f"reading the report of {folder.path}: got no report.json, expected a finished run. "
             f"Run the experiment to its end first."
-        ) from None
-    except (ValueError, ValidationError) as error:
+        )
+    cure = "run the experiment again; its finished units are kept"
+    try:
+        return TypeAdapter(Report).validate_python(folder.read_json("report.json", cure))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
         raise InputError(
-            f"reading {path}: got a damaged report ({error}), expected what a run wrote. "
-            f"Run the experiment again; its finished units are kept."
+            f"reading {folder.path / 'report.json'}: got a damaged report "
+            f"({'.'.join(map(str, first['loc']))}: {first['msg']}), expected what a run wrote. "
+            f"To go on, {cure}."
         ) from None

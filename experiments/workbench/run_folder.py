@@ -5,9 +5,11 @@ file but the event log is written whole or not at all, so a run killed at any mo
 """
 
 import contextlib
-import hashlib
+import errno
 import io
 import json
+import os
+import stat
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -19,59 +21,24 @@ import pandas as pd
 import yaml
 
 from hooked_alm.errors import InputError
-from hooked_alm.storage import write_atomic
+
+from .files import NO_LINK, OwnFiles, refusals
+from .identity import differences, fingerprint, to_json
+from .inert import for_sheet, for_terminal
 
 # What a run that was killed while it began may leave: still an unused folder.
 UNUSED = {"lock", ".run.json.tmp"}
 IDENTITY = ("experiment", "schema_version", "config", "n_threads", "inputs")
+RECORD = {"experiment": str, "config": dict, "inputs": dict, "environment": dict}
+"""What is read of ``run.json``, and its kind."""
 CLIP_RATE_HZ = 16_000
 
 
-def to_json(value: Any, *, indent: int | None = None) -> str:
-    """JSON with Python's ``NaN`` and ``Infinity``; numpy scalars become plain numbers."""
-
-    def plain(item: Any) -> Any:
-        if isinstance(item, np.generic):
-            return item.item()
-        raise TypeError(f"{type(item).__name__} is not JSON: {item!r}")
-
-    return json.dumps(value, ensure_ascii=False, indent=indent, default=plain)
-
-
-def fingerprint(value: Any) -> str:
-    """SHA-256 of a JSON value; the order of keys does not matter."""
-    ordered = json.dumps(json.loads(to_json(value)), sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(ordered.encode()).hexdigest()
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1}}`` -> ``{"a.b": 1}``."""
-    if not isinstance(value, Mapping) or (prefix and not value):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
-    return flat
-
-
-def differences(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
-    """One line for every dotted key whose values differ."""
-    left, right = flatten(new), flatten(old)
-    lines = []
-    for key in sorted(left.keys() | right.keys()):
-        # Compared as text, because NaN is not equal to itself.
-        shown = [to_json(flat[key]) if key in flat else "nothing" for flat in (left, right)]
-        if shown[0] != shown[1]:
-            shown = [text if len(text) <= 80 else text[:77] + "..." for text in shown]
-            lines.append(f"{key} (now {shown[0]}, in the folder {shown[1]})")
-    return lines
-
-
-class RunFolder:
+class RunFolder(OwnFiles):
     """A handle on a run folder, new or old. Making one touches nothing on disk."""
 
     def __init__(self, path: Path | str, *, is_verbose: bool = False) -> None:
-        self.path = Path(path)
+        super().__init__(path)
         self.is_verbose = is_verbose
 
     # --- What the run is
@@ -83,45 +50,74 @@ class RunFolder:
         Raises:
             InputError: the folder holds no run, or a damaged one.
         """
-        if not (self.path / "run.json").is_file():
+        if not self.has("run.json"):
             came = "a folder without run.json" if self.path.is_dir() else "no such folder"
             raise InputError(
                 f"opening the run {self.path}: got {came}, expected the folder of a run. Check the "
                 "path: it is what --out was, or runs/..., as the run itself said at its end."
             )
-        return self._read_json(self.path / "run.json", "copy it back, or start another run")
+        cure = "copy it back, or start another run"
+        found = self.read_json("run.json", cure)
+        if wrong := [key for key, kind in RECORD.items() if not isinstance(found.get(key), kind)]:
+            raise self._damaged("run.json", f"without a usable {', '.join(wrong)}", cure)
+        return found
 
-    def start(self, provenance: Mapping[str, Any]) -> bool:
-        """Claims the folder for this run, or finds that it is its own; True if it resumes.
+    def check(self, identity: Mapping[str, Any]) -> bool:
+        """Whether the run can begin or go on here; True if it goes on. Nothing is written.
+
+        Args:
+            identity: what is known of the run so far, by the keys of `IDENTITY`.
 
         Raises:
-            InputError: the folder holds another run, or files that are no run.
+            InputError: the folder holds another run, or files that are no run; or it could not be
+                made.
         """
-        resumes = (self.path / "run.json").exists()
-        if resumes:
-            found = self.provenance
-            new = json.loads(to_json(provenance))
-            changed = differences(
-                {key: new.get(key) for key in IDENTITY}, {key: found.get(key) for key in IDENTITY}
-            )
+        if self.has("run.json"):
+            found, new = self.provenance, json.loads(to_json(identity))
+            keys = [key for key in IDENTITY if key in new]
+            changed = differences(*({key: one.get(key) for key in keys} for one in (new, found)))
             if changed:
                 raise InputError(
                     f"resuming the run in {self.path}: got a different {', '.join(changed)}, "
                     f"expected what the run began with. Choose another --out, or delete the folder."
                 )
-        else:
-            strangers = {item.name for item in self.path.iterdir()} - UNUSED
-            if strangers:
-                raise InputError(
-                    f"starting a run in {self.path}: got a folder with other files in it "
-                    f"({', '.join(sorted(strangers)[:5])}), expected a new or empty folder or a "
-                    f"run. Choose another --out."
-                )
+            return True
+        if strangers := self._strangers():
+            raise InputError(
+                f"starting a run in {self.path}: got a folder with other files in it "
+                f"({', '.join(strangers[:5])}), expected a new or empty folder or a run. Choose "
+                "another --out."
+            )
+        return False
+
+    def _strangers(self) -> list[str]:
+        """Names of what no run has put there; of none if the folder could be made."""
+        with refusals(f"starting a run in {self.path}"):
+            if not self.path.exists():
+                above = next(one for one in self.path.absolute().parents if one.exists())
+                if not os.access(above, os.W_OK | os.X_OK):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+                return []
+            return sorted(
+                item.name
+                for item in self.path.iterdir()
+                if item.name not in UNUSED
+                or not stat.S_ISREG(item.lstat().st_mode)
+                or (item.name == "lock" and item.lstat().st_size)
+            )
+
+    def start(self, provenance: Mapping[str, Any]) -> bool:
+        """Claims the folder for this run, or finds that it is its own; True if it resumes.
+
+        Raises:
+            InputError: see `check`.
+        """
+        resumes = self.check(provenance)
+        if not resumes:
             # From here on the folder is a run.
             self.write_json("run.json", {**provenance, "created": now()})
-        if not (self.path / "config.yaml").exists():
-            settings = yaml.safe_dump(provenance["config"], sort_keys=False, allow_unicode=True)
-            write_atomic(self.path / "config.yaml", settings.encode())
+        settings = yaml.safe_dump(provenance["config"], sort_keys=False, allow_unicode=True)
+        self.write("config.yaml", settings)
         return resumes
 
     @contextlib.contextmanager
@@ -129,21 +125,28 @@ class RunFolder:
         """Holds the folder for writing; the system lets go of it when the process ends.
 
         Raises:
-            InputError: another process holds it.
+            InputError: another process holds it, or the folder is none of a run's; see `check`.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("w", encoding="utf-8") as file:
+        self.check({})
+        doing = f"writing to the run in {self.path}"
+        with refusals(doing):
+            self.path.mkdir(parents=True, exist_ok=True)
+            held = os.open(self.inside("lock"), os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
+        try:
             if sys.platform != "win32":
                 import fcntl
 
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise InputError(
-                        f"writing to the run in {self.path}: got a folder that another process "
-                        f"is writing to, expected one writer. Wait for it, or choose another --out."
-                    ) from None
+                with refusals(doing):
+                    try:
+                        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    except BlockingIOError:
+                        raise InputError(
+                            f"{doing}: got a folder that another process is writing to, expected "
+                            "one writer. Wait for it, or choose another --out."
+                        ) from None
             yield
+        finally:
+            os.close(held)
 
     def log(self, event: str, **fields: Any) -> None:
         """Appends a line to ``events.jsonl``, for people; no result depends on it.
@@ -152,62 +155,102 @@ class RunFolder:
         """
         if self.is_verbose:
             told = ", ".join(f"{key} {value}" for key, value in fields.items())
-            print(f"{datetime.now():%H:%M:%S} {event}: {told or self.path}", file=sys.stderr)
-        line = to_json({"time": now(), "event": event, **fields})
-        with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+            line = f"{datetime.now():%H:%M:%S} {event}: {told or self.path}"
+            print(for_terminal(line), file=sys.stderr)
+        self.append("events.jsonl", to_json({"time": now(), "event": event, **fields}) + "\n")
 
     # --- Units of work
 
-    def unit_path(self, unit_id: str) -> Path:
-        """The unit's shard; it exists exactly if the unit is done."""
-        return self.path / "units" / f"{unit_id}.json"
+    def is_done(self, unit_id: str) -> bool:
+        """Whether the unit has a shard."""
+        return self.has(f"units/{unit_id}.json")
 
     def read_unit(self, unit_id: str) -> dict[str, Any]:
-        """A finished unit: its ``tables`` and its ``record``."""
-        return self._read_json(self.unit_path(unit_id), "delete the file; its unit is then redone")
+        """A finished unit: its ``tables`` and its ``record``.
 
-    def write_json(self, name: str, value: Any) -> None:
-        """Writes a JSON file, by its path inside the folder."""
-        write_atomic(self.path / name, (to_json(value, indent=1) + "\n").encode())
+        Raises:
+            InputError: the shard is damaged, or another unit's.
+        """
+        cure = "delete the file; its unit is then redone"
+        found = self.read_json(name := f"units/{unit_id}.json", cure)
+        tables = found.get("tables")
+        if found.get("unit") != unit_id or found.keys() != {"unit", "tables", "record"}:
+            raise self._damaged(name, f"the result of {found.get('unit')!r}", cure)
+        if not isinstance(tables, dict) or not isinstance(found["record"], dict):
+            raise self._damaged(name, "no tables, or no record", cure)
+        return found
 
-    def _read_json(self, path: Path, cure: str) -> dict[str, Any]:
+    def write_unit(self, unit_id: str, tables: Any, record: Any) -> None:
+        """Keeps what a unit found; it is then done."""
+        found = {"unit": unit_id, "tables": tables, "record": record}
+        self.write_json(f"units/{unit_id}.json", found)
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Writes a mapping with its `fingerprint`, by the file's path inside the folder."""
+        text = to_json({**value, "sha256": fingerprint(value)}, indent=1)
+        self.write(name, text + "\n")
+
+    def read_json(self, name: str, cure: str) -> dict[str, Any]:
+        """What `write_json` wrote.
+
+        Raises:
+            InputError: no such file, or one that was changed since; ``cure`` says what to do.
+        """
         try:
-            value = json.loads(path.read_text("utf-8"))
-        except FileNotFoundError:
-            raise InputError(
-                f"reading {path}: got no such file, expected a run folder that has it. "
-                f"Check the folder's name."
-            ) from None
-        except ValueError as error:
-            raise InputError(
-                f"reading {path}: got a damaged file ({error}), expected JSON. To go on, {cure}."
-            ) from None
+            value = json.loads(self.read(name).decode())
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise self._damaged(name, str(error), cure) from None
         if not isinstance(value, dict):
-            kind = type(value).__name__
-            raise InputError(f"reading {path}: got a {kind}, expected a mapping. To go on, {cure}.")
+            raise self._damaged(name, f"a {type(value).__name__}", cure)
+        if value.pop("sha256", None) != fingerprint(value):
+            raise self._damaged(name, "not what its sha256 was made of", cure)
         return value
+
+    def _damaged(self, name: str, what: str, cure: str) -> InputError:
+        return InputError(
+            f"reading {self.path / name}: got a damaged file ({what}), expected what a run wrote. "
+            f"To go on, {cure}."
+        )
 
     # --- Results
 
     def write_table(self, name: str, table: pd.DataFrame, *, is_summary: bool = False) -> None:
         """Writes ``tables/{name}.parquet``, and for a summary the same numbers as CSV."""
         data = io.BytesIO()
-        table.to_parquet(data, index=False)
-        write_atomic(self.path / "tables" / f"{name}.parquet", data.getvalue())
+        table.to_parquet(data, index=False, write_page_checksum=True)
+        self.write(f"tables/{name}.parquet", data.getvalue())
         if is_summary:
-            csv = table.to_csv(index=False, lineterminator="\n")
-            write_atomic(self.path / "tables" / f"{name}.csv", csv.encode())
+            self.write_sheet(f"tables/{name}.csv", table)
+
+    def write_sheet(self, name: str, table: pd.DataFrame) -> None:
+        """Writes a table as CSV, by the file's path inside the folder."""
+        safe = table.rename(columns=for_sheet)
+        for number, kind in enumerate(safe.dtypes):
+            if not pd.api.types.is_numeric_dtype(kind):
+                cells = [for_sheet(cell) for cell in safe.iloc[:, number]]
+                safe.isetitem(number, pd.Series(cells, index=safe.index, dtype=object))
+        self.write(name, safe.to_csv(index=False, lineterminator="\n"))
 
     def read_table(self, name: str) -> pd.DataFrame:
-        """A table of the run, by name."""
-        path = self.path / "tables" / f"{name}.parquet"
-        if not path.exists():
-            known = ", ".join(sorted(p.stem for p in path.parent.glob("*.parquet"))) or "none"
+        """A table of the run, by name.
+
+        Raises:
+            InputError: there is none of that name, or it is damaged.
+        """
+        if not self.has(file := f"tables/{name}.parquet"):
+            tables = (self.path / "tables").glob("*.parquet")
+            known = ", ".join(sorted(path.stem for path in tables)) or "none"
             raise InputError(
                 f"reading a table of {self.path}: got {name!r}, expected one of: {known}."
             )
-        return pd.read_parquet(path)
+        data = io.BytesIO(self.read(file))
+        try:
+            return pd.read_parquet(data, page_checksum_verification=True)
+        except Exception as error:  # a damaged file can fail anywhere in its readers
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise self._damaged(file, first, "run the experiment again, which makes it") from None
 
     def write_arrays(self, name: str, arrays: Mapping[str, np.ndarray], **axes: str) -> None:
         """Writes ``arrays/{name}.safetensors``; ``axes`` names each array's axes, "layer pos"."""
@@ -216,7 +259,7 @@ class RunFolder:
         contiguous = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
         # One entry: safetensors writes several in an order of its own, and bytes must repeat.
         about = {"axes": json.dumps(axes, sort_keys=True)}
-        write_atomic(self.path / "arrays" / f"{name}.safetensors", save(contiguous, metadata=about))
+        self.write(f"arrays/{name}.safetensors", save(contiguous, metadata=about))
 
     def add_clip(self, name: str, recording: Path | str) -> str:
         """Keeps a recording for the report as the model hears it: 16 kHz, mono, 16 bit.
@@ -231,9 +274,8 @@ class RunFolder:
         samples = soxr.resample(samples.mean(axis=1), rate, CLIP_RATE_HZ)
         data = io.BytesIO()
         soundfile.write(data, samples, CLIP_RATE_HZ, format="WAV", subtype="PCM_16")
-        path = Path("clips") / f"{name}.wav"
-        write_atomic(self.path / path, data.getvalue())
-        return path.as_posix()
+        self.write(path := f"clips/{name}.wav", data.getvalue())
+        return path
 
 
 def now() -> str:

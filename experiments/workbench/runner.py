@@ -7,7 +7,6 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +19,38 @@ from hooked_alm.errors import InputError
 from . import provenance
 from .conclude import conclude
 from .experiment import Experiment, Unit, UnitResult
+from .identity import fingerprint
+from .inert import for_terminal
 from .progress import Progress
 from .render import render
-from .run_folder import RunFolder, fingerprint
+from .run_folder import RunFolder
 from .settings import ExperimentConfig
 
 FILE_NAME_SAFE = re.compile(r"[\w+=@,-][\w+=@,.-]*")
+LONGEST_ID = 240
+"""Bytes: a unit's id and what is put around it name a file, and systems take 255."""
+LONGEST_MODEL = 80
+"""Characters of a model's name in the name of a run."""
 
 
 def default_out(experiment: str, config: ExperimentConfig) -> Path:
     """``runs/{experiment}-{model}-{hash of the settings}``: the same command finds its own run."""
     settings = fingerprint(config.model_dump(mode="json"))
     model = re.sub(r"[^A-Za-z0-9._]+", "-", config.model.rstrip("/").split("/")[-1]).strip("-.")
-    return Path("runs") / f"{experiment}-{model or 'model'}-{settings[:8]}"
+    return Path("runs") / f"{experiment}-{model[:LONGEST_MODEL] or 'model'}-{settings[:8]}"
 
 
 def opened(experiment: Experiment[Any], folder: RunFolder) -> tuple[dict[str, Any], Sequence[Unit]]:
     """What identifies the run's inputs, and its units; the experiment is then ready to measure."""
-    if experiment.config.n_threads:
-        torch.set_num_threads(experiment.config.n_threads)
     experiment.folder = folder
     return experiment.open(), _checked(experiment.units())
+
+
+def set_threads(n_threads: int | None) -> int:
+    """Threads that torch computes with from now on; None leaves torch's own number."""
+    if n_threads is not None:
+        torch.set_num_threads(n_threads)
+    return torch.get_num_threads()
 
 
 def run(
@@ -58,22 +68,30 @@ def run(
     """
     config = experiment.config
     folder = RunFolder(out or default_out(experiment.name, config), is_verbose=is_verbose)
+    identity = {
+        "experiment": experiment.name,
+        "schema_version": experiment.schema_version,
+        "config": config.model_dump(mode="json"),
+        # Sums depend on it, so a run keeps the number it began with.
+        "n_threads": set_threads(config.n_threads),
+    }
+    # Before the model is loaded: that the folder is none of a run's, or in use.
+    folder.check({})
+    if folder.has("lock"):
+        with folder.lock():
+            pass
+    inputs, units = opened(experiment, folder)
     with folder.lock():
-        inputs, units = opened(experiment, folder)
+        about = {key: identity[key] for key in ("config", "schema_version")} | {"inputs": inputs}
         made_with = {
-            "experiment": experiment.name,
+            **identity,
             "question": experiment.question,
-            "schema_version": experiment.schema_version,
             "command": provenance.command_line(experiment.source(), config),
-            "config": config.model_dump(mode="json"),
             "known_defects": experiment.known_defects(),
-            # Sums depend on it, so a run keeps the number it began with.
-            "n_threads": torch.get_num_threads(),
             "inputs": inputs,
             "environment": provenance.environment(experiment.location),
+            "config_hash": fingerprint(about),
         }
-        identity = {key: made_with[key] for key in ("config", "schema_version", "inputs")}
-        made_with["config_hash"] = fingerprint(identity)
         resumes = folder.start(made_with)
         _warn_of_defects(experiment.known_defects())
         if resumes:
@@ -93,11 +111,9 @@ def run(
 
 def _say_how_to_resume(experiment: Experiment[Any], folder: RunFolder) -> None:
     settings, out = shlex.quote(str(folder.path / "config.yaml")), shlex.quote(str(folder.path))
-    print(
-        f"\nStopped; finished units are kept. The same command resumes, as does:\n"
-        f"  hooked-alm run {shlex.quote(experiment.source())} --config {settings} --out {out}",
-        file=sys.stderr,
-    )
+    resume = f"  hooked-alm run {shlex.quote(experiment.source())} --config {settings} --out {out}"
+    print("\nStopped; finished units are kept. The same command resumes, as does:", file=sys.stderr)
+    print(for_terminal(resume), file=sys.stderr)
 
 
 def _checked(units: Sequence[Unit]) -> Sequence[Unit]:
@@ -105,11 +121,13 @@ def _checked(units: Sequence[Unit]) -> Sequence[Unit]:
     # Two names that differ in case only are one file on some systems.
     folded = [unit_id.casefold() for unit_id in ids]
     bad = {unit_id for unit_id in ids if not FILE_NAME_SAFE.fullmatch(unit_id)}
+    bad |= {unit_id for unit_id in ids if len(unit_id.encode()) > LONGEST_ID}
     bad |= {unit_id for unit_id in ids if folded.count(unit_id.casefold()) > 1}
     if bad or not units:
         raise InputError(
-            f"listing the units of work: got {sorted(bad) or 'none'}, expected unique ids that "
-            f"can be file names. Change the experiment's units()."
+            f"listing the units of work: got {sorted(bad) or 'none'}, expected unique ids of up to "
+            f"{LONGEST_ID} bytes that can be file names. Rename the items or labels that they are "
+            "made of, or change the experiment's units()."
         )
     late = [unit.id for n, unit in enumerate(units) if unit.after and unit.after not in ids[:n]]
     if late:
@@ -123,7 +141,7 @@ def _checked(units: Sequence[Unit]) -> Sequence[Unit]:
 def _warn_of_defects(defects: dict[str, str]) -> None:
     if defects:
         lines = [f"{key}: {why}" for key, why in defects.items()]
-        print("Warning: these settings have known defects:", *lines, sep="\n  ", file=sys.stderr)
+        _warn("these settings have known defects", lines)
 
 
 def _warn_of_other_versions(folder: RunFolder, environment: dict[str, Any]) -> None:
@@ -132,18 +150,27 @@ def _warn_of_other_versions(folder: RunFolder, environment: dict[str, Any]) -> N
     if changed:
         lines = [f"{key}: {before.get(key)} -> {environment[key]}" for key in changed]
         folder.log("other versions", changed=lines)
-        print("Warning: this run began with other versions:", *lines, sep="\n  ", file=sys.stderr)
+        _warn("this run began with other versions", lines)
+
+
+def _warn(of: str, lines: Sequence[str]) -> None:
+    print(f"Warning: {of}:", *map(for_terminal, lines), sep="\n  ", file=sys.stderr)
 
 
 def _measure_units(
     experiment: Experiment[Any], units: Sequence[Unit], folder: RunFolder, event: str
 ) -> None:
-    left = []
+    left, damaged = [], []
     for unit in units:
-        if folder.unit_path(unit.id).exists():
-            folder.read_unit(unit.id)  # a damaged one is better found before the work than after
-        else:
+        if not folder.is_done(unit.id):
             left.append(unit)
+            continue
+        try:
+            folder.read_unit(unit.id)  # a damaged one is better found before the work than after
+        except InputError as error:
+            damaged.append(str(error))
+    if damaged:
+        raise InputError("\n  ".join(damaged))
     n_done = len(units) - len(left)
     folder.log(event, units=len(units), done=n_done)
     with Progress(experiment.name, len(units), n_done, is_silent=folder.is_verbose) as progress:
@@ -171,7 +198,7 @@ def _measure(experiment: Experiment[Any], unit: Unit, folder: RunFolder) -> None
         folder.log("failed", unit=unit.id, error=str(error))
         error.add_note(f"This happened in unit {unit.id}; finished units are kept.")
         raise
-    folder.write_json(str(folder.unit_path(unit.id).relative_to(folder.path)), asdict(result))
+    folder.write_unit(unit.id, result.tables, result.record)
     folder.log("unit", unit=unit.id, seconds=round(time.perf_counter() - began, 3))
 
 

@@ -4,6 +4,8 @@ Defaults, then a YAML file, then ``key=value`` words; the last one wins.
 """
 
 import difflib
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
@@ -16,16 +18,21 @@ from hooked_alm.errors import InputError
 
 M = TypeVar("M", bound=BaseModel)
 
+HALF = re.compile("[\ud800-\udfff]")
+MOST_NODES = 10_000
+"""Values in a file of settings."""
+
 Truncate = Annotated[bool, Field(description="cut over-long clips instead of refusing them")]
 TunedLensFolder = Annotated[
     str | None,
     Field(description="folder of a trained lens, such as RUN/lens of tuned_lens; None is the "
           "logit lens"),
 ]  # fmt: skip
+MOST_BYTES = 2**44
 EngineBytes = Annotated[
     int,
-    Field(ge=1, description="activations that the fast engine holds; fixed, so that results do "
-          "not depend on what memory is free"),
+    Field(ge=1, le=MOST_BYTES, description="activations that the fast engine holds; fixed, so that "
+          "results do not depend on what memory is free"),
 ]  # fmt: skip
 """Settings that several experiments have."""
 
@@ -33,7 +40,7 @@ EngineBytes = Annotated[
 class ExperimentConfig(BaseModel):
     """The settings that every experiment has; an experiment adds its own in a subclass."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     SEED_DEFAULTS: ClassVar[Mapping[str, Any]] = {}
     """Defaults under ``variant: seed``; empty where no seed document has the experiment."""
     KNOWN_WITH: ClassVar[tuple[str, ...]] = ()
@@ -53,12 +60,18 @@ class ExperimentConfig(BaseModel):
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = Field(
         default="sdpa", description="attention kernel, as transformers names it"
     )
-    seed: int = Field(default=0, description="of every draw: splits, random controls, intervals")
+    seed: int = Field(
+        default=0, ge=0, lt=2**32, description="of every draw: splits, random controls, intervals"
+    )
     variant: Literal["corrected", "seed"] = Field(
         default="corrected", description="seed makes the defaults what the seed document did"
     )
-    n_threads: int | None = Field(default=None, ge=1, description="None leaves torch's own number")
-    n_resamples: int = Field(default=2000, ge=1000, description="draws behind every interval")
+    n_threads: int | None = Field(
+        default=None, ge=1, le=1024, description="None leaves torch's own number"
+    )
+    n_resamples: int = Field(
+        default=2000, ge=1000, le=100_000, description="draws behind every interval"
+    )
 
     @property
     def is_calibration(self) -> bool:
@@ -111,15 +124,17 @@ def load_settings(
     """
     values = read_yaml(file) if file else {}
     for key, value in (options or {}).items():
+        if isinstance(value, str) and HALF.search(value):
+            raise InputError(f"reading {key}: got {_shown(value)}, expected text in UTF-8.")
         _put(values, key, value)
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or not key:
             raise InputError(
-                f"reading the setting {word!r}: got no '=', expected key=value. "
+                f"reading the setting {_shown(word)}: got no '=', expected key=value. "
                 f"Write for example: -s seed=1"
             )
-        _put(values, key.strip(), _parse(text, f"the setting {word!r}"))
+        _put(values, key.strip(), _parse(text, f"the setting {_shown(word)}"))
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -130,7 +145,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     """The mapping in a YAML file; an empty file is an empty mapping."""
     try:
         text = file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise InputError(
             f"reading settings from {file}: got {reason}, expected a YAML file. Check the path."
@@ -142,6 +157,11 @@ def read_yaml(file: Path) -> dict[str, Any]:
         raise InputError(
             f"reading settings from {file}: got a {type(values).__name__}, expected a mapping. "
             f"Write one 'key: value' per line."
+        )
+    if wrong := [key for key in values if not isinstance(key, str)]:
+        raise InputError(
+            f"reading settings from {file}: got the key {_shown(wrong[0])}, expected names of "
+            "settings. Quote a name that looks like a number or a word of YAML."
         )
     return values
 
@@ -159,17 +179,62 @@ def as_yaml(settings: BaseModel) -> str:
     return "".join(lines)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's plain values, without what no file of settings needs and what can do harm."""
+
+    def compose_document(self) -> yaml.Node | None:
+        """The document's nodes, of which an alias must not make too many."""
+        found = super().compose_document()
+        if found is not None and _n_nodes(found, {}) > MOST_NODES:
+            raise yaml.MarkedYAMLError(
+                problem=f"more than {MOST_NODES} values, counting what aliases repeat"
+            )
+        return found
+
+    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+        """A value; half a character, which can be written as an escape, is no text."""
+        if HALF.search(node.value):
+            problem = f"half a character in {_shown(node.value)}"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return super().construct_scalar(node)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping, in which every key may be once."""
+        seen = set()
+        for key, _ in node.value:
+            if (name := (key.tag, repr(key.value))) in seen:
+                problem = f"the key {_shown(key.value)} twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _n_nodes(node: yaml.Node, known: dict[int, float]) -> float:
+    """Values below a node; infinite if one is part of itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        parts = [] if isinstance(node, yaml.ScalarNode) else node.value
+        if isinstance(node, yaml.MappingNode):
+            parts = [one for pair in parts for one in pair]
+        known[id(node)] = 1.0 + sum(_n_nodes(one, known) for one in parts)
+    return known[id(node)]
+
+
 def _parse(text: str, what: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "a character that YAML does not allow"
-        raise InputError(
-            f"reading {what}: got {problem}{where}, expected YAML. "
-            f"Quote values that contain special characters."
-        ) from None
+        cure = "Quote values that contain special characters"
+    except RecursionError:
+        problem, where, cure = "values within values, too many of them", "", "Write it flatter"
+    # A date, number or tag that looks like one, and is none, fails somewhere in its reader.
+    except (ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
+        problem, where = f"a value that cannot be read ({str(error).splitlines()[0][:80]})", ""
+        cure = "Quote values that are text"
+    raise InputError(f"reading {what}: got {problem}{where}, expected YAML. {cure}.")
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:
@@ -192,17 +257,26 @@ def known_keys(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
                 yield from known_keys(nested, f"{key}.")
 
 
+def _shown(value: Any) -> str:
+    """A value in a message; of a long one, how it begins."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # Python writes no integer of more than 4300 digits
+        text = f"a {type(value).__name__} too long to write"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
     keys = list(dict.fromkeys(known_keys(kind)))
     problems = []
     for item in error.errors(include_url=False):
-        key = ".".join(str(part) for part in item["loc"])
+        key = ".".join(_shown(part).strip("'") for part in item["loc"])
         if item["type"] == "extra_forbidden":
             near = difflib.get_close_matches(key, keys, n=3, cutoff=0.5)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
             problems.append(f"{key}: got an unknown key, expected one of {', '.join(keys)}.{hint}")
         else:
-            shown = "nothing" if item["type"] == "missing" else repr(item["input"])
+            shown = "nothing" if item["type"] == "missing" else _shown(item["input"])
             message = item["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
             problems.append(f"{key or 'all'}: got {shown}, expected {message}.")
     return "reading the settings: " + "\n  ".join(["", *problems] if problems[1:] else problems)

@@ -96,7 +96,10 @@ def test_index_that_does_not_fit(sharded: Path, weight_map: dict[str, str], name
 def test_index_that_is_no_index(sharded: Path, text: str) -> None:
     path = sharded / "model.safetensors.index.json"
     path.write_bytes(text.encode().replace(rb"\xff", b"\xff"))
-    with pytest.raises(ConversionError, match=r"index.json: .*expected an object whose weight_map"):
+    with pytest.raises(
+        ConversionError,
+        match=r"index\.json: .*(expected an object whose weight_map|no JSON object|no UTF-8)",
+    ):
         SafetensorsCheckpoint(sharded)
 
 

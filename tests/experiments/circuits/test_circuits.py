@@ -68,7 +68,7 @@ def verdicts(folder: RunFolder) -> dict[str, bool]:
 
 
 def test_the_planted_head_is_found_and_confirmed(finished: RunFolder) -> None:
-    assert len(finished.read_table("clips")) == 24  # equally long and loud
+    assert finished.read_table("clips").path.nunique() == 13  # equally long and loud
     assert finished.read_table("confounds").empty
     winners = finished.read_table("winners")
     assert list(zip(winners["layer"], winners["head"], strict=True)) == [(2, 3)]

@@ -2,14 +2,27 @@
 
 import hashlib
 import json
+import re
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
+from all_cases import CASES as ALL_CASES
 from cases.ultravox import CASES
-from hooked_alm.experiments.materials.subject import described, load_subject, weights_of
+from hooked_alm.errors import InputError
+from hooked_alm.experiments.materials.subject import (
+    WEIGHT_FILES,
+    described,
+    load_subject,
+    weights_of,
+)
 from hooked_alm.experiments.workbench.experiment import ExperimentConfig
+from hooked_alm.experiments.workbench.identity import differences
+from hooked_alm.experiments.workbench.run_folder import RunFolder
 from tiny import TinyModels
 
 
@@ -50,3 +63,88 @@ def test_parts_that_the_checkpoint_names_itself_are_recorded(tmp_path: Path) -> 
     config |= {name.replace("model", "model_id"): part for name, part in parts.items()}
     (folder / "config.json").write_text(json.dumps(config))
     assert record(folder)["parts"] == given
+
+
+# --- Every file that decides the numbers
+
+
+def with_a_space(path: Path) -> None:
+    """A change that leaves everything readable."""
+    path.write_bytes(path.read_bytes() + b" ")
+
+
+def test_a_run_goes_on_only_with_the_same_files(tiny_models: TinyModels, tmp_path: Path) -> None:
+    """Each file in turn: the folder of the run refuses, and says which one it is."""
+    folder = shutil.copytree(tiny_models.folder(), tmp_path / "model")
+    config = ExperimentConfig(model=str(folder))
+    model = load_subject(config)
+    templates = "additional_chat_templates/a.jinja"
+    for name in ("vocab.json", "merges.txt", "tokenizer.model", templates):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+    run = RunFolder(tmp_path / "run")
+
+    def made_with() -> dict[str, Any]:
+        return {"inputs": {"model": described(model, config)}}
+
+    rest = {"experiment": "", "config": {}, "environment": {}}
+    run.write_json("run.json", {**made_with(), **rest})
+    assert run.check(made_with())
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {"config.json", "tokenizer.json", "chat_template.jinja", templates} < names
+    for name in sorted(names):
+        before = (folder / name).read_bytes()
+        with_a_space(folder / name)
+        key = "weights_sha256" if name.endswith(".safetensors") else f"files.{name}"
+        with pytest.raises(InputError, match=rf"a different inputs\.model\.{re.escape(key)} \("):
+            run.check(made_with())
+        (folder / name).write_bytes(before)
+    (folder / "added_tokens.json").write_text("{}")
+    with pytest.raises(InputError, match=r"files\.added_tokens\.json \(now .*folder nothing"):
+        run.check(made_with())
+
+
+def test_a_changed_rope_is_another_run(tiny_models: TinyModels, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_models.folder(), tmp_path / "model")
+    before = record(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"] |= {"rope_theta": 77.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    after = record(folder)
+    assert [line.split(" ")[0] for line in differences(after, before)] == ["files.config.json"]
+
+
+OPENED: list[str] = []
+IS_WATCHED = [False]
+
+
+def _watch(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open" and IS_WATCHED[0] and isinstance(arguments[0], str | Path):
+        OPENED.append(str(arguments[0]))
+
+
+sys.addaudithook(_watch)  # cannot be taken back: it does nothing until it is asked to
+
+
+@pytest.mark.parametrize("name", ["SALMONN", "Ultravox 0.4", "Granite"])
+def test_whatever_loading_reads_is_known_by_its_hash(tmp_path: Path, name: str) -> None:
+    """Of every kind of checkpoint, parts too, for which the system is asked what was opened."""
+    case = next(case for key, case in ALL_CASES.items() if key.startswith(name))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    case.save(folder, torch.float32)
+    parts = case.components(folder)
+    OPENED.clear()
+    IS_WATCHED[0] = True
+    try:
+        found = record(folder, components=parts)
+    finally:
+        IS_WATCHED[0] = False
+    known = {str(folder / file) for file in found["files"]}  # type: ignore[attr-defined]
+    for part, where in parts.items():
+        files = [file for file in found["files"] if file.startswith(f"{part}/")]  # type: ignore[attr-defined]
+        known |= {str(Path(where) / file.removeprefix(f"{part}/")) for file in files}
+    roots = (str(folder), *map(str, parts.values()))
+    read = {one for one in OPENED if one.startswith(roots) and Path(one).is_file()}
+    assert {one for one in read if Path(one).suffix not in WEIGHT_FILES} - known == set()
+    assert known & read

@@ -24,9 +24,10 @@ from hooked_alm.experiments.prefix_comparison.settings import PrefixComparisonCo
 from hooked_alm.experiments.prefix_comparison.shards import Maps, NanMean, pack, shards, unpack
 from hooked_alm.experiments.prefix_comparison.tables import PrefixResults, means, quadrant_table
 from hooked_alm.experiments.workbench import figures, runner
+from hooked_alm.experiments.workbench.identity import to_json
 from hooked_alm.experiments.workbench.intervals import Draws
 from hooked_alm.experiments.workbench.page import Page
-from hooked_alm.experiments.workbench.run_folder import RunFolder, to_json
+from hooked_alm.experiments.workbench.run_folder import RunFolder
 from hooked_alm.methods.reading.lens import residual_rows, translated, unembed_rows
 from hooked_alm.methods.reading.segment_mass import LATEST, WINDOW, MassMeter
 from hooked_alm.methods.reading.tuned_lens import TunedLens
@@ -470,7 +471,7 @@ def test_what_the_run_leaves(finished: RunFolder) -> None:
     }
     assert (run["inputs"]["classes"], run["inputs"]["outcomes"]) == ("code", "file")
     assert run["known_defects"] == {}
-    check = finished._read_json(finished.path / "prefix_check.json", "")
+    check = finished.read_json("prefix_check.json", "")
     assert len(check["prefixes"]) == 16
     found = record(finished, "he-1__as_run")
     assert found["position_ids"]["agentic"] == [

@@ -26,7 +26,8 @@ from hooked_alm.experiments.tuned_lens.experiment import TuneLens
 from hooked_alm.experiments.tuned_lens.items import ob1_prompts, read_prompts
 from hooked_alm.experiments.tuned_lens.settings import TunedLensConfig
 from hooked_alm.experiments.workbench import figures, runner
-from hooked_alm.experiments.workbench.run_folder import RunFolder, to_json
+from hooked_alm.experiments.workbench.identity import to_json
+from hooked_alm.experiments.workbench.run_folder import RunFolder
 from hooked_alm.methods.reading.tuned_lens import LensTrainer, TunedLens, unembed_hash
 from stopped_runs import kill, needs_kill, results, start, units, wait_for
 from tiny import N_LAYERS, TinyModels
@@ -316,6 +317,18 @@ def test_a_lost_checkpoint_is_named(
     (out / "checkpoints").mkdir()
     (out / "checkpoints/step_000005.safetensors").write_bytes(b"no tensors at all")
     with pytest.raises(InputError, match=r"step_000005.safetensors: got a damaged file"):
+        runner.run(toy(tiny_models, prompts), out)
+
+
+def test_a_changed_lens_is_found(
+    tiny_models: TinyModels, prompts: Path, finished: RunFolder, tmp_path: Path
+) -> None:
+    """A well-formed file with other numbers: what training left is known by its hash."""
+    out = shutil.copytree(finished.path, tmp_path / "run")
+    params = out / "lens/params.safetensors"
+    save_file({name: one + 1e-6 for name, one in load_file(params).items()}, params)
+    next((out / "units").glob("heldout__*.json")).unlink()
+    with pytest.raises(InputError, match=r"params\.safetensors: got a damaged file.* delete"):
         runner.run(toy(tiny_models, prompts), out)
 
 

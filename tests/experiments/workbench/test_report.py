@@ -16,7 +16,7 @@ from hooked_alm.errors import InputError
 from hooked_alm.experiments.workbench import figures
 from hooked_alm.experiments.workbench.render import number, render
 from hooked_alm.experiments.workbench.report import read_report, write_report
-from hooked_alm.experiments.workbench.run_folder import RunFolder, write_atomic
+from hooked_alm.experiments.workbench.run_folder import RECORD, RunFolder
 from workbench_toy import run_toy
 
 VOID = {"meta", "link", "img", "br"}
@@ -114,7 +114,7 @@ def test_a_picture_says_what_it_shows(folder: RunFolder) -> None:
 )
 def test_links_are_links(folder: RunFolder, tmp_path: Path, text: str, shown: str) -> None:
     other = RunFolder(tmp_path / "other")
-    write_atomic(other.path / "report.html", b"")
+    other.write("report.html", b"")
     run = RunFolder(tmp_path / "run")
     run.write_json("run.json", folder.provenance)
     write_report(run, replace(read_report(folder), sections=[], lead=text))
@@ -160,7 +160,7 @@ def test_an_unfinished_run_has_no_report(tmp_path: Path) -> None:
     folder.path.mkdir()
     with pytest.raises(InputError, match=r"got a folder without run\.json"):
         render(folder)
-    folder.write_json("run.json", {})
+    folder.write_json("run.json", {key: kind() for key, kind in RECORD.items()})
     with pytest.raises(InputError, match=r"got no report\.json, expected a finished run"):
         render(folder)
 
@@ -168,8 +168,10 @@ def test_an_unfinished_run_has_no_report(tmp_path: Path) -> None:
 def test_a_damaged_report_is_named(folder: RunFolder, tmp_path: Path) -> None:
     report = json.loads((folder.path / "report.json").read_text("utf-8"))
     report["sections"][0]["items"][0]["type"] = "film"
-    (tmp_path / "report.json").write_text(json.dumps(report))
-    (tmp_path / "run.json").write_text("{}")
+    del report["sha256"]
+    run = RunFolder(tmp_path)
+    run.write_json("report.json", report)
+    run.write_json("run.json", folder.provenance)
     with pytest.raises(InputError, match="damaged report"):
         render(RunFolder(tmp_path))
 

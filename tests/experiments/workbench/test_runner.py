@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import random
 import re
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from safetensors import safe_open
 from hooked_alm.errors import InputError
 from hooked_alm.experiments.workbench import progress, runner
 from hooked_alm.experiments.workbench.experiment import Unit, UnitResult
-from hooked_alm.experiments.workbench.run_folder import RunFolder, differences, flatten
+from hooked_alm.experiments.workbench.identity import differences, flatten
+from hooked_alm.experiments.workbench.run_folder import RunFolder
 from stopped_runs import kill, needs_kill, results, start, units, wait_for
 from workbench_toy import Toy, ToyConfig, run_toy
 
@@ -243,3 +246,27 @@ def test_an_unknown_table_is_named(tmp_path: Path) -> None:
     folder.write_table("known", pd.DataFrame({"a": [1]}))
     with pytest.raises(InputError, match="'curves', expected one of: known"):
         folder.read_table("curves")
+
+
+@needs_kill
+@pytest.mark.parametrize(
+    "numbers", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT]], ids=["SIGTERM", "Ctrl-C twice"]
+)
+@pytest.mark.parametrize("amid", ["units", "report"])
+def test_a_stopped_run_ends_with_the_same_bytes(
+    tmp_path: Path, numbers: list[signal.Signals], amid: str
+) -> None:
+    """`scripts/kill_runs.py` does the same to every experiment."""
+    settings = {"n_units": 8, "delay_s": 0.02}
+    expected = results(run_toy(tmp_path / "whole", **settings).path, RECORDING)
+    out = tmp_path / "stopped"
+    process = start(run_toy, out, **settings)
+    wait_for(lambda: len(units(out)) >= 3 if amid == "units" else (out / "tables").exists())
+    for number in numbers:
+        os.kill(process.pid or 0, number)
+        time.sleep(0.005)
+    process.join()
+    assert process.exitcode
+    assert not (out / "report.html").exists()
+    run_toy(out, **settings)
+    assert results(out, RECORDING) == expected
