@@ -32,6 +32,7 @@ from .samples import (
     warn,
     warn_of_level,
 )
+from .storage import expanded
 
 
 @runtime_checkable
@@ -198,7 +199,7 @@ def _is_file(source: object) -> TypeGuard[AudioFile]:
 def _named(source: object) -> str:
     """What errors call a file, and what its clip is called after."""
     name = source if isinstance(source, str | Path) else getattr(source, "name", None)
-    return str(Path(name).expanduser()) if isinstance(name, str | Path) else "bytes"
+    return str(expanded(name)) if isinstance(name, str | Path) else "bytes"
 
 
 def _bytes_of(source: Any) -> bytes:
@@ -255,7 +256,7 @@ def _file_bytes(name: str | Path) -> bytes:
         InputError: it is none, cannot be read, is empty or huge, or its suffix is that of a format
             that is not read.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     doing = f"opening audio {str(path)[:200]}"
     try:
         _check_path(path, doing)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from .errors import InputError
+from .storage import expanded
 
 PREFIX = "bundled:"
 """Begins the name of a model, a clip or of items that the package carries."""
@@ -29,7 +30,7 @@ def model_folder(name: str | Path) -> Path:
         InputError: the package carries no such model.
     """
     if not is_bundled(name):
-        return Path(name).expanduser()
+        return expanded(name)
     return _known(name, {path.parent.name: path.parent for path in MODELS.glob("*/config.json")})
 
 
@@ -45,7 +46,7 @@ def clip_file(name: str | Path) -> Path:
         InputError: the package carries no such clip.
     """
     if not is_bundled(name):
-        return Path(name).expanduser()
+        return expanded(name)
     clips = (path for ending in ("wav", "ogg") for path in ASSETS.rglob(f"*.{ending}"))
     return _known(name, {path.stem: path for path in clips})
 

@@ -26,6 +26,14 @@ _HEADER = "hooked_alm"
 _PACKAGE = __package__
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with ``~`` as somebody's home, where they have one."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Writes a file so that, whenever the process dies, the path holds all of it or nothing.
 

@@ -17,8 +17,9 @@ from pydantic import ConfigDict
 
 from hooked_alm.audio import decode_file
 from hooked_alm.errors import InputError
+from hooked_alm.storage import expanded
 
-from ..workbench.files import expanded, is_file, is_folder
+from ..workbench.files import is_file, is_folder
 from ..workbench.identity import file_hashes, file_sha256
 from .acoustics import describe_clip
 from .records import LONGEST_NAME, File, LineRecord, composed, raise_all, read_made

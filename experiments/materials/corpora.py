@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from hooked_alm.errors import InputError
+from hooked_alm.storage import expanded
 
-from ..workbench.files import expanded
 from .clips import check_clips, open_clip
 from .recordings import Recording, audio_files
 from .records import collect

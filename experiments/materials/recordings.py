@@ -22,8 +22,9 @@ from pydantic import ConfigDict
 
 from hooked_alm.audio import READABLE_SUFFIXES, UNREADABLE_SUFFIXES
 from hooked_alm.errors import InputError
+from hooked_alm.storage import expanded
 
-from ..workbench.files import OwnFiles, expanded, is_folder
+from ..workbench.files import OwnFiles, is_folder
 from ..workbench.inert import for_sheet
 from .clips import (
     MANIFEST,

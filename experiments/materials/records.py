@@ -25,8 +25,9 @@ from pydantic import (
 )
 
 from hooked_alm.errors import InputError
+from hooked_alm.storage import expanded
 
-from ..workbench.files import expanded, is_file
+from ..workbench.files import is_file
 from ..workbench.inert import for_terminal, from_sheet
 
 _NAME = re.compile(r"[\w+=@,-][\w+=@,.-]*")

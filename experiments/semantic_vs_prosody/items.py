@@ -20,10 +20,11 @@ from typing import Literal, get_args
 import numpy as np
 
 from hooked_alm.errors import InputError
+from hooked_alm.storage import expanded
 
 from ..materials.clips import MANIFEST, ClipFile, ClipLine, open_clip, read_clips
 from ..materials.records import GroupName, Words, raise_all
-from ..workbench.files import expanded, is_folder
+from ..workbench.files import is_folder
 
 SpokenEmotion = Literal["neutral", "happy", "sad", "angry", "surprised"]
 Asked = Literal["overall", "words", "voice"]

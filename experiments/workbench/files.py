@@ -37,14 +37,6 @@ def refusals(doing: str) -> Iterator[None]:
         ) from error
 
 
-def expanded(path: str | Path) -> Path:
-    """The path with ``~`` as somebody's home, where they have one."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        return Path(path)
-
-
 def _mode(path: Path) -> int:
     """What is at a path; 0 for nothing, and for a path that the system does not take."""
     try:
