@@ -247,7 +247,7 @@ def _empty_model(
             cfg,
             front_end=front_end,
             tokenizer=tokenizer,
-            generation_config=generation_config(folder),
+            generation_config=generation_config(folder, cfg.d_vocab),
         )
     if front_end is not None and tokenizer is not None:
         added = tokenizer.added_tokens_decoder.items()  # a tekken file names no special ones

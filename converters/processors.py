@@ -30,6 +30,8 @@ FILES = {
     "generation config": (GENERATION,),
 }
 """Part of a checkpoint -> files that it may be read from."""
+FORCED_IDS = ("forced_bos_token_id", "forced_eos_token_id")
+NGRAMS = ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size")
 LARGEST = {
     "sampling_rate": 10**6,
     "feature_size": 2**12,
@@ -84,18 +86,30 @@ def _named(what: str, folder: Path) -> str:
     return ", ".join(name for name in FILES[what] if (folder / name).exists())
 
 
-def generation_config(folder: Path) -> Any:
+def generation_config(folder: Path, d_vocab: int) -> Any:
     """How the checkpoint generates; None where the folder does not say.
 
     Raises:
-        ConversionError: the file is damaged.
+        ConversionError: the file is damaged, or has numbers that would fail amid a generation.
     """
     from transformers import GenerationConfig
 
     path = folder / GENERATION
     if not path.exists():
         return None
-    read_json(path)
+    written = read_json(path)
+    ids = {name: written[name] for name in FORCED_IDS if written.get(name) is not None}
+    wrong = [
+        f"{name} = {value!r:.60} (expected ids below {d_vocab})"
+        for name, value in ids.items()
+        for one in (value if isinstance(value, list) else [value])
+        if not (type(one) is int and 0 <= one < d_vocab)
+    ]
+    wrong += [f"{n} = {written[n]} (expected a number)" for n in NGRAMS if written.get(n) is True]
+    if wrong:
+        raise ConversionError(
+            f"reading {path}: got {', '.join(wrong)}. It is damaged; download it again."
+        )
     return from_folder("generation config", GenerationConfig.from_pretrained, folder)
 
 

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from hooked_alm import HookedALM
 from hooked_alm.converters.loading import lay_out
-from hooked_alm.errors import HookedALMError, InputError
+from hooked_alm.errors import ConversionError, HookedALMError, InputError
 from tiny import VOCAB, TinyModels
 
 SOUND = (np.sin(np.arange(8000) / 7).astype(np.float32) / 10, 16000)
@@ -196,6 +196,23 @@ def test_damaged_generation_configs(folder: Path, damage: dict[str, Any]) -> Non
     model = HookedALM.from_pretrained(folder)
     with pytest.raises(InputError, match=r"generating: .* generation_config.json"):
         model.generate(model.prepare(SOUND, "Who?"), max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"forced_eos_token_id": True},
+        {"forced_eos_token_id": 10**9},
+        {"forced_bos_token_id": -1},
+        {"forced_eos_token_id": [1, "x"]},
+        {"no_repeat_ngram_size": True},
+    ],
+)
+def test_what_would_fail_amid_a_generation(folder: Path, damage: dict[str, Any]) -> None:
+    edit(folder, "generation_config.json", lambda g: g.update(damage))
+    (name,) = damage
+    with pytest.raises(ConversionError, match=rf"generation_config.json: got {name} = "):
+        lay_out(folder)
 
 
 @pytest.mark.parametrize("file", ["chat_template.json", "tokenizer_config.json"])
