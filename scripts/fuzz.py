@@ -21,6 +21,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def batch(name: str, numbers: list[int], seed: int) -> list[dict[str, Any]]:
         for reader in readers:
             reader.join()
         if not is_ready:
-            raise SystemExit(f"{name}: no input was made.\n{''.join(said)[-3000:]}")
+            raise RuntimeError(f"{name}: no input was made.\n{''.join(said)[-3000:]}")
         done = {one["number"] for one in results}
         if process.returncode and began not in done:
             error = f"exit status {process.returncode}\n{''.join(said)[-600:]}"
@@ -152,26 +153,16 @@ def main() -> None:
 
     start, shares = time.monotonic(), {name: share for name, (_, share) in AREAS.items()}
     counts = {n: round(options.inputs * s / sum(shares.values())) for n, s in shares.items()}
-    todo: queue.Queue[tuple[str, list[int]]] = queue.Queue()
-    for first in range(0, max(counts.values()), BATCH):
-        for name, n in counts.items():
-            if numbers := list(range(first, min(first + BATCH, n))):
-                todo.put((name, numbers))
+    todo = [
+        (name, list(range(first, min(first + BATCH, n))), options.seed)
+        for first in range(0, max(counts.values()), BATCH)
+        for name, n in counts.items()
+        if first < n
+    ]
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in counts}
-
-    def deal() -> None:
-        while True:
-            try:
-                name, numbers = todo.get_nowait()
-            except queue.Empty:
-                return
-            found[name] += batch(name, numbers, options.seed)
-
-    workers = [threading.Thread(target=deal) for _ in range(options.workers)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    with ThreadPoolExecutor(options.workers) as pool:
+        for (name, *_), some in zip(todo, pool.map(lambda job: batch(*job), todo), strict=True):
+            found[name] += some
     sys.exit(report(found, time.monotonic() - start))
 
 
