@@ -19,9 +19,10 @@ from .text_files import read_json
 FLOATS = ("float64", "float32", "bfloat16", "float16")
 WHOLE = ("int64", "int32", "int16", "int8", "uint8")
 _SAFETENSORS = {
-    "F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16",
-    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8",
-}  # fmt: skip
+    **{f"F{bits}": f"float{bits}" for bits in (64, 32, 16)},
+    **{f"I{bits}": f"int{bits}" for bits in (64, 32, 16, 8)},
+    **{"BF16": "bfloat16", "U8": "uint8"},
+}
 """Dtypes of safetensors by torch's names; any other is read into no model."""
 
 

@@ -188,7 +188,7 @@ def test_damaged_headers(tmp_path: Path, damage: str) -> None:
 @pytest.mark.parametrize(
     ("dtype", "named"),
     [(torch.int8, "int8"), (torch.int64, "int64"), (torch.uint8, "uint8"), (torch.bool, "BOOL"),
-     (torch.float8_e4m3fn, "F8_E4M3"), (torch.float8_e5m2, "F8_E5M2"), (torch.complex64, "C64")],
+     (torch.float8_e4m3fn, "F8_E4M3"), (torch.float8_e5m2, "F8_E5M2"), (torch.complex64, f"C{64}")],
 )  # fmt: skip
 def test_dtypes_that_hold_no_weights(tmp_path: Path, dtype: torch.dtype, named: str) -> None:
     """Codes of quantised weights are not read as if they were the weights."""

@@ -63,9 +63,15 @@ def start(target: Callable[..., Any], *args: Any, **kwargs: Any) -> ForkServerPr
     """Call a function in a process of its own."""
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload([f"hooked_alm.{name}" for name in IMPORTED])
-    process = processes.Process(target=target, args=args, kwargs=kwargs)
+    process = processes.Process(target=_call, args=(target, *args), kwargs=kwargs)
     process.start()
     return process
+
+
+def _call(target: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    # A shell that starts the suite in the background has it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    target(*args, **kwargs)
 
 
 def run_experiment(name: str, out: Path, **settings: Any) -> None:
