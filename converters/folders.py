@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from hooked_alm.bundled import model_folder
-from hooked_alm.errors import ConversionError, InputError
+from hooked_alm.errors import ConversionError, InputError, reason_of
 from hooked_alm.text_files import read_json
 
 from .strict_config import object_parts
@@ -34,7 +34,7 @@ def find_folder(name_or_dir: str | Path, revision: str | None, *, also: str | No
     except Exception as error:
         raise InputError(
             f"loading {name!r}: it is no folder, and the Hugging Face hub gave none "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}). Check the spelling, or "
+            f"({reason_of(error)}). Check the spelling, or "
             "download the checkpoint and give its folder."
         ) from error
 

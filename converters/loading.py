@@ -1,7 +1,6 @@
 """The loader that all families share."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -16,7 +15,7 @@ from hooked_alm.checkpoint import (
     SafetensorsCheckpoint,
 )
 from hooked_alm.config import AttentionImplementation, HookedALMConfig, check_device
-from hooked_alm.errors import ConversionError, HookedALMError, InputError
+from hooked_alm.errors import ConversionError, InputError, any_failure
 from hooked_alm.model import HookedALM
 
 from .devices import check_modules, place, read_device_map
@@ -153,18 +152,13 @@ def lay_out(
     return Layout(model, family, folder, parts, named)
 
 
-@contextmanager
-def _laid_out_from(path: Path) -> Iterator[None]:
+def _laid_out_from(path: Path) -> AbstractContextManager[None]:
     """Blame the config for errors in here: transformers' classes check theirs in many ways."""
-    try:
-        yield
-    except HookedALMError:
-        raise
-    except Exception as error:
-        raise ConversionError(
-            f"reading {path}: transformers refuses it, or it contradicts itself "
-            f"({type(error).__name__}: {error!s:.300}). Take the published config."
-        ) from error
+    return any_failure(
+        ConversionError,
+        f"reading {path}: transformers refuses it, or it contradicts itself",
+        "Take the published config.",
+    )
 
 
 def _check_machine(device: torch.device | str | None, attn_implementation: str) -> None:

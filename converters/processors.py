@@ -14,7 +14,7 @@ import torch
 from hooked_alm.audio import Waveform
 from hooked_alm.errors import ConversionError, InputError, any_failure
 from hooked_alm.prompts import PromptBuilder
-from hooked_alm.text_files import read_json, read_text
+from hooked_alm.text_files import extractor_config, read_json, read_text
 
 from .family import Family
 
@@ -235,15 +235,10 @@ def _extractor(family: Family, folder: Path) -> Any:
     """The folder's feature extractor; None without one."""
     from transformers import AutoFeatureExtractor
 
-    written: Any = None  # transformers' order; some processor_config.json name none
-    if (path := folder / PROCESSOR).exists():
-        parts = read_json(path)
-        written = parts.get("feature_extractor", parts.get("audio_processor"))
-    if written is None and (path := folder / EXTRACTOR).exists():
-        written = read_json(path)
-    if written is None:
+    found = extractor_config(folder)
+    if found is None:
         return None
-    _check_sizes(path, written)
+    _check_sizes(*found)
     if family.read_extractor is not None:
         return from_folder("feature extractor", family.read_extractor, folder)
     load = AutoFeatureExtractor.from_pretrained

@@ -61,5 +61,5 @@ def any_failure(kind: type[HookedALMError], attempt: str, advice: str) -> Iterat
 
 
 def reason_of(error: BaseException) -> str:
-    """Kind and first line of an error of another library, for a message of ours."""
-    return f"{type(error).__name__}: {error}".partition("\n")[0][:300]
+    """Kind and beginning of an error of another library, on one line, for a message of ours."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

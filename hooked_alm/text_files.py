@@ -31,6 +31,23 @@ def read_text(path: Path) -> str:
     return found
 
 
+def extractor_config(folder: Path) -> tuple[Path, Any] | None:
+    """The file that describes a folder's feature extractor, and what it says; None without one.
+
+    In transformers' order: ``processor_config.json`` wins, where it has an extractor.
+
+    Raises:
+        ConversionError: a file is damaged.
+    """
+    if (path := folder / "processor_config.json").exists():
+        parts = read_json(path)
+        written = parts.get("feature_extractor", parts.get("audio_processor"))
+        if written is not None:
+            return path, written
+    path = folder / "preprocessor_config.json"
+    return (path, read_json(path)) if path.exists() else None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Content of a JSON file that holds an object.
 

@@ -40,6 +40,16 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> "TinyModels":
     return TinyModels(tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.fixture(scope="module")
+def small_figures() -> Iterator[None]:
+    """Drawing them takes longer than small runs."""
+    from hooked_alm.experiments.workbench import figures
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(figures, "DOTS_PER_INCH", 30)
+        yield
+
+
 @pytest.fixture
 def gqa(tiny_models: "TinyModels") -> "Iterator[HookedALM]":
     """The grouped-query model in float32 under sdpa, with a processor; hooks left on it fail."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.audio_utils import mel_filter_bank
 
 from hooked_alm.errors import InputError
-from hooked_alm.text_files import read_json
+from hooked_alm.text_files import extractor_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +30,10 @@ class LogMel:
     @classmethod
     def from_folder(cls, folder: Path) -> "LogMel":
         """The extractor that a checkpoint folder describes."""
-        path = folder / "preprocessor_config.json"
-        if path.exists():
-            written = read_json(path)
-        else:
-            written = read_json(folder / "processor_config.json")["audio_processor"]
+        found = extractor_config(folder)
+        assert found is not None  # whoever asks has seen it
         known = {f.name for f in fields(cls)}
-        return cls(**{name: value for name, value in written.items() if name in known})
+        return cls(**{name: value for name, value in found[1].items() if name in known})
 
     def __call__(self, samples: np.ndarray) -> Float[Tensor, "feature frame"]:
         """Features of one recording.

@@ -229,7 +229,7 @@ def _check(config: GraniteSpeechConfig) -> None:
     if config.window_size % config.downsample_rate:
         raise ConversionError(
             f"reading a GraniteSpeechConfig: window_size = {config.window_size} is not a multiple "
-            f"of downsample_rate = {config.downsample_rate}."
+            f"of downsample_rate = {config.downsample_rate}. Take the published config."
         )
 
 

@@ -8,13 +8,10 @@ by the window's own autocorrelation (Boersma 1993, "Accurate short-term analysis
 frequency", equation 9), with the peak refined by a parabola.
 """
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-from hooked_alm.audio import decode_file
 
 Signal = NDArray[np.float64]
 
@@ -43,12 +40,6 @@ class ClipDescription:
     """75th minus 25th percentile of the voiced frames."""
     voiced_fraction: float
     """Voiced frames over all frames."""
-
-
-def describe_file(path: Path) -> dict[str, float]:
-    """The description of a sound file, all channels together; see `ClipDescription`."""
-    channels, rate, _ = decode_file(path)
-    return asdict(describe_clip(channels.mean(axis=0), rate))
 
 
 def describe_clip(samples: NDArray[np.floating], rate: int) -> ClipDescription:

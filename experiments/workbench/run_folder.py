@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from hooked_alm.errors import InputError
+from hooked_alm.errors import InputError, reason_of
 
 from .files import NO_LINK, OwnFiles, refusals
 from .identity import differences, fingerprint, to_json
@@ -249,8 +249,8 @@ class RunFolder(OwnFiles):
         try:
             return pd.read_parquet(data, page_checksum_verification=True)
         except Exception as error:  # a damaged file can fail anywhere in its readers
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise self._damaged(file, first, "run the experiment again, which makes it") from None
+            reason = reason_of(error)
+            raise self._damaged(file, reason, "run the experiment again, which makes it") from None
 
     def write_arrays(self, name: str, arrays: Mapping[str, np.ndarray], **axes: str) -> None:
         """Writes ``arrays/{name}.safetensors``; ``axes`` names each array's axes, "layer pos"."""

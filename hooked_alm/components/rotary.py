@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..config import HookedALMConfig
-from ..errors import ConversionError, InputError
+from ..errors import ConversionError, InputError, reason_of
 
 RotaryTables = tuple[Float[Tensor, "batch pos d_head"], Float[Tensor, "batch pos d_head"]]
 
@@ -81,7 +81,7 @@ def rotary_frequencies(cfg: HookedALMConfig) -> tuple[Float[Tensor, " half_d_hea
         )
         inv_freq, scaling = ROPE_INIT_FUNCTIONS[rope["rope_type"]](carrier, device="cpu")
     except Exception as error:  # each variant fails in its own way
-        raise _no_frequencies(cfg, f"{type(error).__name__}: {error}") from error
+        raise _no_frequencies(cfg, reason_of(error)) from error
     if inv_freq.shape != (cfg.d_head // 2,) or not (inv_freq * scaling).isfinite().all():
         raise _no_frequencies(cfg, f"{inv_freq.tolist()} times {scaling}")
     return inv_freq, float(scaling)

@@ -406,3 +406,7 @@ def test_the_extractors_settings_are_read(tmp_path: Path) -> None:
     settings = {"sampling_rate": 8000, "n_mels": 5, "hop_length": 80}
     (tmp_path / "processor_config.json").write_text(json.dumps({"audio_processor": settings}))
     assert LogMel.from_folder(tmp_path) == LogMel(sampling_rate=8000, n_mels=5, hop_length=80)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"n_mels": 7}))
+    assert LogMel.from_folder(tmp_path).n_mels == 5  # as in transformers, where both are there
+    (tmp_path / "processor_config.json").unlink()
+    assert LogMel.from_folder(tmp_path).n_mels == 7

@@ -1,7 +1,6 @@
 """``circuits`` on a model whose circuit was planted, on one without any, and on the twins."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from hooked_alm.experiments.circuits.plan import (
 from hooked_alm.experiments.circuits.settings import CircuitsConfig
 from hooked_alm.experiments.circuits.tables import total_effects
 from hooked_alm.experiments.materials.pairs import prepare_pairs, read_pairs
-from hooked_alm.experiments.workbench import figures, runner
+from hooked_alm.experiments.workbench import runner
 from hooked_alm.experiments.workbench.run_folder import RunFolder
 from hooked_alm.methods.patching.measurement import Measurement
 from hooked_alm.methods.patching.paths import all_edges
@@ -39,12 +38,7 @@ from tolerances import FAST_ENGINE
 ENGINES = FAST_ENGINE[torch.float32]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_figures() -> Iterator[None]:
-    """Drawing them takes longer than the runs."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(figures, "DOTS_PER_INCH", 30)
-        yield
+pytestmark = pytest.mark.usefixtures("small_figures")
 
 
 @pytest.fixture(scope="module")

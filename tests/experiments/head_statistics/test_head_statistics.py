@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ from hooked_alm.experiments.head_statistics.prompts import (
 )
 from hooked_alm.experiments.head_statistics.settings import HeadStatisticsConfig
 from hooked_alm.experiments.head_statistics.tables import merged
-from hooked_alm.experiments.workbench import figures, runner
+from hooked_alm.experiments.workbench import runner
 from hooked_alm.experiments.workbench.run_folder import RunFolder
 from hooked_alm.experiments.workbench.settings import load_settings
 from hooked_alm.methods.reading.head_norms import OUTPUT
@@ -72,12 +72,7 @@ BUNDLED = "bundled:multiple_choice"
 VOICES = "bundled:multiple_choice_voices"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_figures() -> Iterator[None]:
-    """Drawing them takes longer than the runs."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(figures, "DOTS_PER_INCH", 30)
-        yield
+pytestmark = pytest.mark.usefixtures("small_figures")
 
 
 @pytest.fixture(scope="module")

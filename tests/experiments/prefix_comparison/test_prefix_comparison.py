@@ -1,7 +1,7 @@
 """``prefix_comparison`` against plain Hugging Face, by hand, killed, resumed, and on the twins."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from hooked_alm.experiments.prefix_comparison.plan import teacher_forced
 from hooked_alm.experiments.prefix_comparison.settings import PrefixComparisonConfig
 from hooked_alm.experiments.prefix_comparison.shards import Maps, NanMean, pack, shards, unpack
 from hooked_alm.experiments.prefix_comparison.tables import PrefixResults, means, quadrant_table
-from hooked_alm.experiments.workbench import figures, runner
+from hooked_alm.experiments.workbench import runner
 from hooked_alm.experiments.workbench.identity import to_json
 from hooked_alm.experiments.workbench.intervals import Draws
 from hooked_alm.experiments.workbench.page import Page
@@ -65,12 +65,7 @@ from tolerances import DIVERGENCE, MASS_OF_PATTERN
 MASS = MASS_OF_PATTERN[torch.float32]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_figures() -> Iterator[None]:
-    """Drawing them takes longer than the runs."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(figures, "DOTS_PER_INCH", 30)
-        yield
+pytestmark = pytest.mark.usefixtures("small_figures")
 
 
 @pytest.fixture(scope="module")

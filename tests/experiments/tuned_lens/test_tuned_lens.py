@@ -3,7 +3,6 @@
 import json
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from hooked_alm.experiments.materials.trained_lens import LensCard, load_lens, s
 from hooked_alm.experiments.tuned_lens.experiment import TuneLens
 from hooked_alm.experiments.tuned_lens.items import ob1_prompts, read_prompts
 from hooked_alm.experiments.tuned_lens.settings import TunedLensConfig
-from hooked_alm.experiments.workbench import figures, runner
+from hooked_alm.experiments.workbench import runner
 from hooked_alm.experiments.workbench.identity import to_json
 from hooked_alm.experiments.workbench.run_folder import RunFolder
 from hooked_alm.methods.reading.tuned_lens import LensTrainer, TunedLens, unembed_hash
@@ -42,12 +41,7 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_figures() -> Iterator[None]:
-    """Drawing them takes longer than the runs."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(figures, "DOTS_PER_INCH", 30)
-        yield
+pytestmark = pytest.mark.usefixtures("small_figures")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pytest
 
 from hooked_alm import storage
 from hooked_alm.errors import InputError
-from hooked_alm.experiments.workbench import figures, runner
+from hooked_alm.experiments.workbench import runner
 from hooked_alm.experiments.workbench.compare import compare
 from hooked_alm.experiments.workbench.files import OwnFiles
 from hooked_alm.experiments.workbench.render import render, with_links
@@ -35,12 +35,7 @@ LINKS = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_figures() -> Iterator[None]:
-    """Drawing them takes longer than the runs."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(figures, "DOTS_PER_INCH", 30)
-        yield
+pytestmark = pytest.mark.usefixtures("small_figures")
 
 
 @pytest.fixture(scope="module")
