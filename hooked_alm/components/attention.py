@@ -111,6 +111,10 @@ class Attention(nn.Module):
         """Values of ``hook_q`` (k, v) for the normalised ``x``; fires no hook."""
         return self._project(getattr(self, f"{part}_proj"), x, None)
 
+    def queries(self, x: Resid, rotary: RotaryTables) -> HeadsFirst:
+        """Queries, rotated, of the normalised ``x``; fires no hook of theirs."""
+        return rotate(self.q_norm(self.project("q", x)).transpose(1, 2), rotary)
+
     def keys_values(self, x: Resid, rotary: RotaryTables) -> tuple[KeyValues, KeyValues]:
         """Keys, rotated, and values of the normalised ``x``, without attending."""
         k = self.hook_k(self._project(self.k_proj, x, None))

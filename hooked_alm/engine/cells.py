@@ -1,31 +1,44 @@
-"""Cells of a sweep: a row of the batch, the edits of its run, and the looks at it."""
+"""Edits of a sweep, as data: in which cells, where, and by which rule.
 
-from collections.abc import Callable, Sequence
+A cell is a row of the batch under some edits: one question. Cells are numbers, ``c`` being one of
+row ``c % n_rows``, and whatever acts on many of them in the same way is one ``Edits`` with an entry
+per cell, position and unit: nothing is called, or copied to the device, per cell.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Protocol, runtime_checkable
 
-from jaxtyping import Float
+import numpy as np
+import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from ..hooks import HookPoint
 from ..points import SITES, Site, hook_name
-from .record import Record
+from .record import Record, on_device
 
-Write = Callable[[Tensor], Tensor]
-"""Function from a run's own values to new ones, both ``[pos, *features]``. Features are as the hook
-shows them, for the pattern ``[head, key_pos]``."""
-
-
-class DonorRows(NamedTuple):
-    """Rows of another run that an edit writes unchanged; the engine may splice them (rule 2)."""
-
-    record: Record
-    positions: Sequence[int]
+Indices = Int[np.ndarray, " entry"]
+_ORDER = {site: place for place, site in enumerate(SITES)}
 
 
-@dataclass(frozen=True, eq=False)
-class Edit:
-    """A change of one site of one block, at some positions of one row.
+@runtime_checkable
+class Write(Protocol):
+    """A rule for the new values of a site."""
+
+    def __call__(self, own: Tensor, entries: Indices) -> Tensor:
+        """New values ``[entry, *features]``.
+
+        Args:
+            own: the run's own values, as the hook shows them: of one head or neuron where the edits
+                have units, for the pattern ``[head, key_pos]`` or ``[key_pos]``.
+            entries: the entries of the ``Edits`` that these are.
+        """
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Marks:
+    """Places at one site of one block, in some cells.
 
     Positions are those of the padded prompt, at real tokens; with ``pattern`` they are query
     positions.
@@ -34,66 +47,128 @@ class Edit:
     site: Site
     layer: int
     """Index of the block, along the path to the head that is read."""
-    positions: Sequence[int]
+    cells: Indices
+    positions: Indices
+    units: Indices | None = None
+    """Head or neuron of every entry; None is all of them."""
+
+    def act(self, own: Tensor, entries: Indices) -> Tensor | None:
+        """New values of some entries, or None where they stay."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Edits(Marks):
+    """Changes by one rule."""
+
     write: Write
-    donor: DonorRows | None = None
-    """Source of the values, if they are whole rows of the same site of another run."""
+    donors: Sequence[Record] | None = None
+    """Runs, one per row of the batch, whose rows of the same site are written as they are; the
+    engine may splice them (rule 2)."""
+    sources: Indices | None = None
+    """Positions of the entries in those runs; -1 where the value is not a row of theirs."""
+
+    def act(self, own: Tensor, entries: Indices) -> Tensor:
+        """The values to write."""
+        return self.write(own, entries).to(own.dtype)
 
 
-@dataclass(eq=False)
-class Look:
-    """An activation that a cell's own run shows to its later edits, which read ``value``.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Looks(Marks):
+    """Activations that cells show to their later edits, after the edits of the same site."""
 
-    It is taken after the edits of the same site.
-    """
+    seen: list[tuple[np.ndarray, Tensor]] = field(default_factory=list)
+    """Entries and values of the cells that run now."""
 
-    site: Site
-    layer: int
-    positions: Sequence[int]
-    value: Float[Tensor, " pos *features"] = field(init=False)
+    def act(self, own: Tensor, entries: Indices) -> None:
+        """Take the values."""
+        self.seen.append((entries, own))
 
-
-@dataclass(frozen=True, eq=False)
-class Cell:
-    """A row of the batch under one or several edits at once: one question of a sweep."""
-
-    row: int
-    edits: tuple[Edit, ...]
-    looks: tuple[Look, ...] = ()
-
-    @property
-    def marks(self) -> list[Edit | Look]:
-        """Edits and looks in the order in which they act; those of one site as they were given."""
-        # Edits first: the sort is stable, so a look sees what the edits of its site wrote.
-        marks: list[Edit | Look] = [*self.edits, *self.looks]
-        return sorted(marks, key=lambda mark: (mark.layer, _ORDER[mark.site]))
+    def at(self, entries: Indices) -> Tensor:
+        """Values ``[entry, *features]`` of entries of the cells that run now."""
+        there = np.concatenate([one for one, _ in self.seen])
+        values = torch.cat([one for _, one in self.seen])
+        order = np.argsort(there, kind="stable")
+        # An entry whose row does not run is asked for by no row that does.
+        place = np.searchsorted(there, entries, sorter=order).clip(max=len(order) - 1)
+        return values[on_device(order[place], values)]
 
 
-_ORDER = {site: place for place, site in enumerate(SITES)}
+class Called:
+    """A user's function of the own values of one cell, ``[pos, *features]``, as a rule."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], n_positions: int) -> None:
+        self.function, self.n_positions = function, n_positions
+
+    def __call__(self, own: Tensor, entries: Indices) -> Tensor:
+        """New values of the positions that run."""
+        if len(entries) == self.n_positions:
+            return self.function(own)
+        # The function expects all positions in their order: those that do not run are zeros.
+        where = on_device(entries, own)
+        every = own.new_zeros(self.n_positions, *own.shape[1:])
+        return self.function(every.index_copy(0, where, own))[where]
 
 
-def hooks_of(cells: Sequence[Cell], path: Sequence[str]) -> list[tuple[str, Callable[..., Tensor]]]:
-    """Forward hooks that apply cells of different rows in one run of the whole batch."""
-    by_name: dict[str, list[tuple[int, Edit | Look]]] = {}
-    for cell in cells:
-        for mark in cell.marks:
+def called(
+    site: Site,
+    layer: int,
+    cell: int,
+    positions: Sequence[int],
+    function: Callable[[Tensor], Tensor],
+) -> Edits:
+    """The edit of one cell by a function of its own values: the price is a call per cell."""
+    return Edits(
+        site=site, layer=layer, cells=np.full(len(positions), cell),
+        positions=np.array(positions, int), write=Called(function, len(positions)),
+    )  # fmt: skip
+
+
+def forget(marks: Iterable[Marks]) -> None:
+    """Drop what looks have seen in cells that ran before."""
+    for mark in marks:
+        if isinstance(mark, Looks):
+            mark.seen.clear()
+
+
+def in_order(marks: Sequence[Marks]) -> list[Marks]:
+    """Marks in the order in which they act; those of one site as they were given."""
+    # A look sees what the edits of its site wrote.
+    return sorted(marks, key=lambda m: (m.layer, _ORDER[m.site], isinstance(m, Looks)))
+
+
+def hooks_of(
+    marks: Sequence[Marks], cells: range, path: Sequence[str]
+) -> list[tuple[str, Callable[..., Tensor]]]:
+    """Forward hooks that apply some cells, one per row of the batch, in one run of the batch."""
+    by_name: dict[str, list[tuple[Marks, np.ndarray]]] = {}
+    forget(marks)
+    for mark in in_order(marks):
+        entries = np.flatnonzero((mark.cells >= cells.start) & (mark.cells < cells.stop))
+        if len(entries):
             name = hook_name(mark.site, path[mark.layer])
-            by_name.setdefault(name, []).append((cell.row, mark))
+            by_name.setdefault(name, []).append((mark, entries))
 
-    def hook_for(marks: list[tuple[int, Edit | Look]]) -> Callable[..., Tensor]:
+    def hook_for(chosen: list[tuple[Marks, np.ndarray]]) -> Callable[..., Tensor]:
         def act(value: Tensor, hook: HookPoint) -> Tensor:
-            # In place, the edit would reach tensors that the run or a cache still holds.
+            # In place, the edits would reach tensors that the run or a cache still holds.
             value = value.clone()
-            for row, mark in marks:
+            for mark, entries in chosen:
                 # A view with positions first: assigning to it below writes into ``value``.
-                rows = value[row].transpose(0, 1) if mark.site == "pattern" else value[row]
-                where = list(mark.positions)
-                if isinstance(mark, Look):
-                    mark.value = rows[where]
-                else:
-                    rows[where] = mark.write(rows[where]).to(rows.dtype)
+                rows = value.transpose(1, 2) if mark.site == "pattern" else value
+                where = tuple(_indices(mark, entries, mark.cells[entries] % len(cells), value))
+                new = mark.act(rows[where], entries)
+                if new is not None:
+                    rows[where] = new
             return value
 
         return act
 
-    return [(name, hook_for(marks)) for name, marks in by_name.items()]
+    return [(name, hook_for(chosen)) for name, chosen in by_name.items()]
+
+
+def _indices(mark: Marks, entries: Indices, rows: Indices, like: Tensor) -> Iterator[Tensor]:
+    for part in (rows, mark.positions[entries]):
+        yield on_device(part, like)
+    if mark.units is not None:
+        yield on_device(mark.units[entries], like)

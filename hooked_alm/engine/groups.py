@@ -1,25 +1,28 @@
-"""Groups of cells that recompute the same rows of one record, and what they run at a block."""
+"""Groups of cells that climb through the blocks together, and what they run at each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..components.block import Block
-from ..errors import InputError
-from ..model import HookedALM
-from ..points import SITES
-from ..spans import Range
-from ..stacks import Stack, ranges_of, rows_in
-from .cells import Cell, Edit, Look
-from .record import Agreement, Record, Spliced
-from .rows import Bundle, Placed, own_key_values
+from .blocks import own_key_values
+from .bundles import Bundle, FlatStream, Placed, indices
+from .cells import Indices, Marks
+from .record import Record, Spliced, on_device
+from .rows import CellRows, RowSets
 
-RecordRows = Int[Tensor, " _row"]
+RecordRows = Int[np.ndarray, " _row"]
 """Indices of rows of a record: real positions, pads left out."""
+CellIndices = Int[np.ndarray, " cell"]
+STREAM, KEYS, ROWS = 0, 1, 2
+"""How a cell enters at its first block: by an edit of the stream before it, of keys or values that
+all later rows read, or of nothing but its own rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,307 +30,263 @@ class Finals:
     """The residual stream after the last block, of cells of one row of the batch."""
 
     row: int
-    cells: list[int]
-    """Indices of the cells in the sequence that was given."""
+    cells: CellIndices
     resid: Float[Tensor, "cell read d_model"]
     """The stream at the rows that were asked for."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Member:
-    """A cell of a group: its edits and looks, with the rows they are at."""
+class InGroup(NamedTuple):
+    """Entries of some marks in one group: which of its cells, which rows of the record."""
 
-    index: int
-    marks: list[tuple[RecordRows, Edit | Look]]
+    turn: int
+    mark: Marks
+    entries: Indices
+    cells: Indices
+    rows: Indices
 
-    @cached_property
-    def layer(self) -> int:
-        """Block of the first edit or look; 0 without any."""
-        return min((mark.layer for _, mark in self.marks), default=0)
-
-    @cached_property
-    def is_whole(self) -> bool:
-        """Whether the first block changes all rows that the cell reaches; else the edited alone."""
-        edits = [mark for _, mark in self.at(self.layer) if isinstance(mark, Edit)]
-        return any(SITES[edit.site].reach == "reading rows" for edit in edits)
-
-    @cached_property
-    def own_rows(self) -> tuple[int, ...]:
-        """Rows edited, or looked at, in the first block."""
-        return tuple(sorted({row for rows, _ in self.at(self.layer) for row in rows.tolist()}))
-
-    def at(self, layer: int) -> list[tuple[RecordRows, Edit | Look]]:
-        """Edits and looks of one block."""
-        return [(rows, mark) for rows, mark in self.marks if mark.layer == layer]
+    def among(self, cells: CellIndices, n_cells: int) -> "InGroup":
+        """The entries of some of the cells, which count in their order from then on."""
+        place = np.full(n_cells, -1)
+        place[cells] = np.arange(len(cells))
+        there = place[self.cells]
+        kept = there >= 0
+        return self._replace(entries=self.entries[kept], cells=there[kept], rows=self.rows[kept])
 
 
-@dataclass(frozen=True, eq=False)
-class _Step:
-    """The bundles that a group runs at one block."""
+class SetsOfCells(NamedTuple):
+    """A set of rows for every cell."""
 
-    bundles: list[Bundle]
-    """First the members that are under way, if any; then one for each list of entrants."""
-    entrants: list[list[_Member]]
-    """Members whose first block this is and whose edited rows alone run."""
-    rows: RecordRows
-    """Rows of the group that exist after the block."""
+    sets: RowSets
+    of: CellIndices
+
+    def rows(self, cells: CellIndices, among: RecordRows | None = None) -> CellRows:
+        """Rows of some cells, or those of them that are among others."""
+        return CellRows(self.sets if among is None else self.sets.only(among), self.of[cells])
+
+    def of_cells(self, cells: CellIndices) -> "SetsOfCells":
+        """The same for some cells, which count in their order from then on."""
+        return self._replace(of=self.of[cells])
 
 
 @dataclass(eq=False)
 class Group:
-    """Cells that recompute the same rows of one record, beside the same rows of another."""
+    """Cells of one record that recompute about as many rows, beside the same unchanged ones.
+
+    They are in the order in which they join: at a block with all changed rows, or behind it, after
+    some rows have run. Of the cells, the first ``n_joined`` are under way.
+    """
 
     row: int
     record: Record
     beside: Record | Spliced
-    """The run that the rows are taken from which no member changes."""
-    changed: tuple[Range, ...]
-    """Rows that a member can change (rule 1); behind a splice, from its end on (rule 2)."""
+    """The run that the rows are taken from which a cell does not change."""
     read: RecordRows
     """Rows that are asked for, ascending."""
-    members: list[_Member]
-    resid: Float[Tensor, "cell row d_model"]
-    """Streams of the members that have joined, the first of ``members``, at ``rows``."""
-    rows: RecordRows
-    """The changed rows; behind the last block, those of them that are read."""
-
-    def __post_init__(self) -> None:
-        """Order the members as they join: behind block b - 1 with some rows, at b with all."""
-        # The members under way are the first ones, as many as ``resid`` is long: nothing else says
-        # whose streams these are.
-        self.members.sort(key=lambda m: (m.layer + (not m.is_whole), m.is_whole, m.index))
-
-    @property
-    def first_layer(self) -> int:
-        """Block at which the first member joins."""
-        return self.members[0].layer
-
-    @cached_property
-    def n_rows(self) -> int:
-        """Rows that a member can change."""
-        return sum(stop - start for start, stop in self.changed)
+    cells: CellIndices
+    layers: CellIndices
+    """Block of the first edit or look of every cell."""
+    entry: CellIndices
+    """``STREAM``, ``KEYS`` or ``ROWS``."""
+    changed: SetsOfCells
+    """Rows that a cell can change (rule 1); behind a splice, from its end on (rule 2)."""
+    marked: SetsOfCells
+    """Rows that are edited, or looked at, in the first block."""
+    keyed: SetsOfCells
+    """Rows whose keys or values are edited in the first block."""
+    marks: list[InGroup]
+    resid: FlatStream | None = None
+    """Streams of the cells under way; behind the last block at the rows that are read alone."""
+    n_joined: int = 0
+    masks: dict[object, Tensor | None] = field(default_factory=dict)
 
     @cached_property
-    def read_changed(self) -> RecordRows:
-        """Rows that are read and recomputed."""
-        return self.read[torch.isin(self.read, rows_in(self.changed))]
+    def counts(self) -> CellIndices:
+        """Number of rows that every cell can change."""
+        return self.changed.sets.sizes[self.changed.of]
 
     @cached_property
-    def _unchanged(self) -> tuple[slice | RecordRows, RecordRows]:
-        """Rows that no member changes, as an index of keys and values and as rows.
-
-        Rows before the first changed one are a slice, which copies nothing.
-        """
-        n = len(self.record)
-        # A tail of the prompt changes, as always in a causal stack; a splice ends where it begins.
-        if not self.changed or self.changed[0][1] == n:
-            start = self.changed[0][0] if self.changed else n
-            return slice(start), torch.arange(start)
-        is_changed = torch.zeros(n, dtype=torch.bool).index_fill(0, rows_in(self.changed), True)
-        rows = (~is_changed).nonzero().flatten()
-        return rows, rows
+    def is_still(self) -> bool:
+        """Whether nothing that is read can change: the run beside is the answer."""
+        return not len(self.changed.rows(np.arange(len(self.cells)), self.read))
 
     def restarted(self) -> "Group":
         """The group before the first block again, without anything of a climb that broke off."""
-        rows = rows_in(self.changed)
-        resid = self.record.resid[0].new_empty(0, len(rows), self.record.resid[0].shape[-1])
-        return replace(self, resid=resid, rows=rows)
+        return replace(self, resid=None, n_joined=0)
 
-    def with_members(self, members: list[_Member]) -> "Group":
-        """A group of some of the members alone."""
-        return replace(self, members=members)
+    def part(self, start: int, stop: int) -> "Group":
+        """The group of some of the cells alone."""
+        some = np.arange(start, stop)
+        return replace(
+            self, cells=self.cells[some], layers=self.layers[some], entry=self.entry[some],
+            changed=self.changed.of_cells(some), marked=self.marked.of_cells(some),
+            keyed=self.keyed.of_cells(some), masks={},
+            marks=[one.among(some, len(self.cells)) for one in self.marks],
+        )  # fmt: skip
 
-    @property
-    def joined(self) -> list[_Member]:
-        """Members under way."""
-        return self.members[: len(self.resid)]
+    @cached_property
+    def _by_layer(self) -> dict[int, list[InGroup]]:
+        found: dict[int, list[InGroup]] = {}
+        for one in self.marks:
+            if len(one.entries):
+                found.setdefault(one.mark.layer, []).append(one)
+        return found
 
-    def enter(self, layer: int) -> None:
-        """Start from the base run, and write what is edited in the stream before a block."""
-        new = [m for m in self.members if m.is_whole and m.layer == layer]
-        # Below their first block members are the base run. ``cat`` copies its expanded rows: the
-        # edits must not write into the record.
-        base = self.record.resid[layer][self.rows].expand(len(new), -1, -1)
-        self.resid = torch.cat([self.resid, base]) if new else self.resid
-        for placed in self._placed(self.joined, layer, self.rows):
-            if placed.mark.site == "resid_pre":
-                edited = placed.act(self.resid[placed.cell, placed.places])
-                if edited is not None:
-                    self.resid[placed.cell, placed.places] = edited
+    def _placed(self, cells: CellIndices, layer: int, rows: CellRows) -> list[Placed]:
+        """Entries of a block in some cells, at their places among the rows of these."""
+        found = []
+        for located in self._by_layer.get(layer, []):
+            some = located.among(cells, len(self.cells))
+            places = rows.places(some.cells, some.rows)
+            kept = places >= 0
+            if kept.any():
+                entries, there, places = some.entries[kept], some.cells[kept], places[kept]
+                found.append(Placed(some.turn, some.mark, entries, there, places))
+        return found
 
-    def step(self, block: Block, layer: int, is_last: bool) -> _Step:
-        """The bundles to run; of the last block, only the rows that are read (rule 4)."""
-        rows = self.read_changed if is_last else self.rows
-        bundles, entrants = [], []
-        if self.joined:
-            bundles.append(self._under_way(block, layer, rows))
-        # In their first block these members change their own rows alone: no others need to run, and
-        # all keys and values are still the base run's.
-        late: dict[tuple[int, ...], list[_Member]] = {}
-        for member in self.members:
-            if member.layer == layer and not member.is_whole:
-                late.setdefault(member.own_rows, []).append(member)
-        for edited, some in late.items():
-            run = torch.tensor(edited, dtype=torch.long)
-            run = run[torch.isin(run, rows)]
-            entrants.append(some)
-            bundles.append(
-                Bundle(
-                    record=self.record,
-                    rows=run,
-                    resid=self.record.resid[layer][run].expand(len(some), -1, -1),
-                    shared=self.record.key_values(layer),
-                    shared_rows=torch.arange(len(self.record)),
-                    marks=self._placed(some, layer, run),
+    def enter(self, layer: int, n_layers: int) -> None:
+        """Start from the base run, and act on the stream before a block."""
+        among = None if layer < n_layers else self.read
+        first, stop = self.n_joined, self.n_joined
+        stop += int(((self.entry == STREAM) & (self.layers == layer)).sum())
+        if stop > first:
+            # Below their first block cells are the base run.
+            base = self.record.resid[layer]
+            rows = self.changed.rows(np.arange(first, stop), among)
+            self._join(base[on_device(rows.flat, base)], stop)
+        if self.resid is None:
+            return
+        cells = np.arange(stop)
+        is_copied = False
+        for placed in self._placed(cells, layer, self.changed.rows(cells, among)):
+            if placed.mark.site != "resid_pre":
+                continue
+            where = indices(placed.mark, placed.entries, placed.places, self.resid)
+            new = placed.mark.act(self.resid[where], placed.entries)
+            if new is not None:
+                # A look at the block below may have taken the same memory.
+                self.resid = self.resid if is_copied else self.resid.clone()
+                is_copied = True
+                self.resid[where] = new
+
+    def _join(self, resid: FlatStream, stop: int) -> None:
+        self.resid = resid if self.resid is None else torch.cat([self.resid, resid])
+        self.n_joined = stop
+
+    def bundles(self, block: Block, layer: int, is_last: bool) -> list[Bundle]:
+        """What runs at a block: the cells under way, then those that enter by keys, and by rows.
+
+        Of the last block, only the rows that are read run (rule 4).
+        """
+        among = self.read if is_last else None
+        found = [self._under_way(block, layer, among)] if self.n_joined else []
+        for kind, cells, rows in self._entrants(layer, among):
+            base = self.record.resid[layer]
+            bundle = Bundle(
+                record=self.record, rows=rows, resid=base[on_device(rows.flat, base)],
+                shared=self.record.key_values(layer), shared_rows=np.arange(len(self.record)),
+                marks=self._placed(cells, layer, rows), masks=self.masks,
+            )  # fmt: skip
+            bundle.base = base[on_device(bundle.base_rows, base)]
+            if kind == KEYS:
+                keyed = self.keyed.rows(cells)
+                self._give_own(
+                    block, layer, bundle, cells, keyed, base[on_device(keyed.flat, base)]
                 )
-            )
-        return _Step(bundles=bundles, entrants=entrants, rows=rows)
+            found.append(bundle)
+        return found
 
-    def _under_way(self, block: Block, layer: int, rows: RecordRows) -> Bundle:
+    def _entrants(
+        self, layer: int, among: RecordRows | None
+    ) -> list[tuple[int, CellIndices, CellRows]]:
+        """Cells that enter a block by keys and by rows, with the rows that run, if any do."""
+        found = []
+        start = self.n_joined
+        for kind, sets in ((KEYS, self.changed), (ROWS, self.marked)):
+            stop = start + int(((self.entry == kind) & (self.layers == layer)).sum())
+            cells = np.arange(start, stop)
+            cells = cells[sets.rows(cells, among).counts > 0]
+            if len(cells):
+                found.append((kind, cells, sets.rows(cells, among)))
+            start = stop
+        return found
+
+    def _under_way(self, block: Block, layer: int, among: RecordRows | None) -> Bundle:
+        assert self.resid is not None
+        cells = np.arange(self.n_joined)
+        changed, rows = self.changed.rows(cells), self.changed.rows(cells, among)
+        index, shared_rows = self._shared
         keys, values = self.beside.key_values(layer)
-        index, shared_rows = self._unchanged
         bundle = Bundle(
-            record=self.record,
-            rows=self.rows,
-            resid=self.resid,
-            shared=(keys[:, index], values[:, index]),
-            shared_rows=shared_rows,
-            own_rows=self.rows,
-            marks=self._placed(self.joined, layer, self.rows),
-        )
-        if len(rows) == len(self.rows):
-            return bundle
-        # The last block: all changed rows give keys and values, but only rows that are read go on.
-        # Edits of k and v act on the former, and must not act twice.
-        own = own_key_values(block, bundle)
-        placed = self._placed(self.joined, layer, rows)
-        marks = [one for one in placed if one.mark.site not in ("k", "v")]
-        resid = self.resid[:, torch.searchsorted(self.rows, rows)]
-        return replace(bundle, rows=rows, resid=resid, own=own, marks=marks)
+            record=self.record, rows=rows, resid=self.resid,
+            shared=(keys[:, index], values[:, index]), shared_rows=shared_rows, own_rows=changed,
+            marks=self._placed(cells, layer, rows), masks=self.masks,
+        )  # fmt: skip
+        if len(rows) < len(changed):
+            # All changed rows give keys and values, but only rows that are read go on.
+            self._give_own(block, layer, bundle, cells, changed, self.resid)
+            kept = changed.places(np.repeat(cells, rows.counts), rows.flat)
+            bundle.resid = self.resid[on_device(kept, self.resid)]
+        return bundle
 
-    def absorb(self, step: _Step, outputs: list[Tensor], layer: int) -> None:
+    def _give_own(
+        self, block: Block, layer: int, bundle: Bundle, cells: CellIndices, rows: CellRows,
+        resid: FlatStream,
+    ) -> None:  # fmt: skip
+        """Give a bundle keys and values of some rows, with their edits, which act there alone."""
+        edited = [one for one in self._placed(cells, layer, rows) if one.mark.site in ("k", "v")]
+        bundle.own_rows = rows
+        bundle.own = own_key_values(block, replace(bundle, rows=rows, resid=resid, marks=edited))
+        bundle.marks = [one for one in bundle.marks if one.mark.site not in ("k", "v")] + edited
+
+    @cached_property
+    def _shared(self) -> tuple[slice | Tensor, RecordRows]:
+        """Keys that all cells read, as an index and as rows; each cell has its changed rows' own.
+
+        CellRows before the last that any cell leaves unchanged are a slice, which copies nothing.
+        """
+        n = len(self.record) if isinstance(self.beside, Record) else self.beside.stop
+        used = [self.changed.sets.sets[of] for of in np.unique(self.changed.of)]
+        left = np.zeros(n, bool)
+        for one in used:
+            left |= ~np.isin(np.arange(n), one)
+        rows = left.nonzero()[0]
+        if len(rows) == 0 or rows[-1] == len(rows) - 1:
+            return slice(len(rows)), rows
+        return on_device(rows, self.record.resid[0]), rows
+
+    def absorb(self, outputs: Sequence[FlatStream], layer: int, is_last: bool) -> None:
         """Take the outputs over; entrants get the base run's rows where nothing changed."""
-        under_way = outputs[: len(outputs) - len(step.entrants)]
-        none = self.resid.new_empty(0, len(step.rows), self.resid.shape[-1])
-        self.resid = under_way[0] if under_way else none
-        # By index: bundles have the members by edited rows, ``resid`` in the order of ``members``.
-        arrived: dict[int, Tensor] = {}
-        entrants = zip(step.entrants, outputs[len(under_way) :], strict=True)
-        for (members, out), bundle in zip(entrants, step.bundles[len(under_way) :], strict=True):
-            resid = self.record.resid[layer + 1][step.rows].repeat(len(members), 1, 1)
-            resid[:, torch.searchsorted(step.rows, bundle.rows)] = out
-            arrived |= {m.index: one for m, one in zip(members, resid, strict=True)}
-        new = [m for m in self.members if m.index in arrived]
-        if new:
-            self.resid = torch.cat([self.resid, torch.stack([arrived[m.index] for m in new])])
-        self.rows = step.rows
-
-    def _placed(self, members: list[_Member], layer: int, rows: RecordRows) -> list[Placed]:
-        """Edits and looks of a block, at their places among some rows, where they have any."""
-        placed = []
-        for cell, member in enumerate(members):
-            for where, mark in member.at(layer):
-                # ``searchsorted`` finds a place for any row; the comparison tells which are there.
-                places = torch.searchsorted(rows, where).clamp(max=max(len(rows) - 1, 0))
-                kept = rows[places] == where if len(rows) else torch.zeros_like(where).bool()
-                if kept.any():
-                    some = None if kept.all() else kept
-                    placed.append(Placed(cell, places[kept].tolist(), mark, some))
-        return placed
+        among = self.read if is_last else None
+        outputs = list(outputs)
+        if self.n_joined:
+            self.resid = outputs.pop(0)
+        first = self.n_joined
+        stop = first + int(((self.entry != STREAM) & (self.layers == layer)).sum())
+        if stop == first:
+            return
+        arrived = self.changed.rows(np.arange(first, stop), among)
+        base = self.record.resid[layer + 1]
+        new = base[on_device(arrived.flat, base)]
+        if outputs:
+            places = [
+                arrived.places(np.repeat(cells - first, rows.counts), rows.flat)
+                for _, cells, rows in self._entrants(layer, among)
+            ]
+            new[on_device(np.concatenate(places), new)] = torch.cat(outputs)
+        self._join(new, stop)
 
     def finals(self) -> Finals:
-        """The residual stream of every member at the rows that are read."""
-        changed = self.read_changed
-        resid = self.beside.final(self.read).expand(len(self.members), -1, -1)
-        if len(changed):
-            # A cell that joins behind the last block still has all its rows.
-            ours = self.resid[:, torch.searchsorted(self.rows, changed)]
-            if len(changed) == len(self.read):
-                resid = ours
+        """The residual stream of every cell at the rows that are read."""
+        resid = self.beside.final(self.read).expand(len(self.cells), -1, -1)
+        if not self.is_still:
+            assert self.resid is not None
+            rows = self.changed.rows(np.arange(len(self.cells)), self.read)
+            if len(rows) == len(self.cells) * len(self.read):
+                resid = self.resid.unflatten(0, (len(self.cells), -1))
             else:
                 # Expanded over the cells so far: one memory for all.
                 resid = resid.clone()
-                resid[:, torch.searchsorted(self.read, changed)] = ours
-        return Finals(row=self.row, cells=[m.index for m in self.members], resid=resid)
-
-
-def grouped(
-    model: HookedALM,
-    records: Sequence[Record],
-    cells: Sequence[Cell],
-    read: Sequence[RecordRows],
-) -> list[Group]:
-    """Groups of the cells that recompute the same rows beside the same unchanged ones.
-
-    Raises:
-        InputError: an edit at a pad, or at a block that does not exist.
-    """
-    groups: dict[tuple[object, ...], Group] = {}
-    common: dict[tuple[Record, Record], Agreement] = {}
-    stacks = model.path_stacks
-    n_layers = len(stacks)
-    # Stacks from each block up. The entry after the last is for edits behind the last block.
-    above = [tuple(dict.fromkeys(stacks[min(b, n_layers - 1) :])) for b in range(n_layers + 1)]
-    for index, cell in enumerate(cells):
-        marks = cell.marks
-        if wrong := [mark.layer for mark in marks if not 0 <= mark.layer < n_layers]:
-            raise InputError(f"editing blocks {wrong}: the model has blocks 0 to {n_layers - 1}.")
-        record = records[cell.row]
-        marks = [_before_a_block(mark) for mark in marks if len(mark.positions)]
-        member = _Member(index, [(record.rows_of(mark.positions), mark) for mark in marks])
-        changed, beside = _changed_and_beside(record, member, above[member.layer], common)
-        # Its end is in ``changed``, or is the end of the record.
-        splice = (id(beside.donor), beside.start) if isinstance(beside, Spliced) else None
-        key = (cell.row, changed, splice)
-        if key not in groups:
-            empty = record.resid[0][:0].reshape(0, 1, record.resid[0].shape[-1])
-            rows = rows_in(changed)
-            groups[key] = Group(
-                cell.row, record, beside, changed, read[cell.row], [],
-                empty.expand(0, len(rows), -1), rows,
-            )  # fmt: skip
-        groups[key].members.append(member)
-    # Made anew, because ``__post_init__`` orders the members, which are complete only now.
-    return [replace(group) for group in groups.values()]
-
-
-def _before_a_block(mark: Edit | Look) -> Edit | Look:
-    """The mark itself, or an edit behind a block as one before the next: the same stream."""
-    if mark.site != "resid_post" or isinstance(mark, Look):
-        return mark
-    return replace(mark, site="resid_pre", layer=mark.layer + 1)
-
-
-def _changed_and_beside(
-    record: Record,
-    member: _Member,
-    above: Sequence[Stack],
-    common: dict[tuple[Record, Record], Agreement],
-) -> tuple[tuple[Range, ...], Record | Spliced]:
-    """Ranges of rows to recompute, and the run that the others are taken from."""
-    edits = [(rows, mark) for rows, mark in member.marks if isinstance(mark, Edit)]
-    if not edits:
-        return (), record
-    rows, edit = edits[0]
-    if len(edits) == 1 and edit.site == "resid_pre" and edit.donor is not None:
-        first, stop = int(rows.min()), int(rows.min()) + len(rows)
-        # Rule 2. Whether the donor's rows are exact here is compared, not assumed: no row is left
-        # out, both runs have the span at the same rows, and they agree before it.
-        is_whole_span = torch.equal(rows.sort().values, torch.arange(first, stop))
-        theirs = edit.donor.record.rows_of(edit.donor.positions)
-        pair = record, edit.donor.record
-        if pair not in common:
-            common[pair] = Agreement.of(*pair)
-        if (
-            all(stack.reach == "later rows" for stack in above)
-            and is_whole_span
-            and torch.equal(rows, theirs)
-            and common[pair].allows(first, stop)
-        ):
-            return ((stop, len(record)),) if stop < len(record) else (), Spliced(*pair, first, stop)
-    # Rows that are looked at have to run, too. The widest reach holds for all blocks, so that a
-    # member keeps one set of rows on its way up.
-    changed = ranges_of(*(rows for rows, _ in member.marks))
-    for stack in above:
-        changed = stack.reached(changed, len(record))
-    return changed, record
+                cells = np.repeat(np.arange(len(self.cells)), rows.counts)
+                at = np.searchsorted(self.read, rows.flat)
+                resid[on_device(cells, resid), on_device(at, resid)] = self.resid
+        return Finals(row=self.row, cells=self.cells, resid=resid)

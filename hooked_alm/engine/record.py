@@ -1,16 +1,17 @@
 """Records of runs, so that runs which differ from them later need not be computed whole."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from ..errors import InputError
 
+Positions = Int[np.ndarray, " position"]
 KeyValue = tuple[Float[Tensor, "kv_head key_row d_head"], Float[Tensor, "kv_head key_row d_head"]]
 
 
@@ -19,7 +20,7 @@ class Record:
     """The run of one prompt at its real positions; the axis ``row`` counts these, pads left out."""
 
     where: Int[Tensor, " row"]
-    """Positions of the rows in the padded prompt; on the CPU, like all indices."""
+    """Positions of the rows in the padded prompt; on the CPU, where indices are made."""
     n_pos: int
     """Length of the padded prompt."""
     tokens: Int[Tensor, " row"]
@@ -37,18 +38,17 @@ class Record:
         """Number of real positions."""
         return len(self.where)
 
-    def rows_of(self, positions: Sequence[int]) -> Int[Tensor, " row"]:
+    def rows_of(self, positions: Positions) -> Int[np.ndarray, " position"]:
         """Rows of padded positions.
 
         Raises:
             InputError: a position is a pad, or beyond the prompt.
         """
-        where = torch.as_tensor(positions, dtype=torch.long)
-        inside = (where >= 0) & (where < self.n_pos)
-        # Clamped so that the look-up works; a position outside counts as a pad, -1.
-        rows = self._row_of[where.clamp(0, self.n_pos - 1)].masked_fill(~inside, -1)
+        inside = (positions >= 0) & (positions < self.n_pos)
+        # Clipped so that the look-up works; a position outside counts as a pad, -1.
+        rows = np.where(inside, self._row_of[positions.clip(0, self.n_pos - 1)], -1)
         if (rows < 0).any():
-            pads = where[rows < 0].tolist()
+            pads = positions[rows < 0].tolist()
             raise InputError(
                 f"editing positions {pads[:8]}: they are pads, or beyond the {self.n_pos} "
                 "positions of the prompt. Use positions where the attention mask is 1."
@@ -56,17 +56,19 @@ class Record:
         return rows
 
     @cached_property
-    def _row_of(self) -> Int[Tensor, " pos"]:
+    def _row_of(self) -> Int[np.ndarray, " pos"]:
         """Row of every padded position, -1 at pads."""
-        return torch.full((self.n_pos,), -1).index_copy(0, self.where, torch.arange(len(self)))
+        found = np.full(self.n_pos, -1)
+        found[self.where.numpy()] = np.arange(len(self))
+        return found
 
     def key_values(self, layer: int) -> KeyValue:
         """Keys and values of every row at a block."""
         return self.keys[layer], self.values[layer]
 
-    def final(self, rows: Int[Tensor, " read"]) -> Float[Tensor, "read d_model"]:
+    def final(self, rows: Int[np.ndarray, " read"]) -> Float[Tensor, "read d_model"]:
         """The residual stream after the last block, at some rows."""
-        return self.resid[-1][rows]
+        return self.resid[-1][on_device(rows, self.resid[-1])]
 
 
 @dataclass(eq=False)
@@ -91,12 +93,12 @@ class Spliced:
         )
         return keys, values
 
-    def final(self, rows: Int[Tensor, " read"]) -> Float[Tensor, "read d_model"]:
+    def final(self, rows: Int[np.ndarray, " read"]) -> Float[Tensor, "read d_model"]:
         """The residual stream after the last block, of rows before ``stop``."""
         inside = (rows >= self.start) & (rows < self.stop)
-        # The donor may end before the rows that are read; clamped ones are not selected.
-        ours, theirs = self.record.final(rows), self.donor.final(rows.clamp(max=self.stop - 1))
-        return torch.where(inside[:, None].to(ours.device), theirs, ours)
+        # The donor may end before the rows that are read; clipped ones are not selected.
+        ours, theirs = self.record.final(rows), self.donor.final(rows.clip(max=self.stop - 1))
+        return torch.where(on_device(inside, ours)[:, None], theirs, ours)
 
 
 class Agreement(NamedTuple):
@@ -130,3 +132,8 @@ class Agreement(NamedTuple):
 
 def _n_leading(flags: Bool[Tensor, " row"]) -> int:
     return int(flags.long().cumprod(0).sum())
+
+
+def on_device(indices: Shaped[np.ndarray, "..."], like: Tensor) -> Tensor:
+    """Indices where a tensor is. Nothing waits for the copy."""
+    return torch.from_numpy(np.ascontiguousarray(indices)).to(like.device, non_blocking=True)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -14,8 +15,10 @@ from ..inputs import ALMInput
 from ..model import HookedALM
 from ..points import hook_name, point_of
 from ..turns import in_turn
+from .blocks import run_block
+from .bundles import Bundle
 from .record import Agreement, Record
-from .rows import Bundle, pieces, run_block
+from .rows import CellRows, RowSets
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -168,30 +171,30 @@ def _run_rest(
 ) -> dict[str, dict[int, Tensor]]:
     """Activations of rows behind shared prefixes, all in one pass: name -> batch row -> value."""
     seen: dict[str, dict[int, Tensor]] = {}
-    streams = {
-        row: embedded[row].resid[0][branch.n_rows :][None] for row, branch in branches.items()
-    }
-    seen["resid 0"] = {row: stream[0] for row, stream in streams.items()}
+    streams = {row: embedded[row].resid[0][branch.n_rows :] for row, branch in branches.items()}
+    seen["resid 0"] = streams
     for layer, (block, stack) in enumerate(zip(model.path, model.path_stacks, strict=True)):
         bundles = []
         for row, branch in branches.items():
             keys, values = branch.record.key_values(layer)
-            rows = torch.arange(branch.n_rows, len(embedded[row]))
-            shared = keys[:, : branch.n_rows], values[:, : branch.n_rows]
-            before = torch.arange(branch.n_rows)
-            bundles.append(Bundle(embedded[row], rows, streams[row], shared, before, own_rows=rows))
+            n, record = branch.n_rows, embedded[row]
+            rest = CellRows(RowSets([np.arange(n, len(record))], len(record)), np.zeros(1, int))
+            bundles.append(Bundle(
+                record=record, rows=rest, resid=streams[row], own_rows=rest,
+                shared=(keys[:, :n], values[:, :n]), shared_rows=np.arange(n),
+            ))  # fmt: skip
+        sizes = [len(bundle.rows) for bundle in bundles]
 
-        def see(value: Tensor, hook: HookPoint, bundles: list[Bundle] = bundles) -> None:
+        def see(value: Tensor, hook: HookPoint, sizes: list[int] = sizes) -> None:
             # Every bundle is one branch with a single cell.
-            parts = (part[0] for part in pieces(value[0], bundles))
-            seen[str(hook.name)] = dict(zip(branches, parts, strict=True))
+            seen[str(hook.name)] = dict(zip(branches, value[0].split(sizes), strict=True))
 
         names = {name for name in keep if name.startswith(f"{block}.")}
         names |= {hook_name("rot_k", block), hook_name("v", block)}
         with model.hooks(fwd_hooks=[(name, see) for name in sorted(names)]):
             outputs = run_block(model.block(layer), stack, bundles)
         streams = dict(zip(branches, outputs, strict=True))
-        seen[f"resid {layer + 1}"] = {row: stream[0] for row, stream in streams.items()}
+        seen[f"resid {layer + 1}"] = streams
     return seen
 
 

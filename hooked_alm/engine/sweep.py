@@ -4,16 +4,19 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 
 from ..model import HookedALM
 from ..turns import in_turn
-from .cells import Cell
-from .groups import Finals, Group, RecordRows, grouped
+from .blocks import run_block
+from .cells import Marks, forget
+from .groups import CellIndices, Finals, Group, RecordRows
+from .mixing import KERNEL_ROWS
+from .planning import grouped
 from .record import Record
-from .rows import KERNEL_ROWS, run_block
 
-CPU_BYTES = 2**27
+CPU_BYTES = 2**26
 """Bytes of a sweep's activations on a CPU. Larger tensors come fresh from the operating system in
 every operation, page by page. Measured on a sweep over layers and positions, 800 positions, width
 512: 7.3 forwards without a limit, 6.2 with this one, 6.4 to 6.5 with half or a quarter of it."""
@@ -22,9 +25,10 @@ every operation, page by page. Measured on a sweep over layers and positions, 80
 def sweep(
     model: HookedALM,
     records: Sequence[Record],
-    cells: Sequence[Cell],
+    marks: Sequence[Marks],
     read: Sequence[RecordRows],
     *,
+    only: CellIndices | None = None,
     max_bytes: int | None = None,
 ) -> Iterator[Finals]:
     """Compute every cell at the rows that are read, a memory budget's worth at a time.
@@ -32,25 +36,52 @@ def sweep(
     Args:
         model: the one that made the records.
         records: base runs, one per row of the batch.
-        cells: edits to answer, in any order.
+        marks: edits of all cells, and looks at them.
         read: per row of the batch, the record's rows to return, ascending.
+        only: cells to compute, where not all that are edited.
         max_bytes: budget for activations; None takes a quarter of what is free, and at most 128 MiB
             on a CPU. It changes results by rounding only.
 
     Raises:
         InputError: an edit at a pad or at a block that does not exist.
     """
+    groups = grouped(model, records, marks, read, only)
+    for part in _climbed(model, groups, len(model.path), max_bytes):
+        yield from (group.finals() for group in part)
+
+
+def observe(
+    model: HookedALM,
+    records: Sequence[Record],
+    marks: Sequence[Marks],
+    layer: int,
+    *,
+    max_bytes: int | None = None,
+) -> Iterator[CellIndices]:
+    """Run cells up to a block, for the looks at them: yields those whose looks hold values.
+
+    Arguments and errors are those of ``sweep``.
+    """
+    everywhere = [np.arange(len(record)) for record in records]
+    groups = grouped(model, records, marks, everywhere)
+    for part in _climbed(model, groups, layer + 1, max_bytes):
+        yield np.concatenate([group.cells for group in part])
+
+
+def _climbed(
+    model: HookedALM, groups: list[Group], stop: int, max_bytes: int | None
+) -> Iterator[list[Group]]:
+    """Groups that have climbed up to a block, a memory budget's worth at a time."""
     budget = _budget(model.cfg.device) if max_bytes is None else max_bytes
-    groups = grouped(model, records, cells, read)
     while groups:
         part, rest = _split(model, groups, budget)
         try:
-            _climb(model, part)
+            _climb(model, part, stop)
         except torch.OutOfMemoryError:
-            n_cells = sum(len(group.members) for group in part)
+            n_cells = sum(len(group.cells) for group in part)
             if n_cells == 1:
                 raise
-            budget = max(sum(_bytes(model, group) for group in part) // 2, 1)
+            budget = max(sum(int(_bytes(model, group).sum()) for group in part) // 2, 1)
             warnings.warn(
                 f"sweep: {n_cells} cells at once did not fit into memory; going on with "
                 f"{budget / 2**30:.2f} GiB at a time.",
@@ -60,35 +91,36 @@ def sweep(
             # From the start: a climb that broke off leaves its groups between two blocks.
             groups = [group.restarted() for group in part] + rest
             continue
-        yield from (group.finals() for group in part)
+        yield part
         groups = rest
 
 
 # Not on the generator above, which a decorator sees as such only where nothing else wraps it.
 @in_turn
 @torch.no_grad()
-def _climb(model: HookedALM, groups: Sequence[Group]) -> None:
-    """Run the blocks once, bottom to top (rule 3): every cell joins at its own."""
+def _climb(model: HookedALM, groups: Sequence[Group], stop: int) -> None:
+    """Run the blocks below one, bottom to top (rule 3): every cell joins at its own."""
     # Where no row that is read can change, what stands beside the group is the answer.
-    reached = [group for group in groups if len(group.read_changed)]
+    reached = [group for group in groups if not group.is_still]
+    forget(one.mark for group in groups for one in group.marks)
     stacks = model.path_stacks
     n_layers = len(stacks)
-    first = min((group.first_layer for group in reached), default=n_layers)
-    for layer in range(first, n_layers):
+    first = min((int(group.layers.min()) for group in reached), default=n_layers)
+    for layer in range(first, stop):
         block = model.block(layer)
         is_last = layer == n_layers - 1
-        steps = []
+        bundles = []
         for group in reached:
-            group.enter(layer)
-            steps.append(group.step(block, layer, is_last))
+            group.enter(layer, n_layers)
+            bundles.append(group.bundles(block, layer, is_last))
         # All groups in one call: the weights of a block are read once per climb.
-        bundles = [bundle for step in steps for bundle in step.bundles]
-        outputs = iter(run_block(block, stacks[layer], bundles))
-        for group, step in zip(reached, steps, strict=True):
-            group.absorb(step, [next(outputs) for _ in step.bundles], layer)
+        every = [bundle for some in bundles for bundle in some]
+        outputs = iter(run_block(block, stacks[layer], every) if every else [])
+        for group, some in zip(reached, bundles, strict=True):
+            group.absorb([next(outputs) for _ in some], layer, is_last)
     for group in reached:
         # Edits of the stream behind the last block; nothing runs after them.
-        group.enter(n_layers)
+        group.enter(n_layers, n_layers)
 
 
 def _split(
@@ -97,26 +129,27 @@ def _split(
     """Groups of as many cells as fit into the budget, at least one, and groups of the others."""
     part: list[Group] = []
     for i, group in enumerate(groups):
-        fit = budget // max(_bytes(model, group) // len(group.members), 1)
-        if fit < len(group.members):
+        sizes = _bytes(model, group).cumsum()
+        fit = int(np.searchsorted(sizes, budget, side="right"))
+        if fit < len(sizes):
             n = max(fit, 0 if part else 1)
-            now = [group.with_members(group.members[:n])] if n else []
-            left = [group.with_members(group.members[n:])] if n < len(group.members) else []
+            now = [group.part(0, n)] if n else []
+            left = [group.part(n, len(sizes))] if n < len(sizes) else []
             return part + now, [*left, *groups[i + 1 :]]
         part.append(group)
-        budget -= _bytes(model, group)
+        budget -= int(sizes[-1])
     return part, []
 
 
-def _bytes(model: HookedALM, group: Group) -> int:
-    """Bytes a group holds within a block, estimated: streams, MLP, and attention over all keys."""
-    cfg, size = model.cfg, group.resid.element_size()
+def _bytes(model: HookedALM, group: Group) -> CellIndices:
+    """Bytes of each cell within a block, estimated: streams, MLP, and attention over all keys."""
+    cfg, size = model.cfg, group.record.resid[0].element_size()
     heads = cfg.n_heads * cfg.d_head
     per_row = size * (6 * cfg.d_model + 4 * cfg.d_mlp + 4 * heads)
-    n_rows = max(group.n_rows, 1)
-    if n_rows < KERNEL_ROWS:
-        per_row += cfg.n_heads * len(group.record) * (2 * size + 8)  # scores, a softmax in fp32
-    return per_row * n_rows * len(group.members)
+    n_rows = group.counts.clip(min=1)
+    # Scores, and a softmax in fp32, where no kernel runs that holds none.
+    scores = cfg.n_heads * len(group.record) * (2 * size + 8)
+    return n_rows * (per_row + np.where(n_rows < KERNEL_ROWS, scores, 0))
 
 
 def _budget(device: torch.device) -> int:

@@ -23,7 +23,7 @@ from transformers import Qwen2AudioForConditionalGeneration
 
 from hooked_alm import ALMInput, HookedALM
 from hooked_alm.bundled import CLIPS, model_folder
-from hooked_alm.engine.cells import Cell, Edit
+from hooked_alm.engine.cells import called
 from hooked_alm.experiments.materials.ob1 import Emotion, Language, prompt_segments
 from hooked_alm.methods.patching.measurement import Measurement
 from hooked_alm.methods.patching.metrics import OnLogits
@@ -377,15 +377,14 @@ def test_i15_lens_by_patching_the_last_block(subject: Subject, engine: Engine) -
     cache = subject.run(subject.base)[1]
     lens = logit_lens(subject.model, subject.base, range(subject.logits.shape[-1]))[:, :, 0]
     at, last = subject.base.shape[1] - 1, subject.last
-    cells = [
-        [
-            Cell(row, (Edit("resid_post", last, [at], lambda _, r=state[at:]: r),))
-            for row, state in enumerate(cache[f"blocks.{depth}.hook_resid_pre"])
-        ]
-        for depth in subject.layers
+    n_rows = len(subject.base)
+    edits = [
+        called("resid_post", last, i * n_rows + row, [at], lambda _, r=state[at:]: r)
+        for i, depth in enumerate(subject.layers)
+        for row, state in enumerate(cache[f"blocks.{depth}.hook_resid_pre"])
     ]
     measured = Measurement(subject.model, subject.base, None, EVERY_LOGIT, engine=engine)
-    found = measured.values(cells).unflatten(-1, (at + 1, -1))[:, :, -1]
+    found = measured.values(len(subject.layers), edits).unflatten(-1, (at + 1, -1))[:, :, -1]
     tolerance = LENS[subject.dtype]
     torch.testing.assert_close(lens[subject.layers], found, atol=tolerance, rtol=0)
 

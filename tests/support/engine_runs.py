@@ -1,5 +1,7 @@
 """What the tests of the patch engine share: models of every kind, inputs, and the comparison."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -7,9 +9,12 @@ import torch
 from torch import Tensor
 
 from hooked_alm import ALMInput, HookedALM
+from hooked_alm.engine.cells import Edits, called
+from hooked_alm.engine.record import Record
 from hooked_alm.methods.patching.metrics import OnLogits
 from hooked_alm.methods.patching.patch import patch
 from hooked_alm.methods.patching.results import PatchResult
+from hooked_alm.points import Site
 from tiny import TinyModels, hf_inputs
 from tiny_text import TextModels, text_batch
 from tolerances import ENGINE
@@ -100,3 +105,35 @@ def close(found: Tensor, expected: Tensor) -> None:
     """Streams of the fast engine against a hooked run's, to the stated rounding."""
     limit = ENGINE[torch.float32] * float(expected.abs().max())
     torch.testing.assert_close(found, expected, atol=limit, rtol=0)
+
+
+class Edit(NamedTuple):
+    """A change by a function of a cell's own values; ``donor`` is a run and positions in it."""
+
+    site: Site
+    layer: int
+    positions: Sequence[int]
+    write: Callable[[Tensor], Tensor]
+    donor: tuple[Record, Sequence[int]] | None = None
+
+
+class Cell(NamedTuple):
+    """A row of the batch under some edits."""
+
+    row: int
+    edits: Sequence[Edit]
+
+
+def marks_of(cells: Sequence[Cell], n_rows: int) -> list[Edits]:
+    """The edits of cells as the engine takes them; cell ``i`` is ``i * n_rows + its row``."""
+    found = []
+    for i, cell in enumerate(cells):
+        for one in cell.edits:
+            number = i * n_rows + cell.row
+            edits = called(one.site, one.layer, number, one.positions, one.write)
+            if one.donor is not None:
+                record, positions = one.donor
+                donors, sources = [record] * n_rows, np.array(positions)
+                edits = replace(edits, donors=donors, sources=sources)
+            found.append(edits)
+    return found

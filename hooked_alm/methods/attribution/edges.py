@@ -11,36 +11,39 @@ normalised MLP input, taken back through its weight and its norm.
 Source: Syed et al. 2023 (EAP); Hanna et al. 2024 (EAP-IG).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby, product
 from operator import attrgetter
 from typing import Annotated, Any, Literal, Unpack, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ...components.norm import RMSNorm
+from ...engine.record import on_device
 from ...errors import InputError
 from ...inputs import ALMInput
 from ...model import HookedALM
 from ...points import hook_name
 from ..patching.alignment import Place
 from ..patching.choice import per_query_head, place_ticks
-from ..patching.graph import NodePair
+from ..patching.edges import EdgeSets
+from ..patching.graph import Graph
 from ..patching.measurement import Measurement
 from ..patching.metrics import Metric, OnLogits
 from ..patching.nodes import Receiver, Sender, receivers, senders
 from ..patching.options import HeadsOption, Option, PlacesOption, SharedOptions, takes
-from ..patching.paths import Nodes, node_sets, pair_sets, patch_edges, set_names
-from ..patching.placement import Placement
+from ..patching.paths import Nodes, NodeT, node_sets, set_names
+from ..patching.placement import Chosen, Placement
 from .gradients import GradientRun, embeddings_of, gradient_runs
 from .trust import Attribution, CheckOptions, attribution, score_table
 
 EdgeMethod = Literal["eap", "eap-ig"]
 Endpoint = Literal["base", "donor"]
 CHUNK_BYTES = 2**28
-"""Bytes of messages and gradients that are held at once."""
+"""Bytes of messages that are held at once."""
 
 
 class EdgeAttributionOptions(SharedOptions, HeadsOption, PlacesOption, CheckOptions, total=False):
@@ -103,31 +106,30 @@ def attribute_edges(
     with per_query_head(model, options["kv"] == "query"):
         from_sets = node_sets(model, from_nodes, senders)
         to_sets = node_sets(model, to_nodes, receivers)
-        pairs = pair_sets(from_sets, to_sets)
         # Shares of the way from base to donor.
         shift = 0 if endpoint == "base" else 1
         ways = [0.0] if method == "eap" else [(k + shift) / steps for k in range(steps)]
         edges = _Edges(model, base, donor, metric, from_sets, to_sets, places, options)
-        scores = edges.scores(pairs, ways, options["rows_at_once"])
         axes: dict[str, tuple[Any, ...]] = {
             "sender": set_names(from_sets), "receiver": set_names(to_sets),
             "place": place_ticks(places),
         }  # fmt: skip
+        scores = edges.scores(ways, options["rows_at_once"])
 
         def exact(chosen: Sequence[int]) -> Tensor:
-            found: dict[int, Tensor] = {}
-            for place in sorted({cell % len(places) for cell in chosen}):
-                here = [cell for cell in chosen if cell % len(places) == place]
-                named = {
-                    str(cell): [(s.name, r.name) for s, r in pairs[cell // len(places)]]
-                    for cell in here
-                }
-                result = patch_edges(
-                    model, base, donor, metric, named, places=[places[place]],
-                    policy=options["policy"], kv=options["kv"], max_bytes=options["max_bytes"],
-                )  # fmt: skip
-                found |= zip(here, torch.from_numpy(result.effect[:, 0]), strict=True)
-            return torch.stack([found[cell] for cell in chosen])
+            sets, place = np.divmod(chosen, len(places))
+            unique, which = np.unique(sets, return_inverse=True)
+            pairs = [
+                [(s, r) for s in from_sets[i] for r in to_sets[j] if s.writes < r.reads]
+                for i, j in zip(*np.divmod(unique, len(to_sets)), strict=True)
+            ]
+            graph = Graph(
+                model, base, donor, metric, EdgeSets.of_pairs(pairs), places,
+                {"engine": "fast", "policy": options["policy"], "max_bytes": options["max_bytes"]},
+            )  # fmt: skip
+            cells = which * len(places) + place
+            marks, n_cells = graph.marks(graph.edges), len(pairs) * len(places)
+            return graph.measured.values(n_cells, marks, only=cells) - graph.measured.base_values
 
         return attribution(
             edges.measured,
@@ -156,41 +158,47 @@ class _Edges:
         places: Sequence[Place],
         options: EdgeAttributionOptions,
     ) -> None:
-        self.model, self.places = model, places
+        self.model, self.n_places = model, len(places)
         self.placement = Placement(model, base, donor, places, options["policy"])
-        # In the order in which they are computed: those of one hook point together.
-        self.senders = sorted({s for one in from_sets for s in one}, key=attrgetter("activation"))
-        self.receivers = sorted({r for one in to_sets for r in one}, key=_receiving_point)
+        self.from_sets, self.to_sets = from_sets, to_sets
+        # Senders in the order in which they write, so that whoever hears hears the first of them;
+        # those of one hook point together, and so the receivers.
+        self.senders = sorted(
+            {s for one in from_sets for s in one}, key=lambda s: (s.writes, s.activation, s)
+        )
+        self.receivers = sorted(
+            {r for one in to_sets for r in one}, key=lambda r: (r.reads, _receiving_point(r), r)
+        )
         written = sorted({sender.activation for sender in self.senders})
         self.measured = Measurement(
             model, base, donor, metric, max_bytes=options["max_bytes"], keep=written,
             keep_of_donor=written,
         )  # fmt: skip
+        self._weights: dict[str, Tensor] = {}
 
     def scores(
-        self,
-        pairs: Sequence[Sequence[NodePair]],
-        ways: Sequence[float],
-        rows_at_once: int | None,
+        self, ways: Sequence[float], rows_at_once: int | None
     ) -> Float[Tensor, "cell batch label"]:
         """Scores of every pair of sets and place, means over points of the way to the donor."""
-        found = score_table(len(pairs) * len(self.places), self.measured)
-        table = found.view(len(pairs), len(self.places), *found.shape[1:])
-        table[[i for i, members in enumerate(pairs) if not members]] = torch.nan
-        sender = {node: i for i, node in enumerate(self.senders)}
-        receiver = {node: i for i, node in enumerate(self.receivers)}
-        owners = torch.tensor([i for i, some in enumerate(pairs) for _ in some], dtype=torch.long)
-        ends = [(sender[s], receiver[r]) for some in pairs for s, r in some]
-        senders, receivers = torch.tensor(ends, dtype=torch.long).view(-1, 2).T
-        for way in ways:
-            runs = gradient_runs(
+        shape = len(self.from_sets), len(self.to_sets), self.n_places
+        found = score_table(int(np.prod(shape)), self.measured)
+        table = found.view(*shape, *found.shape[1:])
+        runs_of_ways = zip(*(
+            gradient_runs(
                 self.measured, self._embeddings(way), self._needed(), rows_at_once=rows_at_once
             )
-            for run in runs:
-                for (at, row), place in product(enumerate(run.rows), range(len(self.places))):
-                    matrix = self._matrix(run, at, row, place) / len(ways)
-                    scores = matrix[senders, receivers]
-                    table[:, place, row, run.label].index_add_(0, owners, scores)
+            for way in ways
+        ), strict=True)  # fmt: skip
+        for runs in runs_of_ways:
+            for (at, row), place in product(enumerate(runs[0].rows), range(self.n_places)):
+                matrix = self._matrix(runs, at, row, place)
+                by_set = _summed(matrix, self.from_sets, self.senders)
+                by_set = _summed(by_set.T, self.to_sets, self.receivers).T
+                table[:, :, place, row, runs[0].label] = by_set
+        # A set without an edge: all of its receivers come before all of its senders.
+        writes = np.array([min(s.writes for s in one) for one in self.from_sets])
+        reads = np.array([max(r.reads for r in one) for one in self.to_sets])
+        table[on_device(writes[:, None] >= reads, table)] = torch.nan
         return found
 
     def _embeddings(self, way: float) -> Float[Tensor, "batch pos d_model"]:
@@ -219,58 +227,99 @@ class _Edges:
         return sorted({*streams, *map(_receiving_point, self.receivers)})
 
     def _matrix(
-        self, run: GradientRun, at: int, row: int, place: int
+        self, runs: Sequence[GradientRun], at: int, row: int, place: int
     ) -> Float[Tensor, "sender receiver"]:
-        """Scores of all pairs of nodes, meaningless where the receiver comes first."""
-        n_nodes = len(self.senders) + len(self.receivers)
-        n = max(CHUNK_BYTES // (4 * self.model.cfg.d_model * n_nodes), 1)
-        where = torch.tensor(self.placement.positions(place, row), dtype=torch.long)
-        total = torch.zeros(len(self.senders), len(self.receivers), dtype=torch.float64)
-        for part in torch.arange(len(where)).split(n):
-            messages = torch.cat([*self._messages(row, place, part)])
-            slopes = torch.cat([*self._slopes(run, at, where[part])])
-            total += torch.einsum("upd,vpd->uv", messages, slopes).double().cpu()
+        """Scores of all pairs of nodes; 0 where the receiver comes first."""
+        spots = np.flatnonzero(self.placement.spots.cells == place * len(self.measured.base) + row)
+        total = self.measured.base_values.new_zeros(
+            len(self.senders), len(self.receivers), dtype=torch.float64
+        )
+        writes = np.array([sender.writes for sender in self.senders])
+        per_spot = 4 * self.model.cfg.d_model * len(self.senders)
+        n = max(CHUNK_BYTES // per_spot, 1)
+        for start in range(0, len(spots), n):
+            part = spots[start : start + n]
+            messages = torch.cat([*self._messages(part)]).flatten(1)
+            first = 0
+            for nodes, slopes in self._slopes(runs, at, part):
+                n_heard = int(np.searchsorted(writes, nodes[0].reads))
+                stop = first + len(nodes)
+                heard = messages[:n_heard] @ slopes.flatten(1).T
+                total[:n_heard, first:stop] += heard
+                first = stop
         return total
 
-    def _messages(self, row: int, place: int, part: Tensor) -> Iterator[Tensor]:
-        """Messages of senders, donor minus base, ``[sender, pos, d_model]``, in order."""
-        alignment, runs = self.placement.alignments[place][row], self.measured.donor_runs
+    def _messages(self, part: Chosen) -> Iterator[Float[Tensor, "sender pos d_model"]]:
+        """Messages of senders, donor minus base, in order."""
+        spots, runs = self.placement.spots, self.measured.donor_runs
         assert runs is not None
         for point, some in groupby(self.senders, attrgetter("activation")):
             nodes = list(some)
-            theirs = alignment.donor_values(runs.kept[point][row])
-            ours = self.measured.base_runs.kept[point][row, alignment.base]
-            change = (theirs - ours)[part].float()
-            units = [node.unit for node in nodes if node.unit is not None]
-            block = self.model.block(nodes[0].layer)
-            if nodes[0].kind == "head":
-                weight = block.attn.W_O[units].float()
-                yield torch.einsum("phe,hed->hpd", change[:, units], weight)
-            elif nodes[0].kind == "neuron":
-                weight = block.mlp.W_out[units].float()
-                yield torch.einsum("pn,nd->npd", change[:, units], weight)
-            else:
+            theirs = spots.of_donor(runs.kept[point], part)
+            change = (theirs - spots.of_base(self.measured.base_runs.kept[point], part)).float()
+            if nodes[0].unit is None:
                 yield change[None]
+                continue
+            block, is_head = self.model.block(nodes[0].layer), nodes[0].kind == "head"
+            stored = block.attn.W_O if is_head else block.mlp.W_out
+            weight, change = self._weight(point, stored.float), change.transpose(0, 1)
+            units = on_device(np.array([node.unit for node in nodes], int), change)
+            weight, change = weight[units], change[units]
+            yield change @ weight if is_head else change[..., None] * weight[:, None]
 
-    def _slopes(self, run: GradientRun, at: int, where: Tensor) -> Iterator[Tensor]:
-        """Gradients at receivers' inputs, ``[receiver, pos, d_model]``, in order."""
+    def _slopes(
+        self, runs: Sequence[GradientRun], at: int, part: Chosen
+    ) -> Iterator[tuple[list[Receiver], Float[Tensor, "receiver pos d_model"]]]:
+        """Gradients at receivers' inputs, by point and in order; means over the runs."""
+        where = on_device(self.placement.spots.positions[part], self.measured.base_values)
         for point, some in groupby(self.receivers, _receiving_point):
             nodes = list(some)
-            gradient = run.gradients[point][at, where].float()
-            block = self.model.block(nodes[0].layer)
-            if nodes[0].is_stream:
-                yield gradient[None]
-                continue
-            stream, kind = run.values[nodes[0].stream][at, where], nodes[0].kind
-            if kind == "mlp":
-                yield _through_norm(block.ln2, stream, gradient[None])
-            else:
-                units = [node.unit for node in nodes]
-                weight = {"q": block.attn.W_Q, "k": block.attn.W_K, "v": block.attn.W_V}[kind]
-                # One kv head in so many query heads, all alike.
-                weight = weight[:: len(weight) // gradient.shape[1]][units].float()
-                read = torch.einsum("phe,hde->hpd", gradient[:, units], weight)
-                yield _through_norm(block.ln1, stream, read * block.ln1.weight.float())
+            total: Tensor | None = None
+            for run in runs:
+                one = self._slope(run, nodes, run.gradients[point][at, where].float(), at, where)
+                total = one if total is None else total.add_(one)
+            assert total is not None
+            yield nodes, total / len(runs)
+
+    def _slope(
+        self, run: GradientRun, nodes: list[Receiver], gradient: Tensor, at: int, where: Tensor
+    ) -> Float[Tensor, "receiver pos d_model"]:
+        """Gradient at the inputs of receivers of one point, in one run."""
+        first = nodes[0]
+        if first.is_stream:
+            return gradient[None].clone()
+        block, kind = self.model.block(first.layer), first.kind
+        stream = run.values[first.stream][at, where]
+        if kind == "mlp":
+            return _through_norm(block.ln2, stream, gradient[None])
+        units = on_device(np.array([node.unit for node in nodes], int), gradient)
+
+        def make() -> Tensor:
+            stored = {"q": block.attn.W_Q, "k": block.attn.W_K, "v": block.attn.W_V}[kind]
+            # One kv head in so many query heads, all alike.
+            by_head = stored[:: len(stored) // gradient.shape[1]].transpose(1, 2)
+            return by_head.float() * block.ln1.weight.float()
+
+        weight = self._weight(_receiving_point(first), make)
+        read = gradient.transpose(0, 1)[units] @ weight[units]
+        return _through_norm(block.ln1, stream, read)
+
+    def _weight(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """A weight in fp32, made once a call."""
+        if name not in self._weights:
+            self._weights[name] = make()
+        return self._weights[name]
+
+
+def _summed(
+    scores: Float[Tensor, "node other"], sets: Sequence[tuple[NodeT, ...]], nodes: Sequence[NodeT]
+) -> Float[Tensor, "set other"]:
+    """Sums of scores over the nodes of every set."""
+    place = {node: i for i, node in enumerate(nodes)}
+    members = on_device(np.array([place[node] for one in sets for node in one]), scores)
+    owners = on_device(np.repeat(np.arange(len(sets)), [len(one) for one in sets]), scores)
+    found = scores.new_zeros(len(sets), scores.shape[1])
+    return found.index_add_(0, owners, scores[members])
 
 
 def _receiving_point(receiver: Receiver) -> str:
@@ -284,7 +333,7 @@ def _through_norm(
     stream: Float[Tensor, "pos d_model"],
     gradient: Float[Tensor, "receiver pos d_model"],
 ) -> Float[Tensor, "receiver pos d_model"]:
-    """Gradient at a norm's input, from that at its output before the scale.
+    """Gradient at a norm's input, from that at its output before its weight.
 
     For ``n = x / s`` with ``s^2 = mean(x^2) + eps``: ``(g - n mean(n g)) / s``.
     """

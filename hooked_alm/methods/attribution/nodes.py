@@ -8,18 +8,18 @@ the gradient behind it.
 Source: Kramar et al. 2024 (AtP*), equations of AtP and of the QK fix; without GradDrop.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
-from itertools import product
 from typing import Annotated, Unpack
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ...components.attention import Attention
 from ...components.rotary import rotate
-from ...engine.cells import Cell, Edit
+from ...engine.record import on_device
 from ...errors import InputError
 from ...inputs import ALMInput
 from ...masks import attention_masks
@@ -31,8 +31,8 @@ from ..patching.donors import Donor, DonorValues, run_of
 from ..patching.measurement import Measurement
 from ..patching.metrics import Metric, OnLogits
 from ..patching.options import NodeOptions, Option, takes
-from ..patching.patch import DonorWrite, check_node_options
-from ..patching.placement import Placement
+from ..patching.patch import DonorWrite, check_node_options, edits_of_nodes
+from ..patching.placement import Chosen, Placement
 from .gradients import GradientRun, embeddings_of, gradient_runs
 from .trust import Attribution, CheckOptions, attribution, score_table
 
@@ -91,12 +91,11 @@ def attribute_nodes(
                 "`patch`."
             )
         nodes = _Nodes(model, base, donor, metric, choice, options)
-        cells = list(product(nodes.layers, choice.units, range(len(choice.places))))
         return attribution(
             nodes.measured,
             choice.axes,
             nodes.scores(),
-            lambda chosen: nodes.exact([cells[i] for i in chosen]),
+            nodes.exact,
             engine="atp, qk fix" if qk_fix else "atp",
             options=options,
             site=site,
@@ -122,6 +121,7 @@ class _Nodes:
         self.site = site = options["site"]
         run = run_of(donor)
         self.placement = Placement(model, base, run, choice.places, options["policy"])
+        self.spots = self.placement.spots
         self.values = DonorValues(model, donor, self.placement)
         names = [hook_name(site, model.path[layer]) for layer in self.layers]
         # The pattern is not on the path of fused attention: its gradient is that of z, times v.
@@ -137,60 +137,86 @@ class _Nodes:
 
     def scores(self) -> Float[Tensor, "cell batch label"]:
         """Scores of every combination of layers, units and places."""
-        units, n_places = self.choice.units, len(self.choice.places)
-        found = score_table(len(self.layers) * len(units) * n_places, self.measured)
-        table = found.view(len(self.layers), len(units), n_places, *found.shape[1:])
+        n_places, n_rows = len(self.choice.places), len(self.base)
+        found = score_table(len(self.layers) * len(self.choice.units) * n_places, self.measured)
+        table = found.view(len(self.layers), len(self.choice.units), n_places, *found.shape[1:])
         names = [hook_name(self.behind, self.model.path[layer]) for layer in self.layers]
         embeddings = embeddings_of(self.measured.base_runs, self.base)
-        n_rows = self.options["rows_at_once"]
-        for run in gradient_runs(self.measured, embeddings, names, rows_at_once=n_rows):
-            for (i, layer), (at, row) in product(enumerate(self.layers), enumerate(run.rows)):
-                for place, score in enumerate(self._by_unit(run, layer, at, row)):
-                    table[i, :, place, row, run.label] = _over(units, score.double().cpu())
+        n_at_once = self.options["rows_at_once"]
+        for run in gradient_runs(self.measured, embeddings, names, rows_at_once=n_at_once):
+            mine = np.flatnonzero(np.isin(self.spots.rows, run.rows))
+            cells = on_device(self.spots.cells[mine], found)
+            for i, layer in enumerate(self.layers):
+                by_spot = self._by_unit(run, layer, mine).double()
+                by_cell = by_spot.new_zeros(n_places * n_rows, by_spot.shape[1])
+                by_cell.index_add_(0, cells, by_spot)
+                chosen = by_cell @ _members(self.choice.units, by_spot)
+                table[i, ..., run.label] += chosen.T.unflatten(1, (n_places, n_rows))
         return found
 
-    def exact(self, cells: Sequence[tuple[int, Units, int]]) -> Tensor:
+    def exact(self, cells: Sequence[int]) -> Tensor:
         """Effects of some cells by the exact engine."""
-
-        def edit(layer: int, units: Units, place: int, row: int) -> Edit:
-            positions = self.placement.positions(place, row)
-            return Edit(self.site, layer, positions, self._write(layer, place, row, units))
-
-        patched = self.measured.values(
-            [[Cell(row, (edit(*cell, row),)) for row in range(len(self.base))] for cell in cells]
-        )
+        n_cells = len(self.layers) * len(self.choice.units) * len(self.choice.places)
+        edits = edits_of_nodes(self.choice, self.site, self.spots, len(self.base), self._write)
+        patched = self.measured.values(n_cells, edits, only=np.array(cells))
         return patched - self.measured.base_values
 
-    def _write(self, layer: int, place: int, row: int, units: Units = None) -> DonorWrite:
-        name = hook_name(self.site, self.model.path[layer])
-        theirs = partial(self.values.values, name, row, place, units)
-        return DonorWrite(self.options["mode"], self.options["coefficient"], theirs, units)
+    def _write(self, layer: int, spots: Chosen, units: Chosen | None = None) -> DonorWrite:
+        theirs = partial(self.values.values, hook_name(self.site, self.model.path[layer]))
+        return DonorWrite(self.options["mode"], self.options["coefficient"], theirs, spots, units)
 
-    def _by_unit(
-        self, run: GradientRun, layer: int, at: int, row: int
-    ) -> Iterator[Float[Tensor, " unit"]]:
-        """Scores of every place, of each of the site's units by itself."""
+    def _by_unit(self, run: GradientRun, layer: int, mine: Chosen) -> Float[Tensor, "spot unit"]:
+        """Scores of some spots, of each of the site's units by itself."""
         block = self.model.path[layer]
         kept = self.kept[hook_name(self.site, block)]
-        own = (kept.transpose(1, 2) if self.site == "pattern" else kept)[row]
-        gradient = run.gradients[hook_name(self.behind, block)][at]
-        softmax = self._softmax(layer, row, gradient) if self.options["qk_fix"] else None
-        for place in range(len(self.choice.places)):
-            where = self.placement.positions(place, row)
-            before = own[where]
-            after = self._write(layer, place, row)(before)
-            if softmax is not None:
-                exchanged = softmax.of_queries if self.site == "q" else softmax.of_keys
-                yield exchanged(self.measured.base_runs.records[row].rows_of(where), before, after)
-                continue
-            change, slope = after.float() - before.float(), gradient[where].float()
-            if self.site == "pattern":
-                record = self.measured.base_runs.records[row]
-                v = record.key_values(layer)[1].transpose(0, 1).float()
-                slope = torch.einsum("phe,jhe->phj", slope, _per_query_head(v, slope.shape[1]))
-                change = change[..., record.where]
-            product = change * slope
-            yield product.flatten(2).sum((0, 2)) if product.ndim > 2 else product.sum(0)
+        before = self.spots.of_base(kept.transpose(1, 2) if self.site == "pattern" else kept, mine)
+        after = self._write(layer, mine)(before, np.arange(len(mine)))
+        gradient = run.gradients[hook_name(self.behind, block)]
+        if self.options["qk_fix"]:
+            return self._fixed(
+                layer, mine, before, after, dict(zip(run.rows, gradient, strict=True))
+            )
+        # Rows of a run are consecutive ones of the batch.
+        slope = self.spots._replace(rows=self.spots.rows - run.rows[0]).of_base(gradient, mine)
+        change, slope = after.float() - before.float(), slope.float()
+        if self.site == "pattern":
+            slope = self._of_pattern(layer, mine, slope, change.shape[-1])
+        product = change * slope
+        return product.flatten(2).sum(2) if product.ndim > 2 else product
+
+    def _of_pattern(
+        self, layer: int, mine: Chosen, slope: Float[Tensor, "spot head d_head"], n_pos: int
+    ) -> Float[Tensor, "spot head pos"]:
+        """Gradient at the pattern from that at z, which is the pattern times v; 0 at pads."""
+        found = slope.new_zeros(*slope.shape[:2], n_pos)
+        rows = self.spots.rows[mine]
+        for row in np.unique(rows).tolist():
+            record, here = self.measured.base_runs.records[row], np.flatnonzero(rows == row)
+            at = on_device(here, slope)
+            v = record.key_values(layer)[1].transpose(0, 1).float()
+            part = torch.einsum("phe,jhe->phj", slope[at], _per_query_head(v, slope.shape[1]))
+            spread = part.new_zeros(*part.shape[:2], n_pos)
+            spread[..., record.where.to(part.device)] = part
+            found[at] = spread
+        return found
+
+    def _fixed(
+        self, layer: int, mine: Chosen, before: Tensor, after: Tensor, gradients: dict[int, Tensor]
+    ) -> Float[Tensor, "spot unit"]:
+        """Scores with the QK fix: of a place as a whole, written down at its first spot."""
+        found = before.new_zeros(*before.shape[:2], dtype=torch.float64)
+        cells, first = np.unique(self.spots.cells[mine], return_index=True)
+        softmax: dict[int, _Row] = {}
+        for cell, start in zip(cells, first, strict=True):
+            here = np.flatnonzero(self.spots.cells[mine] == cell)
+            row = int(self.spots.rows[mine][start])
+            if row not in softmax:
+                softmax[row] = self._softmax(layer, row, gradients[row])
+            exchanged = softmax[row].of_queries if self.site == "q" else softmax[row].of_keys
+            rows = self.measured.base_runs.records[row].rows_of(self.spots.positions[mine][here])
+            at = on_device(here, before)
+            found[start] = exchanged(torch.from_numpy(rows), before[at], after[at])
+        return found
 
     def _softmax(self, layer: int, row: int, gradient: Float[Tensor, "pos head d_head"]) -> "_Row":
         record = self.measured.base_runs.records[row]
@@ -271,9 +297,9 @@ def _per_query_head(heads: Float[Tensor, "pos kv_head d_head"], n_heads: int) ->
     return heads.repeat_interleave(n_heads // heads.shape[1], dim=1)
 
 
-def _over(units: Sequence[Units], scores: Float[Tensor, " unit"]) -> Float[Tensor, " chosen"]:
-    """Sums over the units that are patched together; None is all of them."""
-    members = [range(len(scores)) if one is None else one for one in units]
-    owner = torch.tensor([i for i, some in enumerate(members) for _ in some], dtype=torch.long)
-    flat = torch.tensor([unit for some in members for unit in some], dtype=torch.long)
-    return scores.new_zeros(len(units)).index_add(0, owner, scores[flat])
+def _members(units: Sequence[Units], scores: Tensor) -> Float[Tensor, "unit chosen"]:
+    """1 where a unit is among those that are patched together; None is all of them."""
+    found = np.zeros((scores.shape[1], len(units)))
+    for i, some in enumerate(units):
+        found[slice(None) if some is None else list(some), i] = 1.0
+    return on_device(found, scores)

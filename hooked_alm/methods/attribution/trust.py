@@ -166,7 +166,7 @@ def attribution(
     if check < 0:
         raise InputError(f"checking {check} cells: expected 0 or more.")
     base = measured.base_values.double().cpu()
-    scores = scores if base.ndim == 2 else scores[..., 0]
+    scores = (scores if base.ndim == 2 else scores[..., 0]).cpu()
     result = measured.result(axes, base + scores, **about)
     chosen, strata = _sample(scores.numpy(), check, options["seed"])
     ticks = list(product(*axes.values()))
@@ -198,4 +198,5 @@ def _sample(
 def score_table(n_cells: int, measured: Measurement) -> Float[Tensor, "cell batch label"]:
     """Zeros to add scores to; one label where the metric has no axis of them."""
     n_labels = measured.base_values.shape[1] if measured.base_values.ndim == 2 else 1
-    return torch.zeros(n_cells, len(measured.base), n_labels, dtype=torch.float64)
+    shape = n_cells, len(measured.base), n_labels
+    return measured.base_values.new_zeros(shape, dtype=torch.float64)

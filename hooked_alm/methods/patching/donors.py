@@ -2,20 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...engine.record import Record
+from ...engine.record import Record, on_device
 from ...errors import InputError
 from ...inputs import ALMInput
 from ...model import HookedALM
 from ...points import Site
 from .alignment import align_place
 from .measurement import Measurement
-from .placement import Placement
+from .placement import Chosen, Placement, Spots
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,42 +120,63 @@ class DonorValues:
         return [] if runs is None else runs.records
 
     def values(
-        self, name: str, row: int, place: int, units: Sequence[int] | None
-    ) -> Float[Tensor, " aligned *features"] | float:
-        """Values to write at a place of a row, for some units or all."""
+        self, name: str, spots: Chosen, units: Chosen | None = None
+    ) -> Float[Tensor, " chosen *features"] | float:
+        """Values to write at some spots, of one unit each or of all."""
         if self.donor == "zero":
             return 0.0
-        alignment = self.placement.alignments[place][row]
         if isinstance(self.donor, Mean):
-            return self._mean(self.donor, name, row, place, units)
-        donor = self._kept[name][row]
-        chosen = donor if units is None else donor[:, list(units)]
-        found = alignment.donor_values(chosen)
+            means = self._means(self.donor, self._kept[name])
+            where = on_device(spots, means)
+            return means[where] if units is None else means[where, on_device(units, means)]
+        kept = self._kept[name]
+        found = self.placement.spots.of_donor(kept, spots, units)
         if isinstance(self.donor, Noise):
-            real = donor[self.base.attention_mask[row].bool().to(donor.device)]
-            # Drawn for the whole row and then cut: the noise at a position does not depend on the
-            # cell.
-            generator = torch.Generator().manual_seed(self.donor.seed)
-            every = torch.randn(donor.shape, generator=generator).to(donor)
-            noise = every if units is None else every[:, list(units)]
-            found = found + self.donor.scale * real.float().std() * noise[alignment.base]
+            found = found + self.placement.spots.of_donor(
+                self._noise(self.donor, kept), spots, units
+            )
         return found
 
-    def _mean(
-        self, donor: Mean, name: str, row: int, place: int, units: Sequence[int] | None
-    ) -> Tensor:
-        """Mean over the donor's rows, of the place's positions one by one or all together."""
-        where = [
-            # Position by position each row is aligned with the base; else its own place counts, of
-            # any length.
-            align_place(self.base[row], donor.inputs[other], self.placement.places[place])
-            if donor.by_position
-            else align_place(donor.inputs[other], donor.inputs[other], self.placement.places[place])
-            for other in range(len(donor.inputs))
-        ]
-        values = self._kept[name] if units is None else self._kept[name][:, :, list(units)]
-        rows = [one.donor_values(values[other]) for other, one in enumerate(where)]
-        if donor.by_position:
-            return torch.stack(rows).mean(dim=0)
-        n = len(self.placement.alignments[place][row].base)
-        return torch.cat(rows).mean(dim=0).expand(n, *rows[0].shape[1:])
+    def _noise(self, donor: Noise, kept: Float[Tensor, "batch pos *features"]) -> Tensor:
+        """Noise of every row and position: that at a position does not depend on the cell."""
+        generator = torch.Generator().manual_seed(donor.seed)
+        noise = torch.randn(kept.shape[1:], generator=generator).to(kept)
+        real = self.base.attention_mask.bool().to(kept.device)
+        std = torch.stack([row[mask].float().std() for row, mask in zip(kept, real, strict=True)])
+        return donor.scale * std.reshape(-1, *[1] * noise.ndim).to(kept.dtype) * noise
+
+    def _means(
+        self, donor: Mean, kept: Float[Tensor, "batch pos *features"]
+    ) -> Float[Tensor, " spot *features"]:
+        """Means over the donor's rows, position by position or of each place as a whole."""
+        theirs, spots = self._mean_spots, self.placement.spots
+        values = theirs.of_donor(kept, np.arange(len(theirs.cells)))
+        # Sums in fp32: in the dtype of the values, each addition would round.
+        n = len(spots.cells) if donor.by_position else len(self.placement.places)
+        total = values.new_zeros(n, *values.shape[1:], dtype=torch.float32)
+        total.index_add_(0, on_device(theirs.cells, total), values.float())
+        counts = np.bincount(theirs.cells, minlength=n).clip(min=1)
+        means = total / on_device(counts, total).reshape(-1, *[1] * (total.ndim - 1))
+        of = np.arange(n) if donor.by_position else spots.cells // len(self.base)
+        return means.to(kept.dtype)[on_device(of, means)]
+
+    @cached_property
+    def _mean_spots(self) -> Spots:
+        """Spots of the donor's rows; ``cells`` are what they are averaged to: spots, or places."""
+        assert isinstance(self.donor, Mean)
+        inputs, placement = self.donor.inputs, self.placement
+        if not self.donor.by_position:
+            # Each row's own place counts, of any length.
+            spots = Placement(self.model, inputs, None, placement.places).spots
+            return spots._replace(cells=spots.cells // len(inputs))
+        # Position by position each row is aligned with the base.
+        parts, first = [], 0
+        for place, rows in zip(placement.places, placement.alignments, strict=True):
+            for row, ours in enumerate(rows):
+                for other in range(len(inputs)):
+                    one = align_place(self.base[row], inputs[other], place)
+                    n = len(one.base)
+                    columns = one.base, one.lower, one.upper, one.weight
+                    parts.append([first + np.arange(n), np.full(n, other), *map(np.array, columns)])
+                first += len(ours.base)
+        return Spots(*(np.concatenate(column) for column in zip(*parts, strict=True)))

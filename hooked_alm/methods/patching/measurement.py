@@ -1,6 +1,6 @@
 """A base batch, its donor and a metric: what the cells of a sweep are measured with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -10,9 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...engine.cells import Cell, hooks_of
+from ...engine.cells import Edits, Marks, hooks_of
+from ...engine.record import on_device
 from ...engine.runs import Runs, record_runs
-from ...engine.sweep import sweep
+from ...engine.sweep import observe, sweep
 from ...errors import InputError
 from ...inputs import ALMInput
 from ...model import HookedALM
@@ -81,33 +82,58 @@ class Measurement:
         return self._values_of_runs(self.donor, self.donor_runs)
 
     @torch.no_grad()
-    def values(self, cells: Sequence[Sequence[Cell]]) -> Float[Tensor, "cell batch *label"]:
-        """The metric in every cell; each is given as its edits of the rows of the batch.
+    def values(
+        self, n_cells: int, marks: Sequence[Marks], only: Int[np.ndarray, " cell"] | None = None
+    ) -> Float[Tensor, "cell batch *label"]:
+        """The metric in every cell; what is not edited keeps the base's value.
 
-        Rows that a cell does not edit keep the base's value.
+        Args:
+            n_cells: number of cells, each of all rows of the batch.
+            marks: edits of row ``r`` of cell ``c``, and looks there, have the number
+                ``c * n_rows + r``.
+            only: cells to measure, where not all of them; the values are theirs, in their order.
         """
-        found = self.base_values.expand(len(cells), *self.base_values.shape).clone()
+        n_rows = len(self.base)
+        chosen = np.arange(n_cells) if only is None else only
+        found = self.base_values.expand(len(chosen), *self.base_values.shape).clone()
+        place = np.full(n_cells, -1)
+        place[chosen] = np.arange(len(chosen))
         if self.engine == "hooks":
-            for i, rows in enumerate(cells):
-                logits = self.model.run_with_hooks(
-                    self.base, fwd_hooks=hooks_of(rows, self.model.path)
-                )
-                edited = [cell.row for cell in rows if any(len(e.positions) for e in cell.edits)]
+            for i, cell in enumerate(chosen.tolist()):
+                mine = range(cell * n_rows, (cell + 1) * n_rows)
+                hooks = hooks_of(marks, mine, self.model.path)
+                logits = self.model.run_with_hooks(self.base, fwd_hooks=hooks)
+                edited = np.unique(np.concatenate([
+                    m.cells[(m.cells >= mine.start) & (m.cells < mine.stop)] % n_rows
+                    for m in marks if isinstance(m, Edits)
+                ] or [np.zeros(0, int)]))  # fmt: skip
                 found[i, edited] = self._of_logits(self.base, logits)[edited]
             return found
-        flat = [(i, cell) for i, rows in enumerate(cells) for cell in rows]
         records = self.base_runs.records
         read = [
-            torch.arange(len(record)) if isinstance(self.metric, OnLogits) else rows
+            np.arange(len(record)) if isinstance(self.metric, OnLogits) else rows
             for record, rows in zip(records, self.readouts(self.base, self.base_runs), strict=True)
         ]
-        work = sweep(
-            self.model, records, [cell for _, cell in flat], read, max_bytes=self.max_bytes
-        )
-        for done in work:
-            where = torch.tensor([flat[index][0] for index in done.cells])
+        kept = None if only is None else (only[:, None] * n_rows + np.arange(n_rows)).ravel()
+        for done in sweep(self.model, records, marks, read, only=kept, max_bytes=self.max_bytes):
+            where = on_device(place[done.cells // n_rows], found)
             found[where, done.row] = self.of_stream(done.resid, done.row).to(found)
         return found
+
+    @torch.no_grad()
+    def observed(self, marks: Sequence[Marks], layer: int) -> Iterator[Int[np.ndarray, " seen"]]:
+        """Run cells up to a block, for the looks at them: yields those whose looks hold values."""
+        if self.engine == "fast":
+            yield from observe(
+                self.model, self.base_runs.records, marks, layer, max_bytes=self.max_bytes
+            )
+            return
+        n_rows = len(self.base)
+        for cell in np.unique(np.concatenate([m.cells // n_rows for m in marks])).tolist():
+            mine = range(cell * n_rows, (cell + 1) * n_rows)
+            hooks = hooks_of(marks, mine, self.model.path)
+            self.model.run_with_hooks(self.base, stop_at_layer=layer + 1, fwd_hooks=hooks)
+            yield np.array(mine)
 
     def result(
         self, axes: Mapping[str, tuple[Any, ...]], values: Tensor, **about: Any
@@ -212,10 +238,10 @@ class Measurement:
         tokens = self.metric.tokens(row)
         return self.model.head_unembed.directions(None if tokens is None else list(tokens))
 
-    def readouts(self, x: ALMInput, runs: Runs) -> list[Int[Tensor, " read"]]:
+    def readouts(self, x: ALMInput, runs: Runs) -> list[Int[np.ndarray, " read"]]:
         """Rows of the records, one per prompt, whose logits predict the first answer token."""
         positions = _readout_positions(x)
-        return [r.rows_of([at]) for r, at in zip(runs.records, positions, strict=True)]
+        return [r.rows_of(np.array([at])) for r, at in zip(runs.records, positions, strict=True)]
 
 
 def _checked_metric(model: HookedALM, metric: Metric | OnLogits, n_rows: int) -> Metric | OnLogits:

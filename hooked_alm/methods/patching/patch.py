@@ -5,58 +5,92 @@
 eye. Both give the same numbers, to rounding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from typing import Unpack, get_args
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from ...engine.cells import Cell, DonorRows, Edit
+from ...engine.cells import Edits, Indices, Write
+from ...engine.record import Record
 from ...errors import InputError
 from ...inputs import ALMInput
 from ...model import HookedALM
-from ...points import SITES, hook_name
-from .choice import Choice, Units, per_query_head
+from ...points import SITES, Site, hook_name
+from .choice import Choice, per_query_head
 from .donors import Donor, DonorValues, run_of
 from .measurement import Measurement
 from .metrics import Metric, OnLogits
 from .options import NodeOptions, PatchMode, PatchOptions, takes
-from .placement import Placement
+from .placement import Chosen, Placement, Spots
 from .results import PatchResult
 
 
 @dataclass(frozen=True, eq=False)
 class DonorWrite:
-    """New values of some units of a site from its own, ``a``, and a donor's, ``d``."""
+    """New values of a site from its own, ``a``, and a donor's, ``d``: a rule of the engine."""
 
     mode: PatchMode
     coefficient: float
-    donor: Callable[[], Tensor | float]
-    """Called when the cell is computed, so that no sweep holds all its values."""
-    units: Units = None
+    values: Callable[[Chosen, Chosen | None], Tensor | float]
+    """The donor's at some spots; called when cells run, so that no sweep holds them all."""
+    spots: Chosen
+    """Spot of every entry."""
+    units: Chosen | None = None
 
-    def __call__(self, value: Tensor) -> Tensor:
-        """New values ``[pos, *features]`` from the site's own."""
-        c, units = self.coefficient, self.units
-        own = value if units is None else value[:, list(units)]
-        new: Tensor | float
+    def __call__(self, own: Float[Tensor, " entry *features"], entries: Indices) -> Tensor:
+        """New values of some entries."""
+        c = self.coefficient
         if self.mode == "scale":
-            new = c * own
-        else:
-            d = self.donor()
-            d = d.to(value) if isinstance(d, Tensor) else d
-            if self.mode == "replace":
-                new = d
-            else:
-                new = (1 - c) * own + c * d if self.mode == "interpolate" else own + c * d
-        if units is None:
-            return new if isinstance(new, Tensor) else torch.full_like(value, new)
-        out = value.clone()
-        out[:, list(units)] = new
-        return out
+            return c * own
+        d = self.values(self.spots[entries], None if self.units is None else self.units[entries])
+        d = d.to(own) if isinstance(d, Tensor) else torch.full_like(own, d)
+        if self.mode == "replace":
+            return d
+        return (1 - c) * own + c * d if self.mode == "interpolate" else own + c * d
+
+
+def edits_of_nodes(
+    choice: Choice,
+    site: Site,
+    spots: Spots,
+    n_rows: int,
+    write: Callable[[int, Chosen, Chosen | None], Write],
+    donors: Sequence[Record] | None = None,
+) -> list[Edits]:
+    """Edits of every cell of a sweep over nodes, those of a layer together.
+
+    Args:
+        choice: layers, units and places.
+        site: what is edited.
+        spots: positions of the places.
+        n_rows: number of rows of the batch.
+        write: layer, and spot and unit of every entry -> the rule.
+        donors: runs whose rows are written as they are, one per row of the batch.
+    """
+    per_unit = len(choice.places) * n_rows
+    of, units = np.zeros(1, int), None
+    if choice.unit is not None:
+        joint = [one for one in choice.units if one is not None]
+        of = np.repeat(np.arange(len(joint)), [len(one) for one in joint])
+        units = np.repeat([unit for one in joint for unit in one], len(spots.cells))
+    spot = np.tile(np.arange(len(spots.cells)), len(of))
+    cells = np.repeat(of, len(spots.cells)) * per_unit + spots.cells[spot]
+    # No row of the donor is what stands between two of them.
+    sources = None if donors is None else np.where(spots.weight == 0, spots.lower, -1)[spot]
+    return [
+        Edits(
+            site=site, layer=layer, cells=i * len(choice.units) * per_unit + cells,
+            positions=spots.positions[spot], units=units, write=write(layer, spot, units),
+            donors=donors, sources=sources,
+        )
+        for i, joint_layers in enumerate(choice.layers)
+        for layer in joint_layers
+    ]  # fmt: skip
 
 
 @torch.no_grad()
@@ -103,31 +137,16 @@ def patch(
         if mode != "scale":
             values.read(read, names, measured)
         # Whole rows of another run's same site, which the engine may splice in.
-        records = values.records(measured) if read == site else []
+        is_whole = mode == "replace" and choice.unit is None and read == site
 
-        def edit(layer: int, units: Units, place: int, row: int) -> Edit:
-            alignment = placement.alignments[place][row]
-            theirs = partial(values.values, hook_name(read, model.path[layer]), row, place, units)
-            is_whole = mode == "replace" and units is None and alignment.is_exact
-            return Edit(
-                site=site,
-                layer=layer,
-                positions=alignment.base,
-                write=DonorWrite(mode, coefficient, theirs, units),
-                donor=DonorRows(records[row], alignment.lower) if records and is_whole else None,
-            )
+        def write(layer: int, spots: Chosen, units: Chosen | None) -> DonorWrite:
+            theirs = partial(values.values, hook_name(read, model.path[layer]))
+            return DonorWrite(mode, coefficient, theirs, spots, units)
 
-        found = measured.values(
-            [
-                [
-                    Cell(row, tuple(edit(b, units, place, row) for b in joint))
-                    for row in range(len(base))
-                ]
-                for joint, units, place in product(
-                    choice.layers, choice.units, range(len(choice.places))
-                )
-            ]
-        )
+        donors = (values.records(measured) if is_whole else None) or None
+        edits = edits_of_nodes(choice, site, placement.spots, len(base), write, donors)
+        n_cells = len(choice.layers) * len(choice.units) * len(choice.places)
+        found = measured.values(n_cells, edits)
         return measured.result(
             choice.axes, found, site=site, mode=mode, length_ratios=placement.length_ratios
         )

@@ -11,7 +11,6 @@ appendix B).
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import product
 from typing import Any, TypeVar, Unpack, get_args
 
 import torch
@@ -20,8 +19,10 @@ from ...errors import InputError
 from ...inputs import ALMInput
 from ...model import HookedALM
 from ...points import hook_name
+from .chains import chain_edits, relayed
 from .choice import per_query_head
-from .graph import Graph, NodePair, relayed
+from .edges import EdgeSets, NodePair
+from .graph import Graph
 from .metrics import Metric, OnLogits
 from .nodes import Receiver, Sender, receivers, senders
 from .options import ChainOptions, EdgeSetOptions, NormMode, PathMode, PathOptions, takes
@@ -73,12 +74,12 @@ def path_patch(
         from_sets = node_sets(model, from_nodes, senders)
         to_sets = node_sets(model, to_nodes, receivers)
         _check_modes(mode, norm, from_sets, to_sets)
-        pairs = pair_sets(from_sets, to_sets)
+        edges = EdgeSets.between(from_sets, to_sets)
         graph = Graph(
-            model, base, donor, metric, pairs, options["places"], options, norm=norm, mode=mode
+            model, base, donor, metric, edges, options["places"], options, norm=norm, mode=mode
         )
         axes = {"sender": set_names(from_sets), "receiver": set_names(to_sets)}
-        return graph.answer(axes, pairs, site="path", mode=mode)
+        return graph.answer(axes, site="path", mode=mode)
 
 
 @torch.no_grad()
@@ -115,9 +116,9 @@ def patch_edges(
     Source: the edge ablation of ACDC (Conmy et al. 2023), removed edges at the donor's value.
     """
     with per_query_head(model, options["kv"] == "query"):
-        sets = [parse_edges(model, edges) for edges in edge_sets.values()]
+        sets = EdgeSets.of_pairs([parse_edges(model, edges) for edges in edge_sets.values()])
         graph = Graph(model, base, donor, metric, sets, options["places"], options)
-        return graph.answer({"edges": tuple(edge_sets)}, sets, site="edges", mode="edge")
+        return graph.answer({"edges": tuple(edge_sets)}, site="edges", mode="edge")
 
 
 def parse_edges(model: HookedALM, edges: Sequence[Edge]) -> list[NodePair]:
@@ -174,13 +175,12 @@ def patch_chains(
     pairs = [[(sender, receiver)] for sender, those in parsed for receiver in those]
     relays = [relay for _, those in parsed for relay in those[:-1]]
     graph = Graph(
-        model, base, donor, metric, pairs, [options["place"]], options,
+        model, base, donor, metric, EdgeSets.of_pairs(pairs), [options["place"]], options,
         also_keep=[name for relay in relays for name in relayed(relay)],
     )  # fmt: skip
-    cells = [[graph.chain_cell(*chain, row) for row in range(len(base))] for chain in parsed]
     return graph.measured.result(
         {"chain": tuple(tuple(chain) for chain in chains)},
-        graph.measured.values(cells),
+        graph.measured.values(len(parsed), chain_edits(graph.messages, parsed)),
         site="chain",
         mode="edge",
         length_ratios=graph.placement.length_ratios,
@@ -240,16 +240,6 @@ def node_sets(
         found = parse(model, name)
         sets += [(node,) for node in found] if isinstance(name, str) else [tuple(found)]
     return sets
-
-
-def pair_sets(
-    from_sets: Sequence[tuple[Sender, ...]], to_sets: Sequence[tuple[Receiver, ...]]
-) -> list[list[NodePair]]:
-    """Edges of every product of the sets; those against the order of the stream left out."""
-    return [
-        [(s, r) for s in some for r in others if s.writes < r.reads]
-        for some, others in product(from_sets, to_sets)
-    ]
 
 
 def set_names(sets: Sequence[tuple[NodeT, ...]]) -> tuple[Any, ...]:

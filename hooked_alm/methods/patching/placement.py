@@ -1,13 +1,57 @@
 """Positions of a sweep's places in the base, and in the run that values come from."""
 
 from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple
 
+import numpy as np
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from ...engine.record import on_device
 from ...errors import InputError
 from ...inputs import ALMInput
 from ...model import HookedALM
 from .alignment import Alignment, AlignPolicies, Place, align_place
+
+Chosen = Int[np.ndarray, " chosen"]
+"""Indices of spots."""
+
+
+class Spots(NamedTuple):
+    """Every position of every place and row, as columns.
+
+    A donor value is ``(1 - weight) * donor[lower] + weight * donor[upper]``.
+    """
+
+    cells: Int[np.ndarray, " spot"]
+    """Place and row: ``place * n_rows + row``."""
+    rows: Int[np.ndarray, " spot"]
+    positions: Int[np.ndarray, " spot"]
+    """Positions in the base."""
+    lower: Int[np.ndarray, " spot"]
+    upper: Int[np.ndarray, " spot"]
+    weight: Float[np.ndarray, " spot"]
+
+    def of_base(self, value: Float[Tensor, "batch pos *features"], chosen: Chosen) -> Tensor:
+        """The base's values ``[chosen, *features]`` at some spots."""
+        return value[on_device(self.rows[chosen], value), on_device(self.positions[chosen], value)]
+
+    def of_donor(
+        self,
+        value: Float[Tensor, "batch pos *features"],
+        chosen: Chosen,
+        units: Chosen | None = None,
+    ) -> Tensor:
+        """The donor's values ``[chosen, *features]`` at some spots, of one unit each or of all."""
+        rest = [] if units is None else [on_device(units, value)]
+        rows = on_device(self.rows[chosen], value)
+        low = value[(rows, on_device(self.lower[chosen], value), *rest)]
+        if not self.weight[chosen].any():
+            return low
+        high = value[(rows, on_device(self.upper[chosen], value), *rest)]
+        weight = on_device(self.weight[chosen], value).to(value.dtype)
+        return low + weight.reshape(-1, *[1] * (low.ndim - 1)) * (high - low)
 
 
 class Placement:
@@ -65,6 +109,23 @@ class Placement:
     def positions(self, place: int, row: int) -> list[int]:
         """Base positions of a place in a row, in the padded prompt."""
         return self.alignments[place][row].base
+
+    @cached_property
+    def spots(self) -> Spots:
+        """All positions of all places."""
+        n_rows = len(self.base)
+        flat = [
+            (k * n_rows + r, r, one)
+            for k, rows in enumerate(self.alignments)
+            for r, one in enumerate(rows)
+        ]
+        sizes = [len(one.base) for *_, one in flat]
+        columns = [
+            np.fromiter((x for *_, one in flat for x in getattr(one, name)), dtype, sum(sizes))
+            for name, dtype in (("base", int), ("lower", int), ("upper", int), ("weight", float))
+        ]
+        cells, rows = (np.repeat([one[i] for one in flat], sizes) for i in (0, 1))
+        return Spots(cells, rows, *columns)
 
     @property
     def length_ratios(self) -> tuple[dict[str, float], ...]:

@@ -11,7 +11,8 @@ from ...inputs import ALMInput
 from ...model import HookedALM
 from ..result import MethodResult
 from .choice import per_query_head
-from .graph import Graph, NodePair
+from .edges import EdgeSets, NodePair
+from .graph import Graph
 from .metrics import KL, Metric, OnLogits
 from .options import PruneOptions, takes
 from .paths import Edge, all_edges, parse_edges
@@ -70,10 +71,9 @@ def prune_edges(
         # Under two spellings, an edge is still one.
         named = dict(zip(parse_edges(model, edges), edges, strict=True))
         pairs = sorted(((edge, pair) for pair, edge in named.items()), key=_order)
-        graph = Graph(
-            model, base, donor, metric or KL("base"), [[pair for _, pair in pairs]],
-            [options["place"]], options,
-        )  # fmt: skip
+        every = EdgeSets.of_pairs([[pair for _, pair in pairs]])
+        place = [options["place"]]
+        graph = Graph(model, base, donor, metric or KL("base"), every, place, options)
         return _pruned(graph, pairs, threshold)
 
 
@@ -91,11 +91,9 @@ def _pruned(
     values = [_value(graph.measured.base_values)]
     tested: list[tuple[Edge, float]] = []
     for edge, pair in pairs:
-        without = tuple(pair for _, pair in [*gone, (edge, pair)])
-        rows = range(len(graph.placement.base))
-        cells = [graph.edge_cell(without, row, 0) for row in rows]
+        without = EdgeSets.of_pairs([[pair for _, pair in [*gone, (edge, pair)]]])
         # One edge at a time: each is tested on what the removals before it have left.
-        value = _value(graph.measured.values([cells])[0])
+        value = _value(graph.measured.values(1, graph.marks(without))[0])
         tested.append((edge, value - values[-1]))
         if value - values[-1] < threshold:
             gone.append((edge, pair))

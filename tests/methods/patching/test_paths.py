@@ -546,7 +546,7 @@ def test_edges_at_the_readout_cost_a_few_rows(gqa: HookedALM, mlp_rows: Callable
     assert mlp_rows() == runs + behind
     # The paths through MLPs take a row per sender and block besides, once for all receivers.
     path_patch(*arguments, every_q, mode="ioi")
-    assert mlp_rows() == runs + behind + n_heads * sum(n_layers - b for b in range(n_layers - 1))
+    assert mlp_rows() == runs + behind + n_heads * sum(range(n_layers))
     # The plain loop runs everything for every cell.
     plain = path_patch(*arguments, "blocks.3.attn.hook_q_input[0]", engine="hooks")
     assert mlp_rows() >= runs + (n_layers - 1) * n_heads * n_layers * n_pos

@@ -1,0 +1,114 @@
+"""Cells that run through a block together: their rows, what they read, what is done to them."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..points import Site
+from ..stacks import Stack
+from .cells import Indices, Marks
+from .record import KeyValue, Record, on_device
+from .rows import CellRows
+
+FlatStream = Float[Tensor, "_flat d_model"]
+"""The residual stream at the rows of some cells, one cell after the other."""
+FlatKeyValue = tuple[Float[Tensor, "kv_head _flat d_head"], Float[Tensor, "kv_head _flat d_head"]]
+Mask = Bool[Tensor, "#kv #group #cell row key"]
+
+
+class Placed(NamedTuple):
+    """Entries of some marks at their places among the rows of a bundle."""
+
+    turn: int
+    """Place of the marks among all, in the order in which they act."""
+    mark: Marks
+    entries: Indices
+    cells: Indices
+    places: Indices
+
+
+@dataclass(eq=False, kw_only=True)
+class Bundle:
+    """Cells of one record that run together, reading the same earlier keys and values."""
+
+    record: Record
+    rows: CellRows
+    """Rows that run."""
+    resid: FlatStream
+    shared: KeyValue
+    """Keys and values that all cells read, held once (rule 3)."""
+    shared_rows: Int[np.ndarray, " key"]
+    own_rows: CellRows | None = None
+    """Rows of which each cell has keys of its own, in place of the shared ones."""
+    own: FlatKeyValue | None = None
+    """Keys and values of ``own_rows``; None if they are made of the very rows that run."""
+    base: FlatStream | None = None
+    """The base run's stream at the rows in ``base_rows``, if the cells still are the base run but
+    for the edits of this block: then only heads that these touch are mixed anew."""
+    marks: list[Placed] = field(default_factory=list)
+    masks: dict[object, Tensor | None] = field(default_factory=dict)
+    """Masks of earlier blocks, where bundles of one group share them."""
+
+    @cached_property
+    def base_rows(self) -> Int[np.ndarray, " base_row"]:
+        """Rows that any cell runs, once each."""
+        return np.unique(self.rows.flat)
+
+    def at(self, *sites: Site) -> list[Placed]:
+        """Entries at some sites."""
+        return [placed for placed in self.marks if placed.mark.site in sites]
+
+    def visible(self, stack: Stack, window: int | None, like: Tensor) -> Mask | None:
+        """True where a row of a cell attends to a key, its own behind the shared ones.
+
+        Cells are one if all have the same rows. None if every row attends to every key.
+        """
+        own_of = self.rows.of if self.own_rows is None else self.own_rows.of
+        pairs, kind = np.unique(np.stack([self.rows.of, own_of]), axis=1, return_inverse=True)
+        sets = [self.rows.sets.sets[of].tobytes() for of in pairs[0]]
+        if self.own_rows is not None:
+            sets += [self.own_rows.sets.sets[of].tobytes() for of in pairs[1]]
+        key = stack, window, *sets, self.shared_rows.tobytes()
+        if key not in self.masks:
+            seen = torch.stack([self._seen(stack, window, *pair) for pair in pairs.T.tolist()])
+            self.masks[key] = None if bool(seen.all()) else seen.to(like.device, non_blocking=True)
+        mask = self.masks[key]
+        if mask is None:
+            return None
+        return (mask if len(mask) == 1 else mask[on_device(kind, mask)])[None, None]
+
+    def _seen(self, stack: Stack, window: int | None, of: int, own_of: int) -> Tensor:
+        """What cells with one set of rows, and one of own keys, see."""
+        rows, n_padded = self.rows.sets.sets[of], self.rows.longest - self.rows.sets.sizes[of]
+        rows = np.concatenate([rows, np.repeat(rows[-1:] if len(rows) else 0, n_padded)])
+        is_key, keys = np.ones(len(self.shared_rows), bool), self.shared_rows
+        if self.own_rows is not None:
+            own = self.own_rows.sets.sets[own_of]
+            n_more = self.own_rows.longest - len(own)
+            is_key &= ~np.isin(keys, own)
+            is_key = np.concatenate([is_key, np.arange(len(own) + n_more) < len(own)])
+            keys = np.concatenate([keys, own, np.zeros(n_more, int)])
+        at, key_at = torch.from_numpy(rows)[:, None], torch.from_numpy(keys)
+        seen = stack.sees(at, key_at) & torch.from_numpy(is_key)
+        if window is not None:
+            # Windows count padded positions, as the masks of a whole run do.
+            where = self.record.where
+            seen &= where[key_at] > where[at] - window
+        return seen
+
+
+def indices(mark: Marks, entries: Indices, places: Indices, like: Tensor) -> tuple[Tensor, ...]:
+    """Index of some entries of a mark into a flat activation, given their places there."""
+    where = (on_device(places, like),)
+    return where if mark.units is None else (*where, on_device(mark.units[entries], like))
+
+
+def rotary_tables(record: Record, rows: Int[np.ndarray, " _row"]) -> tuple[Tensor, Tensor]:
+    """Tables ``cos`` and ``sin`` of some rows, ``[row, d_head]``."""
+    cos, sin = (table[on_device(rows, table)] for table in record.rotary)
+    return cos, sin

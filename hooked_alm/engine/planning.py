@@ -1,0 +1,225 @@
+"""Which cells climb together, from what edits say: the rows that each can change, and splices."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..model import HookedALM
+from ..points import SITES
+from ..stacks import Stack, ranges_of, rows_in
+from .cells import Edits, Marks, in_order
+from .groups import KEYS, ROWS, STREAM, CellIndices, Group, InGroup, RecordRows, SetsOfCells
+from .mixing import KERNEL_ROWS
+from .record import Agreement, Record, Spliced
+from .rows import RowSets
+
+WORTH_SPLICING = 8
+"""A donor's span is taken over (rule 2) if that saves one of so many rows. Less is not worth a
+group of its own: it would run alone what it now runs among others."""
+
+
+def grouped(
+    model: HookedALM,
+    records: Sequence[Record],
+    marks: Sequence[Marks],
+    read: Sequence[RecordRows],
+    only: CellIndices | None = None,
+) -> list[Group]:
+    """Groups of all cells that any edit is in, or of some of them.
+
+    Raises:
+        InputError: an edit at a pad, or at a block that does not exist.
+    """
+    n_layers = len(model.path)
+    if wrong := sorted({m.layer for m in marks if not 0 <= m.layer < n_layers}):
+        raise InputError(f"editing blocks {wrong}: the model has blocks 0 to {n_layers - 1}.")
+    # An edit behind a block is one before the next: the same stream.
+    acting = [
+        replace(m, site="resid_pre", layer=m.layer + 1)
+        if m.site == "resid_post" and isinstance(m, Edits)
+        else m
+        for m in in_order(marks)
+    ]
+    groups: list[Group] = []
+    for row, record in enumerate(records):
+        located = []
+        for turn, mark in enumerate(acting):
+            is_mine = mark.cells % len(records) == row
+            entries = np.flatnonzero(
+                is_mine if only is None else is_mine & np.isin(mark.cells, only)
+            )
+            if len(entries):
+                rows = record.rows_of(mark.positions[entries])
+                located.append(InGroup(turn, mark, entries, mark.cells[entries], rows))
+        if located:
+            groups += _of_record(model, row, record, located, read[row])
+    return groups
+
+
+def _of_record(
+    model: HookedALM, row: int, record: Record, located: list[InGroup], read: RecordRows
+) -> list[Group]:
+    """Groups of the cells of one row of the batch."""
+    edited = [one.cells for one in located if isinstance(one.mark, Edits)]
+    ids = np.unique(np.concatenate([*edited, np.zeros(0, int)]))
+    # Nobody reads a look at a cell without edits. From here on, cells count in this row alone.
+    n_cells = 1 + max(int(one.cells.max()) for one in located)
+    located = [one.among(ids, n_cells) for one in located]
+    n, n_layers = len(ids), len(model.path)
+    layers = np.full(n, n_layers)
+    for one in located:
+        layers[one.cells] = np.minimum(layers[one.cells], one.mark.layer)
+    entry, now, keyed, has_pattern = np.full(n, ROWS), [], [], np.zeros(n, bool)
+    for one in located:
+        site = one.mark.site
+        has_pattern[one.cells] |= site == "pattern"
+        here = layers[one.cells] == one.mark.layer
+        pair = one.cells[here], one.rows[here]
+        now.append(pair)
+        if site == "resid_pre":
+            entry[pair[0]] = STREAM
+        elif SITES[site].reach == "reading rows":
+            entry[pair[0]] = np.minimum(entry[pair[0]], KEYS)
+            keyed.append(pair)
+    marked, keys = (_interned(pairs, n, len(record)) for pairs in (now, keyed))
+    changed = _changed(model, record, located, layers, n)
+    splices, spliced, changed = _splices(model, record, located, changed, layers)
+    # Cells of about as many rows run together, to within a factor of 2, or of 1.2 where the kernel
+    # runs and padding costs; where nothing is read that changes, none run.
+    counts = changed.sets.sizes[changed.of].clip(min=1)
+    size = np.floor(np.log2(counts) * np.where(counts < KERNEL_ROWS, 1, 4)).astype(int)
+    size[changed.sets.only(read).sizes[changed.of] == 0] = -1
+    # A pattern shows all keys of a cell: those of a group have to be the same rows.
+    pattern = np.where(has_pattern, changed.of * len(keys.sets.sets) + keys.of, -1)
+    kinds, kind = np.unique(np.stack([splices, size, pattern]), axis=1, return_inverse=True)
+    made = []
+    for i, splice in enumerate(kinds[0]):
+        mine = np.flatnonzero(kind == i)
+        is_late = entry[mine] != STREAM
+        order = mine[np.lexsort((mine, entry[mine], ~is_late, layers[mine] + is_late))]
+        slot = np.full(n, -1)
+        slot[order] = np.arange(len(order))
+        those = []
+        for one in located:
+            cells = slot[one.cells]
+            kept = cells >= 0
+            those.append(
+                one._replace(entries=one.entries[kept], cells=cells[kept], rows=one.rows[kept])
+            )
+        made.append(Group(
+            row, record, record if splice < 0 else spliced[splice], read, ids[order],
+            layers[order], entry[order], changed.of_cells(order), marked.of_cells(order),
+            keys.of_cells(order), those,
+        ))  # fmt: skip
+    return made
+
+
+def _interned(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], n_cells: int, n_rows: int
+) -> SetsOfCells:
+    """Sets of rows by cell, from cells and rows; equal sets are one."""
+    codes = np.unique(
+        np.concatenate([*(cells * n_rows + rows for cells, rows in pairs), np.zeros(0, int)])
+    )
+    cells, rows = np.divmod(codes, n_rows)
+    ends = np.searchsorted(cells, np.arange(n_cells), side="right")
+    data, size = rows.tobytes(), rows.itemsize
+    known: dict[bytes, int] = {}
+    of = np.zeros(n_cells, int)
+    start = 0
+    # The one loop over cells of a sweep, at a tenth of a microsecond a cell.
+    for cell, end in enumerate(ends.tolist()):
+        of[cell] = known.setdefault(data[start * size : end * size], len(known))
+        start = end
+    sets = [np.frombuffer(one, rows.dtype) for one in known]
+    return SetsOfCells(RowSets(sets, n_rows), of)
+
+
+def _changed(
+    model: HookedALM, record: Record, located: Sequence[InGroup], layers: CellIndices, n: int
+) -> SetsOfCells:
+    """Rows that every cell can change, those that are looked at among them.
+
+    The widest reach holds for all blocks, so that a cell keeps one set of rows on its way up.
+    """
+    n_rows, stacks = len(record), model.path_stacks
+    above = [
+        tuple(dict.fromkeys(stacks[min(b, len(stacks) - 1) :])) for b in range(len(stacks) + 1)
+    ]
+    if all(stack.reach == "later rows" for stack in stacks):
+        first = np.full(n, n_rows)
+        for one in located:
+            np.minimum.at(first, one.cells, one.rows)
+        starts, of = np.unique(first, return_inverse=True)
+        return SetsOfCells(RowSets([np.arange(start, n_rows) for start in starts], n_rows), of)
+    touched = _interned([(one.cells, one.rows) for one in located], n, n_rows)
+    known: dict[tuple[int, tuple[Stack, ...]], int] = {}
+    sets: list[RecordRows] = []
+    of = np.zeros(n, int)
+    for cell, layer in enumerate(layers):
+        key = int(touched.of[cell]), above[layer]
+        if key not in known:
+            ranges = ranges_of(torch.from_numpy(touched.sets.sets[key[0]].copy()))
+            for stack in key[1]:
+                ranges = stack.reached(ranges, n_rows)
+            known[key] = len(sets)
+            sets.append(rows_in(ranges).numpy())
+        of[cell] = known[key]
+    return SetsOfCells(RowSets(sets, n_rows), of)
+
+
+def _splices(
+    model: HookedALM,
+    record: Record,
+    located: Sequence[InGroup],
+    changed: SetsOfCells,
+    layers: CellIndices,
+) -> tuple[CellIndices, list[Spliced], SetsOfCells]:
+    """Rule 2: which splice a cell is beside, or -1; the splices; and the rows that then change.
+
+    Whether a donor's rows are exact here is compared, not assumed: no row is left out, both runs
+    have the span at the same rows, and they agree before it.
+    """
+    n, n_rows = len(layers), len(record)
+    found, made = np.full(n, -1), list[Spliced]()
+    n_marks = np.zeros(n, int)
+    for one in located:
+        n_marks[np.unique(one.cells)] += 1
+    stacks = model.path_stacks
+    is_causal = np.array(
+        [all(s.reach == "later rows" for s in stacks[b:]) for b in range(len(stacks) + 1)]
+    )
+    sets, of = list(changed.sets.sets), changed.of.copy()
+    known: dict[tuple[Record, int, int], tuple[int, int]] = {}
+    agreements: dict[Record, Agreement] = {}
+    for one in located:
+        mark = one.mark
+        if not isinstance(mark, Edits) or mark.donors is None or mark.sources is None:
+            continue
+        if mark.site != "resid_pre" or not is_causal[mark.layer] or not len(one.entries):
+            continue
+        donor = mark.donors[int(mark.cells[one.entries[0]] % len(mark.donors))]
+        if donor not in agreements:
+            agreements[donor] = Agreement.of(record, donor)
+        low, high = np.full(n, n_rows), np.full(n, -1)
+        np.minimum.at(low, one.cells, one.rows)
+        np.maximum.at(high, one.cells, one.rows + 1)
+        is_same, sources = np.ones(n, bool), mark.sources[one.entries]
+        known_rows = donor.rows_of(np.where(sources < 0, donor.where[0].item(), sources))
+        np.logical_and.at(is_same, one.cells, (known_rows == one.rows) & (sources >= 0))
+        size = np.bincount(one.cells, minlength=n)
+        different = np.bincount(np.unique(one.cells * n_rows + one.rows) // n_rows, minlength=n)
+        is_exact = (n_marks == 1) & (size == different) & (size == high - low) & is_same
+        is_exact &= (low <= agreements[donor].embeddings) & (high <= agreements[donor].positions)
+        is_exact &= (high - low) * WORTH_SPLICING >= n_rows - low
+        for cell in np.flatnonzero(is_exact).tolist():
+            key = donor, int(low[cell]), int(high[cell])
+            if key not in known:
+                made.append(Spliced(record, *key))
+                known[key] = len(made) - 1, len(sets)
+                sets.append(np.arange(key[2], n_rows))
+            found[cell], of[cell] = known[key]
+    return found, made, SetsOfCells(RowSets(sets, n_rows), of)

@@ -1,0 +1,149 @@
+"""Chains of more than two nodes, of which each hears only the one before it."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ...engine.cells import Edits, Indices, Looks
+from ...engine.record import on_device
+from ...points import hook_name
+from ...stacks import ranges_of, rows_in
+from .edges import Column, EdgeSets, Hearings, alike
+from .messages import NO_SET, Messages, Stream
+from .nodes import Receiver, Sender
+from .placement import Chosen
+
+Chain = tuple[Sender, Sequence[Receiver]]
+
+
+class Told(NamedTuple):
+    """What chains have to tell, at which positions."""
+
+    chains: Column
+    rows: Column
+    positions: Column
+    stream: Stream
+
+    def cells(self, n_rows: int) -> Column:
+        """Cells of the engine."""
+        return self.chains * n_rows + self.rows
+
+    def of(self, value: Float[Tensor, "batch pos *features"]) -> Tensor:
+        """An activation where the message is heard."""
+        return value[on_device(self.rows, value), on_device(self.positions, value)]
+
+    def only(self, chosen: Chosen) -> "Told":
+        """Some rows of it, without the stream."""
+        return Told(self.chains[chosen], self.rows[chosen], self.positions[chosen], self.stream)
+
+
+class _Given:
+    """Values that are known, as a rule."""
+
+    def __init__(self, values: Tensor, is_added: bool) -> None:
+        self.values, self.is_added = values, is_added
+
+    def __call__(self, own: Tensor, entries: Indices) -> Tensor:
+        values = self.values[on_device(entries, own)]
+        return own + values if self.is_added else values
+
+
+def chain_edits(messages: Messages, chains: Sequence[Chain]) -> list[Edits]:
+    """Edits of the last receivers of chains, by the messages that reach them.
+
+    Chains through the same kinds of nodes of the same blocks go together.
+    """
+    edits: list[Edits] = []
+    for some in alike(chains, _kinds):
+        each = np.arange(len(some))
+        chain, spot = np.repeat(each, messages.n_spots), np.tile(messages.every, len(some))
+        spoken = EdgeSets.between([[chains[i][0] for i in some]], [])
+        sender = np.array([spoken.senders.index(chains[i][0]) for i in some])
+        heard = Hearings.of_owners(len(spoken.senders), each, sender, len(some)).rows(chain)
+        stream = messages.delta(spoken, heard, np.full(len(chain), NO_SET), spot, {})
+        rows, positions = messages.spots.rows[spot], messages.spots.positions[spot]
+        message = Told(np.array(some)[chain], rows, positions, stream)
+        *relays, last = (
+            {i: chains[i][1][step] for i in some} for step in range(len(chains[some[0]][1]))
+        )
+        for those in relays:
+            message = _passed_on(messages, those, message)
+        edits.append(_received(messages, last, message))
+    return edits
+
+
+def _kinds(chain: Chain) -> list[tuple[int, str]]:
+    sender, receivers = chain
+    return [(sender.layer, sender.kind), *((one.layer, one.kind) for one in receivers)]
+
+
+def _received(messages: Messages, receivers: Mapping[int, Receiver], message: Told) -> Edits:
+    """The edit of receivers that hear a message over their base input."""
+    first, units = next(iter(receivers.values())), None
+    if first.is_stream:
+        values, is_added = message.stream, True
+    else:
+        stream = message.of(messages.kept[first.stream]) + message.stream
+        values, is_added = messages.of_stream(first, stream), False
+        if first.unit is not None:
+            units = np.array([receivers[i].unit for i in message.chains.tolist()], int)
+            at = torch.arange(len(units), device=values.device)
+            values = values[at, on_device(units, values)]
+    return Edits(
+        site=first.site, layer=first.layer, units=units, write=_Given(values, is_added),
+        cells=message.cells(len(messages.placement.base)), positions=message.positions,
+    )  # fmt: skip
+
+
+def _passed_on(messages: Messages, relays: Mapping[int, Receiver], message: Told) -> Told:
+    """What relays write on hearing a message over their base input, minus what the base's do."""
+    edit, first = _received(messages, relays, message), next(iter(relays.values()))
+    block = messages.model.block(first.layer)
+    if first.kind == "mlp":
+        # Row by row: the message goes on where it came.
+        assert isinstance(edit.write, _Given)
+        before = message.of(messages.kept[hook_name("post", first.block)])
+        return message._replace(stream=block.mlp.written(edit.write.values - before))
+    # Attention mixes rows: its block runs with this edit, and z shows what changed where.
+    heard = message if first.kind == "q" else _readers(messages, message, first.layer)
+    n_rows = len(messages.placement.base)
+    looks = Looks(site="z", layer=first.layer, cells=heard.cells(n_rows), positions=heard.positions)
+    # Query heads that one of the receivers serves.
+    per_unit = 1 if first.kind == "q" else messages.model.cfg.n_groups
+    stream = messages.zeros(len(heard.chains))
+    for cells in messages.measured.observed([edit, looks], first.layer):
+        mine = np.flatnonzero(np.isin(looks.cells, cells))
+        part = heard.only(mine)
+        change = looks.at(mine) - part.of(messages.kept[hook_name("z", first.block)])
+        own = np.array([relays[i].unit for i in part.chains.tolist()], int)
+        touched = own[:, None] == np.arange(change.shape[1]) // per_unit
+        change = change * on_device(touched, change)[..., None]
+        there = on_device(mine, stream)
+        stream[there] = change.flatten(1) @ block.attn.W_O.flatten(0, 1)
+    return heard._replace(stream=stream)
+
+
+def _readers(messages: Messages, message: Told, layer: int) -> Told:
+    """The same chains at all positions that attend to where they are heard; no stream yet."""
+    base, stack = messages.placement.base, messages.model.path_stacks[layer]
+    cells, found = message.cells(len(base)), []
+    for cell in np.unique(cells):
+        mine = cells == cell
+        row = int(cell % len(base))
+        # Stacks count real positions, messages those of the padded prompt.
+        real = base.attention_mask[row].bool().nonzero().flatten().cpu().numpy()
+        at = torch.from_numpy(np.searchsorted(real, message.positions[mine]))
+        positions = real[rows_in(stack.reached(ranges_of(at), len(real))).numpy()]
+        found.append((np.full(len(positions), cell), positions))
+    cells, positions = (np.concatenate(column) for column in zip(*found, strict=True))
+    chains, rows = np.divmod(cells, len(base))
+    return Told(chains, rows, positions, message.stream[:0])
+
+
+def relayed(relay: Receiver) -> list[str]:
+    """Hook points whose base values are compared to find what a relay passes on."""
+    return [hook_name("post" if relay.kind == "mlp" else "z", relay.block)]
