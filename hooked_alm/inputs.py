@@ -6,12 +6,13 @@ slicing along the batch) and carries the audio along.
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from .axes import TokenIds
@@ -152,6 +153,11 @@ class ALMInput(Shown):
             Piece(name, stop - start, f"{start}:{stop}" if stop - start > 1 else f"{start}")
             for start, stop, name in sorted(found)
         ]
+
+    @cached_property
+    def is_real(self) -> Bool[np.ndarray, "batch pos"]:
+        """Whether a position is a real token, not a pad; on the host, where indices are made."""
+        return self.attention_mask.bool().cpu().numpy()
 
     @property
     def shape(self) -> torch.Size:

@@ -73,28 +73,34 @@ class Bundle:
         sets = [self.rows.sets.sets[of].tobytes() for of in pairs[0]]
         if self.own_rows is not None:
             sets += [self.own_rows.sets.sets[of].tobytes() for of in pairs[1]]
-        key = stack, window, *sets, self.shared_rows.tobytes()
+        key = stack, window, self.own_rows is None, *sets, self.shared_rows.tobytes()
         if key not in self.masks:
-            seen = torch.stack([self._seen(stack, window, *pair) for pair in pairs.T.tolist()])
+            seen = self._seen(stack, window, *pairs)
             self.masks[key] = None if bool(seen.all()) else seen.to(like.device, non_blocking=True)
         mask = self.masks[key]
         if mask is None:
             return None
         return (mask if len(mask) == 1 else mask[on_device(kind, mask)])[None, None]
 
-    def _seen(self, stack: Stack, window: int | None, of: int, own_of: int) -> Tensor:
-        """What cells with one set of rows, and one of own keys, see."""
-        rows, n_padded = self.rows.sets.sets[of], self.rows.longest - self.rows.sets.sizes[of]
-        rows = np.concatenate([rows, np.repeat(rows[-1:] if len(rows) else 0, n_padded)])
-        is_key, keys = np.ones(len(self.shared_rows), bool), self.shared_rows
+    def _seen(
+        self,
+        stack: Stack,
+        window: int | None,
+        of: Int[np.ndarray, " kind"],
+        own_of: Int[np.ndarray, " kind"],
+    ) -> Bool[Tensor, "kind row key"]:
+        """What cells see that have one set of rows, and one of own keys."""
+        rows = self.rows.sets.padded(of, self.rows.longest)
+        keys = np.tile(self.shared_rows, (len(of), 1))
+        is_key = np.ones(keys.shape, bool)
         if self.own_rows is not None:
-            own = self.own_rows.sets.sets[own_of]
-            n_more = self.own_rows.longest - len(own)
-            is_key &= ~np.isin(keys, own)
-            is_key = np.concatenate([is_key, np.arange(len(own) + n_more) < len(own)])
-            keys = np.concatenate([keys, own, np.zeros(n_more, int)])
-        at, key_at = torch.from_numpy(rows)[:, None], torch.from_numpy(keys)
-        seen = stack.sees(at, key_at) & torch.from_numpy(is_key)
+            own = self.own_rows.sets
+            is_key = own.place[own_of][:, self.shared_rows] < 0
+            is_own = np.arange(self.own_rows.longest) < own.sizes[own_of][:, None]
+            is_key = np.concatenate([is_key, is_own], axis=1)
+            keys = np.concatenate([keys, own.padded(own_of, self.own_rows.longest)], axis=1)
+        at, key_at = torch.from_numpy(rows)[:, :, None], torch.from_numpy(keys)[:, None]
+        seen = stack.sees(at, key_at) & torch.from_numpy(is_key)[:, None]
         if window is not None:
             # Windows count padded positions, as the masks of a whole run do.
             where = self.record.where
@@ -102,13 +108,13 @@ class Bundle:
         return seen
 
 
-def indices(mark: Marks, entries: Indices, places: Indices, like: Tensor) -> tuple[Tensor, ...]:
-    """Index of some entries of a mark into a flat activation, given their places there."""
-    where = (on_device(places, like),)
-    return where if mark.units is None else (*where, on_device(mark.units[entries], like))
-
-
 def rotary_tables(record: Record, rows: Int[np.ndarray, " _row"]) -> tuple[Tensor, Tensor]:
     """Tables ``cos`` and ``sin`` of some rows, ``[row, d_head]``."""
     cos, sin = (table[on_device(rows, table)] for table in record.rotary)
     return cos, sin
+
+
+def indices(mark: Marks, entries: Indices, places: Indices, like: Tensor) -> tuple[Tensor, ...]:
+    """Index of some entries of a mark into a flat activation, given their places there."""
+    where = (on_device(places, like),)
+    return where if mark.units is None else (*where, on_device(mark.units[entries], like))

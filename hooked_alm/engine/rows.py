@@ -32,6 +32,14 @@ class RowSets:
         """Rows of all sets, one set after the other."""
         return np.concatenate([*self.sets, np.zeros(0, int)])
 
+    def padded(self, which: Int[np.ndarray, " _set"], n: int) -> Int[np.ndarray, "_set row"]:
+        """Some of the sets, the last row of a shorter one repeated up to ``n``."""
+        found = np.zeros((len(which), n), int)
+        for at, one in zip(found, which, strict=True):
+            rows = self.sets[one]
+            at[:] = np.append(rows, np.repeat(rows[-1:] if len(rows) else 0, n - len(rows)))
+        return found
+
     def only(self, rows: Int[np.ndarray, " _read"]) -> "RowSets":
         """The sets without what is not among some rows."""
         key = rows.tobytes()

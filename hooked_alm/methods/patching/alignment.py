@@ -247,8 +247,9 @@ def _align_position(base: ALMInput, donor: ALMInput, pos: int, row: int) -> Alig
             f"donor {donor.shape[1]}. Positions stand for themselves only in prompts of equal "
             "length; name a span instead."
         )
-    real = [bool(x.attention_mask[row, pos]) for x in (base, donor)]
-    where = [pos] if all(real) else []  # a pad has nothing to patch
+    where = (
+        [pos] if all(x.is_real[row, pos] for x in (base, donor)) else []
+    )  # a pad has nothing to patch
     return Alignment(
         base=where, lower=where, upper=where, weight=[0.0] * len(where), length_ratio={}
     )

@@ -131,13 +131,15 @@ def _readers(messages: Messages, message: Told, layer: int) -> Told:
     """The same chains at all positions that attend to where they are heard; no stream yet."""
     base, stack = messages.placement.base, messages.model.path_stacks[layer]
     cells, found = message.cells(len(base)), []
+    known: dict[tuple[int, bytes], Column] = {}  # most chains are heard at the same positions
     for cell in np.unique(cells):
-        mine = cells == cell
-        row = int(cell % len(base))
-        # Stacks count real positions, messages those of the padded prompt.
-        real = base.attention_mask[row].bool().nonzero().flatten().cpu().numpy()
-        at = torch.from_numpy(np.searchsorted(real, message.positions[mine]))
-        positions = real[rows_in(stack.reached(ranges_of(at), len(real))).numpy()]
+        row, heard = int(cell % len(base)), message.positions[cells == cell]
+        if (row, heard.tobytes()) not in known:
+            # Stacks count real positions, messages those of the padded prompt.
+            real = base.is_real[row].nonzero()[0]
+            at = ranges_of(torch.from_numpy(np.searchsorted(real, heard)))
+            known[row, heard.tobytes()] = real[rows_in(stack.reached(at, len(real))).numpy()]
+        positions = known[row, heard.tobytes()]
         found.append((np.full(len(positions), cell), positions))
     cells, positions = (np.concatenate(column) for column in zip(*found, strict=True))
     chains, rows = np.divmod(cells, len(base))
