@@ -87,13 +87,13 @@ class Graph:
     def answer(self, axes: Mapping[str, tuple[Any, ...]], **about: Any) -> PatchResult:
         """Measure every set at every place."""
         n_places = len(self.placement.places)
-        found = self.measured.values(self.edges.n_sets * n_places, self.marks(self.edges))
+        found, noise = self.measured.swept(self.edges.n_sets * n_places, self.marks(self.edges))
         if "receiver" in axes:
             # No edge is left where the receiver comes first: that is no cell, not an effect of 0.
             found[np.repeat(self.edges.is_empty, n_places)] = torch.nan
         every = {**axes, "place": place_ticks(self.placement.places)}
         return self.measured.result(
-            every, found, length_ratios=self.placement.length_ratios, **about
+            every, found, noise, length_ratios=self.placement.length_ratios, **about
         )
 
     def marks(self, edges: EdgeSets) -> list[Marks]:

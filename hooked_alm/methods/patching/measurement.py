@@ -18,6 +18,7 @@ from ...errors import InputError
 from ...inputs import ALMInput
 from ...model import HookedALM
 from .metrics import Metric, OnLogits, Reference, with_ids
+from .null_cells import with_null_cells
 from .options import Engine
 from .results import PatchResult
 
@@ -39,12 +40,13 @@ class Measurement:
         donor: ALMInput | None,
         metric: Metric | OnLogits,
         *,
+        donor_model: HookedALM | None = None,
         engine: Engine = "fast",
         keep: Sequence[str] = (),
         keep_of_donor: Sequence[str] = (),
         max_bytes: int | None = None,
     ) -> None:
-        """Run base and donor, keeping activations by hook name.
+        """Run base and donor, keeping activations by hook name; another model may run the donor.
 
         Raises:
             InputError: an unknown engine, hooks on the model that the fast one cannot serve, or
@@ -57,29 +59,35 @@ class Measurement:
         self.base, self.donor = base, donor
         if engine == "fast" and donor is not None:
             keep = sorted({*keep, *keep_of_donor})  # so that the donor can share the base's prefix
-        self.base_runs = self._run(base, keep)
-        self.donor_runs = None if donor is None else self._run(donor, keep_of_donor, self.base_runs)
+        self.donor_model = model if donor_model is None else donor_model
+        refuse_other_shape(model, self.donor_model)
+        self.base_runs = self._run(model, base, keep)
+        # What another model has made of the same prefix is something else.
+        after = self.base_runs if self.donor_model is model else None
+        self.donor_runs = None
+        if donor is not None:
+            self.donor_runs = self._run(self.donor_model, donor, keep_of_donor, after)
 
-    def _run(self, x: ALMInput, keep: Sequence[str], after: Runs | None = None) -> Runs:
+    def _run(
+        self, model: HookedALM, x: ALMInput, keep: Sequence[str], after: Runs | None = None
+    ) -> Runs:
         if self.engine == "fast":
             with_logits = isinstance(self.metric, OnLogits)
-            return record_runs(self.model, x, keep, with_logits=with_logits, after=after)
-        logits, kept = self.model.run_with_cache(
-            x, names_filter=list(keep), return_cache_object=False
-        )
+            return record_runs(model, x, keep, with_logits=with_logits, after=after)
+        logits, kept = model.run_with_cache(x, names_filter=list(keep), return_cache_object=False)
         return Runs(records=[], kept=kept, logits=logits)
 
     @cached_property
     def base_values(self) -> Float[Tensor, " batch *label"]:
         """The metric of the unpatched runs."""
-        return self._values_of_runs(self.base, self.base_runs)
+        return self._values_of_runs(self.model, self.base, self.base_runs)
 
     @cached_property
     def donor_values(self) -> Float[Tensor, " batch *label"]:
         """The metric of the donor's runs; NaN where the donor is none."""
         if self.donor is None or self.donor_runs is None:
             return torch.full_like(self.base_values, torch.nan)
-        return self._values_of_runs(self.donor, self.donor_runs)
+        return self._values_of_runs(self.donor_model, self.donor, self.donor_runs)
 
     @torch.no_grad()
     def values(
@@ -120,6 +128,25 @@ class Measurement:
             found[where, done.row] = self.of_stream(done.resid, done.row).to(found)
         return found
 
+    def swept(
+        self, n_cells: int, marks: Sequence[Marks]
+    ) -> tuple[Float[Tensor, "cell batch *label"], Float[Tensor, " batch *label"] | None]:
+        """The metric in every cell, and its noise: what rounding does to cells without a change.
+
+        The noise is the root mean square over a few null cells, or None where there is none worth
+        stating: in the loop of whole runs, and in fp32.
+        """
+        is_low = self.model.cfg.dtype in (torch.bfloat16, torch.float16)
+        if self.engine == "hooks" or not is_low:
+            return self.values(n_cells, marks), None
+        every = with_null_cells(marks, n_cells, self.base_runs.records)
+        found = self.values(every.n_cells, every.marks)
+        moved = (found[on_device(every.null, found)] - self.base_values).double() ** 2
+        edited = on_device(every.is_edited, moved)
+        edited = edited.reshape(*edited.shape, *[1] * (moved.ndim - 2))
+        noise = ((moved * edited).sum(0) / edited.sum(0)).sqrt()
+        return found[on_device(every.cells, found)], noise
+
     @torch.no_grad()
     def observed(self, marks: Sequence[Marks], layer: int) -> Iterator[Int[np.ndarray, " seen"]]:
         """Run cells up to a block, for the looks at them: yields those whose looks hold values."""
@@ -136,13 +163,18 @@ class Measurement:
             yield np.array(mine)
 
     def result(
-        self, axes: Mapping[str, tuple[Any, ...]], values: Tensor, **about: Any
+        self,
+        axes: Mapping[str, tuple[Any, ...]],
+        values: Tensor,
+        noise: Tensor | None = None,
+        **about: Any,
     ) -> PatchResult:
         """The values of ``values`` under labelled axes, in their order.
 
         Args:
             axes: axes of the cells; examples and labels are added.
             values: ``[cell, batch, *label]``.
+            noise: ``[batch, *label]``, see ``swept``.
             about: ``site``, ``mode`` and what else a ``PatchResult`` says of itself.
         """
         every = {**axes, "example": tuple(range(len(self.base)))}
@@ -157,17 +189,20 @@ class Measurement:
             values=array(values).reshape([len(ticks) for ticks in every.values()]),
             base=array(self.base_values),
             donor=array(self.donor_values),
+            noise=None if noise is None else array(noise),
             engine=self.engine,
             **about,
         )
 
     @torch.no_grad()
-    def _values_of_runs(self, x: ALMInput, runs: Runs) -> Float[Tensor, " batch *label"]:
+    def _values_of_runs(
+        self, model: HookedALM, x: ALMInput, runs: Runs
+    ) -> Float[Tensor, " batch *label"]:
         if runs.logits is not None:
             return self._of_logits(x, runs.logits)
         rows = self.readouts(x, runs)
         streams = [r.final(at) for r, at in zip(runs.records, rows, strict=True)]
-        return torch.cat([self.of_stream(one[None], row) for row, one in enumerate(streams)])
+        return torch.cat([self.of_stream(one[None], row, model) for row, one in enumerate(streams)])
 
     def _of_logits(self, x: ALMInput, logits: Tensor) -> Float[Tensor, " batch *label"]:
         """Metric of whole logits ``[batch, pos, vocab]``."""
@@ -191,23 +226,27 @@ class Measurement:
         )
 
     def of_stream(
-        self, resid: Float[Tensor, "cell read d_model"], row: int
+        self, resid: Float[Tensor, "cell read d_model"], row: int, model: HookedALM | None = None
     ) -> Float[Tensor, " cell *label"]:
-        """Metric of cells of one row, from the stream after the last block at the rows read."""
+        """Metric of cells of one row, from the stream after the last block at the rows read.
+
+        ``model`` is the one whose norm and unembedding read it; None is the base's.
+        """
+        model = self.model if model is None else model
         if isinstance(self.metric, OnLogits):
             where = self.base_runs.records[row].where
             found = []
             for one in resid:
                 assert self.base_runs.logits is not None
                 logits = self.base_runs.logits[row].clone()
-                logits[where] = self.model.head_unembed(self.model.head_norm(one[None]))[0]
+                logits[where] = model.head_unembed(model.head_norm(one[None]))[0]
                 found.append(self._of_logits(self.base, logits[None])[0])
             return torch.stack(found)
-        weight = self._directions(row)
+        weight = self._directions(row, model)
         n = max(CHUNK_BYTES // (4 * len(weight)), 1)
         return torch.cat(
             [
-                self._score(F.linear(self.model.head_norm(part), weight).float(), row)
+                self._score(F.linear(model.head_norm(part), weight).float(), row)
                 for part in resid[:, -1].split(n)
             ]
         )
@@ -218,13 +257,15 @@ class Measurement:
         assert not isinstance(self.metric, OnLogits)
         return self.metric(logits, row, _Unpatched(self, row))
 
-    def readout_logits(self, x: ALMInput, runs: Runs, row: int) -> Float[Tensor, " token"]:
+    def readout_logits(
+        self, model: HookedALM, x: ALMInput, runs: Runs, row: int
+    ) -> Float[Tensor, " token"]:
         """Readout logits of an unpatched run of one row, over the metric's tokens."""
         if runs.logits is not None:
             return runs.logits[row, _readout_positions(x)[row]][self._tokens(row)].float()
         stream = runs.records[row].final(self.readouts(x, runs)[row])
-        weight = self._directions(row)
-        return F.linear(self.model.head_norm(stream), weight)[0].float()
+        weight = self._directions(row, model)
+        return F.linear(model.head_norm(stream), weight)[0].float()
 
     def _tokens(self, row: int) -> slice | Int[Tensor, " token"]:
         assert not isinstance(self.metric, OnLogits)
@@ -233,15 +274,32 @@ class Measurement:
             return slice(None)
         return torch.as_tensor(list(tokens), device=self.model.unembed.weight.device)
 
-    def _directions(self, row: int) -> Float[Tensor, "token d_model"]:
+    def _directions(self, row: int, model: HookedALM) -> Float[Tensor, "token d_model"]:
         assert not isinstance(self.metric, OnLogits)
         tokens = self.metric.tokens(row)
-        return self.model.head_unembed.directions(None if tokens is None else list(tokens))
+        return model.head_unembed.directions(None if tokens is None else list(tokens))
 
     def readouts(self, x: ALMInput, runs: Runs) -> list[Int[np.ndarray, " read"]]:
         """Rows of the records, one per prompt, whose logits predict the first answer token."""
         positions = _readout_positions(x)
         return [r.rows_of(np.array([at])) for r, at in zip(runs.records, positions, strict=True)]
+
+
+def refuse_other_shape(model: HookedALM, other: HookedALM) -> None:
+    """Refuse a donor's model whose activations are not of the shape of the base's.
+
+    Raises:
+        InputError: the two differ in a size, or in the head that is read.
+    """
+    sizes = ("n_layers", "d_model", "n_heads", "n_key_value_heads", "d_head", "d_mlp", "d_vocab")
+    pairs = {name: (getattr(model.cfg, name), getattr(other.cfg, name)) for name in sizes}
+    pairs["path"] = model.path, other.path
+    if wrong := [f"{name} {b} for {a}" for name, (a, b) in pairs.items() if a != b]:
+        raise InputError(
+            f"patching {model.cfg.model_name!r} with runs of {other.cfg.model_name!r}: got "
+            f"{', '.join(wrong)}. Give a donor_model of the same shape, such as another "
+            "fine-tuning of the same base."
+        )
 
 
 def _checked_metric(model: HookedALM, metric: Metric | OnLogits, n_rows: int) -> Metric | OnLogits:
@@ -283,7 +341,7 @@ class _Unpatched(Reference):
     @property
     def base(self) -> Tensor:
         m = self.measurement
-        return m.readout_logits(m.base, m.base_runs, self.row)
+        return m.readout_logits(m.model, m.base, m.base_runs, self.row)
 
     @property
     def donor(self) -> Tensor:
@@ -293,7 +351,7 @@ class _Unpatched(Reference):
                 "measuring a divergence from the donor: this donor is not a run. Compare with the "
                 "base, or give prompts as donor."
             )
-        return m.readout_logits(m.donor, m.donor_runs, self.row)
+        return m.readout_logits(m.donor_model, m.donor, m.donor_runs, self.row)
 
 
 def _readout_positions(x: ALMInput) -> list[int]:

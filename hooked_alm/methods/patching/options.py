@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, cast, get_type_hints
 
+from ...model import HookedALM
 from ...points import Site
 from .alignment import AlignPolicies, Place
 
@@ -135,6 +136,10 @@ class PatchOptions(NodeOptions, ExactOptions, total=False):
             "where the donor's values are read, if not at ``site``; to reproduce work that took "
             "them elsewhere.",
         ),
+    ]
+    donor_model: Annotated[
+        HookedALM | None,
+        Option(None, "model of the same shape that runs the donor; None is ``model``."),
     ]
 
 

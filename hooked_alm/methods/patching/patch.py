@@ -22,7 +22,7 @@ from ...inputs import ALMInput
 from ...model import HookedALM
 from ...points import SITES, Site, hook_name
 from .choice import Choice, per_query_head
-from .donors import Donor, DonorValues, run_of
+from .donors import Donor, DonorValues, Mean, run_of
 from .measurement import Measurement
 from .metrics import Metric, OnLogits
 from .options import NodeOptions, PatchMode, PatchOptions, takes
@@ -126,18 +126,26 @@ def patch(
         choice = Choice.of(model, base, options)
         other = run_of(donor)
         placement = Placement(model, base, other, choice.places, options["policy"])
-        values = DonorValues(model, donor, placement)
+        other_model = options["donor_model"]
+        if other_model is not None and other is None and not isinstance(donor, Mean):
+            raise InputError(
+                f"patching with donor {donor!r} and a donor_model: that donor is no run, so "
+                "there is nothing for another model to run. Give prompts, or a Mean of some."
+            )
+        values = DonorValues(model if other_model is None else other_model, donor, placement)
         read = options["donor_site"] or site
         names = sorted({hook_name(read, model.path[b]) for joint in choice.layers for b in joint})
         measured = Measurement(
             model, base, other, metric, engine=options["engine"], max_bytes=options["max_bytes"],
             keep=names if values.reads_base and mode != "scale" else (),
-            keep_of_donor=names if other is not None else (),
+            keep_of_donor=names if other is not None else (), donor_model=other_model,
         )  # fmt: skip
         if mode != "scale":
             values.read(read, names, measured)
         # Whole rows of another run's same site, which the engine may splice in.
+        # Those of another model are not what this one makes of them further up.
         is_whole = mode == "replace" and choice.unit is None and read == site
+        is_whole &= other_model in (None, model)
 
         def write(layer: int, spots: Chosen, units: Chosen | None) -> DonorWrite:
             theirs = partial(values.values, hook_name(read, model.path[layer]))
@@ -146,10 +154,11 @@ def patch(
         donors = (values.records(measured) if is_whole else None) or None
         edits = edits_of_nodes(choice, site, placement.spots, len(base), write, donors)
         n_cells = len(choice.layers) * len(choice.units) * len(choice.places)
-        found = measured.values(n_cells, edits)
+        found, noise = measured.swept(n_cells, edits)
         return measured.result(
-            choice.axes, found, site=site, mode=mode, length_ratios=placement.length_ratios
-        )
+            choice.axes, found, noise, site=site, mode=mode,
+            length_ratios=placement.length_ratios,
+        )  # fmt: skip
 
 
 def check_node_options(attempt: str, options: NodeOptions) -> None:

@@ -178,9 +178,11 @@ def patch_chains(
         model, base, donor, metric, EdgeSets.of_pairs(pairs), [options["place"]], options,
         also_keep=[name for relay in relays for name in relayed(relay)],
     )  # fmt: skip
+    found, noise = graph.measured.swept(len(parsed), chain_edits(graph.messages, parsed))
     return graph.measured.result(
         {"chain": tuple(tuple(chain) for chain in chains)},
-        graph.measured.values(len(parsed), chain_edits(graph.messages, parsed)),
+        found,
+        noise,
         site="chain",
         mode="edge",
         length_ratios=graph.placement.length_ratios,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from ...display import Summary
 from ...errors import InputError
@@ -13,6 +13,7 @@ from ..result import MethodResult
 from ..statistics.bootstrap import Interval, bootstrap_mean, recovery
 
 Values = Float[np.ndarray, "..."]
+Flags = Bool[np.ndarray, "..."]
 N_LARGEST = 5
 """Cells that a result shows of itself."""
 
@@ -37,6 +38,9 @@ class PatchResult(MethodResult):
     site: str
     mode: str
     engine: str
+    noise: Values | None = None
+    """What rounding does to the metric, in its unit and with the axes of ``base``: the root mean
+    square over cells in which nothing was changed. None where it is below notice, in fp32."""
     length_ratios: tuple[dict[str, float], ...] = ()
     """Ratios of each example: span -> donor length / base length, where spans were aligned."""
 
@@ -79,8 +83,22 @@ class PatchResult(MethodResult):
         return PatchResult(
             axes={name: ticks for name, ticks in self.axes.items() if name not in coordinates},
             values=self.values[tuple(index)], base=self.base, donor=self.donor, site=self.site,
-            mode=self.mode, engine=self.engine, length_ratios=self.length_ratios,
+            mode=self.mode, engine=self.engine, noise=self.noise,
+            length_ratios=self.length_ratios,
         )  # fmt: skip
+
+    @property
+    def is_within_noise(self) -> Flags:
+        """Whether a mean effect over examples could be rounding: at most twice its standard error.
+
+        Axes are those of ``values`` without ``example``.
+        """
+        example = list(self.axes).index("example")
+        means = np.abs(self.effect.mean(axis=example))
+        if self.noise is None:
+            return np.zeros(means.shape, bool)
+        error = np.sqrt((self.noise**2).mean(axis=0) / len(self.noise))
+        return means <= 2 * error
 
     def mean(self, what: str = "effect", *, seed: int = 0, **options: Any) -> Interval:
         """Mean over examples with its bootstrap interval; axes as ``values``, without ``example``.
@@ -107,6 +125,7 @@ class PatchResult(MethodResult):
             facts=[
                 ("axes", " × ".join(f"{len(ticks)} {name}" for name, ticks in self.axes.items())),
                 ("metric", f"base {self.base.mean():.4g}, donor {self.donor.mean():.4g}"),
+                *([] if self.noise is None else [("noise", self._noise_in_words())]),
                 ("effect", f"mean over examples, the {len(cells)} largest cells:"),
             ],
             columns=(*axes, "effect"),
@@ -117,6 +136,14 @@ class PatchResult(MethodResult):
                 )
                 for at in cells
             ],
+        )
+
+    def _noise_in_words(self) -> str:
+        assert self.noise is not None
+        within = self.is_within_noise
+        return (
+            f"{np.sqrt((self.noise**2).mean()):.2g} by rounding alone; {within.sum()} of "
+            f"{within.size} mean effects are within twice their standard error"
         )
 
     def to_dataframe(self) -> Any:
@@ -133,11 +160,15 @@ class PatchResult(MethodResult):
             "effect": self.effect,
             "recovery": self.recovery,
         }
+        if self.noise is not None:
+            columns["noise"] = np.broadcast_to(self.noise, self.values.shape)
         flat = {name: column.reshape(-1) for name, column in columns.items()}
         return pd.DataFrame(flat, index=index).reset_index()
 
     def plot(self, what: str = "effect", *, label: Any = None, ax: Any = None) -> Any:
         """Heat map of the mean over examples: first axis of the cells up, second to the right.
+
+        A dot stands on what could be rounding (``is_within_noise``).
 
         Args:
             what: "effect", "recovery" or "values".
@@ -155,9 +186,11 @@ class PatchResult(MethodResult):
         example = list(self.axes).index("example")
         values = np.nanmean(getattr(self, what), axis=example)
         axes = {name: ticks for name, ticks in self.axes.items() if name != "example"}
+        within = self.is_within_noise
         if "label" in axes:
             ticks = axes.pop("label")
-            values = values[..., ticks.index(ticks[0] if label is None else label)]
+            at = ticks.index(ticks[0] if label is None else label)
+            values, within = values[..., at], within[..., at]
         drawn = [name for name, ticks in axes.items() if len(ticks) > 1][:2] or list(axes)[:1]
         if any(len(ticks) > 1 for name, ticks in axes.items() if name not in drawn):
             raise InputError(
@@ -172,6 +205,9 @@ class PatchResult(MethodResult):
         image = ax.imshow(
             grid, cmap="RdBu_r", vmin=-limit, vmax=limit, origin="lower", aspect="auto"
         )
+        up, right = np.nonzero(within.reshape(grid.shape))
+        if len(up):
+            ax.plot(right, up, ".", color="0.4", markersize=2, label="within rounding")
         _ticks(ax.set_yticks, axes[drawn[0]])
         ax.set_ylabel(drawn[0])
         _ticks(ax.set_xticks, axes[drawn[1]] if len(drawn) > 1 else [""])
