@@ -5,8 +5,12 @@ and only the decoder is timed. Calls alternate, so that noise of the machine hit
 
     head_z_readout         one head's z at the readout position: all layers x heads
     audio_span_resid       the residual stream of the whole audio span: every layer
+    mlp_out_audio          the MLP's output over the whole audio span: every layer
     layer_position_resid   the residual stream at one position: every layer x sampled positions
     head_to_head_q_edges   the direct edge of a head to a later head's query, at the readout: all
+    edges_into_block       those of all heads below a quarter of the layers into the block there
+    eap, eap_ig            scores of all edges from heads to queries, keys, values and MLPs, by one
+                           gradient and by five: no peer, the whole call in forwards
 
 A peer runs one forward per cell. Cells are drawn at random, one a round; their time is multiplied
 by the number of cells. Base and donor runs are left out on both sides: of our call, the time of
@@ -15,7 +19,8 @@ by the number of cells. Base and donor runs are left out on both sides: of our c
 ``whole call`` is our call with those runs, in forwards of the Hugging Face model under sdpa;
 ``sweep`` the same without them; ``model`` what the sweep would cost if time went by the (layer,
 position) pairs that it has to compute. ``max error`` is the largest difference from the peer's
-value of a cell, ``effect`` the largest of any cell on the metric.
+value of a cell, ``effect`` the largest of any cell on the metric. ``operations`` is what our call
+dispatches: on a CPU operations of PyTorch, on CUDA launches, copies and waits.
 
 nnsight is left out where it is not installed (``pip install -e .[peers]``).
 
@@ -23,6 +28,7 @@ nnsight is left out where it is not installed (``pip install -e .[peers]``).
     python scripts/bench_sweeps.py [--positions 800] [--kv-heads 2] [--sampled-positions 0]
     python scripts/bench_sweeps.py --scaling
     python scripts/bench_sweeps.py --device cuda --dtype bfloat16 --heads 32 --d-model 4096
+    python scripts/bench_sweeps.py --gpu-check figures.json    # all that an accelerator is asked
 """
 
 import argparse
@@ -44,15 +50,19 @@ from unittest import mock
 import numpy as np
 import torch
 from sweep_peers import METRIC, N_BEFORE, PEERS, Cell, HuggingFace, Models, Sizes, made_peers
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.utils import logging as transformers_logging
 
+from hooked_alm.methods.attribution.edges import attribute_edges
 from hooked_alm.methods.patching.measurement import Measurement
 from hooked_alm.methods.patching.patch import patch
 from hooked_alm.methods.patching.paths import path_patch
-from hooked_alm.methods.patching.results import PatchResult
 
 MIN_PAIRS = 8
-WORKS = ("head_z_readout", "audio_span_resid", "layer_position_resid", "head_to_head_q_edges")
+WORKS = (
+    "head_z_readout", "audio_span_resid", "mlp_out_audio", "layer_position_resid",
+    "head_to_head_q_edges", "edges_into_block", "eap", "eap_ig",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,8 @@ class Work:
 
     name: str
     cells: list[Cell]
-    call: Callable[[], PatchResult]
+    """Cells that peers can make; none of an attribution, to which they have no like."""
+    call: Callable[[], Any]
 
     def model_forwards(self, sizes: Sizes) -> float:
         """Pairs of layer and position that the cells reach, relative to those of one forward."""
@@ -81,6 +92,9 @@ def works(models: Models, positions: Sequence[int], names: Sequence[str]) -> lis
     readout = slice(s.positions - 1, s.positions)
     layers, heads = range(s.layers), range(s.heads)
     edges = ("blocks.*.attn.hook_z[*]", "blocks.*.attn.hook_q_input[*]")
+    into = max(s.layers // 4, 1)
+    below = [f"blocks.{b}.attn.hook_z[*]" for b in range(into)]
+    readers = [f"blocks.*.attn.hook_{part}_input[*]" for part in "qkv"] + ["blocks.*.hook_mlp_in"]
     every = [
         Work(
             "head_z_readout",
@@ -91,6 +105,11 @@ def works(models: Models, positions: Sequence[int], names: Sequence[str]) -> lis
             "audio_span_resid",
             [Cell((b, 0), "resid_pre", b, s.audio) for b in layers],
             partial(patch, *run, site="resid_pre", places=("audio",)),
+        ),
+        Work(
+            "mlp_out_audio",
+            [Cell((b, 0), "mlp_out", b, s.audio) for b in layers],
+            partial(patch, *run, site="mlp_out", places=("audio",)),
         ),
         Work(
             "layer_position_resid",
@@ -110,8 +129,24 @@ def works(models: Models, positions: Sequence[int], names: Sequence[str]) -> lis
             ],
             partial(path_patch, *run, *edges, places=("readout",)),
         ),
-    ]
-    return [work for work in every if work.name in names and work.cells]
+        Work(
+            "edges_into_block",
+            [
+                Cell((b * s.heads + h, g, 0), "q", into, readout, g, (b, h))
+                for b, h, g in itertools.product(range(into), heads, heads)
+                if into < s.layers
+            ],
+            partial(
+                path_patch, *run, below, f"blocks.{min(into, s.layers - 1)}.attn.hook_q_input[*]",
+                places=("readout",),
+            ),
+        ),
+        *(
+            Work(name, [], partial(attribute_edges, *run, edges[0], readers, method=method))
+            for name, method in (("eap", "eap"), ("eap_ig", "eap-ig"))
+        ),
+    ]  # fmt: skip
+    return [work for work in every if work.name in names]
 
 
 class Watch:
@@ -159,6 +194,51 @@ def median_and_interval(ratios: np.ndarray) -> tuple[float, list[float]]:
     return float(np.median(ratios)), [float(end) for end in ends]
 
 
+class _Operations(TorchDispatchMode):
+    """Counts what PyTorch dispatches."""
+
+    n = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.n += 1
+        return func(*args, **(kwargs or {}))
+
+
+def operations(call: Callable[[], Any], device: str) -> dict[str, int]:
+    """Operations of a call: dispatched ones, or what the driver of an accelerator was asked for."""
+    if not device.startswith("cuda"):
+        with _Operations() as counted:
+            call()
+        return {"dispatched": counted.n}
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        torch.cuda.synchronize()
+    asked = {"launches": "LaunchKernel", "copies": "Memcpy", "waits": "Synchronize"}
+    seen = profile.key_averages()
+    return {
+        name: sum(one.count for one in seen if word in one.key and one.key.startswith("cu"))
+        for name, word in asked.items()
+    }
+
+
+def attributed(models: Models, work: Work, pairs: int) -> dict[str, Any]:
+    """A row for an attribution: calls and forwards in turn."""
+    work.call()
+    watch = Watch(models.sizes.device)
+    for _ in range(min(pairs, MIN_PAIRS)):
+        watch("ours", work.call)
+        with torch.no_grad():
+            watch("forward", models.forward)
+    ours, forward = (np.array(watch.seconds[name]) for name in ("ours", "forward"))
+    return {
+        "work": work.name,
+        "whole_call_s": float(np.median(ours)),
+        "forward_s": float(np.median(forward)),
+        "whole_call_forwards": float(np.median(ours / forward)),
+        "operations": operations(work.call, models.sizes.device),
+    }
+
+
 @torch.no_grad()
 def measure(
     models: Models, work: Work, peers: Sequence[Any], pairs: int, seconds: float
@@ -200,6 +280,7 @@ def measure(
         "sweep_forwards": float(np.median(sweep / times["forward"])),
         "model_forwards": work.model_forwards(models.sizes),
         "ours_peak_bytes": watch.peak.get("ours"),
+        "operations": operations(work.call, models.sizes.device),
     }
     rows = []
     for name, differences in errors.items():
@@ -230,10 +311,23 @@ def line(row: dict[str, Any]) -> str:
     interval = "[{:.1f}, {:.1f}]".format(*row["interval"])
     memory = [row[f"{side}_peak_bytes"] for side in ("ours", "peer")]
     return (
-        f"{row['work']:21}{row['peer']:9}{row['n_cells']:7}{row['ratio']:9.1f}{interval:>19}"
-        f"{row['peer_cells_timed']:6}{row['max_abs_error']:11.1e}{row['largest_effect']:8.2g}"
-        f"{row['whole_call_forwards']:12.2f}{row['sweep_forwards']:8.3f}{row['model_forwards']:8.3f}"
-    ) + ("" if None in memory else "   peak {:.0f} / {:.0f} MiB".format(*np.array(memory) / 2**20))
+        (
+            f"{row['work']:21}{row['peer']:9}{row['n_cells']:7}{row['ratio']:9.1f}{interval:>19}"
+            f"{row['peer_cells_timed']:6}{row['max_abs_error']:11.1e}{row['largest_effect']:8.2g}"
+            f"{row['whole_call_forwards']:12.2f}{row['sweep_forwards']:8.3f}{row['model_forwards']:8.3f}"
+        )
+        + (
+            ""
+            if None in memory
+            else "   peak {:.0f} / {:.0f} MiB".format(*np.array(memory) / 2**20)
+        )
+        + (f"   {listed(row)}")
+    )
+
+
+def listed(row: dict[str, Any]) -> str:
+    """Operations of a row, in words."""
+    return ", ".join(f"{n} {name}" for name, n in row["operations"].items())
 
 
 def table(options: argparse.Namespace, sizes: Sizes, n_positions: int) -> list[dict[str, Any]]:
@@ -246,8 +340,16 @@ def table(options: argparse.Namespace, sizes: Sizes, n_positions: int) -> list[d
     print(HEADER)
     rows = []
     for work in works(models, positions, options.works):
-        rows += measure(models, work, peers, options.pairs, options.seconds)
-        print("\n".join(line(row) for row in rows[-len(peers) :]), flush=True)
+        if work.cells:
+            rows += measure(models, work, peers, options.pairs, options.seconds)
+            print("\n".join(line(row) for row in rows[-len(peers) :]), flush=True)
+        elif work.name in ("eap", "eap_ig"):
+            rows.append(attributed(models, work, options.pairs))
+            print(
+                f"{work.name:21}{'-':9}{'whole call':>46}{rows[-1]['whole_call_forwards']:12.2f} "
+                f"forwards, {rows[-1]['whole_call_s']:.2f} s   {listed(rows[-1])}",
+                flush=True,
+            )
     return rows
 
 
@@ -278,7 +380,9 @@ def scaling(options: argparse.Namespace, sizes: Sizes, n_positions: int) -> list
                 models = Models(one, Path(folder))
             asked = works(models, middles(n_positions, one.positions), options.works)
             peer = HuggingFace(models)
-            known[one] = [measure(models, w, [peer], options.pairs, 0.0)[0] for w in asked]
+            known[one] = [
+                measure(models, w, [peer], options.pairs, 0.0)[0] for w in asked if w.cells
+            ]
         for row in known[one]:
             found.append({"size": label, **row, **asdict(one)})
             print(
@@ -323,6 +427,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, help="torch's default unless told")
     parser.add_argument("--quick", action="store_true", help="ten minutes on two cores")
     parser.add_argument("--scaling", action="store_true", help="how our cost grows, instead")
+    parser.add_argument(
+        "--gpu-check", type=Path, metavar="OUT",
+        help="parity, sweeps, attribution and generation at published size, into one JSON, instead",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     options = parser.parse_args(arguments)
     if options.threads:
@@ -331,7 +439,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.seconds = 90.0 if options.quick else float("inf")
     given = {name: getattr(options, name) for name in asdict(Sizes())}
     given["kv_heads"] = given["kv_heads"] or given["heads"]
-    sizes = Sizes(**{name: value for name, value in given.items() if value is not None})
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if options.gpu_check:
+        import gpu_check  # which imports this module
+
+        device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        gpu_check.check(options.gpu_check, replace(gpu_check.published(device), **chosen))
+        return
+    sizes = Sizes(**chosen)
     if sizes.n_audio < 1:
         parser.error(f"--positions must exceed {N_BEFORE} + --text")
     n_positions = options.sampled_positions

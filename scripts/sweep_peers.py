@@ -95,22 +95,39 @@ class Models:
 
     def prompt(self, seed: int) -> ALMInput:
         """A prompt of one row; the clip depends on the seed, the text does not."""
+        ids, mask, features, feature_mask = self.arguments(seed)
+        return self.model.encode(
+            input_ids=ids,
+            attention_mask=mask,
+            input_features=features,
+            feature_attention_mask=feature_mask,
+        )
+
+    def arguments(self, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Ids, their mask, features and their mask."""
         n_frames = 4 * self.sizes.n_audio
         ids = 10 + torch.arange(self.sizes.positions)[None] % 900
         ids[:, self.sizes.audio] = VOCABULARY - 1
         features = torch.randn(1, 8, n_frames, generator=torch.Generator().manual_seed(seed))
-        return self.model.encode(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            input_features=features.to(self.dtype),
-            feature_attention_mask=torch.ones(1, n_frames, dtype=torch.long),
-        )
+        feature_mask = torch.ones(1, n_frames, dtype=torch.long)
+        return ids, torch.ones_like(ids), features.to(self.dtype), feature_mask
 
     @property
     def hf_inputs(self) -> dict[str, Any]:
         """Arguments of Hugging Face's forward beside the embeddings."""
         x = self.base
         return dict(attention_mask=x.attention_mask, position_ids=x.position_ids, use_cache=False)
+
+    def generation_inputs(self) -> dict[str, Any]:
+        """Arguments of Hugging Face's ``generate`` for the base."""
+        device = self.sizes.device
+        ids, mask, features, feature_mask = self.arguments(seed=1)
+        return {
+            "input_ids": ids.to(device),
+            "attention_mask": mask.to(device),
+            "input_features": features.to(device),
+            "feature_attention_mask": feature_mask.to(device),
+        }
 
     def forward(self, which: int = 0) -> Tensor:
         """Hugging Face's logits of the base (0) or the donor (1)."""
@@ -171,6 +188,14 @@ class HuggingFace:
                 for layer, block in enumerate(self.layers)
                 for site, module in (("resid_pre", block), ("z", block.self_attn.o_proj))
             ]
+            handles += [
+                block.mlp.register_forward_hook(
+                    lambda _, args, out, seen=both[-1], layer=layer: _remember(
+                        seen, ("mlp_out", layer), _, (out,)
+                    )
+                )
+                for layer, block in enumerate(self.layers)
+            ]
             self.models.forward(which)
             for handle in handles:
                 handle.remove()
@@ -203,8 +228,9 @@ class HuggingFace:
             return value
 
         block = self.layers[cell.layer]
-        if cell.sender is not None:
-            handle = block.self_attn.q_proj.register_forward_hook(lambda _, args, out: written(out))
+        if cell.sender is not None or cell.site == "mlp_out":
+            module = block.mlp if cell.sender is None else block.self_attn.q_proj
+            handle = module.register_forward_hook(lambda _, args, out: written(out))
         else:
             module = block if cell.site == "resid_pre" else block.self_attn.o_proj
             handle = module.register_forward_pre_hook(lambda _, args: (written(args[0]), *args[1:]))
@@ -237,6 +263,8 @@ class NNsight(HuggingFace):
         with self.wrapped.trace(inputs_embeds=stream, **self.models.hf_inputs):
             if cell.sender is not None:
                 block.self_attn.q_proj.output[:, where, columns] = new
+            elif cell.site == "mlp_out":
+                block.mlp.output[:, where] = new
             elif cell.site == "z":
                 block.self_attn.o_proj.input[:, where, columns] = new
             else:
@@ -271,7 +299,8 @@ class Bridge:
         self.bridge.set_use_split_qkv_input(False)
         return [
             self.bridge.run_with_cache(
-                stream.clone(), names_filter=lambda n: n.endswith(("hook_z", "hook_resid_pre"))
+                stream.clone(),
+                names_filter=lambda n: n.endswith(("hook_z", "hook_resid_pre", "hook_mlp_out")),
             )[1]
             for stream in self.models.embedded
         ]

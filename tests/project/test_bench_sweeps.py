@@ -23,12 +23,16 @@ N_CELLS = {
     "audio_span_resid": 3,
     "layer_position_resid": 3 * 4,
     "head_to_head_q_edges": 3 * 4 * 4,  # three pairs of layers
+    "mlp_out_audio": 3,
+    "edges_into_block": 4 * 4,
 }
 PAIRS = {
     "head_z_readout": 4 * (3 + 2 + 1),
     "audio_span_resid": 6 * (3 + 2 + 1),
     "layer_position_resid": (35 + 25 + 15 + 5) * (3 + 2 + 1),
     "head_to_head_q_edges": 4 * 4 * (2 * 1 + 1 * 2),
+    "mlp_out_audio": 20 * (3 + 2 + 1),
+    "edges_into_block": 4 * 4 * 2,
 }
 """Of layer and position, that the cells reach; a forward has 3 * 40."""
 PEERS = {"bridge", "hf_hooks"}
@@ -48,7 +52,7 @@ def bench() -> Iterator[Any]:
         yield module
     finally:
         sys.path.remove(str(SCRIPTS))
-        for name in ("bench_sweeps", "sweep_peers"):
+        for name in ("bench_sweeps", "gpu_check", "sweep_peers"):
             sys.modules.pop(name, None)
 
 
@@ -66,11 +70,15 @@ def test_every_side_gives_the_same_numbers(bench: Any, tmp_path: Path, kv_heads:
     )
     assert found["machine"]["threads"] == torch.get_num_threads()
     assert found["machine"]["kv_heads"] == kv_heads
-    rows = {(row["work"], row["peer"]): row for row in found["rows"]}
+    rows = {(row["work"], row["peer"]): row for row in found["rows"] if "peer" in row}
+    alone = {row["work"]: row for row in found["rows"] if "peer" not in row}
+    assert [*alone] == ["eap", "eap_ig"]
+    assert alone["eap_ig"]["operations"]["dispatched"] > alone["eap"]["operations"]["dispatched"]
     assert set(rows) == {(work, peer) for work in N_CELLS for peer in PEERS}
     for (work, _), row in rows.items():
         assert row["max_abs_error"] < BENCH_SWEEPS
         assert row["largest_effect"] > 100 * BENCH_SWEEPS
+        assert row["operations"]["dispatched"] > 1000
         assert row["n_cells"] == N_CELLS[work]
         assert row["model_forwards"] == pytest.approx(PAIRS[work] / (3 * 40))
         assert row["peer_cells_timed"] == 3
@@ -90,7 +98,7 @@ def test_every_cell_of_every_side(bench: Any, tmp_path: Path) -> None:
     with torch.no_grad():
         peers = made_peers(models, sorted(PEERS))
         assert models.hf.config.text_config._attn_implementation == "sdpa"  # not the twin's
-        for work in bench.works(models, bench.middles(4, 40), bench.WORKS):
+        for work in bench.works(models, bench.middles(4, 40), [*N_CELLS]):
             result = work.call()
             ours = [float(result.values[*cell.index, 0]) for cell in work.cells]
             assert len(set(ours)) > 0.7 * len(ours), work.name  # cells are told apart
@@ -119,3 +127,17 @@ def test_scaling_has_three_sizes_of_each(bench: Any, tmp_path: Path) -> None:
         assert row["sweep_forwards"] > 0
         expected = row["heads"] * (row["layers"] + 1) / (2 * row["positions"])
         assert row["model_forwards"] == pytest.approx(expected)
+
+
+def test_gpu_check_writes_one_file(bench: Any, tmp_path: Path) -> None:
+    """On a CPU, at its smallest: tokens and logits are Hugging Face's, and every part is there."""
+    out = tmp_path / "check.json"
+    sizes = [*TINY[: TINY.index("--pairs")], "--kv-heads", "4", "--device", "cpu"]
+    bench.main(["--gpu-check", str(out), *sizes])
+    found = json.loads(out.read_text())
+    assert found["parity"] == {"is_equal": True, "max_difference": 0.0}
+    assert found["generation"]["is_equal"]
+    assert [row["work"] for row in found["sweeps"]] == [w for w in bench.WORKS if w in N_CELLS]
+    assert all(row["noise"] > 0 for row in found["sweeps"])  # it runs in bf16
+    assert found["attribution"][0]["pearson"] is not None
+    assert found["machine"]["layers"] == 3
