@@ -40,6 +40,7 @@ LEVELS: tuple[set[str], ...] = (
     {"generation_loop"},
     {"generation"},
     {"model"},
+    {"precision"},
     {"engine", "methods.result"},
     {"methods.statistics", "methods.reading"},
     {"methods.patching"},

@@ -125,7 +125,8 @@ def attribute_edges(
             ]
             graph = Graph(
                 model, base, donor, metric, EdgeSets.of_pairs(pairs), places,
-                {"engine": "fast", "policy": options["policy"], "max_bytes": options["max_bytes"]},
+                {"engine": "fast", "precision": "model", "policy": options["policy"],
+                 "max_bytes": options["max_bytes"]},
             )  # fmt: skip
             cells = which * len(places) + place
             marks, n_cells = graph.marks(graph.edges), len(pairs) * len(places)

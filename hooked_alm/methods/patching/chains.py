@@ -123,7 +123,7 @@ def _passed_on(messages: Messages, relays: Mapping[int, Receiver], message: Told
         touched = own[:, None] == np.arange(change.shape[1]) // per_unit
         change = change * on_device(touched, change)[..., None]
         there = on_device(mine, stream)
-        stream[there] = change.flatten(1) @ block.attn.W_O.flatten(0, 1)
+        stream[there] = change.flatten(1) @ block.attn.W_O.flatten(0, 1).to(change.dtype)
     return heard._replace(stream=stream)
 
 

@@ -25,7 +25,7 @@ from .options import ExactOptions, NormMode, PathMode
 from .placement import Placement
 from .results import PatchResult
 
-Flags = Bool[np.ndarray, " edge"]
+EdgeFlags = Bool[np.ndarray, " edge"]
 
 
 class _Where(TypedDict):
@@ -142,7 +142,9 @@ class Graph:
         is_node = np.array([not node.is_stream for node in edges.receivers], bool)
         wanted: dict[tuple[str, Site, int], list[int]] = {}
 
-        def want(point: Callable[[int], tuple[str, Site, int]], ends: Edges, late: Flags) -> None:
+        def want(
+            point: Callable[[int], tuple[str, Site, int]], ends: Edges, late: EdgeFlags
+        ) -> None:
             seen = np.unique(ends[late] * edges.n_sets + edges.owner[late])
             for node, one in zip(
                 *(part.tolist() for part in np.divmod(seen, edges.n_sets)), strict=True

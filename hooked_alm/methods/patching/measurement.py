@@ -1,8 +1,9 @@
 """A base batch, its donor and a metric: what the cells of a sweep are measured with."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -17,9 +18,10 @@ from ...engine.sweep import observe, sweep
 from ...errors import InputError
 from ...inputs import ALMInput
 from ...model import HookedALM
+from ...precision import in_float32
 from .metrics import Metric, OnLogits, Reference, with_ids
 from .null_cells import with_null_cells
-from .options import Engine
+from .options import Engine, Precision
 from .results import PatchResult
 
 CHUNK_BYTES = 2**28
@@ -277,12 +279,29 @@ class Measurement:
     def _directions(self, row: int, model: HookedALM) -> Float[Tensor, "token d_model"]:
         assert not isinstance(self.metric, OnLogits)
         tokens = self.metric.tokens(row)
-        return model.head_unembed.directions(None if tokens is None else list(tokens))
+        directions = model.head_unembed.directions(None if tokens is None else list(tokens))
+        return directions.to(model.cfg.dtype)
 
     def readouts(self, x: ALMInput, runs: Runs) -> list[Int[np.ndarray, " read"]]:
         """Rows of the records, one per prompt, whose logits predict the first answer token."""
         positions = _readout_positions(x)
         return [r.rows_of(np.array([at])) for r, at in zip(runs.records, positions, strict=True)]
+
+
+@contextmanager
+def in_precision(precision: Precision, *models: HookedALM) -> Iterator[None]:
+    """Runs of some models in the precision that was asked for, within the context.
+
+    Raises:
+        InputError: no such precision, or one that a model's attention cannot run in.
+    """
+    if precision not in get_args(Precision):
+        raise InputError(f"patching in precision {precision!r}: expected 'model' or 'float32'.")
+    with ExitStack() as stack:
+        if precision == "float32":
+            for model in models:
+                stack.enter_context(in_float32(model))
+        yield
 
 
 def refuse_other_shape(model: HookedALM, other: HookedALM) -> None:

@@ -140,7 +140,7 @@ class Messages:
         sends[:, np.array([sender.unit for sender in senders], int)] = heard.members
         mask = on_device(sends, change)[on_device(heard.which, change)]
         change = change * mask.reshape(*mask.shape, *[1] * (change.ndim - 2))
-        return change.flatten(1) @ weight
+        return change.flatten(1) @ weight.to(change.dtype)
 
     def reached(self, edges: EdgeSets, heard: Hearings, spots: Chosen, reads: int) -> Stream:
         """Streams at a reading place, heads frozen, MLPs recomputed (``ioi``).

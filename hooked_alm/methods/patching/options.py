@@ -17,6 +17,7 @@ from .alignment import AlignPolicies, Place
 Engine = Literal["fast", "hooks"]
 PatchMode = Literal["replace", "interpolate", "add", "scale"]
 PathMode = Literal["edge", "ioi"]
+Precision = Literal["model", "float32"]
 NormMode = Literal["exact", "frozen"]
 Joint = int | Sequence[int]
 """Index to patch, or several that are patched at once."""
@@ -59,6 +60,14 @@ class ExactOptions(SharedOptions, total=False):
     """Options of every exact sweep."""
 
     engine: Annotated[Engine, Option("fast", '"fast", or "hooks" for the plain loop.')]
+    precision: Annotated[
+        Precision,
+        Option(
+            "model",
+            '"float32" runs base, donor and cells in fp32 from the weights as they are; the '
+            "audio encoder stays in the model's precision.",
+        ),
+    ]
 
 
 class PlacesOption(TypedDict, total=False):

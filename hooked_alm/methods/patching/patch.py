@@ -23,7 +23,7 @@ from ...model import HookedALM
 from ...points import SITES, Site, hook_name
 from .choice import Choice, per_query_head
 from .donors import Donor, DonorValues, Mean, run_of
-from .measurement import Measurement
+from .measurement import Measurement, in_precision
 from .metrics import Metric, OnLogits
 from .options import NodeOptions, PatchMode, PatchOptions, takes
 from .placement import Chosen, Placement, Spots
@@ -122,11 +122,15 @@ def patch(
     """
     check_node_options("patching", options)
     site, mode, coefficient = options["site"], options["mode"], options["coefficient"]
-    with per_query_head(model, options["kv"] == "query" and site in ("k", "v")):
+    other_model = options["donor_model"]
+    models = (model,) if other_model in (None, model) else (model, other_model)
+    with (
+        in_precision(options["precision"], *models),
+        per_query_head(model, options["kv"] == "query" and site in ("k", "v")),
+    ):
         choice = Choice.of(model, base, options)
         other = run_of(donor)
         placement = Placement(model, base, other, choice.places, options["policy"])
-        other_model = options["donor_model"]
         if other_model is not None and other is None and not isinstance(donor, Mean):
             raise InputError(
                 f"patching with donor {donor!r} and a donor_model: that donor is no run, so "

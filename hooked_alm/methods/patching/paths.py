@@ -23,6 +23,7 @@ from .chains import chain_edits, relayed
 from .choice import per_query_head
 from .edges import EdgeSets, NodePair
 from .graph import Graph
+from .measurement import in_precision
 from .metrics import Metric, OnLogits
 from .nodes import Receiver, Sender, receivers, senders
 from .options import ChainOptions, EdgeSetOptions, NormMode, PathMode, PathOptions, takes
@@ -70,7 +71,10 @@ def path_patch(
     """
     mode, norm = options["mode"], options["norm"]
     # Around the names, too: it decides how many k and v heads there are.
-    with per_query_head(model, options["kv"] == "query"):
+    with (
+        in_precision(options["precision"], model),
+        per_query_head(model, options["kv"] == "query"),
+    ):
         from_sets = node_sets(model, from_nodes, senders)
         to_sets = node_sets(model, to_nodes, receivers)
         _check_modes(mode, norm, from_sets, to_sets)
@@ -115,7 +119,10 @@ def patch_edges(
 
     Source: the edge ablation of ACDC (Conmy et al. 2023), removed edges at the donor's value.
     """
-    with per_query_head(model, options["kv"] == "query"):
+    with (
+        in_precision(options["precision"], model),
+        per_query_head(model, options["kv"] == "query"),
+    ):
         sets = EdgeSets.of_pairs([parse_edges(model, edges) for edges in edge_sets.values()])
         graph = Graph(model, base, donor, metric, sets, options["places"], options)
         return graph.answer({"edges": tuple(edge_sets)}, site="edges", mode="edge")
@@ -170,23 +177,24 @@ def patch_chains(
     Raises:
         InputError: nodes out of order or that do not exist, or a residual stream on the way.
     """
-    parsed = [_chain(model, chain) for chain in chains]
-    # The graph keeps what these read and write. They are not patched: messages go step by step.
-    pairs = [[(sender, receiver)] for sender, those in parsed for receiver in those]
-    relays = [relay for _, those in parsed for relay in those[:-1]]
-    graph = Graph(
-        model, base, donor, metric, EdgeSets.of_pairs(pairs), [options["place"]], options,
-        also_keep=[name for relay in relays for name in relayed(relay)],
-    )  # fmt: skip
-    found, noise = graph.measured.swept(len(parsed), chain_edits(graph.messages, parsed))
-    return graph.measured.result(
-        {"chain": tuple(tuple(chain) for chain in chains)},
-        found,
-        noise,
-        site="chain",
-        mode="edge",
-        length_ratios=graph.placement.length_ratios,
-    )
+    with in_precision(options["precision"], model):
+        parsed = [_chain(model, chain) for chain in chains]
+        # The graph keeps what these read and write. They are not patched: messages go step by step.
+        pairs = [[(sender, receiver)] for sender, those in parsed for receiver in those]
+        relays = [relay for _, those in parsed for relay in those[:-1]]
+        graph = Graph(
+            model, base, donor, metric, EdgeSets.of_pairs(pairs), [options["place"]], options,
+            also_keep=[name for relay in relays for name in relayed(relay)],
+        )  # fmt: skip
+        found, noise = graph.measured.swept(len(parsed), chain_edits(graph.messages, parsed))
+        return graph.measured.result(
+            {"chain": tuple(tuple(chain) for chain in chains)},
+            found,
+            noise,
+            site="chain",
+            mode="edge",
+            length_ratios=graph.placement.length_ratios,
+        )
 
 
 def all_edges(model: HookedALM) -> list[Edge]:

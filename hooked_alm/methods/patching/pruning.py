@@ -13,6 +13,7 @@ from ..result import MethodResult
 from .choice import per_query_head
 from .edges import EdgeSets, NodePair
 from .graph import Graph
+from .measurement import in_precision
 from .metrics import KL, Metric, OnLogits
 from .options import PruneOptions, takes
 from .paths import Edge, all_edges, parse_edges
@@ -65,7 +66,10 @@ def prune_edges(
     if not threshold > 0:
         raise InputError(f"pruning with threshold {threshold}: expected a positive number.")
     candidates = options["candidates"]
-    with per_query_head(model, options["kv"] == "query"):
+    with (
+        in_precision(options["precision"], model),
+        per_query_head(model, options["kv"] == "query"),
+    ):
         # Within the context, which decides how many k and v heads there are.
         edges = all_edges(model) if candidates is None else list(candidates)
         # Under two spellings, an edge is still one.
