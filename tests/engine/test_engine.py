@@ -419,6 +419,35 @@ def test_cell_without_edits_is_the_base_run(cases: Cases) -> None:
     assert not torch.equal(measured.values(1, marks_of(cells[:1], 2))[0], measured.base_values)
 
 
+@pytest.mark.parametrize("name", ["gqa", "mqa, sliding", "qwen3"])
+def test_by_the_fused_kernel(cases: Cases, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """As cells of many rows run: several lengths together, with and without keys of their own."""
+    monkeypatch.setattr("hooked_alm.engine.mixing.KERNEL_ROWS", 3)
+    model, base, donor, *_ = cases(name)
+    check_cells(model, base, drawn_cells(base, model.cfg.n_layers, 30, 5))
+    for site in ("resid_pre", "q", "k", "v", "z"):
+        both(model, base, donor, site=site, places=["text", (6, 9)], layers=[0, 2])
+
+
+def test_batch_of_pairs_is_each_pair(cases: Cases) -> None:
+    """Of unequal length, base and donor too: one call, the numbers of a call each."""
+    model = cases("gqa").model
+    clips, words = [[31], [14], [23, 9]], [6, 11, 4]
+    base = model.encode(**hf_inputs(clips, words))
+    donor = model.encode(**hf_inputs([[25], [14], [30, 9]], [9, 11, 4], seed=2))
+    options: dict[str, Any] = {
+        "site": "z", "heads": "each", "places": ["audio", "readout"], "policy": "nearest"
+    }  # fmt: skip
+    metric = LogitDiff([3, 5, 7], [8, 4, 2])
+    whole = patch(model, base, donor, metric, **options)
+    limit = rounding(model, base)
+    for row in range(3):
+        one = LogitDiff(metric.answer[row], metric.other[row])  # type: ignore[index]
+        alone = patch(model, base[[row]], donor[[row]], one, **options)
+        np.testing.assert_allclose(whole.values[..., row], alone.values[..., 0], rtol=0, atol=limit)
+        assert moved(alone) > 1e-3
+
+
 # --- the donor splice ----------------------------------------------------------------------------
 
 
