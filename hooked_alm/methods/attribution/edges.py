@@ -340,4 +340,5 @@ def _through_norm(
     """
     scale = norm.scale(stream)
     normalized = stream.float() / scale
-    return (gradient - normalized * (normalized * gradient).mean(-1, keepdim=True)) / scale
+    along = torch.einsum("vpd,pd->vp", gradient, normalized)[..., None] / normalized.shape[-1]
+    return torch.addcmul(gradient, normalized, along, value=-1).div_(scale)

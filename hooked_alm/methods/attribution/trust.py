@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
@@ -169,9 +168,8 @@ def attribution(
     scores = (scores if base.ndim == 2 else scores[..., 0]).cpu()
     result = measured.result(axes, base + scores, **about)
     chosen, strata = _sample(scores.numpy(), check, options["seed"])
-    ticks = list(product(*axes.values()))
     checked = Checked(
-        coordinates=tuple(dict(zip(axes, ticks[cell], strict=True)) for cell in chosen),
+        coordinates=tuple(_coordinates(axes, cell) for cell in chosen),
         strata=strata,
         scores=scores[chosen].numpy(),
         exact=exact(chosen).double().cpu().numpy(),
@@ -179,19 +177,28 @@ def attribution(
     return Attribution(scores=replace(result, engine=engine), checked=checked)
 
 
+def _coordinates(axes: dict[str, tuple[Any, ...]], cell: int) -> dict[str, Any]:
+    """Coordinates of a cell, by axis."""
+    at = np.unravel_index(cell, [len(ticks) for ticks in axes.values()])
+    return {name: ticks[i] for (name, ticks), i in zip(axes.items(), at, strict=True)}
+
+
 def _sample(
     scores: Float[np.ndarray, "cell batch *label"], n: int, seed: int
 ) -> tuple[list[int], tuple[Stratum, ...]]:
     """Indices of cells, half of them the largest scores and half drawn from the others; strata."""
+    if not n:  # there may be millions to sort
+        return [], ()
     size = np.abs(scores).reshape(len(scores), -1).mean(axis=1)
-    order = [int(cell) for cell in np.argsort(-size, kind="stable") if not np.isnan(size[cell])]
+    order = np.argsort(-size, kind="stable")
+    order = order[~np.isnan(size[order])]
     n_top = min(-(-n // 2), len(order))
     rest = order[n_top:]
     n_drawn = min(n - n_top, len(rest))
     drawn = np.random.default_rng(seed).permutation(len(rest))[:n_drawn]
     top: list[Stratum] = ["top"]
     random: list[Stratum] = ["random"]
-    chosen = [*order[:n_top], *(rest[i] for i in drawn)]
+    chosen = [*order[:n_top].tolist(), *rest[drawn].tolist()]
     return chosen, tuple(top * n_top + random * n_drawn)
 
 
