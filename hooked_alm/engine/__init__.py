@@ -1,9 +1,13 @@
 """Exact patch sweeps at the cost of the rows they reach.
 
 A sweep asks one question at many cells. A cell can change nothing before its first position and
-nothing below its block, so the engine keeps what a base run made (``record``), and recomputes only
-the rows that a cell reaches (``rows``), all cells together in one pass over the blocks
-(``sweep``, ``groups``). Five rules, by number in the code:
+nothing below its block, so the engine keeps what a base run made (``record``, ``runs``), and
+recomputes only the rows that a cell reaches (``rows``), all cells together in one pass over the
+blocks (``sweep``). Edits are data (``cells``): what they say decides which cells climb together
+(``planning``, ``groups``), in what of a block they run (``bundles``, ``blocks``), and which heads
+attend anew (``mixing``). Nothing is called, copied to the device or waited for per cell.
+
+Five rules, by number in the code:
 
 1. *Rows*: only rows from the first patched position on, only from the patched block up.
 2. *Donor splice*: a span replaced whole by a run that agrees before it *is* that run's span.

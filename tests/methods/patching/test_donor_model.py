@@ -36,6 +36,15 @@ def test_equal_to_the_plain_loop(pair: tuple[HookedALM, HookedALM], site: Site) 
     assert np.abs(fast.values - own.values).max() > 1e-3
 
 
+@pytest.mark.parametrize("site", ["resid_pre", "resid_post"])
+def test_agreeing_runs_are_not_spliced(pair: tuple[HookedALM, HookedALM], site: Site) -> None:
+    """The same prompt: its rows further up are what either model makes of them."""
+    model, other = pair
+    base = model.encode(**BASE)
+    fast, _ = both(model, base, base, site=site, places=[(10, 11, 12)], donor_model=other)
+    assert np.abs(fast.effect).max() > 1e-2
+
+
 @torch.no_grad()
 def test_the_donor_metric_is_the_others(pair: tuple[HookedALM, HookedALM]) -> None:
     model, other = pair
