@@ -68,23 +68,11 @@ def _of_record(
     # Nobody reads a look at a cell without edits. From here on, cells count in this row alone.
     n_cells = 1 + max(int(one.cells.max()) for one in located)
     located = [one.among(ids, n_cells) for one in located]
-    n, n_layers = len(ids), len(model.path)
-    layers = np.full(n, n_layers)
+    n = len(ids)
+    layers = np.full(n, len(model.path))
     for one in located:
         layers[one.cells] = np.minimum(layers[one.cells], one.mark.layer)
-    entry, now, keyed, has_pattern = np.full(n, ROWS), [], [], np.zeros(n, bool)
-    for one in located:
-        site = one.mark.site
-        has_pattern[one.cells] |= site == "pattern"
-        here = layers[one.cells] == one.mark.layer
-        pair = one.cells[here], one.rows[here]
-        now.append(pair)
-        if site == "resid_pre":
-            entry[pair[0]] = STREAM
-        elif SITES[site].reach == "reading rows":
-            entry[pair[0]] = np.minimum(entry[pair[0]], KEYS)
-            keyed.append(pair)
-    marked, keys = (_interned(pairs, n, len(record)) for pairs in (now, keyed))
+    entry, marked, keys = _entries(located, layers, n, len(record))
     changed = _changed(model, record, located, layers, n)
     splices, spliced, changed = _splices(model, record, located, changed, layers)
     # Cells of about as many rows run together, to within a factor of 2, or of 1.2 where the kernel
@@ -93,6 +81,9 @@ def _of_record(
     size = np.floor(np.log2(counts) * np.where(counts < KERNEL_ROWS, 1, 4)).astype(int)
     size[changed.sets.only(read).sizes[changed.of] == 0] = -1
     # A pattern shows all keys of a cell: those of a group have to be the same rows.
+    has_pattern = np.zeros(n, bool)
+    for one in located:
+        has_pattern[one.cells] |= one.mark.site == "pattern"
     pattern = np.where(has_pattern, changed.of * len(keys.sets.sets) + keys.of, -1)
     kinds, kind = np.unique(np.stack([splices, size, pattern]), axis=1, return_inverse=True)
     made = []
@@ -100,21 +91,29 @@ def _of_record(
         mine = np.flatnonzero(kind == i)
         is_late = entry[mine] != STREAM
         order = mine[np.lexsort((mine, entry[mine], ~is_late, layers[mine] + is_late))]
-        slot = np.full(n, -1)
-        slot[order] = np.arange(len(order))
-        those = []
-        for one in located:
-            cells = slot[one.cells]
-            kept = cells >= 0
-            those.append(
-                one._replace(entries=one.entries[kept], cells=cells[kept], rows=one.rows[kept])
-            )
         made.append(Group(
             row, record, record if splice < 0 else spliced[splice], read, ids[order],
             layers[order], entry[order], changed.of_cells(order), marked.of_cells(order),
-            keys.of_cells(order), those,
+            keys.of_cells(order), [one.among(order, n) for one in located],
         ))  # fmt: skip
     return made
+
+
+def _entries(
+    located: Sequence[InGroup], layers: CellIndices, n: int, n_rows: int
+) -> tuple[CellIndices, SetsOfCells, SetsOfCells]:
+    """How cells enter at their first block; rows that are marked there, and those of k and v."""
+    entry, marked, keyed = np.full(n, ROWS), [], []
+    for one in located:
+        here = layers[one.cells] == one.mark.layer
+        cells, rows = one.cells[here], one.rows[here]
+        marked.append((cells, rows))
+        if one.mark.site == "resid_pre":
+            entry[cells] = STREAM
+        elif SITES[one.mark.site].reach == "reading rows":
+            entry[cells] = np.minimum(entry[cells], KEYS)
+            keyed.append((cells, rows))
+    return entry, _interned(marked, n, n_rows), _interned(keyed, n, n_rows)
 
 
 def _interned(
@@ -178,11 +177,7 @@ def _splices(
     changed: SetsOfCells,
     layers: CellIndices,
 ) -> tuple[CellIndices, list[Spliced], SetsOfCells]:
-    """Rule 2: which splice a cell is beside, or -1; the splices; and the rows that then change.
-
-    Whether a donor's rows are exact here is compared, not assumed: no row is left out, both runs
-    have the span at the same rows, and they agree before it.
-    """
+    """Rule 2: which splice a cell is beside, or -1; the splices; and the rows that then change."""
     n, n_rows = len(layers), len(record)
     found, made = np.full(n, -1), list[Spliced]()
     n_marks = np.zeros(n, int)
@@ -204,15 +199,11 @@ def _splices(
         donor = mark.donors[int(mark.cells[one.entries[0]] % len(mark.donors))]
         if donor not in agreements:
             agreements[donor] = Agreement.of(record, donor)
-        low, high = np.full(n, n_rows), np.full(n, -1)
-        np.minimum.at(low, one.cells, one.rows)
-        np.maximum.at(high, one.cells, one.rows + 1)
-        is_same, sources = np.ones(n, bool), mark.sources[one.entries]
-        known_rows = donor.rows_of(np.where(sources < 0, donor.where[0].item(), sources))
-        np.logical_and.at(is_same, one.cells, (known_rows == one.rows) & (sources >= 0))
-        size = np.bincount(one.cells, minlength=n)
-        different = np.bincount(np.unique(one.cells * n_rows + one.rows) // n_rows, minlength=n)
-        is_exact = (n_marks == 1) & (size == different) & (size == high - low) & is_same
+        sources = mark.sources[one.entries]
+        theirs = donor.rows_of(np.where(sources < 0, donor.where[0].item(), sources))
+        low, high, is_whole = _spans(one, (theirs == one.rows) & (sources >= 0), n, n_rows)
+        # Nothing else is edited in the cell, and both runs agree before the span.
+        is_exact = is_whole & (n_marks == 1)
         is_exact &= (low <= agreements[donor].embeddings) & (high <= agreements[donor].positions)
         is_exact &= (high - low) * WORTH_SPLICING >= n_rows - low
         for cell in np.flatnonzero(is_exact).tolist():
@@ -223,3 +214,20 @@ def _splices(
                 sets.append(np.arange(key[2], n_rows))
             found[cell], of[cell] = known[key]
     return found, made, SetsOfCells(RowSets(sets, n_rows), of)
+
+
+def _spans(
+    one: InGroup, is_same: np.ndarray, n: int, n_rows: int
+) -> tuple[CellIndices, CellIndices, np.ndarray]:
+    """First row and end of what is edited in every cell; whether it is one span, row for row.
+
+    ``is_same`` says for every entry whether the donor has it at the same row. Whether a donor's
+    rows are exact is compared, not assumed: no row may be left out or come twice.
+    """
+    low, high, is_whole = np.full(n, n_rows), np.full(n, -1), np.ones(n, bool)
+    np.minimum.at(low, one.cells, one.rows)
+    np.maximum.at(high, one.cells, one.rows + 1)
+    np.logical_and.at(is_whole, one.cells, is_same)
+    size = np.bincount(one.cells, minlength=n)
+    different = np.bincount(np.unique(one.cells * n_rows + one.rows) // n_rows, minlength=n)
+    return low, high, is_whole & (size == different) & (size == high - low)
