@@ -1,7 +1,6 @@
 """Cells that run through a block together: their rows, what they read, what is done to them."""
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -47,21 +46,23 @@ class Bundle:
     """Rows of which each cell has keys of its own, in place of the shared ones."""
     own: FlatKeyValue | None = None
     """Keys and values of ``own_rows``; None if they are made of the very rows that run."""
-    base: FlatStream | None = None
-    """The base run's stream at the rows in ``base_rows``, if the cells still are the base run but
-    for the edits of this block: then only heads that these touch are mixed anew."""
+    is_base: bool = False
+    """Whether the cells are the base run but for the edits of this block: then only heads that
+    these touch are mixed anew."""
     marks: list[Placed] = field(default_factory=list)
     masks: dict[object, Tensor | None] = field(default_factory=dict)
     """Masks of earlier blocks, where bundles of one group share them."""
 
-    @cached_property
-    def base_rows(self) -> Int[np.ndarray, " base_row"]:
-        """Rows that any cell runs, once each."""
-        return np.unique(self.rows.flat)
-
     def at(self, *sites: Site) -> list[Placed]:
         """Entries at some sites."""
         return [placed for placed in self.marks if placed.mark.site in sites]
+
+    def own_by_cell(self, fresh: FlatKeyValue) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of each cell's own, of the rows that run if the bundle was given none."""
+        if self.own_rows is None:
+            return None
+        keys, values = (self.own_rows.by_cell(part) for part in self.own or fresh)
+        return keys, values
 
     def visible(self, stack: Stack, window: int | None, like: Tensor) -> Mask | None:
         """True where a row of a cell attends to a key, its own behind the shared ones.

@@ -5,6 +5,7 @@ row ``c % n_rows``, and whatever acts on many of them in the same way is one ``E
 per cell, position and unit: nothing is called, or copied to the device, per cell.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -37,7 +38,7 @@ class Write(Protocol):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Marks:
+class Marks(ABC):
     """Places at one site of one block, in some cells.
 
     Positions are those of the padded prompt, at real tokens; with ``pattern`` they are query
@@ -52,9 +53,9 @@ class Marks:
     units: Indices | None = None
     """Head or neuron of every entry; None is all of them."""
 
+    @abstractmethod
     def act(self, own: Tensor, entries: Indices) -> Tensor | None:
         """New values of some entries, or None where they stay."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -184,9 +184,8 @@ class Group:
             bundle = Bundle(
                 record=self.record, rows=rows, resid=base[on_device(rows.flat, base)],
                 shared=self.record.key_values(layer), shared_rows=np.arange(len(self.record)),
-                marks=self._placed(cells, layer, rows), masks=self.masks,
+                marks=self._placed(cells, layer, rows), masks=self.masks, is_base=True,
             )  # fmt: skip
-            bundle.base = base[on_device(bundle.base_rows, base)]
             if kind == KEYS:
                 keyed = self.keyed.rows(cells)
                 self._give_own(

@@ -35,7 +35,7 @@ def attend_all(
     sizes = [len(bundle.rows) for bundle in bundles]
     parts = (heads[0].split(sizes, dim=1) for heads in (q, k, v))
     mixed = [
-        (_attend if bundle.base is None else _attend_touched)(
+        (_attend_touched if bundle.is_base else _attend)(
             bundle, stack, block, queries, (keys, values)
         )
         for bundle, queries, keys, values in zip(bundles, *parts, strict=True)
@@ -51,11 +51,7 @@ def _attend(
     fresh: FlatKeyValue,
 ) -> Float[Tensor, "head flat d_head"]:
     """Attention of all heads over the shared keys and each cell's own."""
-    rows, own_rows = bundle.rows, bundle.own_rows
-    own = None
-    if own_rows is not None:
-        keys, values = (own_rows.by_cell(part) for part in bundle.own or fresh)
-        own = keys, values
+    rows, own = bundle.rows, bundle.own_by_cell(fresh)
     visible = bundle.visible(stack, block.attn.sliding_window, q)
     by_kv = rows.by_cell(q).unflatten(0, (len(bundle.shared[0]), -1))
     z = _mix(by_kv, bundle.shared, own, visible, block.attn.scaling, _pattern_edit(bundle))
@@ -74,12 +70,12 @@ def _attend_touched(
     The base's is computed once for all cells; a touched head over the shared keys, or over the
     cell's own in their place.
     """
-    rows, own_rows, base = bundle.rows, bundle.own_rows, bundle.base
-    assert base is not None
+    rows, own = bundle.rows, bundle.own_by_cell(fresh)
     window, scaling = block.attn.sliding_window, block.attn.scaling
     n_kv = len(bundle.shared[0])
-    run, place = bundle.base_rows, np.unique(rows.flat, return_index=True)[1]
-    queries = q[:, on_device(place, q)]
+    run, first = np.unique(rows.flat, return_index=True)
+    place = on_device(first, q)
+    queries, base = q[:, place], bundle.resid[place]
     if bundle.at("q"):  # the cells' own are not the base's
         cos, sin = rotary_tables(bundle.record, run)
         queries = block.attn.queries(block.ln1(base[None]), (cos[None], sin[None]))[0]
@@ -99,11 +95,8 @@ def _attend_touched(
     of_kv = at // (len(q) // n_kv)
     slots = at[:, None], on_device(cells, z)
     keys, values = bundle.shared
-    own = None
-    if own_rows is not None:
-        apart = (own_rows.by_cell(part) for part in bundle.own or fresh)
-        own_keys, own_values = (part[of_kv[:, None], slots[1]] for part in apart)
-        own = own_keys, own_values
+    if own is not None:
+        own = own[0][of_kv[:, None], slots[1]], own[1][of_kv[:, None], slots[1]]
     visible = bundle.visible(stack, window, q)
     if visible is not None and visible.shape[2] > 1:
         visible = visible[0, 0][slots[1]][:, None]

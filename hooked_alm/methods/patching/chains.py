@@ -60,7 +60,10 @@ def chain_edits(messages: Messages, chains: Sequence[Chain]) -> list[Edits]:
     edits: list[Edits] = []
     for some in alike(chains, _kinds):
         each = np.arange(len(some))
-        chain, spot = np.repeat(each, messages.n_spots), np.tile(messages.every, len(some))
+        chain, spot = (
+            np.repeat(each, messages.n_spots),
+            np.tile(np.arange(messages.n_spots), len(some)),
+        )
         spoken = EdgeSets.between([[chains[i][0] for i in some]], [])
         sender = np.array([spoken.senders.index(chains[i][0]) for i in some])
         heard = Hearings.of_owners(len(spoken.senders), each, sender, len(some)).rows(chain)

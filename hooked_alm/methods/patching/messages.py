@@ -71,7 +71,6 @@ class Messages:
         self.model, self.placement, self.measured, self.norm = model, placement, measured, norm
         self.spots = placement.spots
         self.n_spots = len(self.spots.cells)
-        self.every = np.arange(self.n_spots)
         self._messages: Latest[Stream] = Latest(CACHED_BYTES, lambda one: one.nbytes)
         self._streams: Latest[tuple[Column, dict[int, Tensor]]] = Latest(
             CACHED_BYTES, lambda some: sum(one.nbytes for one in some[1].values())

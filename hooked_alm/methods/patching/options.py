@@ -42,7 +42,7 @@ class SharedOptions(TypedDict, total=False):
         Option(
             None,
             "memory budget of the fast engine; None takes a quarter of what is free, on a CPU at "
-            "most 128 MiB.",
+            "most 64 MiB.",
         ),
     ]
 
