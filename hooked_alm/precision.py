@@ -1,4 +1,4 @@
-"""Runs in fp32 from weights that stay in bf16 or fp16: a module's weights at a time."""
+"""Runs in fp32, whole or the head alone, from weights that stay in bf16 or fp16."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -40,6 +40,23 @@ def in_float32(model: HookedALM) -> Iterator[None]:
         for module in model.modules():
             if id(module) not in heard and any(True for _ in module.parameters(recurse=False)):
                 stack.enter_context(_upcast(module))
+        yield
+
+
+@contextmanager
+def head_in_float32(model: HookedALM) -> Iterator[None]:
+    """Read the stream out in fp32 within the context: the norm and the unembedding of the head."""
+    dtype = torch.promote_types(model.cfg.dtype, torch.float32)
+
+    def widen(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        return (args[0].to(dtype),)
+
+    with model.turn.running(), ExitStack() as stack:
+        if model.cfg.dtype != dtype:
+            for module in (model.head_norm, model.head_unembed):
+                stack.enter_context(_upcast(module))
+            hook = model.head_norm.register_forward_pre_hook(widen)
+            stack.enter_context(restored(hook.remove))
         yield
 
 

@@ -1,7 +1,7 @@
 """A base batch, its donor and a metric: what the cells of a sweep are measured with."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, get_args
 
@@ -18,7 +18,7 @@ from ...engine.sweep import observe, sweep
 from ...errors import InputError
 from ...inputs import ALMInput
 from ...model import HookedALM
-from ...precision import in_float32
+from ...precision import head_in_float32, in_float32
 from .metrics import Metric, OnLogits, Reference, with_ids
 from .null_cells import with_null_cells
 from .options import Engine, Precision
@@ -76,8 +76,15 @@ class Measurement:
         if self.engine == "fast":
             with_logits = isinstance(self.metric, OnLogits)
             return record_runs(model, x, keep, with_logits=with_logits, after=after)
-        logits, kept = model.run_with_cache(x, names_filter=list(keep), return_cache_object=False)
+        with self._head_of(model):
+            logits, kept = model.run_with_cache(
+                x, names_filter=list(keep), return_cache_object=False
+            )
         return Runs(records=[], kept=kept, logits=logits)
+
+    def _head_of(self, model: HookedALM) -> AbstractContextManager[None]:
+        """Logits of whole runs as ``of_stream`` has them, within the context."""
+        return nullcontext() if isinstance(self.metric, OnLogits) else head_in_float32(model)
 
     @cached_property
     def base_values(self) -> Float[Tensor, " batch *label"]:
@@ -112,7 +119,8 @@ class Measurement:
             for i, cell in enumerate(chosen.tolist()):
                 mine = range(cell * n_rows, (cell + 1) * n_rows)
                 hooks = hooks_of(marks, mine, self.model.path)
-                logits = self.model.run_with_hooks(self.base, fwd_hooks=hooks)
+                with self._head_of(self.model):
+                    logits = self.model.run_with_hooks(self.base, fwd_hooks=hooks)
                 edited = np.unique(np.concatenate([
                     m.cells[(m.cells >= mine.start) & (m.cells < mine.stop)] % n_rows
                     for m in marks if isinstance(m, Edits)
@@ -232,6 +240,8 @@ class Measurement:
     ) -> Float[Tensor, " cell *label"]:
         """Metric of cells of one row, from the stream after the last block at the rows read.
 
+        In fp32, also where the model is not: logits near 10 have steps of 1/16 in bf16, in which
+        effects and their noise would vanish. A function of whole logits has the model's own.
         ``model`` is the one whose norm and unembedding read it; None is the base's.
         """
         model = self.model if model is None else model
@@ -247,10 +257,7 @@ class Measurement:
         weight = self._directions(row, model)
         n = max(CHUNK_BYTES // (4 * len(weight)), 1)
         return torch.cat(
-            [
-                self._score(F.linear(model.head_norm(part), weight).float(), row)
-                for part in resid[:, -1].split(n)
-            ]
+            [self._score(_logits(model, part, weight), row) for part in resid[:, -1].split(n)]
         )
 
     def _score(
@@ -266,8 +273,7 @@ class Measurement:
         if runs.logits is not None:
             return runs.logits[row, _readout_positions(x)[row]][self._tokens(row)].float()
         stream = runs.records[row].final(self.readouts(x, runs)[row])
-        weight = self._directions(row, model)
-        return F.linear(model.head_norm(stream), weight)[0].float()
+        return _logits(model, stream, self._directions(row, model))[0]
 
     def _tokens(self, row: int) -> slice | Int[Tensor, " token"]:
         assert not isinstance(self.metric, OnLogits)
@@ -279,8 +285,7 @@ class Measurement:
     def _directions(self, row: int, model: HookedALM) -> Float[Tensor, "token d_model"]:
         assert not isinstance(self.metric, OnLogits)
         tokens = self.metric.tokens(row)
-        directions = model.head_unembed.directions(None if tokens is None else list(tokens))
-        return directions.to(model.cfg.dtype)
+        return model.head_unembed.directions(None if tokens is None else list(tokens))
 
     def readouts(self, x: ALMInput, runs: Runs) -> list[Int[np.ndarray, " read"]]:
         """Rows of the records, one per prompt, whose logits predict the first answer token."""
@@ -371,6 +376,16 @@ class _Unpatched(Reference):
                 "base, or give prompts as donor."
             )
         return m.readout_logits(m.donor_model, m.donor, m.donor_runs, self.row)
+
+
+def _logits(
+    model: HookedALM,
+    resid: Float[Tensor, "cell d_model"],
+    directions: Float[Tensor, "token d_model"],
+) -> Float[Tensor, "cell token"]:
+    """Logits of some tokens in fp32, from the stream after the last block."""
+    dtype = torch.promote_types(model.cfg.dtype, torch.float32)
+    return F.linear(model.head_norm(resid.to(dtype)), directions.to(dtype)).float()
 
 
 def _readout_positions(x: ALMInput) -> list[int]:

@@ -100,6 +100,16 @@ class PatchResult(MethodResult):
         error = np.sqrt((self.noise**2).mean(axis=0) / len(self.noise))
         return means <= 2 * error
 
+    @property
+    def noise_between_labels(self) -> Float[np.ndarray, " example"]:
+        """Noise of a difference of two labels ``[example]``, at most: as if they were unrelated.
+
+        0 where the sweep has no noise worth stating.
+        """
+        if self.noise is None:
+            return np.zeros(len(self.base))
+        return np.sqrt(2 * (self.noise**2).mean(axis=-1))
+
     def mean(self, what: str = "effect", *, seed: int = 0, **options: Any) -> Interval:
         """Mean over examples with its bootstrap interval; axes as ``values``, without ``example``.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -122,3 +123,38 @@ def test_audio_stays_as_it_was_heard(tiny_models: Any) -> None:
     heard = model(x, stop_at_layer=0)
     with in_float32(model):
         assert torch.equal(model(x, stop_at_layer=0), heard.float())
+
+
+@pytest.mark.parametrize("engine", ["fast", "hooks"])
+def test_logits_of_a_metric_are_read_in_fp32(tmp_path: Path, engine: Any) -> None:
+    """From the stream as it is: in bf16 a logit near 100 has steps of 1/2."""
+    model = TextModels(tmp_path).hooked("qwen3", torch.bfloat16)
+    with torch.no_grad():
+        model.ln_final.weight.mul_(64)
+    x, other = batches(model)
+    logits = model(x).detach()[:, -1, [5, 17]].double().numpy()
+    for metric in (METRIC, KL()):
+        found = patch(model, x, other, metric, site="mlp_out", places=["text"], engine=engine)
+        stream = [model(p, stop_at_layer=model.cfg.n_layers)[:, -1].detach() for p in (x, other)]
+        base, donor = (_by_hand(model, one) for one in stream)
+        if isinstance(metric, KL):
+            np.testing.assert_allclose(found.base, 0, atol=1e-5)
+            np.testing.assert_allclose(found.donor, _divergence(base, donor), rtol=1e-4)
+        else:
+            np.testing.assert_allclose(found.base, base[:, [5, 17]], rtol=1e-5)
+            assert np.abs(found.base - logits).max() > 0.05
+    assert model.unembed.weight.dtype == torch.bfloat16
+    assert not model.ln_final._forward_pre_hooks
+
+
+def _by_hand(model: HookedALM, stream: torch.Tensor) -> torch.Tensor:
+    stream = stream.double()
+    scale = (stream.pow(2).mean(-1, keepdim=True) + model.cfg.eps).sqrt()
+    return (
+        stream / scale * model.ln_final.w.detach().double()
+    ) @ model.unembed.W_U.detach().double()
+
+
+def _divergence(base: torch.Tensor, donor: torch.Tensor) -> torch.Tensor:
+    log_p, log_q = base.log_softmax(-1), donor.log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
