@@ -63,6 +63,8 @@ class PairSweeps:
         names = {" + ".join(spans): name for name, spans in PLACES.items()}
         toward = toward.mask(toward.abs() < NO_EFFECT, 0.0)
         about = {"direction": direction, "mode": found.mode, "place": cells.place.map(names)}
+        if found.noise is None:
+            about["noise"] = 0.0
         return cells.assign(**about, toward=toward)
 
     @property
@@ -78,7 +80,7 @@ class PairSweeps:
         ]
         cells = pd.concat(parts, ignore_index=True).fillna({"head": plan.MLP}).astype({"head": int})
         base, donor = float(cells.base[0]), float(cells.donor[0])
-        columns = ["direction", "place", "layer", "head", "value", "toward", "recovery"]
+        columns = ["direction", "place", "layer", "head", "value", "toward", "recovery", "noise"]
         return {"base": base, "donor": donor, "total_effect": base - donor}, cells[columns]
 
     def direct(self) -> pd.DataFrame:
@@ -99,7 +101,7 @@ class PairSweeps:
         parts = [self._heard(senders, heads, mode=mode) for mode in self.config.path_modes]
         # A receiver that comes before the sender hears nothing of it.
         cells = pd.concat(parts).dropna(subset="toward")
-        return cells[["mode", "sender", "receiver", "place", "toward"]]
+        return cells[["mode", "sender", "receiver", "place", "toward", "noise"]]
 
     def reads(self, heads: Sequence[CircuitNode]) -> pd.DataFrame:
         """Everything that a head reads, exchanged at one place: q, k and v on their own."""

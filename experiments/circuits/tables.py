@@ -33,7 +33,7 @@ TABLES = {
 }
 WHO = ("pair", "contrast", "group", "part")
 MAY_LACK = {
-    "paths": (*WHO, "mode", "sender", "receiver", "place", "toward"),
+    "paths": (*WHO, "mode", "sender", "receiver", "place", "toward", "noise"),
     "reads": (*WHO, "layer", "head", "input", "place", "toward"),
     "circuit": (*WHO, "circuit", "what", "n_edges", "value", "share"),
 }
@@ -41,7 +41,9 @@ MAY_LACK = {
 CELL = ["contrast", "direction", "place", "layer", "head"]
 PATH = ["contrast", "mode", "sender", "receiver", "place"]
 SIDES: dict[float, Alternative] = {0: "two-sided", 1: "greater", -1: "less"}
-CONFIRMED = ["held_out_mean", "held_out_p", "held_out_q", "n_held_out", "confirmed"]
+CONFIRMED = [
+    *("held_out_mean", "held_out_noise", "held_out_p", "held_out_q", "n_held_out", "confirmed"),
+]
 
 
 def summarise(run: CircuitResults) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -119,15 +121,16 @@ def cell_tests(
     """Mean, p and q of every cell.
 
     Args:
-        rows: ``toward`` by cell, pair and group; every cell with the same groups.
+        rows: ``toward`` and ``noise`` by cell, pair and group; every cell with the same groups.
         keys: columns that name a cell.
         seed: of the sign flips, where they are too many to go through.
         sides: per cell, 1 or −1: the side of zero that is tested. None tests both.
 
     Returns:
-        A row per cell: its keys, ``mean``, ``share_positive`` (of groups), ``n_groups``, ``p`` and
-        ``q``. Where all groups are zero p is 1: the patch cannot reach the answer, and the cell is
-        no hypothesis, left out of the family (q is NaN).
+        A row per cell: its keys, ``mean``, ``noise`` (standard error of the mean by rounding
+        alone), ``share_positive`` (of groups), ``n_groups``, ``p`` and ``q``. Where all groups are
+        zero p is 1: the patch cannot reach the answer, and the cell is no hypothesis, left out of
+        the family (q is NaN).
     """
     means = group_means(rows, keys)
     values = means.to_numpy(np.float64)
@@ -137,8 +140,10 @@ def cell_tests(
     if values.shape[1] > 1:
         for i in np.flatnonzero(is_hypothesis):
             p[i] = sign_flip_test(values[i], seed=seed, alternative=SIDES[wanted[i]]).p
+    noise = rows.assign(square=rows.noise**2).groupby([*keys], sort=False).square
     return means.index.to_frame(index=False).assign(
         mean=values.mean(axis=1),
+        noise=np.sqrt(noise.mean() / noise.size()).reindex(means.index).to_numpy(),
         share_positive=(values > 0).mean(axis=1),
         n_groups=values.shape[1],
         p=p,
@@ -159,7 +164,8 @@ def node_cells(nodes: pd.DataFrame, config: CircuitsConfig) -> pd.DataFrame:
     by_contrast = nodes[nodes.part == "discovery"].groupby("contrast", sort=False)
     parts = [cell_tests(rows, CELL, seed=config.seed) for _, rows in by_contrast]
     cells = pd.concat(parts, ignore_index=True)
-    cells["found"] = (cells.q <= config.fdr) & (cells["mean"].abs() >= config.min_effect)
+    enough = np.maximum(config.min_effect, 2 * cells.noise)
+    cells["found"] = (cells.q <= config.fdr) & (cells["mean"].abs() >= enough)
     return cells
 
 
@@ -199,12 +205,13 @@ def confirmed(
 ) -> pd.DataFrame:
     """Chosen cells again, on the held-out pairs: one-sided, in the direction that was found."""
     held_out = rows[rows.part == "held-out"]
-    names = {"n_groups": "n_held_out"} | {k: f"held_out_{k}" for k in ("mean", "p", "q")}
+    names = {"n_groups": "n_held_out"} | {k: f"held_out_{k}" for k in ("mean", "noise", "p", "q")}
     parts = [chosen.iloc[:0].assign(**dict.fromkeys(CONFIRMED))]
     for _, some in chosen.groupby("contrast", sort=False):
         again = some[[*keys]].merge(held_out, on=list(keys), how="left", sort=False)
         tests = cell_tests(again, keys, seed=config.seed, sides=np.sign(some["mean"]))
         tests = tests.rename(columns=names)
-        tests["confirmed"] = tests.held_out_q <= config.fdr
+        is_sure = tests.held_out_q <= config.fdr
+        tests["confirmed"] = is_sure & (tests.held_out_mean.abs() >= 2 * tests.held_out_noise)
         parts.append(some.merge(tests[[*keys, *CONFIRMED]], on=list(keys), how="left"))
     return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)

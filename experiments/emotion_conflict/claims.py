@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..materials.confounds import confounded
-from ..workbench.claims import MIN_ITEMS, Claim, Finding, few, shown
+from ..workbench.claims import MIN_ITEMS, Claim, Finding, few, shown, within_rounding
 from ..workbench.intervals import rate
 from .hypotheses import counted, dominance_test, late_consolidation_test
 from .plan import EXCHANGES
@@ -175,7 +175,11 @@ def _late_by_patching(run: EmotionResults) -> Finding:
         claim,
         f"The {EXCHANGES[donor].what}, whose exchange moves the answer most, is handed off at "
         f"{_block(row, run.n_blocks)}",
-        {**_no_handoff(row), f"interval not past block {middle:g}": not row.low > middle},
+        {
+            **_no_handoff(row),
+            **_within_rounding(run, donor),
+            f"interval not past block {middle:g}": not row.low > middle,
+        },
         _numbers(row, "block"),
         "blocks",
     )
@@ -198,10 +202,18 @@ def _handoff(run: EmotionResults, donor: str) -> Finding:
         f"{_block(arrives, run.n_blocks)}",
         _no_handoff(leaves)
         | _no_handoff(arrives)
+        | _within_rounding(run, donor)
         | (confounded(run["confounds"], run.config) if what == "voice" else {}),
         _numbers(leaves, "block"),
         "blocks",
     )
+
+
+def _within_rounding(run: EmotionResults, donor: str) -> dict[str, bool]:
+    """A hand-off is where half of the effect has gone."""
+    patching = run["patching"]
+    items = patching[patching.donor == donor].drop_duplicates(["clip", "target"])
+    return within_rounding(items.total_effect, items.noise, "logits")
 
 
 def _block(row: pd.Series, n_blocks: int) -> str:

@@ -132,7 +132,8 @@ class ConflictMeasures:
             torch.from_numpy(values).float()
             for values in (found.values[:, :, 0], found.base[0], found.donor[0])
         )
-        return self._cell_rows(sweep, cells, base_scores, donor_scores), {
+        rows = self._cell_rows(sweep, cells, base_scores, donor_scores)
+        return [{**row, "noise": found.noise_between_labels[0]} for row in rows], {
             "span_length_ratio": found.length_ratios[0],
             "base_scores": base_scores.tolist(),
             "donor_scores": donor_scores.tolist(),

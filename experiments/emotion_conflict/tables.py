@@ -24,7 +24,7 @@ MAY_LACK = {
     "patching": (
         *("clip", "target", "voice", "prompt_language", "named", "donor", "donor_clip"),
         *("donor_named", "toward", "block", "span", "prediction", "flip", "shift", "recovery"),
-        *("base", "total_effect"),
+        *("base", "total_effect", "noise"),
     )
 }
 """Columns that are read of tables that a run without any donor leaves empty."""

@@ -21,6 +21,7 @@ from ..workbench.claims import (
     judged,
     not_measured,
     shown,
+    within_rounding,
 )
 from .settings import SemanticVsProsodyConfig
 from .tables import (
@@ -31,6 +32,7 @@ from .tables import (
     over_depths,
     pair_types,
     read_lens,
+    read_patches,
 )
 
 MOST_UNDEFINED = 0.05
@@ -156,6 +158,7 @@ def _handoff(run: ProsodyResults, which: str) -> Finding:
         why_not["no such depth in some resamples"] = not audio["undefined"] <= MOST_UNDEFINED
         why_not["the audio never has half of it"] = audio["recovery"] < 0.5
         why_not["no other span was patched"] = not heirs
+        why_not |= _within_rounding(run, which)
         why_not |= confounded(run["confounds"], run.config) if which == "prosody" else {}
         if heirs and np.isfinite(depth):
             taken = _taken(run["recovery"], which, depth)
@@ -163,6 +166,13 @@ def _handoff(run: ProsodyResults, which: str) -> Finding:
             why_not["the other spans have less than half of it there"] = taken < 0.5
         facts += "".join(f"; {_heir(row)}" for row in heirs.values())
     return judged(claim, f"{facts}; {n} pairs", why_not, numbers=audio, unit="depth")
+
+
+def _within_rounding(run: ProsodyResults, which: str) -> dict[str, bool]:
+    """A hand-off is where half of the effect has gone."""
+    cells = read_patches(run)
+    pairs = cells[cells.movable & (cells.type == which)].drop_duplicates("pair_id")
+    return within_rounding(pairs.total, pairs.noise, "logits")
 
 
 def _taken(recovery: pd.DataFrame, which: str, depth: float) -> float:

@@ -88,8 +88,9 @@ class Measures:
             for site, layers in sites.items()
         ]
         values = _fp32(np.concatenate([one.values for one in found]))[:, :, 0]
+        noise = [one.noise_between_labels[0] for one in found for _ in one.axes["layer"]]
         cells = [
-            {"depth": depth, "span": span, **self._said(scores)}
+            {"depth": depth, "span": span, "noise": noise[depth], **self._said(scores)}
             for depth, at_depth in enumerate(values)
             for span, scores in zip(spans, at_depth, strict=True)
         ]

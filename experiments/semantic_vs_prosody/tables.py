@@ -158,7 +158,7 @@ def beside_pairs(run: ProsodyResults) -> pd.DataFrame:
 def read_patches(run: ProsodyResults) -> pd.DataFrame:
     """The patches, each with what it brings: hit, shift in every form, and recovery.
 
-    Recovery is that of movable pairs, and NaN for the others.
+    Recovery is that of movable pairs, and NaN for the others; ``total`` is what it is a share of.
     """
     cells, config = beside_pairs(run), run.config
     patched, base, donor = (scores_of(run, cells, end) for end in ("z", "base", "donor"))
@@ -171,6 +171,7 @@ def read_patches(run: ProsodyResults) -> pd.DataFrame:
         hit=hit,
         hit_if_movable=hit.where(movable),
         recovery=np.where(movable, recovery, np.nan),
+        total=target_shift(donor, base, target, "logit_diff"),
         **{form: target_shift(patched, base, target, form) for form in FORMS},
     )
 

@@ -30,11 +30,11 @@ def rows_of_pair(total: float, i: int) -> Iterator[tuple[str, dict[str, Any]]]:
         for layer, head, place in product(range(3), (0, -1), ("readout", "audio")):
             size = acting.get((layer, head), 0.0) if place == "readout" else 0.0
             at = {"direction": direction, "place": place, "layer": layer, "head": head}
-            yield "nodes", {**at, "toward": size, "recovery": size / effect}
+            yield "nodes", {**at, "toward": size, "recovery": size / effect, "noise": 0.0}
     for place, size in {"audio": 0.6, "readout": 0.1}.items():
         found = {"place": place, "toward": size * around()}
         yield "reads", {"layer": 1, "head": 0, "input": "v", **found}
-        yield "paths", {**PATH, **found}
+        yield "paths", {**PATH, **found, "noise": 0.0}
     if i >= 8:
         yield "circuit", {"circuit": "every edge", "value": 2 - effect}
         for name, share in {"circuit": 0.9, "random 1": 0.2, "random 2": 0.1}.items():

@@ -175,6 +175,7 @@ def _add_sweep(
                     "base": start,
                     "donor_metric": start + total,
                     "total_effect": total,
+                    "noise": 0.0,
                 }
             )
 

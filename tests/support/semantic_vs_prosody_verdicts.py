@@ -64,7 +64,8 @@ def _add_pair(
             z = {f"z_{n}": ends[f"base_{n}"] + share * (ends[f"donor_{n}"] - ends[f"base_{n}"])
                  for n in LABELS}  # fmt: skip
             top = LABELS[int(np.argmax([*z.values()]))]
-            rows["patches"].append({**pair, "depth": depth, "span": span, "prediction": top, **z})
+            cell = {"depth": depth, "span": span, "noise": 0.0, "prediction": top}
+            rows["patches"].append({**pair, **cell, **z})
 
 
 def _add_controls(rows: list[dict[str, Any]], who: dict[str, Any], said: str) -> None:

@@ -46,7 +46,9 @@ def test_the_split_is_reproducible_and_by_name() -> None:
     assert set(split_groups(["a", "b"], 0.99, 0).values()) == {"discovery", "held-out"}
 
 
-def rows(effects: dict[tuple[int, int], np.ndarray], n_pairs: int = 2) -> pd.DataFrame:
+def rows(
+    effects: dict[tuple[int, int], np.ndarray], n_pairs: int = 2, noise: float = 0.0
+) -> pd.DataFrame:
     """Cells with an effect per group; pairs of a group scatter around it by as much each way."""
     parts = split_groups(GROUPS, CONFIG.discovery_share, CONFIG.seed)
     return pd.DataFrame(
@@ -54,7 +56,7 @@ def rows(effects: dict[tuple[int, int], np.ndarray], n_pairs: int = 2) -> pd.Dat
             {
                 "pair": f"{group}-{k}", "contrast": "c", "group": group, "part": parts[group],
                 "direction": "noising", "place": "readout", "layer": layer, "head": head,
-                "toward": effect[i] + (k - (n_pairs - 1) / 2),
+                "toward": effect[i] + (k - (n_pairs - 1) / 2), "noise": noise,
             }
             for (layer, head), effect in effects.items()
             for i, group in enumerate(GROUPS)
@@ -110,6 +112,18 @@ def test_what_held_only_on_the_discovery_pairs_is_not_confirmed() -> None:
     assert found.held_out_p["L0H0"] == pytest.approx(1 / 1024)
     assert found.held_out_q["L0H0"] == pytest.approx(2 / 1024)
     assert found.held_out_mean["L1H0"] == pytest.approx(-0.7)
+
+
+def test_what_rounding_could_be_is_not_found() -> None:
+    """Twice the noise of a mean over 20 pairs: below 0.3 by a hair, or above it."""
+    for noise, is_found in ((0.33, True), (0.34, False)):
+        table = rows({(0, 0): np.full(20, 0.3), (1, 0): np.full(20, 0.9)}, noise=noise * 2)
+        cells = node_cells(table, CONFIG)
+        np.testing.assert_allclose(cells.noise, noise * 2 / np.sqrt(20))
+        assert cells.found.tolist() == [is_found, True]
+        chosen = winners(node_cells(table.assign(noise=0.0), CONFIG), CONFIG)
+        again = confirmed(chosen, table, CELL, CONFIG).set_index("node")
+        assert again.confirmed.to_dict() == {"L1H0": True, "L0H0": is_found}
 
 
 def test_noise_is_rarely_a_discovery() -> None:

@@ -1,5 +1,6 @@
 """OB1's summaries, controls and claims, on tables whose answers are known by hand."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,20 @@ def test_late_by_patching_needs_the_whole_interval(run: EmotionResults) -> None:
     early_finding = findings(toy_results(CONFIG, run.tables))["H1_patching"]
     assert not early_finding.established
     assert "not past block 1.5" in early_finding.statement
+
+
+def test_a_hand_off_of_an_effect_within_rounding() -> None:
+    """Half of the effect of about 10 logits, against twice the noise of a mean over the items."""
+    for share, is_doubted in ((0.99, False), (1.01, True)):
+        run = toy_results(CONFIG)
+        patching = run["patching"]
+        items = patching[patching.donor == "text_swap"].drop_duplicates(["clip", "target"])
+        limit = items.total_effect.mean() / 4 * math.sqrt(len(items))
+        run.tables["patching"] = patching.assign(noise=share * limit)
+        found = findings(run)
+        for name in ("H1_patching", "handoff_text_swap"):
+            why = any("of the effect is within rounding" in one for one in found[name].doubts)
+            assert why == is_doubted
 
 
 def test_few_items_establish_nothing() -> None:

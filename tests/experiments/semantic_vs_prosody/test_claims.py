@@ -106,7 +106,7 @@ def test_an_exchange_moves_the_answer_only_if_its_own_effect_is_there() -> None:
     assert "the interval of the difference includes 0" in moves(few, few).statement
 
 
-def handoff(recovered: dict[str, Any], n_texts: int = N) -> Finding:
+def handoff(recovered: dict[str, Any], n_texts: int = N, noise: float = 0.0) -> Finding:
     """Pairs whose recoveries are all alike."""
     ends = {"base_prediction": "sad", **scores("sad", "base")}
     ends |= {"donor_prediction": "happy", **scores("happy", "donor")}
@@ -124,6 +124,7 @@ def handoff(recovered: dict[str, Any], n_texts: int = N) -> Finding:
         {
             **{name: pair[name] for name in ("pair_id", "type", "target", "text")},
             **{"depth": depth, "span": span, "prediction": "happy" if share > 0.5 else "sad"},
+            "noise": noise,
             **{f"z_{name}": 0.0 for name in CONFIG.labels},
             **{"z_happy": 4.0 * share, "z_sad": 4.0 * (1 - share)},
         }
@@ -155,6 +156,15 @@ def test_a_hand_off_needs_someone_who_has_it_then() -> None:
     assert not together.established
     assert "those of the other spans add up to 0.00" in together.statement
     assert "no other span was patched" in handoff({"audio": FALLING}).statement
+
+
+def test_a_hand_off_of_an_effect_within_rounding() -> None:
+    """Half of the effect of 8 logits, against twice the noise of a mean of N pairs."""
+    rising = [1 - share for share in FALLING]
+    limit = 2 * np.sqrt(N)
+    assert handoff({"audio": FALLING, "readout": rising}, noise=0.99 * limit).established
+    found = handoff({"audio": FALLING, "readout": rising}, noise=1.01 * limit)
+    assert found.doubts == ("0.5 of the effect is within rounding, 4 logits",)
 
 
 @pytest.mark.parametrize(
