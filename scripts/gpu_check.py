@@ -1,4 +1,4 @@
-"""What an accelerator does: parity, sweeps, attribution and generation at published size, one JSON.
+"""What an accelerator does at published size: parity, sweeps, an experiment and more, one JSON.
 
 Random weights of the size of Qwen2-Audio in bf16, without peers: four minutes on an H200. Called by
 ``bench_sweeps.py --gpu-check OUT``, whose other options give other sizes.
@@ -15,8 +15,11 @@ from typing import Any
 import bench_sweeps
 import numpy as np
 import torch
-from sweep_peers import METRIC, Models, Sizes
+from sweep_peers import METRIC, Models, Sizes, make_hearing_checkpoint
 
+from hooked_alm.experiments.emotion_conflict.experiment import EmotionConflict
+from hooked_alm.experiments.emotion_conflict.settings import EmotionConflictConfig
+from hooked_alm.experiments.workbench.runner import run
 from hooked_alm.methods.attribution.edges import attribute_edges
 
 N_TOKENS = 32
@@ -34,7 +37,7 @@ def check(out: Path, sizes: Sizes) -> dict[str, Any]:
     found["load_s"] = time.monotonic() - begun
     for name, part in (
         ("parity", parity), ("sweeps", sweeps), ("attribution", attribution),
-        ("generation", generation),
+        ("generation", generation), ("experiment", experiment),
     ):  # fmt: skip
         start = time.monotonic()
         found[name] = part(models)
@@ -85,7 +88,7 @@ def sweeps(models: Models) -> list[dict[str, Any]]:
 def attribution(models: Models) -> list[dict[str, Any]]:
     """Seconds of EAP from all heads to all queries, and of EAP-IG to every receiver."""
     n = models.sizes.positions
-    run = models.model, models.base, models.donor, METRIC, "blocks.*.attn.hook_z[*]"
+    pair = models.model, models.base, models.donor, METRIC, "blocks.*.attn.hook_z[*]"
     queries = [f"blocks.*.attn.hook_{part}_input[*]" for part in "qkv"]
     place = tuple(range(max(n - N_ATTRIBUTED, 0), n))
     rows = []
@@ -94,7 +97,7 @@ def attribution(models: Models) -> list[dict[str, Any]]:
         ("eap-ig, 5 steps, z to q, k, v, mlp", [*queries, "blocks.*.hook_mlp_in"],
          {"method": "eap-ig", "steps": 5}),
     ):  # fmt: skip
-        call = partial(attribute_edges, *run, to, places=[place], **options)
+        call = partial(attribute_edges, *pair, to, places=[place], **options)
         found = call()
         spent = seconds(models, call, repeats=2)
         pearson = None if found.checked is None else found.pearson
@@ -124,6 +127,31 @@ def generation(models: Models) -> dict[str, Any]:
         "is_equal": ours[-N_TOKENS:] == theirs[-N_TOKENS:],
         "ours_s": float(np.median(spent["ours"])), "hf_s": float(np.median(spent["hf"])),
         "ratio": float(ratio),
+    }  # fmt: skip
+
+
+def experiment(models: Models) -> dict[str, Any]:
+    """Seconds of ``emotion_conflict`` on the bundled clips, one donor, all blocks and spans.
+
+    Its model has the bundled one's ears, words and processor, and a decoder of these sizes.
+    """
+    with tempfile.TemporaryDirectory() as root:
+        # As the hub's cache names folders: weights of gigabytes are not hashed.
+        folder = Path(root) / "snapshots" / ("0" * 40)
+        make_hearing_checkpoint(folder, models.sizes)
+        begun = time.monotonic()
+        config = EmotionConflictConfig(
+            model=str(folder), device=models.sizes.device, dtype=models.sizes.dtype,
+            modes=("audio_only", "conflict"), donors=("text_swap",), n_resamples=1000,
+        )  # fmt: skip
+        done = run(EmotionConflict(config), Path(root) / "run")
+        spent = time.monotonic() - begun
+        patching, runs = (done.read_table(name) for name in ("patching", "runs"))
+    sweeps = patching.drop_duplicates(["clip", "target", "donor"])
+    return {
+        "name": EmotionConflict.name, "seconds": spent, "n_cells": len(patching),
+        "n_sweeps": len(sweeps), "n_runs": len(runs), "n_tokens": float(runs.n_tokens.mean()),
+        "noise": float(sweeps.noise.median()), "shift_std": float(patching["shift"].std()),
     }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ the audio.
 
 import copy
 import logging
+import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
 
 from hooked_alm import ALMInput, HookedALM
+from hooked_alm.bundled import model_folder
 from hooked_alm.methods.patching.metrics import LogitDiff
 
 N_BEFORE = 20
@@ -141,7 +143,7 @@ class Models:
 
 
 def make_checkpoint(folder: Path, sizes: Sizes) -> None:
-    """A random Qwen2-Audio, biases and norms too, with an encoder as small as possible."""
+    """A random Qwen2-Audio with an encoder as small as possible."""
     config = Qwen2AudioConfig(
         text_config=dict(
             model_type="qwen2", hidden_size=sizes.d_model, intermediate_size=4 * sizes.d_model,
@@ -158,6 +160,27 @@ def make_checkpoint(folder: Path, sizes: Sizes) -> None:
         ),
         audio_token_index=VOCABULARY - 1,
     )  # fmt: skip
+    _save_random(config, folder, sizes)
+
+
+def make_hearing_checkpoint(folder: Path, sizes: Sizes) -> None:
+    """A random Qwen2-Audio with a decoder of these sizes, that is the bundled one in all else."""
+    source = model_folder("bundled:follows_text")
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = Qwen2AudioConfig.from_pretrained(source)
+    decoder = {
+        "hidden_size": sizes.d_model, "intermediate_size": 4 * sizes.d_model,
+        "num_hidden_layers": sizes.layers, "num_attention_heads": sizes.heads,
+        "num_key_value_heads": sizes.kv_heads, "layer_types": ["full_attention"] * sizes.layers,
+        "initializer_range": sizes.d_model**-0.5,
+    }  # fmt: skip
+    for name, value in decoder.items():
+        setattr(config.text_config, name, value)
+    _save_random(config, folder, sizes)
+
+
+def _save_random(config: Any, folder: Path, sizes: Sizes) -> None:
+    """Random weights, biases and norms too."""
     torch.manual_seed(0)
     with torch.device(sizes.device):
         hf: Any = Qwen2AudioForConditionalGeneration(config).to(getattr(torch, sizes.dtype))

@@ -129,6 +129,7 @@ def test_scaling_has_three_sizes_of_each(bench: Any, tmp_path: Path) -> None:
         assert row["model_forwards"] == pytest.approx(expected)
 
 
+@pytest.mark.usefixtures("small_figures")
 def test_gpu_check_writes_one_file(bench: Any, tmp_path: Path) -> None:
     """On a CPU, at its smallest: tokens and logits are Hugging Face's, and every part is there."""
     out = tmp_path / "check.json"
@@ -141,3 +142,6 @@ def test_gpu_check_writes_one_file(bench: Any, tmp_path: Path) -> None:
     assert all(row["noise"] > 0 for row in found["sweeps"])  # it runs in bf16
     assert found["attribution"][0]["pearson"] is not None
     assert found["machine"]["layers"] == 3
+    assert found["experiment"]["n_sweeps"] == 18
+    assert found["experiment"]["n_cells"] == 18 * 3 * 8
+    assert 0 < found["experiment"]["noise"] < found["experiment"]["shift_std"]
