@@ -43,6 +43,15 @@ class HookPoint(TransformerLensHookPoint):
     another dtype would change the arithmetic of all that follows, without a word.
     """
 
+    def __call__(self, value: Tensor) -> Tensor:
+        """The value, or what hooks make of it."""
+        # Without hooks, calling a module costs more than many an operation between two points.
+        if not (self._forward_hooks or self._forward_pre_hooks):
+            if not (self._backward_hooks or self._backward_pre_hooks):
+                return value
+        found: Tensor = super().__call__(value)
+        return found
+
     def add_hook(
         self,
         hook: Callable[..., Any],

@@ -467,7 +467,7 @@ class HookedALM(
     def _merge_audio(self, x: ALMInput, tokens: TokenIds, text_embed: Resid) -> Resid:
         assert self.audio is not None
         n_past = x.shape[1] - tokens.shape[1]
-        is_audio = x.spans.heard[:, n_past:].to(tokens.device)
+        is_audio = x.spans.heard[:, n_past:]
         placeholder = self.audio.tokens.placeholder
         if placeholder is not None and not x.clips and (tokens == placeholder).any():
             raise InputError(
@@ -475,8 +475,9 @@ class HookedALM(
                 "placeholders but no audio. Make the input with `prepare` or `encode`, and pass "
                 "it whole."
             )
-        if not is_audio.any():
+        if not is_audio.any():  # on the CPU: nothing waits for an accelerator
             return text_embed
+        is_audio = is_audio.to(tokens.device)
         if placeholder is not None and not (tokens[is_audio] == placeholder).all():
             raise InputError(
                 "merging audio: a hook on hook_tokens changed audio placeholders. It must leave "

@@ -181,8 +181,7 @@ class StackedModel:
     def all_blocks(self) -> Iterator[Block]:
         """Blocks of every stack."""
         for stack in self.stacks.values():
-            for name in stack.block_names:
-                yield cast(Block, self.get_submodule(name))
+            yield from getattr(self, stack.blocks)
 
     @property
     def head_norm(self) -> Any:

@@ -137,7 +137,7 @@ class Attention(nn.Module):
 
     def _project(self, linear: nn.Linear, x: Resid, per_head: Tensor | None) -> Heads:
         if per_head is None:
-            heads = linear(x).unflatten(-1, (-1, self.cfg.d_head))
+            heads = linear(x).view(*x.shape[:-1], -1, self.cfg.d_head)
             is_grouped = self.cfg.ungroup_grouped_query_attention and linear is not self.q_proj
             return heads.repeat_interleave(self._n_stored_groups, 2) if is_grouped else heads
         weight, bias = self._by_head(linear)

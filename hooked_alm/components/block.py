@@ -65,6 +65,13 @@ class Block(nn.Module):
 
     def _split_inputs(self, resid: Resid) -> SplitInputs:
         """Per-head inputs that hooks changed, normalised as ``ln1`` would."""
+        if not (
+            is_hooked(self.hook_q_input)
+            or is_hooked(self.hook_k_input)
+            or is_hooked(self.hook_v_input)
+            or is_hooked(self.hook_attn_in)
+        ):
+            return {}
         heads = {"q": self.cfg.n_heads, "k": self.cfg.n_key_value_heads}
         heads["v"] = heads["k"]
         changed: dict[str, torch.Tensor] = {}

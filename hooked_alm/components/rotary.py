@@ -101,6 +101,6 @@ def rotate(
 
     Source: transformers 5.23 ``modeling_qwen2.apply_rotary_pos_emb``.
     """
-    cos, sin = (table.unsqueeze(1) for table in tables)
+    cos, sin = tables[0].unsqueeze(1), tables[1].unsqueeze(1)
     first, second = x.chunk(2, dim=-1)
     return (x * cos) + (torch.cat((-second, first), dim=-1) * sin)

@@ -69,8 +69,11 @@ PLACES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 PLACES["a longer place"] = {"places": [(11, 12)]}, {"places": [(9, 10, 11, 12)]}
 
 
-@pytest.mark.parametrize("name", [*NODES, *PLACES])
-@pytest.mark.parametrize("donor", ["run", "zero", "self"])
+@pytest.mark.parametrize(
+    ("name", "donor"),
+    [*product([*NODES, *PLACES], ["run"]),
+     *product(["z", "k", "post", "a longer place"], ["zero", "self"])],
+)  # fmt: skip
 def test_nodes(pair: Case, name: str, donor: str) -> None:
     """Heads, neurons and positions, in all blocks; of a run, a constant, a scale."""
     few, many = {**NODES, **PLACES}[name]
