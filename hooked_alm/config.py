@@ -1,4 +1,4 @@
-"""Sizes and variants of one hooked decoder."""
+"""Sizes and variants of stacks of blocks: of a decoder, of an audio encoder."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -27,10 +27,6 @@ _ROPE_TAKES = ("original_max_position_embeddings", "beta_fast", "beta_slow", "at
 MOST_LAYERS, LARGEST = 1000, 2**24
 """Bounds of the counts of layers, and of all other sizes but lengths, far above any published
 model: what is beyond them is damaged, and would be laid out for hours or in terabytes."""
-_SIZES = {
-    "n_layers": MOST_LAYERS, "d_model": LARGEST, "n_heads": LARGEST, "n_key_value_heads": LARGEST,
-    "d_head": LARGEST, "d_mlp": LARGEST, "d_vocab": LARGEST, "n_ctx": 2**53,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +43,14 @@ class Branch:
 
 
 @dataclass(kw_only=True)
-class HookedALMConfig:
-    """Sizes and variants of a decoder. Field names are TransformerLens' where it has one.
+class StackConfig:
+    """Sizes and variants of a stack of blocks: all that a block reads of the model.
 
-    Everything that the checkpoint decides has no default. Assignment is validated, since
-    TransformerLens' tools flip flags on a live model.
+    Field names are TransformerLens' where it has one. What the checkpoint decides has no default,
+    but for variants that one kind of model has.
 
     Raises:
-        ConversionError: a value that the decoder does not implement.
-        InputError: an unknown field.
+        ConversionError: a value that blocks do not implement.
     """
 
     n_layers: int
@@ -69,19 +64,138 @@ class HookedALMConfig:
     d_head: int
     """Width of a head; not always ``d_model / n_heads``."""
     d_mlp: int
-    """Width of the gated MLP."""
-    d_vocab: int
-    """Rows of the embedding and of the unembedding."""
+    """Width of the MLP."""
     n_ctx: int
     """Longest input the checkpoint was made for."""
     eps: float
-    """Epsilon that RMSNorm adds to the mean square."""
+    """Epsilon that a norm adds to the mean square, or to the variance."""
     act_fn: str
-    """Activation of the MLP's gate, by its transformers name."""
-    qkv_bias: bool
-    """Whether q, k and v have a bias (Qwen2 yes, LLaMA no). The output projection has none."""
-    qk_norm: bool
+    """Activation of the MLP, or of its gate, by its transformers name."""
+    attn_bias: str
+    """Projections of the attention that have a bias, some of the letters q, k, v and o: "qkv" in
+    Qwen2, "" in LLaMA, "qvo" in Whisper."""
+    qk_norm: bool = False
     """Whether q and k pass an RMSNorm over each head before rotation (Qwen3)."""
+    mlp_bias: bool = False
+    """Whether the MLP's projections have biases (Whisper)."""
+    gated_mlp: bool = True
+    normalization_type: Literal["RMS", "RMSPre", "LN"] = "RMS"
+    """RMSPre once the norms' scales are folded into the weights that read them."""
+    positional_embedding_type: Literal["rotary", "standard"] = "rotary"
+    """Positions that turn queries and keys, or that the stack's input has in it."""
+    attention_dir: Literal["causal", "bidirectional"] = "causal"
+    scales_queries: bool = False
+    """Whether queries are scaled before the kernel instead of scores inside it: another rounding
+    (Whisper)."""
+    softmax_in_float32: bool = True
+    """Whether explicit patterns are computed in fp32 whatever the dtype of the scores."""
+    clamps_fp16: bool = False
+    """Whether a block keeps its fp16 output finite (Whisper's encoder)."""
+    sliding_window: int | None = None
+    """Positions a sliding-window block sees, itself included."""
+    residual_multiplier: float = 1.0
+    """Factor on what attention and MLP write to the residual stream (Granite)."""
+    attention_multiplier: float | None = None
+    """Scale of the attention scores; None is ``d_head ** -0.5``."""
+    attn_implementation: AttentionImplementation = "sdpa"
+    """Attention kernel where nothing inside the attention is intervened on."""
+    ungroup_grouped_query_attention: bool = False
+    """Keys and values per query head; set by ``set_ungroup_grouped_query_attention``."""
+
+    def __post_init__(self) -> None:
+        """Check sizes against each other."""
+        if problems := [*self._problems()]:
+            raise ConversionError(f"{self._title}: " + "; ".join(problems) + ".")
+
+    @property
+    def _title(self) -> str:
+        return "stack of blocks"
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        """Bounds of the fields that count something."""
+        large = ("d_model", "n_heads", "n_key_value_heads", "d_head", "d_mlp")
+        return {"n_layers": MOST_LAYERS, **dict.fromkeys(large, LARGEST), "n_ctx": 2**53}
+
+    def _problems(self) -> Iterator[str]:
+        yield from self._size_problems()
+        yield from self._real_problems()
+
+    def _size_problems(self) -> Iterator[str]:
+        misfits = [
+            f"{name} = {getattr(self, name)!r:.60}, expected a whole number from 1 to {most}"
+            for name, most in self._sizes.items()
+            if not is_size(getattr(self, name), most)
+        ]
+        yield from misfits
+        if misfits:
+            return
+        if self.n_heads % self.n_key_value_heads:
+            yield (
+                f"n_heads = {self.n_heads} is not a multiple of "
+                f"n_key_value_heads = {self.n_key_value_heads}"
+            )
+        if self.d_head % 2 and self.positional_embedding_type == "rotary":
+            yield f"d_head = {self.d_head}, expected an even number: rotary positions turn pairs"
+
+    def _real_problems(self) -> Iterator[str]:
+        if not (is_real(self.eps) and self.eps >= 0):
+            yield f"eps = {self.eps!r}, expected a number that is not negative"
+        for name in ("residual_multiplier", "attention_multiplier"):
+            value = getattr(self, name)
+            if not is_real(value) and (name, value) != ("attention_multiplier", None):
+                yield f"{name} = {value!r}, expected a number"
+
+    @property
+    def n_groups(self) -> int:
+        """Query heads that share one key/value head."""
+        return self.n_heads // self.n_key_value_heads
+
+
+@dataclass(kw_only=True)
+class EncoderConfig(StackConfig):
+    """Sizes and variants of a Whisper-type audio encoder; ``n_ctx`` counts its positions."""
+
+    n_mels: int
+    """Bins of the spectrogram."""
+    pooling: int = 1
+    """Positions that are averaged into one between the last block and the final norm."""
+    takes_shorter: bool = False
+    """Whether windows may be shorter than ``n_ctx`` positions."""
+    gated_mlp: bool = False
+    mlp_bias: bool = True
+    attn_bias: str = "qvo"
+    eps: float = 1e-5
+    normalization_type: Literal["RMS", "RMSPre", "LN"] = "LN"
+    positional_embedding_type: Literal["rotary", "standard"] = "standard"
+    attention_dir: Literal["causal", "bidirectional"] = "bidirectional"
+    scales_queries: bool = True
+    softmax_in_float32: bool = False
+    clamps_fp16: bool = True
+
+    @property
+    def _title(self) -> str:
+        return "audio encoder"
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return {**super()._sizes, "n_mels": LARGEST, "pooling": LARGEST}
+
+
+@dataclass(kw_only=True)
+class HookedALMConfig(StackConfig):
+    """Sizes and variants of a decoder.
+
+    Assignment is validated, since TransformerLens' tools flip flags on a live model.
+
+    Raises:
+        ConversionError: a value that the decoder does not implement.
+        InputError: an unknown field.
+    """
+
+    qk_norm: bool
+    d_vocab: int
+    """Rows of the embedding and of the unembedding."""
     tie_word_embeddings: bool
     """Whether the unembedding is the embedding."""
     rope_parameters: dict[str, Any]
@@ -89,25 +203,18 @@ class HookedALMConfig:
     layer_types: tuple[LayerType, ...]
     """Type of each block: attends to everything before it, or to a sliding window."""
     sliding_window: int | None
-    """Positions a sliding-window block sees, itself included."""
     original_architecture: str
     """Class name in the published config."""
     model_name: str
     """Id or folder the weights came from."""
     embedding_multiplier: float = 1.0
     """Factor on token and audio embeddings alike, before the first block (Granite)."""
-    residual_multiplier: float = 1.0
-    """Factor on what attention and MLP write to the residual stream (Granite)."""
-    attention_multiplier: float | None = None
-    """Scale of the attention scores; None is ``d_head ** -0.5``."""
     logits_scaling: float = 1.0
     """Divisor of the logits (Granite)."""
     branches: tuple[Branch, ...] = ()
     """Stacks besides the trunk, each with a head of its own (Kimi-Audio)."""
     two_token_streams: bool = False
     """Whether a position has two token ids, whose embeddings are added (Kimi-Audio)."""
-    attn_implementation: AttentionImplementation = "sdpa"
-    """Attention kernel where nothing inside the attention is intervened on."""
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     tokenizer_name: str | None = None
@@ -122,51 +229,31 @@ class HookedALMConfig:
     use_hook_tokens: bool = False
     """Whether a cache without names keeps ``hook_tokens``. Like the four above it decides nothing
     else: a point that is hooked always computes."""
-    ungroup_grouped_query_attention: bool = False
-    """Keys and values per query head; set by ``set_ungroup_grouped_query_attention``."""
     default_prepend_bos: bool = False
     """Whether TransformerLens' `induction_loss` begins with a BOS token; nothing here reads it."""
-    normalization_type: Literal["RMS", "RMSPre"] = "RMS"
-    """RMSPre once the norms' scales are folded into the weights that read them."""
     adapter: str | None = None
     """Folder of the LoRA adapter that was applied on loading."""
     weight_processing: tuple[str, ...] = ()
     """Steps done to the weights; empty while they are the checkpoint's, equal to HF's."""
     final_rms: bool = True
     attn_only: bool = False
-    gated_mlp: bool = True
-    positional_embedding_type: Literal["rotary"] = "rotary"
 
-    def __post_init__(self) -> None:
-        """Check sizes against each other."""
-        problems = [*self._size_problems(), *self._real_problems(), *self._layer_problems()]
-        if problems:
-            raise ConversionError(f"decoder of {self.model_name!r}: " + "; ".join(problems) + ".")
+    @property
+    def _title(self) -> str:
+        return f"decoder of {self.model_name!r}"
 
-    def _size_problems(self) -> Iterator[str]:
-        misfits = [
-            f"{name} = {getattr(self, name)!r:.60}, expected a whole number from 1 to {most}"
-            for name, most in _SIZES.items()
-            if not is_size(getattr(self, name), most)
-        ]
-        yield from misfits
-        if misfits:
-            return
-        if self.n_heads % self.n_key_value_heads:
-            yield (
-                f"n_heads = {self.n_heads} is not a multiple of "
-                f"n_key_value_heads = {self.n_key_value_heads}"
-            )
-        if self.d_head % 2:
-            yield f"d_head = {self.d_head}, expected an even number: rotary positions turn pairs"
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return {**super()._sizes, "d_vocab": LARGEST}
+
+    def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
+        yield from self._layer_problems()
 
     def _real_problems(self) -> Iterator[str]:
-        if not (is_real(self.eps) and self.eps >= 0):
-            yield f"eps = {self.eps!r}, expected a number that is not negative"
-        for name in ("embedding_multiplier", "residual_multiplier", "attention_multiplier"):
-            value = getattr(self, name)
-            if not is_real(value) and (name, value) != ("attention_multiplier", None):
-                yield f"{name} = {value!r}, expected a number"
+        yield from super()._real_problems()
+        if not is_real(self.embedding_multiplier):
+            yield f"embedding_multiplier = {self.embedding_multiplier!r}, expected a number"
         if not (is_real(self.logits_scaling) and self.logits_scaling):
             yield f"logits_scaling = {self.logits_scaling!r}, expected a number other than 0"
         yield from rope_problems(self.rope_parameters)
@@ -228,11 +315,6 @@ class HookedALMConfig:
         """
         attn, mlp = 4 * self.n_heads * self.d_head, 3 * self.d_mlp
         return self.n_layers * self.d_model * (attn + mlp)
-
-    @property
-    def n_groups(self) -> int:
-        """Query heads that share one key/value head."""
-        return self.n_heads // self.n_key_value_heads
 
 
 _FIELD_NAMES = frozenset(f.name for f in fields(HookedALMConfig))

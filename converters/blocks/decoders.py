@@ -89,7 +89,7 @@ def decoder_config(
         n_ctx=text_config.max_position_embeddings,
         eps=float(text_config.rms_norm_eps),
         act_fn=text_config.hidden_act,
-        qkv_bias=qkv_bias,
+        attn_bias="qkv" if qkv_bias else "",
         qk_norm=qk_norm,
         rope_parameters=dict(text_config.rope_parameters),
         layer_types=_layer_types(text_config),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..axes import Heads, Resid
-from ..config import HookedALMConfig, LayerType
+from ..config import LayerType, StackConfig
 from ..hooks import HookPoint, is_hooked, tap
 from .norm import RMSNorm
 from .rotary import RotaryTables, rotate
@@ -27,10 +27,11 @@ them."""
 class AttentionContext:
     """Inputs of every block's attention besides the residual stream."""
 
-    rotary: RotaryTables
+    rotary: RotaryTables | None
+    """None where the stack's input has its positions in it."""
     kernel_masks: Mapping[LayerType, Any]
     """Masks as the kernel wants them: None where its own causal masking is enough."""
-    additive_masks: Mapping[LayerType, Float[Tensor, "batch 1 query_pos key_pos"]]
+    additive_masks: Mapping[LayerType, Float[Tensor, "batch 1 query_pos key_pos"] | None]
     """Masks to be added to explicit scores; made only when a block asks."""
     cache: Any = None
     """transformers ``Cache`` of earlier keys and values, or None."""
@@ -40,12 +41,13 @@ class AttentionContext:
 
 
 class Attention(nn.Module):
-    """Multi-head or grouped-query attention with rotary positions.
+    """Multi-head or grouped-query attention, with rotary positions or without.
 
     Hook points, in firing order (``key_pos`` counts cached positions too):
         ``hook_q [batch, pos, head, d_head]``, ``hook_k``, ``hook_v [batch, pos, kv_head, d_head]``
-        with bias, before q/k norm and rotation; ``hook_rot_q``, ``hook_rot_k`` after them. With q/k
-        norm, ``q_norm`` and ``k_norm`` have the points of an ``RMSNorm`` over ``d_head``.
+        with bias, before q/k norm, rotation and scale; with rotary positions ``hook_rot_q``,
+        ``hook_rot_k`` after them. With q/k norm, ``q_norm`` and ``k_norm`` have the points of an
+        ``RMSNorm`` over ``d_head``.
         ``hook_attn_scores``, ``hook_pattern [batch, head, query_pos, key_pos]``, on demand: scores
         after scale and mask, pattern after softmax. Masked scores are the dtype's minimum, and pad
         queries attend evenly, as in Hugging Face.
@@ -53,33 +55,35 @@ class Attention(nn.Module):
         ``hook_result [batch, pos, head, d_model]``, on demand: what each head writes; their
         sum and ``b_O`` are the output.
 
-    Source: transformers 5.23 ``Qwen2Attention``, ``Qwen3Attention`` (q/k norm) and
-    ``eager_attention_forward``.
+    Source: transformers 5.23 ``Qwen2Attention``, ``Qwen3Attention`` (q/k norm),
+    ``WhisperAttention`` (biases, scaled queries) and ``eager_attention_forward``.
     """
 
-    is_causal = True  # read by transformers' attention functions, like num_key_value_groups
-
-    def __init__(self, cfg: HookedALMConfig, layer: int, layer_type: LayerType) -> None:
+    def __init__(self, cfg: StackConfig, layer: int, layer_type: LayerType) -> None:
         """Allocate the four projections."""
         super().__init__()
         self.cfg, self.layer_idx, self.layer_type = cfg, layer, layer_type
         self.sliding_window = cfg.sliding_window if layer_type == "sliding_attention" else None
         self.n_stored_kv_heads = cfg.n_key_value_heads
-        self.scaling = cfg.d_head**-0.5
-        if cfg.attention_multiplier is not None:
-            self.scaling = cfg.attention_multiplier
+        # Read by transformers' attention functions, like num_key_value_groups.
+        self.is_causal = cfg.attention_dir == "causal"
+        given = cfg.attention_multiplier
+        scale: float = cfg.d_head**-0.5 if given is None else given
+        self.query_scale = scale if cfg.scales_queries else 1.0
+        self.scaling = 1.0 if cfg.scales_queries else scale
         d_q, d_kv = cfg.n_heads * cfg.d_head, cfg.n_key_value_heads * cfg.d_head
-        self.q_proj = nn.Linear(cfg.d_model, d_q, bias=cfg.qkv_bias)
-        self.k_proj = nn.Linear(cfg.d_model, d_kv, bias=cfg.qkv_bias)
-        self.v_proj = nn.Linear(cfg.d_model, d_kv, bias=cfg.qkv_bias)
-        self.o_proj = nn.Linear(d_q, cfg.d_model, bias=False)
+        self.q_proj = nn.Linear(cfg.d_model, d_q, bias="q" in cfg.attn_bias)
+        self.k_proj = nn.Linear(cfg.d_model, d_kv, bias="k" in cfg.attn_bias)
+        self.v_proj = nn.Linear(cfg.d_model, d_kv, bias="v" in cfg.attn_bias)
+        self.o_proj = nn.Linear(d_q, cfg.d_model, bias="o" in cfg.attn_bias)
         self.q_norm = RMSNorm(cfg.d_head, cfg.eps) if cfg.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(cfg.d_head, cfg.eps) if cfg.qk_norm else nn.Identity()
         self.hook_q = HookPoint()
         self.hook_k = HookPoint()
         self.hook_v = HookPoint()
-        self.hook_rot_q = HookPoint()
-        self.hook_rot_k = HookPoint()
+        if cfg.positional_embedding_type == "rotary":
+            self.hook_rot_q = HookPoint()
+            self.hook_rot_k = HookPoint()
         self.hook_attn_scores = HookPoint()
         self.hook_pattern = HookPoint()
         self.hook_z = HookPoint()
@@ -93,10 +97,12 @@ class Attention(nn.Module):
         q = self.hook_q(self._project(self.q_proj, x, split.get("q")))
         k = self.hook_k(self._project(self.k_proj, x, split.get("k")))
         v = self.hook_v(self._project(self.v_proj, x, split.get("v"))).transpose(1, 2)
-        q = rotate(self.q_norm(q).transpose(1, 2), context.rotary)
-        k = rotate(self.k_norm(k).transpose(1, 2), context.rotary)
-        q = self.hook_rot_q(q.transpose(1, 2)).transpose(1, 2)
-        k = self.hook_rot_k(k.transpose(1, 2)).transpose(1, 2)
+        q, k = self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2)
+        if context.rotary is not None:
+            q, k = rotate(q, context.rotary), rotate(k, context.rotary)
+            q = self.hook_rot_q(q.transpose(1, 2)).transpose(1, 2)
+            k = self.hook_rot_k(k.transpose(1, 2)).transpose(1, 2)
+        q = q if self.query_scale == 1 else q * self.query_scale
         if context.cache is not None:
             k, v = context.cache.update(k, v, self.layer_idx)
         z = self.hook_z(self._attend(q, k, v, context))
@@ -111,15 +117,18 @@ class Attention(nn.Module):
         """Values of ``hook_q`` (k, v) for the normalised ``x``; fires no hook."""
         return self._project(getattr(self, f"{part}_proj"), x, None)
 
-    def queries(self, x: Resid, rotary: RotaryTables) -> HeadsFirst:
-        """Queries, rotated, of the normalised ``x``; fires no hook of theirs."""
-        return rotate(self.q_norm(self.project("q", x)).transpose(1, 2), rotary)
+    def queries(self, x: Resid, rotary: RotaryTables | None) -> HeadsFirst:
+        """Queries of the normalised ``x`` as the kernel takes them; fires no hook of theirs."""
+        q = self.q_norm(self.project("q", x)).transpose(1, 2)
+        q = q if rotary is None else rotate(q, rotary)
+        return q if self.query_scale == 1 else q * self.query_scale
 
-    def keys_values(self, x: Resid, rotary: RotaryTables) -> tuple[KeyValues, KeyValues]:
-        """Keys, rotated, and values of the normalised ``x``, without attending."""
+    def keys_values(self, x: Resid, rotary: RotaryTables | None) -> tuple[KeyValues, KeyValues]:
+        """Keys as the kernel takes them, and values, of the normalised ``x``."""
         k = self.hook_k(self._project(self.k_proj, x, None))
         v = self.hook_v(self._project(self.v_proj, x, None)).transpose(1, 2)
-        return rotate(self.k_norm(k).transpose(1, 2), rotary), v
+        k = self.k_norm(k).transpose(1, 2)
+        return k if rotary is None else rotate(k, rotary), v
 
     @property
     def needs_scores(self) -> bool:
@@ -152,9 +161,10 @@ class Attention(nn.Module):
     def _by_head(self, linear: nn.Linear) -> tuple[Tensor, Tensor]:
         """Stored weight ``[head, d_model, d_head]`` and bias ``[head, d_head]`` of a projection."""
         weight = rearrange(linear.weight, "(h e) d -> h d e", e=self.cfg.d_head)
-        if not self.cfg.qkv_bias:
+        bias: Tensor | None = linear.bias
+        if bias is None:
             return weight, weight.new_zeros(len(weight), self.cfg.d_head)
-        return weight, rearrange(linear.bias, "(h e) -> h e", e=self.cfg.d_head)
+        return weight, rearrange(bias, "(h e) -> h e", e=self.cfg.d_head)
 
     def _attend(
         self, q: HeadsFirst, k: KeyValues, v: KeyValues, context: AttentionContext
@@ -167,7 +177,7 @@ class Attention(nn.Module):
         k, v = k.contiguous(), v.contiguous()
         if self.cfg.attn_implementation == "eager":
             scores = self.hook_attn_scores(self._scores(q, k, context))
-            return self._mix(self.hook_pattern(_softmax(scores)), v)
+            return self._mix(self.hook_pattern(self.softmax(scores)), v)
         pattern = self._intervened_pattern(q, k, context) if self.needs_scores else None
         if pattern is not None:
             return self._mix(pattern, v)
@@ -191,7 +201,7 @@ class Attention(nn.Module):
         """The pattern to use, or None if the hooks on scores and pattern only looked."""
         scores = self._scores(q, k, context)
         changed = tap(self.hook_attn_scores, scores) if is_hooked(self.hook_attn_scores) else None
-        pattern = _softmax(scores if changed is None else changed)
+        pattern = self.softmax(scores if changed is None else changed)
         if is_hooked(self.hook_pattern):
             replaced = tap(self.hook_pattern, pattern)
             if replaced is not None:
@@ -200,7 +210,13 @@ class Attention(nn.Module):
 
     def _scores(self, q: HeadsFirst, k: KeyValues, context: AttentionContext) -> Tensor:
         scores = torch.matmul(q, _ungroup(k, self.cfg.n_groups).transpose(2, 3)) * self.scaling
-        return scores + context.additive_masks[self.layer_type]
+        mask = context.additive_masks[self.layer_type]
+        return scores if mask is None else scores + mask
+
+    def softmax(self, scores: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Pattern of the masked scores."""
+        dtype = torch.float32 if self.cfg.softmax_in_float32 else scores.dtype
+        return F.softmax(scores, dim=-1, dtype=dtype).to(scores.dtype)
 
     def _mix(self, pattern: Tensor, v: KeyValues) -> Heads:
         z = torch.matmul(pattern, _ungroup(v, self.cfg.n_groups))
@@ -245,7 +261,7 @@ class Attention(nn.Module):
 
     @property
     def b_O(self) -> Float[Tensor, " d_model"]:
-        """Output bias: zeros until ``fold_value_biases``, for no checkpoint has one."""
+        """Output bias; zeros where the projection has none."""
         bias: Tensor | None = self.o_proj.bias
         return self.o_proj.weight.new_zeros(self.cfg.d_model) if bias is None else bias
 
@@ -253,8 +269,3 @@ class Attention(nn.Module):
 def _ungroup(x: KeyValues, n_groups: int) -> Float[Tensor, "batch head key_pos d_head"]:
     """Repeat each kv head for the query heads that read it."""
     return x if n_groups == 1 else repeat(x, "b k p e -> b (k g) p e", g=n_groups)
-
-
-def _softmax(scores: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    # In fp32, then back: as Hugging Face does.
-    return F.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)

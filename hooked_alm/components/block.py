@@ -1,4 +1,4 @@
-"""The pre-norm decoder block."""
+"""The pre-norm block of decoders and of audio encoders."""
 
 from collections.abc import Iterator
 from typing import Any, cast
@@ -8,15 +8,15 @@ from einops import repeat
 from torch import nn
 
 from ..axes import Resid
-from ..config import HookedALMConfig, LayerType
+from ..config import LayerType, StackConfig
 from ..hooks import HookPoint, is_hooked, tap
 from .attention import Attention, AttentionContext, SplitInputs
-from .mlp import GatedMLP
-from .norm import RMSNorm
+from .mlp import MLP, GatedMLP
+from .norm import norm_of
 
 
 class Block(nn.Module):
-    """Decoder block: ``x + attn(ln1(x))``, then ``x + mlp(ln2(x))``.
+    """Block ``x + attn(ln1(x))``, then ``x + mlp(ln2(x))``, in the variants of its config.
 
     Hook points, ``[batch, pos, d_model]`` unless said: ``hook_resid_pre``, ``hook_attn_out``,
     ``hook_resid_mid``, ``hook_mlp_out``, ``hook_resid_post``; on demand: ``hook_q_input
@@ -28,19 +28,19 @@ class Block(nn.Module):
     times and a cache keeps the values' call. Here they fire once, on the shared stream, after the
     split inputs; what hooks made of those is normalised by its own scale, past no point.
 
-    Source: transformers 5.23 ``Qwen2DecoderLayer``.
+    Source: transformers 5.23 ``Qwen2DecoderLayer``, ``WhisperEncoderLayer``.
     """
 
     hook_out_is_single_residual_stream = True  # asked for by TransformerLens' analysis tools
 
-    def __init__(self, cfg: HookedALMConfig, layer: int, layer_type: LayerType) -> None:
+    def __init__(self, cfg: StackConfig, layer: int, layer_type: LayerType) -> None:
         """Allocate attention, MLP and their norms; ``layer`` is its place in a KV cache."""
         super().__init__()
         self.cfg = cfg
-        self.ln1 = RMSNorm(cfg.d_model, cfg.eps)
+        self.ln1 = norm_of(cfg)
         self.attn = Attention(cfg, layer, layer_type)
-        self.ln2 = RMSNorm(cfg.d_model, cfg.eps)
-        self.mlp = GatedMLP(cfg)
+        self.ln2 = norm_of(cfg)
+        self.mlp = GatedMLP(cfg) if cfg.gated_mlp else MLP(cfg)
         self.hook_resid_pre = HookPoint()
         self.hook_attn_in = HookPoint()
         self.hook_q_input = HookPoint()
@@ -61,7 +61,11 @@ class Block(nn.Module):
         resid_mid = self.hook_resid_mid(resid_pre + self.hook_attn_out(attn_out))
         mlp_in = tap(self.hook_mlp_in, resid_mid.clone()) if is_hooked(self.hook_mlp_in) else None
         mlp_out = self.mlp(self.ln2(resid_mid if mlp_in is None else mlp_in))
-        return self.hook_resid_post(resid_mid + self.hook_mlp_out(mlp_out))
+        resid_post = resid_mid + self.hook_mlp_out(mlp_out)
+        if self.cfg.clamps_fp16 and resid_post.dtype == torch.float16:
+            limit = torch.finfo(torch.float16).max - 1000
+            resid_post = resid_post.clamp(-limit, limit)
+        return self.hook_resid_post(resid_post)
 
     def _split_inputs(self, resid: Resid) -> SplitInputs:
         """Per-head inputs that hooks changed, normalised as ``ln1`` would."""
@@ -86,7 +90,7 @@ class Block(nn.Module):
                 fork = tap(point, value)
                 if fork is not None:
                     changed[name] = fork
-        return {name: self.ln1.normalize(fork) * self.ln1.weight for name, fork in changed.items()}
+        return {name: self.ln1.affine(self.ln1.normalize(one)) for name, one in changed.items()}
 
 
 class Blocks(nn.ModuleList):

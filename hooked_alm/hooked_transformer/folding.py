@@ -86,7 +86,7 @@ class WeightProcessing(Weights):
         which attend to nothing, change.
         """
         self.refuse_beyond_hooked_transformer()
-        for block in self.blocks if self.cfg.qkv_bias else ():
+        for block in self.blocks if "v" in self.cfg.attn_bias else ():
             attn = block.attn
             b_V, W_O = _wide(attn.b_V), _wide(attn.W_O)
             b_O = _wide(attn.b_O) + torch.einsum("he,hed->d", b_V, W_O)

@@ -204,7 +204,7 @@ def test_published_configs(name: str) -> None:
     )  # fmt: skip
     assert (cfg.d_mlp, cfg.d_vocab) == (sizes["intermediate_size"], sizes["vocab_size"])
     assert cfg.rope_parameters["mrope_section"] == [16, 24, 24]
-    assert (cfg.rope_parameters["rope_theta"], cfg.eps, cfg.qkv_bias) == (1e6, 1e-6, True)
+    assert (cfg.rope_parameters["rope_theta"], cfg.eps, cfg.attn_bias) == (1e6, 1e-6, "qkv")
     assert not cfg.tie_word_embeddings
     assert set(cfg.layer_types) == {"full_attention"}
 

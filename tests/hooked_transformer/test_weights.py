@@ -28,7 +28,7 @@ def fresh(tiny_models: TinyModels, variant: str, dtype: torch.dtype = torch.floa
     folder = tiny_models.folder(variant if variant in VARIANTS[:3] else "gqa")
     model = HookedALM.from_pretrained(folder, dtype=dtype)
     if variant == "qk norm":
-        cfg = replace(model.cfg, qk_norm=True, qkv_bias=False)
+        cfg = replace(model.cfg, qk_norm=True, attn_bias="")
         model = HookedALM(cfg, front_end=model.audio).to(dtype)
         randomise(model)
     if variant == "tied":

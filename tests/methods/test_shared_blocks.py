@@ -210,7 +210,7 @@ def gate_model(gate: str) -> HookedALM:
     model = HookedALM(
         HookedALMConfig(
             n_layers=2, d_model=WIDTH, n_heads=1, n_key_value_heads=1, d_head=4, d_mlp=2, d_vocab=5,
-            n_ctx=8, eps=0.0, act_fn="silu", qkv_bias=True, qk_norm=False,
+            n_ctx=8, eps=0.0, act_fn="silu", attn_bias="qkv", qk_norm=False,
             tie_word_embeddings=False,
             rope_parameters={"rope_type": "default", "rope_theta": 1e4},
             layer_types=("full_attention",) * 2, sliding_window=None,

@@ -11,7 +11,7 @@ from hooked_alm.config import Branch, HookedALMConfig
 
 CFG = HookedALMConfig(
     n_layers=2, d_model=12, n_heads=4, n_key_value_heads=2, d_head=6, d_mlp=10, d_vocab=9,
-    n_ctx=32, eps=1e-5, act_fn="silu", qkv_bias=True, qk_norm=False, tie_word_embeddings=False,
+    n_ctx=32, eps=1e-5, act_fn="silu", attn_bias="qkv", qk_norm=False, tie_word_embeddings=False,
     rope_parameters={"rope_type": "default", "rope_theta": 1e4},
     layer_types=("full_attention",) * 2, sliding_window=None,
     original_architecture="Qwen2ForCausalLM", model_name="made here",

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...components.norm import RMSNorm
+from ...components.norm import LayerNorm, RMSNorm
 from ...engine.record import on_device
 from ...errors import InputError
 from ...inputs import ALMInput
@@ -331,15 +331,18 @@ def _receiving_point(receiver: Receiver) -> str:
 
 
 def _through_norm(
-    norm: RMSNorm,
+    norm: RMSNorm | LayerNorm,
     stream: Float[Tensor, "pos d_model"],
     gradient: Float[Tensor, "receiver pos d_model"],
 ) -> Float[Tensor, "receiver pos d_model"]:
     """Gradient at a norm's input, from that at its output before its weight.
 
-    For ``n = x / s`` with ``s^2 = mean(x^2) + eps``: ``(g - n mean(n g)) / s``.
+    For ``n = x / s`` with ``s^2 = mean(x^2) + eps``: ``(g - n mean(n g)) / s``. A LayerNorm takes
+    the means of ``x`` and ``g`` off before.
     """
-    scale = norm.scale(stream)
-    normalized = stream.float() / scale
+    scale, stream = norm.scale(stream), stream.float()
+    if isinstance(norm, LayerNorm):
+        stream, gradient = (x - x.mean(-1, keepdim=True) for x in (stream, gradient))
+    normalized = stream / scale
     along = torch.einsum("vpd,pd->vp", gradient, normalized)[..., None] / normalized.shape[-1]
     return torch.addcmul(gradient, normalized, along, value=-1).div_(scale)

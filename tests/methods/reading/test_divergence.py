@@ -26,7 +26,7 @@ def decoder(vocab: int) -> HookedALM:
     """A model whose lens gives the rows themselves, without the norm."""
     cfg = HookedALMConfig(
         n_layers=1, d_model=vocab, n_heads=1, n_key_value_heads=1, d_head=2, d_mlp=1, d_vocab=vocab,
-        n_ctx=8, eps=1e-6, act_fn="silu", qkv_bias=False, qk_norm=False, tie_word_embeddings=False,
+        n_ctx=8, eps=1e-6, act_fn="silu", attn_bias="", qk_norm=False, tie_word_embeddings=False,
         rope_parameters={"rope_type": "default", "rope_theta": 1e4}, sliding_window=None,
         layer_types=("full_attention",), original_architecture="none", model_name="by hand",
     )  # fmt: skip

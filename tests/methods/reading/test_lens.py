@@ -61,7 +61,7 @@ def full_lens(model: HookedALM, resid: Tensor, *, norm: bool = True) -> Tensor:
 def test_card_s1() -> None:
     cfg = HookedALMConfig(
         n_layers=1, d_model=2, n_heads=1, n_key_value_heads=1, d_head=2, d_mlp=3, d_vocab=2,
-        n_ctx=5, eps=0.0, act_fn="silu", qkv_bias=True, qk_norm=False,
+        n_ctx=5, eps=0.0, act_fn="silu", attn_bias="qkv", qk_norm=False,
         tie_word_embeddings=False,
         rope_parameters={"rope_type": "default", "rope_theta": 1e4},
         layer_types=("full_attention",), sliding_window=None, original_architecture="S-1",

@@ -250,7 +250,7 @@ def one_block() -> HookedALM:
     """A block that adds one vector everywhere: what a translator's bias can undo."""
     cfg = HookedALMConfig(
         n_layers=1, d_model=6, n_heads=1, n_key_value_heads=1, d_head=4, d_mlp=3, d_vocab=13,
-        n_ctx=50, eps=1e-5, act_fn="silu", qkv_bias=True, qk_norm=False,
+        n_ctx=50, eps=1e-5, act_fn="silu", attn_bias="qkv", qk_norm=False,
         tie_word_embeddings=False,
         rope_parameters={"rope_type": "default", "rope_theta": 1e4},
         layer_types=("full_attention",), sliding_window=None, original_architecture="one block",
