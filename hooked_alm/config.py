@@ -181,6 +181,12 @@ class EncoderConfig(StackConfig):
     def _sizes(self) -> dict[str, int]:
         return {**super()._sizes, "n_mels": LARGEST, "pooling": LARGEST}
 
+    def _size_problems(self) -> Iterator[str]:
+        misfits = [*super()._size_problems()]
+        yield from misfits
+        if not misfits and self.n_heads * self.d_head != self.d_model:
+            yield f"d_model = {self.d_model} is not a multiple of n_heads = {self.n_heads}"
+
 
 @dataclass(kw_only=True)
 class HookedALMConfig(StackConfig):

@@ -1,6 +1,7 @@
 """Front-ends: from audio clips to embeddings in the residual stream.
 
-A family brings its audio encoder and projector, as Hugging Face wrote them, as a ``FrontEnd``.
+A family brings its audio encoder and projector as a ``FrontEnd``: an ``AudioEncoder`` where it is
+of Whisper's type, and what else there is as Hugging Face wrote it.
 """
 
 from abc import ABC, abstractmethod
@@ -15,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .audio import Waveform
 from .components.lora import updates_of
+from .encoder import AudioEncoder
 from .errors import InputError
 from .hooks import HookPoint
 from .inputs import ALMInput, AudioClip, WeightsVersion, positions_from_mask
@@ -78,6 +80,16 @@ class FrontEnd(nn.Module, ABC):
             if cast.dtype != value.dtype:
                 cast.data = value.to(cast.device)
         return self
+
+    @property
+    def hooked_encoder(self) -> AudioEncoder | None:
+        """The module ``encoder``; None where the family has another, Hugging Face's own."""
+        found = self._modules.get("encoder")
+        return found if isinstance(found, AudioEncoder) else None
+
+    def unfireable(self, name: str) -> str | None:
+        """Why a point of the model cannot fire with this front-end, or None."""
+        return None
 
     @property
     @abstractmethod

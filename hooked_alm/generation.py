@@ -223,6 +223,7 @@ class _Steps:
         self.store, self.hooks, _ = model.get_caching_hooks(names_filter)
         self.n_run = 0
         self.parts: dict[str, list[Tensor]] = {}
+        self.aliases: dict[str, str] = {}
 
     def take(self, n_pos: int) -> None:
         """Keep the rows of the positions up to ``n_pos`` that no earlier step ran."""
@@ -230,6 +231,7 @@ class _Steps:
         for name, value in self.store.items():
             # A second name of a value that is kept under its first.
             if name in self.model.aliases:
+                self.aliases[name] = self.model.aliases[name]
                 continue
             parts = self.parts.setdefault(name, [])
             axis = point_of(name).position_axis
@@ -249,11 +251,11 @@ class _Steps:
         cache: dict[str, Tensor] = {}
         for name in list(self.parts):
             parts = self.parts.pop(name)
-            if "key_pos" in point_of(name).axes:
+            if "key_pos" in point_of(name).axes.split():
                 cache[name] = self._joined_over_keys(name, parts)
             else:
                 cache[name] = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        cache |= {alias: cache[own] for alias, own in self.model.aliases.items() if own in cache}
+        cache |= {alias: cache[own] for alias, own in self.aliases.items()}
         return ActivationCache(cache, self.model)
 
     def _joined_over_keys(self, name: str, parts: list[Tensor]) -> Tensor:

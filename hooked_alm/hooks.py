@@ -26,13 +26,14 @@ from transformer_lens.utilities import Slice
 from .config import check_device
 from .display import Shown, Summary, amount
 from .errors import HookNameError, InputError, nearest
-from .points import point_of
+from .points import ENCODER_ALIASES, point_of
 from .turns import Turn, restored
 
 __all__ = ["ActivationCache", "FactoredMatrix", "HookPoint", "HookedModule", "is_hooked", "tap"]
 
 NamesFilter = str | Iterable[str] | Callable[[str], bool] | None
 _IN_BLOCK = re.compile(r"(blocks)\.\d+\.")
+_THEIRS = tuple(ENCODER_ALIASES.values())
 Hook = tuple[str | Callable[[str], bool], Callable[..., Any]]
 
 
@@ -281,13 +282,17 @@ class HookedModule(HookedRootModule):
         """Held by the thread that runs the model; `with model.turn` keeps several runs together."""
 
     def setup(self) -> None:
-        """Register every hook point under its module path, then the split inputs' 4.3 names."""
+        """Register every hook point under its module path, then TransformerLens' 4.3 names."""
         super().setup()
         self.aliases = {}
         for name in self.hook_dict:
             point = point_of(name)
             if point.alias is not None:
                 self.aliases[name.removesuffix(point.name) + point.alias] = name
+        for ours, theirs in ENCODER_ALIASES.items():
+            both = [*((name, name) for name in self.hook_dict), *self.aliases.items()]
+            inside = [(name, own) for name, own in both if name.startswith(ours)]
+            self.aliases |= {theirs + name.removeprefix(ours): own for name, own in inside}
         for alias, name in self.aliases.items():
             self.mod_dict[alias] = self.hook_dict[alias] = self.hook_dict[name]
 
@@ -349,7 +354,10 @@ class HookedModule(HookedRootModule):
                 if not name.startswith("audio.") and self.is_cached_by_default(name)
             ]
         if callable(names):
-            by_alias = {own for alias, own in self.aliases.items() if names(alias)}
+            # Not by what TransformerLens calls an encoder: `not name.startswith("audio.")` would
+            # mean its points.
+            aliases = ((a, own) for a, own in self.aliases.items() if not a.startswith(_THEIRS))
+            by_alias = {own for alias, own in aliases if names(alias)}
             selected = [name for name in possible if names(name) or name in by_alias]
             if not selected:
                 raise HookNameError(
@@ -437,10 +445,13 @@ class HookedModule(HookedRootModule):
         """
         check_device("caching on", device)
         store: dict[str, Tensor] = {} if cache is None else cache
-        own_names = self.matching(names_filter)
-        names = {own: [own] for own in own_names}
+        if isinstance(names_filter, Iterable) and not isinstance(names_filter, str):
+            names_filter = [*names_filter]
+        asked = [names_filter] if isinstance(names_filter, str) else names_filter
+        named = {*asked} if isinstance(asked, list) else set()
+        names = {own: [own] for own in self.matching(names_filter)}
         for alias, own in self.aliases.items():
-            if own in names:
+            if own in names and (alias in named or not alias.startswith(_THEIRS)):
                 names[own].append(alias)
 
         def recorders(suffix: str) -> list[Hook]:

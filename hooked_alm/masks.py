@@ -71,6 +71,25 @@ def attention_masks(
     }
 
 
+def key_mask(implementation: str, hidden: Resid, is_real: Bool[Tensor, "batch key_pos"]) -> Any:
+    """Mask of a stack in which every position sees every real one, as an implementation wants it.
+
+    Args:
+        implementation: see ``attention_masks``.
+        hidden: what enters the first block; only its shape, dtype and device are read.
+        is_real: False at padding.
+
+    Source: transformers 5.23 ``masking_utils``, as called by ``Qwen2AudioEncoder``'s callers.
+    """
+    from transformers.masking_utils import create_bidirectional_mask
+
+    return create_bidirectional_mask(
+        config=_config_for_masks(implementation, None),
+        inputs_embeds=hidden,
+        attention_mask=is_real.long(),
+    )
+
+
 def _seen_by_place(
     stack: Stack, attention_mask: Tensor, implementation: str, cache: Any
 ) -> Bool[Tensor, "batch 1 query_pos key_pos"]:

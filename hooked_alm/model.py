@@ -21,7 +21,7 @@ from .components.embed import Embed, Unembed
 from .components.lora import updates_of
 from .components.norm import RMSNorm
 from .components.rotary import Rotary
-from .config import HookedALMConfig, LayerType, check_device
+from .config import HookedALMConfig, LayerType, StackConfig, check_device
 from .display import Shown, Summary
 from .errors import HookNameError, InputError, refuse_unknown
 from .frontend import FrontEnd
@@ -47,7 +47,7 @@ from .inputs import (
     unpadded_input,
 )
 from .masks import attention_masks
-from .points import point_of
+from .points import ENCODER, point_of
 from .prompts import Conversation, PromptBuilder, conversations_from, segments_by_row
 from .stacks import Stack, StackedModel, declared_stacks
 from .turns import in_turn
@@ -607,27 +607,37 @@ class HookedALM(
 
     def unfireable(self, name: str) -> str | None:
         """Points that exist on every model of the class but cannot fire on this one."""
-        if name.endswith("hook_attn_in") and self.cfg.n_groups > 1:
+        cfg = self._config_of(name)
+        if name.endswith("hook_attn_in") and cfg.n_groups > 1:
             return (
-                f"query heads and kv heads differ in number ({self.cfg.n_heads} and "
-                f"{self.cfg.n_key_value_heads}); use hook_q_input, hook_k_input, hook_v_input"
+                f"query heads and kv heads differ in number ({cfg.n_heads} and "
+                f"{cfg.n_key_value_heads}); use hook_q_input, hook_k_input, hook_v_input"
             )
+        if self.audio is not None and (reason := self.audio.unfireable(name)):
+            return reason
         if name == "hook_audio_embed" and self.audio is None:
             return "the model has no audio front-end"
-        if self.cfg.attn_implementation.startswith("flash") and "key_pos" in point_of(name).axes:
+        if cfg.attn_implementation.startswith("flash") and "key_pos" in point_of(name).axes:
             return "flash attention takes no explicit mask; load with attn_implementation='sdpa'"
         return None
 
     def hook_shapes(self) -> dict[str, str]:
         """Axes of every point that can fire, sizes filled in where the config fixes them."""
-        cfg = self.cfg
-        sizes = {"d_model": cfg.d_model, "head": cfg.n_heads, "kv_head": cfg.n_key_value_heads,
-                 "d_head": cfg.d_head, "d_mlp": cfg.d_mlp, "vocab": cfg.d_vocab}  # fmt: skip
         shapes = {}
         for name in self.hook_dict:
             if name not in self.aliases and not self.unfireable(name):
-                axes = point_of(name).axes
-                shapes[name] = " ".join(
-                    f"{a}={sizes[a]}" if a in sizes else a for a in axes.split()
-                )
+                cfg = self._config_of(name)
+                sizes = {"head": cfg.n_heads, "kv_head": cfg.n_key_value_heads,
+                         "d_head": cfg.d_head, "d_mlp": cfg.d_mlp, "d_model": self.cfg.d_model,
+                         "vocab": self.cfg.d_vocab}  # fmt: skip
+                if cfg is not self.cfg:
+                    sizes["d_audio"] = cfg.d_model
+                axes = point_of(name).axes.split()
+                shapes[name] = " ".join(f"{a}={sizes[a]}" if a in sizes else a for a in axes)
         return shapes
+
+    def _config_of(self, name: str) -> StackConfig:
+        """Config of the stack that a hook point belongs to."""
+        encoder = None if self.audio is None else self.audio.hooked_encoder
+        is_inside = encoder is not None and name.startswith(ENCODER)
+        return encoder.cfg if encoder is not None and is_inside else self.cfg

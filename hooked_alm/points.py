@@ -27,6 +27,17 @@ EditReach = Literal["own rows", "reading rows"]
 """Rows of its own block that an edit changes: those edited, or all that attend to them."""
 
 RESID = "batch pos d_model"
+ENCODER = "audio.encoder."
+"""Beginning of the names of points in a hooked audio encoder."""
+ENCODER_ALIASES = {
+    f"{ENCODER}blocks.": "encoder_blocks.",
+    f"{ENCODER}ln_final.": "encoder_ln_final.",
+}
+"""What TransformerLens calls the parts of an encoder."""
+_ENCODER_AXES = {
+    "batch": "window", "pos": "encoder_pos", "query_pos": "encoder_query_pos",
+    "key_pos": "encoder_key_pos", "d_model": "d_audio",
+}  # fmt: skip
 _UNITS: dict[str, UnitKind] = {"head": "head", "kv_head": "kv_head", "d_mlp": "neuron"}
 
 
@@ -145,12 +156,22 @@ def point_of(name: str) -> Point:
     """
     match = _IN_BLOCK.fullmatch(name)
     found = _BY_NAME.get(match["point"]) if match else _OUTSIDE.get(name.rpartition(".")[2])
+    if found is not None and name.startswith((ENCODER, *ENCODER_ALIASES.values())):
+        return _in_encoder(found)
     if found is None:
         raise HookNameError(
             f"describing hook point {name!r}: the table of points has none such. Use a name of "
             "`model.hook_dict`; a new point needs a row in the table first."
         )
     return found
+
+
+def _in_encoder(point: Point) -> Point:
+    """The row of a point in an audio encoder, whose positions are none of the prompt's."""
+    axes = " ".join(_ENCODER_AXES.get(axis, axis) for axis in point.axes.split())
+    # A LayerNorm's kernel fuses what is before its point and behind it.
+    is_fused = point.short.endswith("normalized")
+    return point._replace(axes=axes, on_demand=point.on_demand or is_fused)
 
 
 def hook_name(point: str, block: str = "") -> str:

@@ -13,16 +13,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import BertConfig, WhisperConfig
 from transformers.models.bert.modeling_bert import BertEncoder
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from hooked_alm.audio import Waveform
+from hooked_alm.encoder import AudioEncoder
 from hooked_alm.errors import ConversionError, InputError
 from hooked_alm.frontend import FrontEnd, Windows
 from hooked_alm.inputs import ALMInput, AudioClip
+from hooked_alm.points import ENCODER
 from hooked_alm.prompts import Conversation, PromptBuilder
 from hooked_alm.spans import AudioTokens, as_ranges
 
 from . import whisper_llama
+from .whisper_encoder import encoder_config
 
 TRANSCRIPT = "transcript"
 """Name of the span of what Whisper wrote down."""
@@ -123,14 +125,21 @@ class DestaFrontEnd(FrontEnd):
                 f"{encoder.encoder_layers}. Is the audio_model the one that the config names?"
             )
         self.taps = tuple(taps)
-        self.audio_tower = WhisperEncoder(encoder)
+        self.encoder = AudioEncoder(encoder_config(encoder))
         self.connector = connector
 
     @property
     def feature_shape(self) -> tuple[int, int]:
         """Mel bins and frames of a full window: the encoder takes nothing shorter."""
-        config = self.audio_tower.config
-        return config.num_mel_bins, 2 * config.max_source_positions
+        return self.encoder.window_shape
+
+    def unfireable(self, name: str) -> str | None:
+        """Points behind the last layer that is read: nothing runs there."""
+        behind = f"{ENCODER}blocks."
+        layer = int(name.removeprefix(behind).split(".")[0]) if name.startswith(behind) else -1
+        if layer < self.taps[-1] and not name.startswith(f"{ENCODER}ln_final"):
+            return None
+        return f"the connector reads the encoder's blocks below {self.taps[-1]}, without a norm"
 
     def n_tokens(self, n_frames: int) -> int:
         """Audio positions: one per query, whatever the duration."""
@@ -144,8 +153,7 @@ class DestaFrontEnd(FrontEnd):
 
     def encode(self, windows: Windows) -> Float[Tensor, "window audio_pos d_model"]:
         """Encode all clips in one batch, no further than the last layer that is read."""
-        features = self.hook_encoder_in(windows.features).to(self.dtype)
-        states = whisper_llama.encoder_states(self.audio_tower, features)
+        states = self.encoder.states(self.hook_encoder_in(windows.features))
         upto = list(islice(states, self.taps[-1] + 1))
         tapped = self.hook_encoder_out(torch.cat([upto[tap] for tap in self.taps], dim=1))
         # Back into the encoder's layout in memory, by which bfloat16 products round.

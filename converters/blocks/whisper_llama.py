@@ -3,25 +3,24 @@
 Source: transformers 5.23 ``WhisperEncoder``.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import LlamaConfig, PreTrainedConfig, WhisperConfig, WhisperFeatureExtractor
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from hooked_alm.audio import Waveform
 from hooked_alm.config import HookedALMConfig
 from hooked_alm.errors import ConversionError, InputError
 from hooked_alm.inputs import ALMInput, AudioClip, positions_from_mask
 
-from ..rules import Drop, Rename, Rule
+from ..rules import Drop, Rule
 from ..strict_config import account_for
 from . import decoders
+from .whisper_encoder import encoder_rules
 
 TEXT_MODEL, AUDIO_MODEL = "text_model", "audio_model"
 """Names of the two components."""
@@ -99,7 +98,7 @@ def whisper_rules(prefix: str) -> list[Rule]:
         prefix: regular expression, without groups, for what precedes ``model.``.
     """
     return [
-        Rename(prefix + r"(?:model\.)?encoder\.(.+)", r"audio.audio_tower.\1"),
+        *encoder_rules(prefix + r"(?:model\.)?encoder\."),
         Drop(
             prefix + r"(?:(?:model\.)?decoder\..+|proj_out\.weight)",
             "Whisper's decoder writes transcripts; nothing of it enters the language model",
@@ -124,24 +123,6 @@ def whole_window(
     )
     features = extracted["input_features"]
     return features, [features.shape[-1]]
-
-
-def encoder_states(
-    encoder: WhisperEncoder,
-    features: Float[Tensor, "window mel frame"],
-    mask: Float[Tensor, "window 1 1 pos"] | None = None,
-) -> Iterator[Float[Tensor, "window pos d_audio"]]:
-    """States that enter the encoder's first layer and leave each, without the final norm.
-
-    Unlike the encoder's own ``forward`` it takes windows shorter than the longest, and a mask.
-    """
-    hidden = F.gelu(encoder.conv1(features))
-    hidden = F.gelu(encoder.conv2(hidden)).permute(0, 2, 1)
-    hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
-    yield hidden
-    for layer in encoder.layers:
-        hidden = layer(hidden, mask)
-        yield hidden
 
 
 def real_rows(

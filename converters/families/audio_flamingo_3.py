@@ -7,16 +7,18 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
-from transformers import AudioFlamingo3Config, AudioFlamingo3Encoder
+from transformers import AudioFlamingo3Config
 from transformers.models.audioflamingo3.modeling_audioflamingo3 import (
     AudioFlamingo3MultiModalProjector,
 )
 
 from hooked_alm.config import HookedALMConfig
+from hooked_alm.encoder import AudioEncoder
 from hooked_alm.frontend import Windows, frame_mask
 from hooked_alm.spans import AudioTokens
 
 from ..blocks import decoders
+from ..blocks.whisper_encoder import encoder_config, encoder_rules
 from ..blocks.whisper_windows import WindowedFrontEnd
 from ..family import Card, Family
 from ..rules import Rename
@@ -29,7 +31,7 @@ MAX_SECONDS = 600.0
 
 
 class AudioFlamingo3FrontEnd(WindowedFrontEnd):
-    """Hugging Face's encoder and projector, between our hook points."""
+    """Encoder and Hugging Face's projector, between our hook points."""
 
     def __init__(self, config: AudioFlamingo3Config, markers: frozenset[int]) -> None:
         """Lay encoder and projector out; nothing marks the ends of a clip."""
@@ -41,14 +43,13 @@ class AudioFlamingo3FrontEnd(WindowedFrontEnd):
                 max_seconds=MAX_SECONDS,
             )
         )
-        self.audio_tower = AudioFlamingo3Encoder(config.audio_config)
+        self.encoder = AudioEncoder(encoder_config(config.audio_config, pooling=2))
         self.projector = AudioFlamingo3MultiModalProjector(config)
 
     @property
     def feature_shape(self) -> tuple[int, int]:
         """Mel bins, and two frames per encoder position: the second convolution halves the rate."""
-        config = self.audio_tower.config
-        return config.num_mel_bins, 2 * config.max_source_positions
+        return self.encoder.window_shape
 
     def n_tokens(self, n_frames: int) -> int:
         """Audio positions: a convolution of stride 2, then pooling by 2."""
@@ -56,9 +57,9 @@ class AudioFlamingo3FrontEnd(WindowedFrontEnd):
 
     def encode(self, windows: Windows) -> Float[Tensor, "window audio_pos d_model"]:
         """Encode the windows of all clips in one batch, as Hugging Face does."""
-        features = self.hook_encoder_in(windows.features).to(self.dtype)
-        mask = frame_mask(windows.n_frames, features.shape[-1])
-        hidden = self.audio_tower(features, input_features_mask=mask).last_hidden_state
+        features = self.hook_encoder_in(windows.features)
+        n_hidden = (windows.n_frames - 1) // 2 + 1
+        hidden = self.encoder(features, frame_mask(n_hidden, self.encoder.cfg.n_ctx).bool())
         hidden = self.hook_projector_in(self.hook_encoder_out(hidden))
         return self.hook_projector_out(self.projector(hidden))
 
@@ -102,9 +103,8 @@ FAMILY = Family(
             r"(?:language_model\.model\.|model\.language_model\.|llm\.model\.)",
             head=r"(?:language_model\.|llm\.)?lm_head",
         ),
-        Rename(r"(?:model\.)?audio_tower\.(.+)", r"audio.audio_tower.\1"),
+        *encoder_rules(r"(?:(?:model\.)?audio_tower|sound_tower)\."),
         Rename(r"(?:model\.)?multi_modal_projector\.(.+)", r"audio.projector.\1"),
-        Rename(r"sound_tower\.(.+)", r"audio.audio_tower.\1"),
         Rename(r"sound_mm_projector\.layers\.0\.(.+)", r"audio.projector.linear_1.\1"),
         Rename(r"sound_mm_projector\.layers\.2\.(.+)", r"audio.projector.linear_2.\1"),
     ),

@@ -9,16 +9,17 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from hooked_alm.audio import Waveform
 from hooked_alm.config import HookedALMConfig
+from hooked_alm.encoder import AudioEncoder
 from hooked_alm.errors import InputError
 from hooked_alm.frontend import FrontEnd, Windows
 from hooked_alm.inputs import ALMInput, AudioClip, ids_and_mask
 from hooked_alm.spans import AudioTokens
 
 from ..blocks import decoders, whisper_llama
+from ..blocks.whisper_encoder import encoder_config
 from ..blocks.whisper_llama import AUDIO_MODEL, SPEECH, TEXT_MODEL, WhisperLlamaConfig
 from ..family import Card, Family, Published
 from ..rules import Drop, Rename
@@ -107,14 +108,13 @@ class LlamaOmniFrontEnd(FrontEnd):
             )
         )
         self.max_length = config.tokenizer_model_max_length
-        self.audio_tower = WhisperEncoder(encoder)
+        self.encoder = AudioEncoder(encoder_config(encoder))
         self.projector = LlamaOmniProjector(config)
 
     @property
     def feature_shape(self) -> tuple[int, int]:
         """Mel bins and frames of a full window: the encoder takes nothing shorter."""
-        config = self.audio_tower.config
-        return config.num_mel_bins, 2 * config.max_source_positions
+        return self.encoder.window_shape
 
     def n_tokens(self, n_frames: int) -> int:
         """Audio positions: a convolution of stride 2, then whole stacks."""
@@ -149,8 +149,7 @@ class LlamaOmniFrontEnd(FrontEnd):
 
     def encode(self, windows: Windows) -> Float[Tensor, "window audio_pos d_model"]:
         """Encode all clips in one batch."""
-        features = self.hook_encoder_in(windows.features).to(self.dtype)
-        hidden = self.hook_encoder_out(self.audio_tower(features).last_hidden_state)
+        hidden = self.hook_encoder_out(self.encoder(self.hook_encoder_in(windows.features)))
         return self.hook_projector_out(self.projector(self.hook_projector_in(hidden)))
 
     def input_from_hf(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import AudioFlamingo3Encoder, MusicFlamingoConfig
+from transformers import MusicFlamingoConfig
 from transformers.models.musicflamingo.modeling_musicflamingo import (
     MusicFlamingoMultiModalProjector,
     MusicFlamingoRotaryEmbedding,
@@ -16,12 +16,14 @@ from transformers.models.musicflamingo.modeling_musicflamingo import (
 )
 
 from hooked_alm.config import HookedALMConfig
+from hooked_alm.encoder import AudioEncoder
 from hooked_alm.errors import ConversionError
 from hooked_alm.frontend import Windows, frame_mask
 from hooked_alm.inputs import AudioClip
 from hooked_alm.spans import AudioTokens
 
 from ..blocks import decoders
+from ..blocks.whisper_encoder import encoder_config, encoder_rules
 from ..blocks.whisper_windows import WindowedFrontEnd
 from ..family import Card, Family
 from ..rules import Drop, Rename
@@ -34,7 +36,7 @@ MAX_SECONDS = 1200.0
 
 
 class MusicFlamingoFrontEnd(WindowedFrontEnd):
-    """Hugging Face's encoder, rotary time embedding and projector, between our hook points.
+    """Encoder, Hugging Face's rotary time embedding and projector, between our hook points.
 
     ``hook_encoder_out`` is before the rotation, ``hook_projector_in`` after it.
     """
@@ -51,7 +53,7 @@ class MusicFlamingoFrontEnd(WindowedFrontEnd):
             )
         )
         self.ends, self.frame_step = ends, config.audio_frame_step
-        self.audio_tower = AudioFlamingo3Encoder(config.audio_config)
+        self.encoder = AudioEncoder(encoder_config(config.audio_config, pooling=2))
         self.rotary_time = MusicFlamingoRotaryEmbedding(config)
         # Two axes, window and place in it, of pairs each.
         turned, width = 4 * len(self.rotary_time.inv_freq), config.audio_config.hidden_size
@@ -65,8 +67,7 @@ class MusicFlamingoFrontEnd(WindowedFrontEnd):
     @property
     def feature_shape(self) -> tuple[int, int]:
         """Mel bins, and two frames per encoder position: the second convolution halves the rate."""
-        config = self.audio_tower.config
-        return config.num_mel_bins, 2 * config.max_source_positions
+        return self.encoder.window_shape
 
     def n_tokens(self, n_frames: int) -> int:
         """Audio positions: a convolution of stride 2, then pooling by 2."""
@@ -79,9 +80,9 @@ class MusicFlamingoFrontEnd(WindowedFrontEnd):
 
     def encode(self, windows: Windows) -> Float[Tensor, "window audio_pos d_model"]:
         """Encode the windows of all clips in one batch, as Hugging Face does."""
-        features = self.hook_encoder_in(windows.features).to(self.dtype)
-        mask = frame_mask(windows.n_frames, features.shape[-1])
-        hidden = self.audio_tower(features, input_features_mask=mask).last_hidden_state
+        features = self.hook_encoder_in(windows.features)
+        n_hidden = (windows.n_frames - 1) // 2 + 1
+        hidden = self.encoder(features, frame_mask(n_hidden, self.encoder.cfg.n_ctx).bool())
         hidden = self.rotate(self.hook_encoder_out(hidden), windows.place)
         return self.hook_projector_out(self.projector(self.hook_projector_in(hidden)))
 
@@ -146,13 +147,12 @@ FAMILY = Family(
             r"(?:language_model\.model\.|model\.language_model\.|llm\.model\.)",
             head=r"(?:language_model\.|llm\.)?lm_head",
         ),
-        Rename(r"(?:model\.)?audio_tower\.(.+)", r"audio.audio_tower.\1"),
+        *encoder_rules(r"(?:(?:model\.)?audio_tower|sound_tower)\."),
         Rename(r"(?:model\.)?multi_modal_projector\.(.+)", r"audio.projector.\1"),
         Drop(
             r"sound_tower\.(?:sound_tower\.)?pos_emb\.freqs",
             "rotary frequencies, computed from the config",
         ),
-        Rename(r"sound_tower\.(.+)", r"audio.audio_tower.\1"),
         Rename(r"sound_mm_projector\.layers\.0\.(.+)", r"audio.projector.linear_1.\1"),
         Rename(r"sound_mm_projector\.layers\.2\.(.+)", r"audio.projector.linear_2.\1"),
     ),

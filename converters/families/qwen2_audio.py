@@ -9,16 +9,17 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import Qwen2AudioConfig, Qwen2AudioEncoder
-from transformers.masking_utils import create_bidirectional_mask
+from transformers import Qwen2AudioConfig
 from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioMultiModalProjector
 
 from hooked_alm.config import HookedALMConfig
+from hooked_alm.encoder import AudioEncoder
 from hooked_alm.frontend import FrontEnd, Windows
 from hooked_alm.inputs import ALMInput, AudioClip, ids_and_mask
 from hooked_alm.spans import AudioTokens
 
 from ..blocks import decoders
+from ..blocks.whisper_encoder import encoder_config, encoder_rules
 from ..family import Card, Family
 from ..rules import Rename
 from ..strict_config import account_for, account_for_encoder
@@ -28,7 +29,7 @@ SECONDS_PER_TOKEN = 0.04
 
 
 class Qwen2AudioFrontEnd(FrontEnd):
-    """Hugging Face's encoder and projector, between our hook points."""
+    """Encoder and Hugging Face's projector, between our hook points."""
 
     def __init__(self, config: Qwen2AudioConfig, markers: frozenset[int]) -> None:
         """Lay encoder and projector out; ``markers`` are the ids around a clip."""
@@ -41,14 +42,13 @@ class Qwen2AudioFrontEnd(FrontEnd):
                 max_seconds=2 * encoder.max_source_positions / 100,  # two frames of 10 ms each
             )
         )
-        self.audio_tower = Qwen2AudioEncoder(encoder)
+        self.encoder = AudioEncoder(encoder_config(encoder, pooling=2))
         self.projector = Qwen2AudioMultiModalProjector(config)
 
     @property
     def feature_shape(self) -> tuple[int, int]:
         """Mel bins, and two frames per encoder position: the second convolution halves the rate."""
-        config = self.audio_tower.config
-        return config.num_mel_bins, 2 * config.max_source_positions
+        return self.encoder.window_shape
 
     def n_tokens(self, n_frames: int) -> int:
         """Audio positions: a convolution of stride 2, then pooling by 2."""
@@ -59,14 +59,7 @@ class Qwen2AudioFrontEnd(FrontEnd):
         features, n_frames = self.hook_encoder_in(windows.features), windows.n_frames
         n_hidden = features.shape[-1] // 2
         valid = torch.arange(n_hidden, device=features.device) < ((n_frames - 1) // 2 + 1)[:, None]
-        weight = self.projector.linear.weight
-        mask = create_bidirectional_mask(
-            config=self.audio_tower.config,
-            inputs_embeds=torch.zeros(*valid.shape, 1, dtype=weight.dtype, device=weight.device),
-            attention_mask=valid.long(),
-        )
-        hidden = self.audio_tower(features, attention_mask=mask).last_hidden_state
-        hidden = self.hook_projector_in(self.hook_encoder_out(hidden))
+        hidden = self.hook_projector_in(self.hook_encoder_out(self.encoder(features, valid)))
         return self.hook_projector_out(self.projector(hidden))
 
     def input_from_hf(
@@ -127,7 +120,7 @@ FAMILY = Family(
             r"(?:language_model\.model\.|model\.language_model\.)",
             head=r"(?:language_model\.)?lm_head",
         ),
-        Rename(r"(?:model\.)?audio_tower\.(.+)", r"audio.audio_tower.\1"),
+        *encoder_rules(r"(?:model\.)?audio_tower\."),
         Rename(r"(?:model\.)?multi_modal_projector\.(.+)", r"audio.projector.\1"),
     ),
     card=Card(

@@ -16,13 +16,14 @@ from transformers import PreTrainedConfig, Qwen2Config, WhisperFeatureExtractor
 
 from hooked_alm.audio import Waveform
 from hooked_alm.config import HookedALMConfig
+from hooked_alm.encoder import AudioEncoder
 from hooked_alm.errors import ConversionError, InputError
 from hooked_alm.frontend import FrontEnd, Windows
 from hooked_alm.inputs import ALMInput, AudioClip, ids_and_mask
 from hooked_alm.spans import AudioTokens
 
 from ..blocks import decoders
-from ..blocks.pooled_whisper import PooledWhisper, whisper_rules
+from ..blocks.whisper_encoder import openai_encoder_config, openai_encoder_rules
 from ..family import Card, Family
 from ..rules import Drop, Frequencies, Rename, Split
 from ..strict_config import account_for
@@ -92,22 +93,17 @@ class QwenAudioFrontEnd(FrontEnd):
                 max_seconds=2 * sizes["n_ctx"] / 100,  # two frames of 10 ms each
             )
         )
-        self.audio_tower = PooledWhisper(
-            n_mels=sizes["n_mels"],
-            n_ctx=sizes["n_ctx"],
-            n_state=sizes["n_state"],
-            n_head=sizes["n_head"],
-            n_layer=sizes["n_layer"],
-            attention=config._attn_implementation or "sdpa",
-        )
+        names = ("n_mels", "n_ctx", "n_state", "n_head", "n_layer")
+        self.encoder = AudioEncoder(openai_encoder_config(
+            **{name: sizes[name] for name in names}, attention=config._attn_implementation
+        ))  # fmt: skip
         self.tags = nn.Embedding(2, config.hidden_size)
         self.projector = nn.Linear(sizes["n_state"], config.hidden_size)
 
     @property
     def feature_shape(self) -> tuple[int, int]:
         """Mel bins, and two frames per encoder position: the second convolution halves the rate."""
-        config = self.audio_tower.config
-        return config.num_mel_bins, 2 * config.max_source_positions
+        return self.encoder.window_shape
 
     def n_tokens(self, n_frames: int) -> int:
         """Audio positions: a convolution of stride 2, then pooling by 2."""
@@ -157,8 +153,8 @@ class QwenAudioFrontEnd(FrontEnd):
         """Encode all clips in one batch, as the published code does."""
         half = (windows.n_frames + 1) // 2
         most = int(half.max())
-        mel = self.hook_encoder_in(windows.features)[..., : 2 * most].to(self.dtype)
-        hidden = self.audio_tower(mel, torch.arange(most, device=mel.device) < half[:, None])
+        mel = self.hook_encoder_in(windows.features)[..., : 2 * most]
+        hidden = self.encoder(mel, torch.arange(most, device=mel.device) < half[:, None])
         hidden = self.hook_projector_in(self.hook_encoder_out(hidden))
         return self.hook_projector_out(self.projector(hidden))
 
@@ -338,9 +334,8 @@ FAMILY = Family(
         Rename(r"transformer\.wte\.weight", "embed.weight"),
         Rename(r"transformer\.ln_f\.weight", "ln_final.weight"),
         Rename(r"lm_head\.weight", "unembed.weight"),
-        *whisper_rules(
+        *openai_encoder_rules(
             r"transformer\.audio\.",
-            "audio.audio_tower.",
             positions="positional_embedding",
             norm="ln_post",
         ),

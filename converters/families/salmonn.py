@@ -15,11 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from hooked_alm.audio import Waveform
 from hooked_alm.checkpoint import Checkpoint
 from hooked_alm.config import HookedALMConfig
+from hooked_alm.encoder import AudioEncoder
 from hooked_alm.errors import ConversionError, InputError
 from hooked_alm.frontend import FrontEnd, Windows
 from hooked_alm.inputs import ALMInput, AudioClip, ids_and_mask
@@ -27,6 +27,7 @@ from hooked_alm.model import HookedALM
 from hooked_alm.spans import AudioTokens
 
 from ..blocks import decoders, whisper_llama
+from ..blocks.whisper_encoder import encoder_config
 from ..blocks.whisper_llama import AUDIO_MODEL, SPEECH, TEXT_MODEL, WhisperLlamaConfig
 from ..family import Card, Family
 from ..rules import Drop, Lora, Rename
@@ -88,7 +89,7 @@ class SalmonnFrontEnd(FrontEnd):
             )
         )
         d_audio = encoder.d_model + self.d_beats
-        self.audio_tower = WhisperEncoder(encoder)
+        self.encoder = AudioEncoder(encoder_config(encoder))
         self.ln_speech = nn.LayerNorm(encoder.d_model)
         if self.d_beats:
             self.ln_audio = nn.LayerNorm(self.d_beats)
@@ -174,7 +175,7 @@ class SalmonnFrontEnd(FrontEnd):
     def encode(self, windows: Windows) -> Float[Tensor, "window audio_pos d_model"]:
         """Encode all clips in one batch, as the published code does."""
         mel, beats = self._unpack(self.hook_encoder_in(windows.features).to(self.dtype))
-        hidden = self.ln_speech(self.audio_tower(mel).last_hidden_state)
+        hidden = self.ln_speech(self.encoder(mel))
         if self.d_beats:
             frame = torch.arange(self.n_ctx, device=beats.device)
             is_padding = (frame >= windows.n_frames[:, None]).unsqueeze(-1)

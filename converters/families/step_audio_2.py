@@ -17,13 +17,14 @@ from transformers import PreTrainedConfig, Qwen2Config, WhisperFeatureExtractor
 
 from hooked_alm.audio import Waveform
 from hooked_alm.config import HookedALMConfig
+from hooked_alm.encoder import AudioEncoder
 from hooked_alm.errors import ConversionError, InputError
 from hooked_alm.frontend import FrontEnd, Windows
 from hooked_alm.inputs import ALMInput, AudioClip, ids_and_mask
 from hooked_alm.spans import AudioTokens
 
 from ..blocks import decoders
-from ..blocks.pooled_whisper import PooledWhisper, whisper_rules
+from ..blocks.whisper_encoder import openai_encoder_config, openai_encoder_rules
 from ..family import Card, Family
 from ..rules import Rename
 from ..strict_config import account_for
@@ -146,20 +147,17 @@ class StepAudio2FrontEnd(FrontEnd):
                 ),
             )
         )
-        self.audio_tower = PooledWhisper(
-            n_mels=encoder.n_mels,
-            n_ctx=encoder.n_audio_ctx,
-            n_state=encoder.n_audio_state,
-            n_head=encoder.n_audio_head,
-            n_layer=encoder.n_audio_layer,
-            attention=config._attn_implementation or "sdpa",
-        )
+        self.encoder = AudioEncoder(openai_encoder_config(
+            n_mels=encoder.n_mels, n_ctx=encoder.n_audio_ctx, n_state=encoder.n_audio_state,
+            n_head=encoder.n_audio_head, n_layer=encoder.n_audio_layer,
+            attention=config._attn_implementation,
+        ))  # fmt: skip
         self.projector = Adapter(encoder.n_audio_state, encoder.llm_dim)
 
     @property
     def feature_shape(self) -> tuple[int, int]:
         """Mel bins, and the frames of a whole chunk."""
-        return self.audio_tower.config.num_mel_bins, CHUNK_FRAMES
+        return self.encoder.cfg.n_mels, CHUNK_FRAMES
 
     def n_tokens(self, n_frames: int) -> int:
         """Audio positions: convolution, pooling and the adapter's convolution each halve them."""
@@ -197,10 +195,10 @@ class StepAudio2FrontEnd(FrontEnd):
 
     def encode(self, windows: Windows) -> Float[Tensor, "window audio_pos d_model"]:
         """Encode all chunks in one batch, as the published code does."""
-        mel = self.hook_encoder_in(windows.features).to(self.dtype)
+        mel = self.hook_encoder_in(windows.features)
         length = mel.shape[-1]
         frame = torch.arange((length + 1) % 2, length, 2, device=mel.device)
-        hidden = self.audio_tower(mel, frame < windows.n_frames[:, None])
+        hidden = self.encoder(mel, frame < windows.n_frames[:, None])
         hidden = self.hook_projector_in(self.hook_encoder_out(hidden))
         return self.hook_projector_out(self.projector(hidden))
 
@@ -336,9 +334,8 @@ FAMILY = Family(
     front_end=StepAudio2FrontEnd,
     rules=(
         *decoders.decoder_rules(r"model\."),
-        *whisper_rules(
+        *openai_encoder_rules(
             r"encoder\.",
-            "audio.audio_tower.",
             positions=r"positional_embedding\.weight",
             norm="after_norm",
         ),

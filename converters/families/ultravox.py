@@ -12,17 +12,18 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from hooked_alm.audio import Waveform
 from hooked_alm.checkpoint import SafetensorsCheckpoint
 from hooked_alm.config import HookedALMConfig
+from hooked_alm.encoder import AudioEncoder
 from hooked_alm.errors import InputError
 from hooked_alm.frontend import FrontEnd, Windows, frame_mask
 from hooked_alm.inputs import ALMInput, AudioClip, ids_and_mask
 from hooked_alm.spans import AudioTokens
 
 from ..blocks import decoders, whisper_llama
+from ..blocks.whisper_encoder import encoder_config, encoder_rules
 from ..blocks.whisper_llama import AUDIO_MODEL, TEXT_MODEL, WhisperLlamaConfig
 from ..family import Card, Family, Published
 from ..rules import Rename
@@ -93,14 +94,13 @@ class UltravoxFrontEnd(FrontEnd):
             )
         )
         self.stride = stride
-        self.audio_tower = WhisperEncoder(config.audio_config)
+        self.encoder = AudioEncoder(encoder_config(config.audio_config, takes_shorter=True))
         self.projector = UltravoxProjector(config)
 
     @property
     def feature_shape(self) -> tuple[int, int]:
         """Mel bins, and the frames of a full window, which need not be filled."""
-        config = self.audio_tower.config
-        return config.num_mel_bins, ENCODER_STRIDE * config.max_source_positions
+        return self.encoder.window_shape
 
     def n_tokens(self, n_frames: int) -> int:
         """Audio positions: one per whole or begun stack."""
@@ -131,12 +131,10 @@ class UltravoxFrontEnd(FrontEnd):
 
     def encode(self, windows: Windows) -> Float[Tensor, "window audio_pos d_model"]:
         """Encode all windows in one batch, as the published model does."""
-        features = self.hook_encoder_in(windows.features).to(self.dtype)
+        features = self.hook_encoder_in(windows.features)
         n_hidden = (windows.n_frames - 1) // ENCODER_STRIDE + 1
         real = frame_mask(n_hidden, (features.shape[-1] - 1) // ENCODER_STRIDE + 1)
-        mask = (1.0 - real[:, None, None].to(self.dtype)) * torch.finfo(self.dtype).min
-        *_, hidden = whisper_llama.encoder_states(self.audio_tower, features, mask)
-        hidden = self.hook_encoder_out(self.audio_tower.layer_norm(hidden))
+        hidden = self.hook_encoder_out(self.encoder(features, real.bool()))
         return self.hook_projector_out(self.projector(self.hook_projector_in(hidden)))
 
     def input_from_hf(
@@ -291,7 +289,7 @@ FAMILY = Family(
             head=rf"(?:{TEXT_MODEL}/|language_model\.)lm_head",
         ),
         *whisper_llama.whisper_rules(rf"{AUDIO_MODEL}/"),
-        Rename(r"audio_tower\.(.+)", r"audio.audio_tower.\1"),
+        *encoder_rules(r"audio_tower\."),
         Rename(r"multi_modal_projector\.(.+)", r"audio.projector.\1"),
     ),
     tokenizer=TEXT_MODEL,

@@ -3,23 +3,24 @@
 Source: transformers 5.23 ``VoxtralForConditionalGeneration``.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
-from transformers import VoxtralConfig, VoxtralEncoder
+from transformers import VoxtralConfig
 from transformers.models.voxtral.modeling_voxtral import VoxtralMultiModalProjector
 
 from hooked_alm.audio import Waveform
 from hooked_alm.config import HookedALMConfig
+from hooked_alm.encoder import AudioEncoder
 from hooked_alm.frontend import Windows
 from hooked_alm.inputs import ALMInput, AudioClip, ids_and_mask
 from hooked_alm.spans import AudioTokens
 
 from ..blocks import decoders
+from ..blocks.whisper_encoder import encoder_config, encoder_rules
 from ..blocks.whisper_windows import WindowedFrontEnd, note_silence
 from ..family import Card, Family
 from ..rules import Rename
@@ -27,7 +28,7 @@ from ..strict_config import account_for, account_for_encoder
 
 SECONDS_PER_FRAME = 0.02
 """Duration of an encoder frame: the second convolution halves the rate of the spectrogram."""
-POSITIONS = "audio_tower.embed_positions.weight"
+POSITIONS = "encoder.embed_positions.weight"
 """Name of the table of positions, which transformers adds in float32, whatever the dtype."""
 MAX_SECONDS = 2400.0
 """Longest recording that the publisher names (40 minutes); the code sets no limit."""
@@ -46,7 +47,7 @@ CHAT_TEMPLATE = (
 
 
 class VoxtralFrontEnd(WindowedFrontEnd):
-    """Hugging Face's encoder and projector, between our hook points.
+    """Encoder and Hugging Face's projector, between our hook points.
 
     ``hook_encoder_out`` has four frames per audio position, ``hook_projector_in`` has them side by
     side. Windows are heard to their end: the silence that fills the last one has positions of its
@@ -67,19 +68,18 @@ class VoxtralFrontEnd(WindowedFrontEnd):
                 max_seconds=MAX_SECONDS,
             )
         )
-        self.audio_tower = VoxtralEncoder(encoder)
+        self.encoder = AudioEncoder(encoder_config(encoder))
+        self.d_stacked = encoder.intermediate_size
         self.projector = VoxtralMultiModalProjector(config)
 
     @property
     def feature_shape(self) -> tuple[int, int]:
         """Mel bins, and two frames per encoder position: the second convolution halves the rate."""
-        config = self.audio_tower.config
-        return config.num_mel_bins, 2 * config.max_source_positions
+        return self.encoder.window_shape
 
     def n_tokens(self, n_frames: int) -> int:
         """Audio positions of a full window, because padding is heard."""
-        config = self.audio_tower.config
-        return config.max_source_positions * config.d_model // config.intermediate_size
+        return self.encoder.cfg.n_ctx * self.encoder.cfg.d_model // self.d_stacked
 
     def clip(
         self,
@@ -109,10 +109,9 @@ class VoxtralFrontEnd(WindowedFrontEnd):
     def encode(self, windows: Windows) -> Float[Tensor, "window audio_pos d_model"]:
         """Encode the windows of all clips in one batch, as Hugging Face does."""
         features = self.hook_encoder_in(windows.features)
-        hidden = self.hook_encoder_out(self.audio_tower(features).last_hidden_state)
-        d_stacked = self.audio_tower.config.intermediate_size
-        hidden = self.hook_projector_in(hidden.reshape(len(hidden), -1, d_stacked))
-        projected = self.projector(hidden.reshape(-1, d_stacked))
+        hidden = self.hook_encoder_out(self.encoder(features))
+        hidden = self.hook_projector_in(hidden.reshape(len(hidden), -1, self.d_stacked))
+        projected = self.projector(hidden.reshape(-1, self.d_stacked))
         return self.hook_projector_out(projected.reshape(*hidden.shape[:2], -1))
 
     def input_from_hf(
@@ -181,8 +180,12 @@ FAMILY = Family(
             r"(?:language_model\.model\.|model\.language_model\.)",
             head=r"(?:language_model\.)?lm_head",
         ),
-        Rename(r"(?:model\.)?" + re.escape(POSITIONS), f"audio.{POSITIONS}", dtype=torch.float32),
-        Rename(r"(?:model\.)?audio_tower\.(.+)", r"audio.audio_tower.\1"),
+        Rename(
+            r"(?:model\.)?audio_tower\.embed_positions\.weight",
+            f"audio.{POSITIONS}",
+            dtype=torch.float32,
+        ),
+        *encoder_rules(r"(?:model\.)?audio_tower\."),
         Rename(r"(?:model\.)?multi_modal_projector\.(.+)", r"audio.projector.\1"),
     ),
     card=Card(

@@ -67,7 +67,7 @@ BAD_TENSORS: dict[str, tuple[Callable[..., Any], str]] = {
     "missing head": (drop(HEAD), r"missing tensor for unembed.weight \[337, 54\]"),
     "missing embedding of the encoder": (
         drop("audio_tower.embed_positions.weight"),
-        r"missing tensor for audio.audio_tower.embed_positions.weight \[50, 24\]",
+        r"missing tensor for audio.encoder.embed_positions.weight \[50, 24\]",
     ),
     "missing layer": (
         lambda tensors: {n: t for n, t in tensors.items() if not n.startswith(LAYER)},

@@ -37,7 +37,7 @@ def test_placements(tiny_models: TinyModels, device_map: Any) -> None:
         ({"": "disk"}, "got device_map={'': 'disk'}, .*Weights are not left on the disk"),
         ({3: "cpu"}, "got device_map={3: 'cpu'}, expected"),
         ({"model.layers.0": "cpu"}, "names 'model.layers.0' .*as they are called here"),
-        ({"blocks": "cpu"}, "has no place for .* tensors, audio.audio_tower.conv1.weight among"),
+        ({"blocks": "cpu"}, "has no place for .* tensors, audio.encoder.conv1.weight among"),
     ],
 )
 def test_maps_that_are_none(tiny_models: TinyModels, device_map: Any, message: str) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from all_cases import CASES
+from encoder_reference import CLOSE, encoder_recorded, layers_that_run
 from family_case import Case, Inputs, Run
 from hooked_alm import ALMInput, ConversionError, HookedALM, InputError
 from hooked_alm.converters.parity import Accounting, run_ours, verify
@@ -19,9 +21,12 @@ from hooked_alm.methods.patching.metrics import LogitDiff
 from hooked_alm.methods.patching.patch import patch
 from hooked_alm.methods.patching.paths import path_patch
 from hooked_alm.points import Site
-from tolerances import FAST_ENGINE
+from tolerances import FAST_ENGINE, OTHER_KERNEL
 
 GREEDY = 6
+OPAQUE = {"GLM-ASR", "Granite-Speech", "Kimi-Audio", "MiMo-Audio", "Qwen2.5-Omni",
+          "Qwen2.5-Omni thinker", "Qwen3-ASR"}  # fmt: skip
+"""Cases whose encoder is another, and has no points inside."""
 
 
 class Subjects:
@@ -144,6 +149,41 @@ def test_equal_to_the_reference(
         shapes = model.hook_shapes()
         always = {n for n in shapes if not n.startswith("audio.") and n != "hook_audio_embed"}
         assert set(cache.keys()) - set(model.aliases) == (always if not x.clips else set(shapes))
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@torch.no_grad()
+def test_every_point_of_the_encoder(
+    subjects: Subjects, name: str, dtype: torch.dtype, attention: str
+) -> None:
+    """Bit by bit what Whisper's layers hold in the reference, padding included."""
+    case = CASES[name]
+    model = subjects.hooked(case, dtype, attention)
+    is_hooked = model.audio is not None and model.audio.hooked_encoder is not None
+    assert is_hooked != (name in OPAQUE)
+    if not is_hooked or attention not in case.attentions:
+        pytest.skip(f"the encoder of {name} has no points inside, or no {attention} attention")
+    for what in (UNEQUAL, "one long clip"):
+        inputs = batches(case)[what]
+        reference = subjects.reference(case, dtype, attention)
+        with encoder_recorded(layers_that_run(partial(reference.run, inputs))) as expected:
+            reference.run(inputs)
+        x = model.encode(**inputs)
+        inside = [n for n in model.hook_dict if n.startswith("audio.encoder.blocks.")]
+        inside = [n for n in inside if model.unfireable(n) is None]
+        _, cache = model.run_with_cache(x, names_filter=["audio.encoder.hook_embed", *inside])
+        found = cache.cache_dict
+        eager_only = {n for n in inside if n.endswith(("hook_attn_scores", "hook_pattern"))}
+        missing = {*inside} - {*expected}
+        assert missing == (set() if attention == "eager" else eager_only), what
+        for point, theirs in expected.items():
+            if point in found and not point.endswith(CLOSE):
+                assert torch.equal(found[point], theirs), f"{what}: {point}"
+            elif point in found:
+                close = OTHER_KERNEL[dtype]
+                torch.testing.assert_close(found[point], theirs, atol=close, rtol=close)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from encoder_reference import CLOSE, encoder_recorded, layers_that_run
 from hf_reference import every_point, first_difference, with_positions
 from hooked_alm import HookedALM
 from tiny import TinyModels, hf_inputs
@@ -45,12 +46,22 @@ def test_every_point_is_hugging_faces(
     """Bit by bit, pads included, but for what heads write: Hugging Face adds heads up at once."""
     models: Any = text_models if name in FAMILIES else tiny_models
     inputs = text_batch() if name in FAMILIES else with_positions(AUDIO)
-    expected = every_point(models.hf(name, dtype, attention), inputs)
+    hf = models.hf(name, dtype, attention)
+    with encoder_recorded(layers_that_run(lambda: hf(**inputs))) as heard:
+        expected = every_point(hf, inputs)
+    expected |= heard
     found = recorded(models.hooked(name, dtype, attention), inputs)
+    # Behind the pooling; the whole of it is `hook_encoder_out`.
+    for point in ("hook_scale", "hook_normalized"):
+        found.pop(f"audio.encoder.ln_final.{point}", None)
     left_out = {point.rpartition(".")[2] for point in set(found) - set(expected)}
     assert left_out == (set() if attention == "eager" else EAGER_ONLY)
     assert set(expected) <= set(found)
-    results = {point: expected.pop(point) for point in list(expected) if "hook_result" in point}
+    results = {
+        point: expected.pop(point)
+        for point in list(expected)
+        if point.endswith("hook_result" if "encoder" not in point else CLOSE)
+    }
     difference = first_difference(expected, found)
     assert difference is None, difference
     close = OTHER_KERNEL[dtype]

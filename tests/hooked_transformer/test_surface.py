@@ -64,9 +64,10 @@ def test_ungrouping_shows_every_query_head(tiny_models: TinyModels, ungrouped: H
     """Same results, more heads to hook, and nothing left behind when it is switched off."""
     x, _ = clean_and_corrupt(ungrouped)
     assert ungrouped.cfg.n_key_value_heads == ungrouped.cfg.n_heads
-    logits, cache = ungrouped.run_with_cache(x, names_filter=lambda name: name.endswith("hook_k"))
+    names = [f"blocks.{layer}.attn.hook_k" for layer in range(ungrouped.cfg.n_layers)]
+    logits, cache = ungrouped.run_with_cache(x, names_filter=names)
     ungrouped.set_ungroup_grouped_query_attention(False)
-    grouped, kv = ungrouped.run_with_cache(x, names_filter=lambda name: name.endswith("hook_k"))
+    grouped, kv = ungrouped.run_with_cache(x, names_filter=names)
     torch.testing.assert_close(logits, grouped, **CLOSE)
     n_groups = ungrouped.cfg.n_groups
     assert n_groups > 1

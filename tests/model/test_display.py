@@ -109,7 +109,9 @@ def test_an_input_names_its_clips_and_counts_what_it_leaves_out() -> None:
 
 def test_a_cache_counts_its_blocks_and_its_bytes(gqa: HookedALM) -> None:
     x = gqa.encode(**hf_inputs([[63]], [9]))
-    _, cache = gqa.run_with_cache(x, names_filter=lambda name: name.endswith("hook_z"))
+    _, cache = gqa.run_with_cache(
+        x, names_filter=lambda name: re.fullmatch(r"blocks.*hook_z", name)
+    )
     z = cache["z", 0]
     text = fits(cache)
     assert text.startswith(f"ActivationCache: {gqa.cfg.n_layers} names, ")

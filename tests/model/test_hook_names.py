@@ -27,6 +27,16 @@ AXES = {
     1: "1",
 }  # fmt: skip
 """Sizes of the model and the inputs above, all different."""
+ENCODER_AXES = {
+    50: "encoder_pos",
+    25: "pooled_pos",
+    24: "d_audio",
+    38: "d_mlp",
+    3: "head",
+    8: "d_head",
+    1: "1",
+}
+"""Sizes inside the encoder, but for its windows, of which there are as many as heads."""
 TEXT_AXES = {
     3: "batch", 13: "pos", 34: "d_mlp", 97: "vocab", 6: "head", 2: "kv_head", 10: "d_head", 1: "1",
 }  # fmt: skip
@@ -40,9 +50,15 @@ def text_models(tmp_path_factory: pytest.TempPathFactory) -> TextModels:
 
 
 def symbols(name: str, shape: torch.Size, axes: dict[int, str]) -> str:
-    named = [axes[size] for size in shape]
+    inside = name.startswith("audio.encoder.")
+    named = (
+        ["window", *(ENCODER_AXES[size] for size in shape[1:])]
+        if inside
+        else [axes[size] for size in shape]
+    )
     if name.endswith(("hook_attn_scores", "hook_pattern")):
         named[2:] = ["query_pos", "key_pos"]
+        named[2:] = [f"encoder_{axis}" if inside else axis for axis in named[2:]]
     sized = zip(named, shape, strict=True)
     return " ".join(axis if axis == "1" else f"{axis}={size}" for axis, size in sized)
 
@@ -56,15 +72,20 @@ def listing(model: HookedALM, inputs: dict[str, Tensor], axes: dict[int, str]) -
     """Points with shapes, the blocks' once, after checking that every block has the same."""
     found = recorded(model, lambda name: True, inputs)
     points = {name: symbols(name, value.shape, axes) for name, value in found.items()}
-    blocks: list[dict[str, str]] = [{} for _ in range(model.cfg.n_layers)]
+    blocks: dict[str, list[dict[str, str]]] = {"": [], "audio.encoder.": []}
     listed: dict[str, str] = {}
     for name, shape in points.items():
-        if match := re.fullmatch(r"blocks\.(\d+)\.(.+)", name):
-            blocks[int(match[1])][f"blocks.{{layer}}.{match[2]}"] = shape
-            listed |= blocks[0]
+        if match := re.fullmatch(r"(|audio\.encoder\.)blocks\.(\d+)\.(.+)", name):
+            stack = blocks[match[1]]
+            if int(match[2]) == len(stack):
+                stack.append({})
+            stack[int(match[2])][f"{match[1]}blocks.{{layer}}.{match[3]}"] = shape
+            listed |= stack[0]
         else:
             listed[name] = shape
-    assert all(list(block.items()) == list(blocks[0].items()) for block in blocks)
+    assert len(blocks[""]) == model.cfg.n_layers
+    for stack in blocks.values():
+        assert all(list(block.items()) == list(stack[0].items()) for block in stack)
     return listed
 
 
@@ -98,12 +119,29 @@ def test_the_kernel_does_not_change_the_order(tiny_models: TinyModels) -> None:
 
 
 def test_every_point_is_listed_and_only_one_cannot_fire(gqa: HookedALM) -> None:
-    points = {re.sub(r"^blocks\.\d+", "blocks.{layer}", name) for name in gqa.hook_dict}
-    aliases = {re.sub(r"^blocks\.\d+", "blocks.{layer}", name) for name in gqa.aliases}
+    by_stack = {n: own for n, own in gqa.aliases.items() if n.startswith("encoder_")}
+    points = {
+        re.sub(r"blocks\.\d+", "blocks.{layer}", n) for n in gqa.hook_dict if n not in by_stack
+    }
+    aliases = {
+        re.sub(r"blocks\.\d+", "blocks.{layer}", n) for n in gqa.aliases if n not in by_stack
+    }
     golden = set(json.loads(GOLDEN.read_text())["qwen2_audio"])
     assert golden == (points | aliases) - {"blocks.{layer}.hook_attn_in"}
     assert all(p.name == gqa.aliases.get(name, name) for name, p in gqa.hook_dict.items())
-    assert aliases == {f"blocks.{{layer}}.attn.hook_{letter}_input" for letter in "qkv"}
+    assert aliases == {
+        f"{stack}blocks.{{layer}}.attn.hook_{letter}_input"
+        for stack in ("", "audio.encoder.")
+        for letter in "qkv"
+    }
+    inside = {n for n in gqa.hook_dict if n.startswith(("audio.encoder.b", "audio.encoder.l"))}
+    theirs = {n.replace("encoder_blocks.", "audio.encoder.blocks.").replace(
+        "encoder_ln_final.", "audio.encoder.ln_final.") for n in by_stack}  # fmt: skip
+    assert theirs == inside
+    name = "encoder_blocks.1.attn.hook_z"
+    assert recorded(gqa, name)[name].shape == (3, 50, 3, 8)
+    with pytest.raises(HookNameError, match="true for none"):  # a predicate sees our names
+        recorded(gqa, lambda name: name.startswith("encoder_"))
 
 
 def test_shapes_are_known_without_a_run(gqa: HookedALM, mha: HookedALM) -> None:
@@ -116,6 +154,8 @@ def test_shapes_are_known_without_a_run(gqa: HookedALM, mha: HookedALM) -> None:
                 axis, _, fixed = axis.partition("=")
                 axis = {"window": "clip"}.get(axis, axis)  # this family hears a clip in one
                 assert int(fixed or size) == size, name
+                if name.startswith("audio.encoder."):
+                    continue  # whose axes the golden list has
                 # Where heads are not grouped, their number does not tell which they are.
                 known = {AXES[size], AXES[size].removeprefix("max_"), "query_pos", "key_pos"}
                 assert axis in known | ({"kv_head"} if model is mha else set()), name
@@ -165,11 +205,11 @@ def test_unknown_names_raise_with_a_suggestion(gqa: HookedALM, name: str, neares
 
 def test_predicates_that_match_nothing_raise(gqa: HookedALM) -> None:
     for use in ways_to_name(gqa):
-        with pytest.raises(HookNameError, match="it is true for none of the 116 points"):
+        with pytest.raises(HookNameError, match="it is true for none of the 165 points"):
             use(lambda name: "reisd" in name)
         # They may match a point, but none that can fire.
         with pytest.raises(HookNameError, match="true for none"):
-            use(lambda name: name.endswith("hook_attn_in"))
+            use(lambda name: name.startswith("blocks") and name.endswith("hook_attn_in"))
     assert not gqa.list_hooks()
 
 

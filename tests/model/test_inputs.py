@@ -165,7 +165,7 @@ def test_every_clip_is_encoded_once(gqa: HookedALM, x: ALMInput, calls: list[int
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "name", ["audio_tower.layers.1.fc2.weight", "projector.linear.weight", "gain"]
+    "name", ["encoder.blocks.1.mlp.down_proj.weight", "projector.linear.weight", "gain"]
 )
 def test_weights_written_through_data_are_heard(gqa: HookedALM, name: str) -> None:
     """One element of the last block, of the projector, or of a buffer."""
@@ -315,7 +315,7 @@ def test_pytorch_hooks_in_the_encoder_are_heard_and_leave_nothing(
 ) -> None:
     before = gqa(x)
     fresh = gqa.encode(**INPUTS)
-    layer = gqa.audio.audio_tower.layers[0]
+    layer = gqa.audio.encoder.blocks[0]
     handle = layer.register_forward_hook(lambda module, args, out: out * 0)
     edited = gqa(x)
     assert not torch.equal(edited, before)
@@ -331,13 +331,15 @@ def test_hooks_on_the_audio_encode_afresh_and_store_nothing(
 ) -> None:
     before = gqa(x)
     calls.clear()
-    names = [name for name in gqa.hook_dict if name.startswith("audio.")]
-    assert len(names) == 4
+    names = [
+        f"audio.hook_{part}_{end}" for part in ("encoder", "projector") for end in ("in", "out")
+    ]
+    names += ["audio.encoder.hook_embed", "audio.encoder.blocks.1.attn.hook_pattern"]
     for name in names:
         edited = gqa.run_with_hooks(x, fwd_hooks=[(name, lambda value, hook: value * 0.5)])
         assert not torch.equal(edited, before)
         assert torch.equal(gqa(x), before)
-    assert calls == [4] * 4
+    assert calls == [4] * 6
     fresh = gqa.encode(**INPUTS)
     gqa.run_with_cache(fresh, names_filter="audio.hook_encoder_out")
     assert all(not clip._encoded for clip in fresh.clips)

@@ -125,7 +125,7 @@ def take_another_activation(model: HookedALM) -> None:
 
 
 def forget_final_norm(model: HookedALM) -> None:
-    model.audio.audio_tower.layer_norm = torch.nn.Identity()
+    model.audio.encoder.ln_final = torch.nn.Identity()
 
 
 CASE = Case(

@@ -183,7 +183,7 @@ def swap_tags(model: HookedALM) -> None:
 
 def skip_the_pooling(model: HookedALM) -> None:
     """Every second output of the encoder instead of means of two."""
-    tower = model.audio.audio_tower
+    tower = model.audio.encoder
     whole = type(tower).forward
 
     def forward(mel: Tensor, is_real: Tensor) -> Tensor:

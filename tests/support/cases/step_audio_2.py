@@ -171,13 +171,13 @@ def take_another_activation(model: HookedALM) -> None:
 
 def hear_the_padding(model: HookedALM) -> None:
     """Attend to padded frames as well."""
-    tower = model.audio.audio_tower
+    tower = model.audio.encoder
     whole = type(tower).forward
     tower.forward = lambda mel, is_real: whole(tower, mel, torch.ones_like(is_real))
 
 
 def forget_the_encoder_norm(model: HookedALM) -> None:
-    model.audio.audio_tower.layer_norm = nn.Identity()
+    model.audio.encoder.ln_final = nn.Identity()
 
 
 CASE = Case(

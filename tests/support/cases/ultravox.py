@@ -213,9 +213,9 @@ def forget_norm(model: HookedALM) -> None:
 
 def hear_padding(model: HookedALM) -> None:
     """Leave the padding of the shorter clips unmasked."""
-    for layer in model.audio.audio_tower.layers:
-        plain = layer.forward
-        layer.forward = lambda hidden, mask, plain=plain: plain(hidden, None)
+    encoder = model.audio.encoder
+    whole = type(encoder).forward
+    encoder.forward = lambda mel, is_real: whole(encoder, mel)
 
 
 def case(name: str, *, is_mid: bool, own_encoder: bool, own_text: bool) -> Case:

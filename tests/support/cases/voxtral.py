@@ -76,7 +76,7 @@ def swap_activation(model: HookedALM) -> None:
 
 def forget_positions(model: HookedALM) -> None:
     """Leave out what is added to the encoder's first states."""
-    model.audio.audio_tower.embed_positions.weight.data.zero_()
+    model.audio.encoder.embed_positions.weight.data.zero_()
 
 
 def in_memory(name: str) -> str:

@@ -1,0 +1,97 @@
+"""Whisper-type encoders of checkpoints: their sizes, and the names of their tensors."""
+
+from typing import Any
+
+from hooked_alm.config import EncoderConfig
+
+from ..rules import Rename
+
+_HUGGING_FACE = {
+    r"self_attn\.(?P<part>[qkv])_proj": r"attn.\g<part>_proj",
+    r"self_attn\.out_proj": "attn.o_proj",
+    "self_attn_layer_norm": "ln1",
+    "fc1": "mlp.up_proj",
+    "fc2": "mlp.down_proj",
+    "final_layer_norm": "ln2",
+}
+_OPENAI = {
+    r"attn\.query": "attn.q_proj",
+    r"attn\.key": "attn.k_proj",
+    r"attn\.value": "attn.v_proj",
+    r"attn\.out": "attn.o_proj",
+    "attn_ln": "ln1",
+    r"mlp\.0": "mlp.up_proj",
+    r"mlp\.2": "mlp.down_proj",
+    "mlp_ln": "ln2",
+}
+
+
+def encoder_config(config: Any, **variant: Any) -> EncoderConfig:
+    """Sizes of an encoder from transformers' config of it.
+
+    Args:
+        config: of a Whisper, or of an encoder with its names.
+        variant: further fields of ``EncoderConfig``.
+    """
+    return EncoderConfig(
+        n_layers=config.encoder_layers,
+        d_model=config.d_model,
+        n_heads=config.encoder_attention_heads,
+        n_key_value_heads=config.encoder_attention_heads,
+        d_head=config.d_model // config.encoder_attention_heads,
+        d_mlp=config.encoder_ffn_dim,
+        n_ctx=config.max_source_positions,
+        n_mels=config.num_mel_bins,
+        act_fn=config.activation_function,
+        attn_implementation=config._attn_implementation or "sdpa",
+        **variant,
+    )
+
+
+def openai_encoder_config(
+    *, n_mels: int, n_ctx: int, n_state: int, n_head: int, n_layer: int, attention: str | None
+) -> EncoderConfig:
+    """Sizes of a pooled encoder by OpenAI's names; ``attention`` is the implementation."""
+    return EncoderConfig(
+        n_layers=n_layer, d_model=n_state, n_heads=n_head, n_key_value_heads=n_head,
+        d_head=n_state // n_head, d_mlp=4 * n_state, n_ctx=n_ctx, n_mels=n_mels, act_fn="gelu",
+        attn_implementation=attention or "sdpa", pooling=2, takes_shorter=True,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def encoder_rules(prefix: str) -> list[Rename]:
+    """Rules for the names that transformers gives the encoder's tensors.
+
+    Args:
+        prefix: regular expression, without groups, for what precedes ``layers.``.
+    """
+    return _rules(prefix, "layers", _HUGGING_FACE, "embed_positions.weight", "layer_norm")
+
+
+def openai_encoder_rules(prefix: str, *, positions: str, norm: str) -> list[Rename]:
+    """Rules for the names that OpenAI gives the encoder's tensors.
+
+    Args:
+        prefix: regular expression, without groups, for what precedes ``blocks.``.
+        positions: name of the table of positions.
+        norm: name of the final norm.
+    """
+    return _rules(prefix, "blocks", _OPENAI, positions, norm)
+
+
+def _rules(
+    prefix: str, blocks: str, names: dict[str, str], positions: str, norm: str
+) -> list[Rename]:
+    inside = [
+        Rename(
+            rf"{prefix}{blocks}\.(\d+)\.{theirs}\.(?P<kind>weight|bias)",
+            rf"audio.encoder.blocks.\1.{ours}.\g<kind>",
+        )
+        for theirs, ours in names.items()
+    ]
+    return [
+        *inside,
+        Rename(prefix + r"(conv[12]\.(?:weight|bias))", r"audio.encoder.\1"),
+        Rename(prefix + positions, "audio.encoder.embed_positions.weight"),
+        Rename(prefix + norm + r"\.(weight|bias)", r"audio.encoder.ln_final.\1"),
+    ]
