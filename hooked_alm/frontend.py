@@ -232,9 +232,10 @@ class FrontEnd(nn.Module, ABC):
         Clips are encoded together, without gradient, a repeated one only once. An encoding
         is kept with the clip and reused wherever the same clips come together, so that results do
         not depend on what ran before. While an ``audio.*`` point, or a module of the encoder, is
-        hooked, everything is encoded afresh, and nothing is kept.
+        hooked, or where a clip's features have a gradient, everything is encoded afresh, and
+        nothing is kept.
         """
-        if self._is_hooked():
+        if self._is_hooked() or any(clip.features.requires_grad for clip in clips):
             return pad_sequence(self._encode(clips), batch_first=True)
         version = self._weights_version()
         distinct = list(dict.fromkeys(clips))  # by identity: one clip may be heard in several rows

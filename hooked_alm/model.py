@@ -240,7 +240,8 @@ class HookedALM(
         Args:
             audio: a file, ``bundled:NAME``, an array at the model's rate, ``(array, rate)``, or a
                 clip from ``read_clip``; a list is one item per row, a nested list puts several
-                clips into one prompt.
+                clips into one prompt. Samples in a tensor that requires a gradient get one from
+                the logits, through Whisper's spectrogram; the prompt serves one backward.
             text: the instruction; a list is one per row.
             conversation: Hugging Face chat messages instead of audio and text; a list of lists is
                 one conversation per row.

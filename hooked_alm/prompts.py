@@ -12,6 +12,7 @@ from .chat_template import render_chat
 from .errors import InputError, any_failure
 from .frontend import FrontEnd
 from .inputs import ALMInput, AudioClip, positions_from_mask
+from .log_mel import samples_with_gradient, windows_with_gradient
 from .spans import SPAN_NAMES, clip_ranges, span_flags, span_map
 
 Message = Mapping[str, Any]
@@ -140,8 +141,15 @@ class PromptBuilder:
             max_seconds=self.front_end.tokens.max_seconds,
             truncate=truncate,
         )
+        samples = samples_with_gradient(source, waveform.sampling_rate)
+        if samples is None:
+            windows = self.front_end.windows_of(waveform, self.feature_extractor)
+        else:
+            windows = windows_with_gradient(
+                self.front_end, self.feature_extractor, waveform, samples
+            )
         return self.front_end.clip(
-            *self.front_end.windows_of(waveform, self.feature_extractor),
+            *windows,
             name=waveform.name,
             seconds=waveform.seconds,
             notes=waveform.notes,

@@ -25,7 +25,8 @@ def sadness(logits: torch.Tensor) -> torch.Tensor:
 
 with torch.no_grad():
     base, donor = sadness(model(cheerful)), sadness(model(sad))
-    _, cache = model.run_with_cache(sad, names_filter=lambda name: name.endswith("attn.hook_z"))
+    names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
+    _, cache = model.run_with_cache(sad, names_filter=names)
     # TransformerLens' own sweep: the input carries its audio, so that every run of it hears.
     patched = patching.get_act_patch_attn_head_out_all_pos(model, cheerful, cache, sadness)
 share = (patched - base) / (donor - base)  # 0: as the cheerful clip, 1: as the sad one

@@ -11,12 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import WhisperFeatureExtractor
 
 from all_cases import CASES
 from encoder_reference import CLOSE, encoder_recorded, layers_that_run
 from family_case import Case, Inputs, Run
 from hooked_alm import ALMInput, ConversionError, HookedALM, InputError
+from hooked_alm.audio import Waveform
 from hooked_alm.converters.parity import Accounting, run_ours, verify
+from hooked_alm.log_mel import windows_with_gradient
 from hooked_alm.methods.patching.metrics import LogitDiff
 from hooked_alm.methods.patching.patch import patch
 from hooked_alm.methods.patching.paths import path_patch
@@ -184,6 +187,34 @@ def test_every_point_of_the_encoder(
             elif point in found:
                 close = OTHER_KERNEL[dtype]
                 torch.testing.assert_close(found[point], theirs, atol=close, rtol=close)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in OPAQUE])
+def test_a_waveform_has_a_gradient(subjects: Subjects, name: str) -> None:
+    """Its features are the extractor's, and what is heard of them depends on the samples."""
+    model = subjects.hooked(CASES[name])
+    assert model.audio is not None
+    assert model.audio.hooked_encoder is not None
+    cfg = model.audio.hooked_encoder.cfg
+    extractor = WhisperFeatureExtractor(feature_size=cfg.n_mels)
+    # Windows of the tiny encoder's length.
+    extractor.n_samples = 2 * cfg.n_ctx * extractor.hop_length
+    extractor.chunk_length = extractor.n_samples / extractor.sampling_rate
+    samples = torch.randn(23_456, generator=torch.Generator().manual_seed(0)).div(10)
+    if getattr(model.audio, "d_beats", 0):
+        pytest.skip("it also reads BEATs features, which nothing here makes")
+    waveform = Waveform(samples=samples.numpy(), sampling_rate=16_000, notes=(), name="")
+    plain, sizes = model.audio.windows_of(waveform, extractor)
+    samples = samples.clone().requires_grad_()
+    found, same = windows_with_gradient(model.audio, extractor, waveform, samples)
+    assert torch.equal(found, plain)
+    assert [*same] == [*sizes]
+    clip = model.audio.clip(found, same)
+    model.audio.embed_clips([clip])[0].square().sum().backward()
+    assert samples.grad is not None
+    assert torch.isfinite(samples.grad).all()
+    # Some families cut at the encoder's window.
+    assert (samples.grad[:15_000] != 0).all()
 
 
 @pytest.mark.parametrize("name", CASES)

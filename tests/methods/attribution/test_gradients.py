@@ -80,6 +80,21 @@ def hf_gradients(hf: Any, inputs: Mapping[str, Tensor], objective: Any) -> Gradi
         after += [(tower.layer_norm, "audio.hook_encoder_out")]
         after += [(projector, "audio.hook_projector_out")]
         before += [(projector, "audio.hook_projector_in")]
+        for layer, block in enumerate(tower.layers):
+            name, attn = f"audio.encoder.blocks.{layer}", block.self_attn
+            before += [
+                (block, f"{name}.hook_resid_pre"),
+                (attn.out_proj, f"{name}.attn.hook_z"),
+                (block.final_layer_norm, f"{name}.hook_resid_mid"),
+                (block.fc2, f"{name}.mlp.hook_post"),
+            ]
+            after += [
+                *((getattr(attn, f"{kind}_proj"), f"{name}.attn.hook_{kind}") for kind in "qkv"),
+                (attn.out_proj, f"{name}.hook_attn_out"),
+                (block.fc1, f"{name}.mlp.hook_pre"),
+                (block.fc2, f"{name}.hook_mlp_out"),
+                (block, f"{name}.hook_resid_post"),
+            ]
 
     def keep(name: str, value: Tensor | None) -> None:
         if value is not None:
@@ -106,13 +121,15 @@ def hf_gradients(hf: Any, inputs: Mapping[str, Tensor], objective: Any) -> Gradi
     for name, gradient in found.items():
         assert gradient is not None, name
         if name.endswith(("hook_q", "hook_k", "hook_v", "hook_z")):
-            found[name] = gradient.unflatten(-1, (-1, d_head))
+            width = d_head if name.startswith("blocks.") else tower.layers[0].self_attn.head_dim
+            found[name] = gradient.unflatten(-1, (-1, width))
     found["hook_embed"] = found["blocks.0.hook_resid_pre"]
     if decoder is not hf.model:
         projected = found["audio.hook_projector_out"]
         counts = IS_AUDIO.sum(1)
         counts = counts[counts > 0]
         # Beyond a clip's own positions nothing is read, so both gradients are zero there.
+        found["audio.encoder.hook_embed"] = found["audio.encoder.blocks.0.hook_resid_pre"]
         found["hook_audio_embed"] = projected[:, : counts.max()]
     return found
 
