@@ -30,8 +30,17 @@ class Card:
     reference: Literal["Hugging Face", "composed"] = "Hugging Face"
     """Reference of the tests: the published class, or one composed in ``tests/`` from transformers'
     blocks, because transformers has no class for the family."""
+    is_encoder_hooked: bool = True
+    """Whether the audio encoder has hook points inside; else there are those around it."""
     notes: str = ""
     """Facts that a user has to know besides."""
+
+    @property
+    def encoder(self) -> str:
+        """Points of the audio encoder, as the table of models says it."""
+        if self.audio == "none":
+            return ""
+        return "hooked block by block" if self.is_encoder_hooked else "points around it alone"
 
     @property
     def evidence(self) -> str:

@@ -15,6 +15,8 @@ class FamilyRow(NamedTuple):
     readout: str
     """Place in the prompt where the first token of the answer is predicted."""
     evidence: str
+    encoder: str = ""
+    """Where the audio encoder has hook points."""
     notes: str = ""
     """Facts that a user has to know besides."""
 
@@ -24,7 +26,9 @@ def rows() -> Iterator[FamilyRow]:
     for module in dict.fromkeys(FAMILIES.values()):
         family = load_family(module)
         card = family.card
-        yield FamilyRow(family.name, card.audio, card.readout, card.evidence, card.notes)
+        yield FamilyRow(
+            family.name, card.audio, card.readout, card.evidence, card.encoder, card.notes
+        )
     for name, reason in dict.fromkeys(REFUSED.values()):
         yield FamilyRow(name, "", "", f"refused, because {reason}")
 

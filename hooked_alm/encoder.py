@@ -12,13 +12,14 @@ from .components.block import Block, Blocks
 from .components.norm import norm_of
 from .config import EncoderConfig
 from .errors import InputError
+from .hooked_transformer.weights import BlockWeights
 from .hooks import HookPoint
 from .masks import key_mask
 
 States = Float[Tensor, "window pos d_audio"]
 
 
-class AudioEncoder(nn.Module):
+class AudioEncoder(BlockWeights, nn.Module):
     """Whisper-type encoder: two convolutions, positions, blocks, pooling, a final norm.
 
     ::
@@ -30,7 +31,8 @@ class AudioEncoder(nn.Module):
         ln_final
 
     Hook points: ``hook_embed [window, pos, d_audio]``, and those of a ``Block`` and a
-    ``LayerNorm``. The streams are laid out in memory position by position; Hugging Face's are not,
+    ``LayerNorm``. ``W_Q [layer, head, d_audio, d_head]`` and its kin are the blocks' weights. The
+    streams are laid out in memory position by position; Hugging Face's are not,
     which changes no value.
 
     Source: transformers 5.23 ``WhisperEncoder``, ``Qwen2AudioEncoder`` (mask and pooling),

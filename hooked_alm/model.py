@@ -161,20 +161,23 @@ class HookedALM(
             name += f", {1 / tokens.seconds_per_token:.4g} positions per second"
         return name + (f", at most {tokens.max_seconds:g} s" if tokens.max_seconds else "")
 
-    def switch_lora(self, on: bool, layers: Iterable[int] | None = None) -> None:
+    def switch_lora(self, on: bool, layers: Iterable[int | str] | None = None) -> None:
         """Let the adapter act, or not, until it is switched again.
 
         Off, the weights are the base model's, bit by bit; on, what merging makes of them.
 
         Args:
             on: whether it acts.
-            layers: blocks of ``path``; None is all of the model.
+            layers: blocks of ``path`` by their number, or any by name, such as
+                "audio.encoder.blocks.3"; None is all of the model.
 
         Raises:
             InputError: no adapter is kept apart, or none in one of the layers.
         """
         found = list(updates_of(self))
-        names = [""] if layers is None else [f"{self.path[layer]}." for layer in layers]
+        names = [""]
+        if layers is not None:
+            names = [f"{one if isinstance(one, str) else self.path[one]}." for one in layers]
         if empty := [n for n in names if not any(name.startswith(n) for name, _ in found)]:
             raise InputError(
                 f"switching LoRA: there is none to switch in {', '.join(empty) or 'the model'}. "

@@ -111,6 +111,7 @@ FAMILY = Family(
         Rename(r"(?:model\.)?multi_modal_projector\.(.+)", r"audio.projector.\1"),
     ),
     card=Card(
+        is_encoder_hooked=False,
         audio="12.5/s, at most 630 s, one clip a prompt",
         readout="`\\n` after `<|assistant|>`",
         notes="The encoder has no mask: a last window is heard with its padding to 30 s, which "

@@ -248,6 +248,7 @@ FAMILY = Family(
         Rename(r"(?:model\.)?projector\.(.+)", r"audio.projector.\1"),
     ),
     card=Card(
+        is_encoder_hooked=False,
         audio="10/s, in windows of 0.3 s; the decoder's context is the limit",
         readout="`<|end_of_role|>` after `assistant`",
         notes="Logits are divided by `logits_scaling`, which transformers 5.23 forgets. "

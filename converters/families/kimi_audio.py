@@ -341,6 +341,7 @@ FAMILY = Family(
         Rename(r"model\.vq_adaptor\.layers\.(\d)\.(weight|bias)", r"audio.adaptor.\1.\2"),
     ),
     card=Card(
+        is_encoder_hooked=False,
         audio="12.5/s, at most 600 s",
         readout="`im_kimia_assistant_msg_start` (audio stream) and blank (text stream)",
         reference="composed",

@@ -375,6 +375,7 @@ FAMILY = Family(
         Drop(r"(hidden_states_downcast|speech_embeddings_to_local)\..+", _SPEECH),
     ),
     card=Card(
+        is_encoder_hooked=False,
         audio="6.25/s (groups of four frames of codes), as long as the context of 8192 allows",
         readout="`\\n` after `assistant`",
         reference="composed",

@@ -224,6 +224,7 @@ FAMILY = Family(
         Drop(r"(?:talker|token2wav)\..+", "speaks, and writes nothing back to the thinker"),
     ),
     card=Card(
+        is_encoder_hooked=False,
         audio="25/s, at most 300 s",
         readout="`\\n` after `assistant`",
         notes="The thinker: what hears and writes text. Pictures are refused, speech is not made.",

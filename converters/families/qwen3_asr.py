@@ -239,6 +239,7 @@ FAMILY = Family(
         Rename(r"thinker\.audio_tower\.(.+)", r"audio.audio_tower.\1"),
     ),
     card=Card(
+        is_encoder_hooked=False,
         audio="13/s, at most 1200 s",
         readout="`\\n` after `assistant`",
         notes="The template shows no words of the user: context goes into a `system` message. "

@@ -51,33 +51,14 @@ _HEAD = {
 """HookedTransformer's name -> our parameter, and how its axes move. Absent biases are zeros."""
 
 
-class Weights:
-    """Mixed into ``HookedALM``; owns nothing."""
+class BlockWeights:
+    """Weights of a stack's blocks, one below the other; mixed into what has ``blocks``."""
 
     if TYPE_CHECKING:
-        cfg: HookedALMConfig
         blocks: Any
-        embed: Any
-        unembed: Any
-        ln_final: Any
 
     def _stacked(self, part: str, name: str) -> Tensor:
         return torch.stack([getattr(getattr(block, part), name) for block in self.blocks])
-
-    @property
-    def W_E(self) -> Float[Tensor, "vocab d_model"]:
-        """Embedding table."""
-        return self.embed.W_E
-
-    @property
-    def W_U(self) -> Float[Tensor, "d_model vocab"]:
-        """Unembedding."""
-        return self.unembed.W_U
-
-    @property
-    def b_U(self) -> Float[Tensor, " vocab"]:
-        """Zeros: no model of this class has an unembedding bias."""
-        return self.unembed.b_U
 
     @property
     def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:
@@ -116,12 +97,12 @@ class Weights:
 
     @property
     def b_O(self) -> Float[Tensor, "layer d_model"]:
-        """Output biases: zeros until ``fold_value_biases``."""
+        """Output biases; zeros where the blocks have none."""
         return self._stacked("attn", "b_O")
 
     @property
     def W_gate(self) -> Float[Tensor, "layer d_model d_mlp"]:
-        """Gate projections."""
+        """Gate projections, of gated MLPs alone."""
         return self._stacked("mlp", "W_gate")
 
     @property
@@ -136,12 +117,12 @@ class Weights:
 
     @property
     def b_in(self) -> Float[Tensor, "layer d_mlp"]:
-        """Zeros: no MLP of this class has biases."""
+        """Biases of the up projections; zeros where the blocks have none."""
         return self._stacked("mlp", "b_in")
 
     @property
     def b_out(self) -> Float[Tensor, "layer d_model"]:
-        """Zeros: no MLP of this class has biases."""
+        """Biases of the down projections; zeros where the blocks have none."""
         return self._stacked("mlp", "b_out")
 
     @property
@@ -160,6 +141,31 @@ class Weights:
         The scale of ``ln1`` is left out; ``fold_layer_norm`` puts it in.
         """
         return FactoredMatrix(self.W_V, self.W_O)
+
+
+class Weights(BlockWeights):
+    """Mixed into ``HookedALM``; owns nothing."""
+
+    if TYPE_CHECKING:
+        cfg: HookedALMConfig
+        embed: Any
+        unembed: Any
+        ln_final: Any
+
+    @property
+    def W_E(self) -> Float[Tensor, "vocab d_model"]:
+        """Embedding table."""
+        return self.embed.W_E
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model vocab"]:
+        """Unembedding."""
+        return self.unembed.W_U
+
+    @property
+    def b_U(self) -> Float[Tensor, " vocab"]:
+        """Zeros: no model of this class has an unembedding bias."""
+        return self.unembed.b_U
 
     @property
     def n_params_total(self) -> int:

@@ -19,6 +19,7 @@ from family_case import Case, Inputs, Run
 from hooked_alm import ALMInput, ConversionError, HookedALM, InputError
 from hooked_alm.audio import Waveform
 from hooked_alm.converters.parity import Accounting, run_ours, verify
+from hooked_alm.converters.registry import FAMILIES, load_family
 from hooked_alm.log_mel import windows_with_gradient
 from hooked_alm.methods.patching.metrics import LogitDiff
 from hooked_alm.methods.patching.patch import patch
@@ -166,6 +167,8 @@ def test_every_point_of_the_encoder(
     model = subjects.hooked(case, dtype, attention)
     is_hooked = model.audio is not None and model.audio.hooked_encoder is not None
     assert is_hooked != (name in OPAQUE)
+    family = load_family(FAMILIES[model.cfg.original_architecture])
+    assert family.card.is_encoder_hooked == is_hooked
     if not is_hooked or attention not in case.attentions:
         pytest.skip(f"the encoder of {name} has no points inside, or no {attention} attention")
     for what in (UNEQUAL, "one long clip"):

@@ -131,6 +131,16 @@ def test_every_linear_layer_of_a_family(case: Case, tmp_path: Path) -> None:
     assert torch.equal(merged(x)[real], adapted)
     model.switch_lora(False)
     assert torch.equal(model(x)[real], plain)
+    encoder = model.audio and model.audio.hooked_encoder
+    if encoder is not None:
+        one, *others = [f"audio.encoder.blocks.{layer}" for layer in range(encoder.cfg.n_layers)]
+        model.switch_lora(True, layers=[one])
+        first = model(x)[real]
+        model.switch_lora(True)
+        model.switch_lora(False, layers=[*others, *model.path])
+        rest = model(x)[real]
+        assert not torch.equal(first, plain)
+        assert not torch.equal(rest, first)  # conv, projector and head are on in this one
 
 
 @torch.no_grad()
