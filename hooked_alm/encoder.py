@@ -1,11 +1,14 @@
-"""The hooked audio encoder of Whisper and its kin."""
+"""Hooked audio encoders: of Whisper and its kin, and of Qwen2.5-Omni."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from .components.attention import AttentionContext
 from .components.block import Block, Blocks
@@ -19,24 +22,11 @@ from .masks import key_mask
 States = Float[Tensor, "window pos d_audio"]
 
 
-class AudioEncoder(BlockWeights, nn.Module):
-    """Whisper-type encoder: two convolutions, positions, blocks, pooling, a final norm.
+class HookedEncoder(BlockWeights, nn.Module):
+    """What audio encoders of Whisper's type share: convolutions, blocks, a final norm.
 
-    ::
-
-        conv1, conv2     spectrogram -> [window, pos, d_audio], half as many positions as frames
-        embed_positions  added -> hook_embed
-        blocks.{layer}   ln1 -> attn -> ln2 -> mlp, every position seen by every other
-        (pooling)
-        ln_final
-
-    Hook points: ``hook_embed [window, pos, d_audio]``, and those of a ``Block`` and a
-    ``LayerNorm``. ``W_Q [layer, head, d_audio, d_head]`` and its kin are the blocks' weights. The
-    streams are laid out in memory position by position; Hugging Face's are not,
-    which changes no value.
-
-    Source: transformers 5.23 ``WhisperEncoder``, ``Qwen2AudioEncoder`` (mask and pooling),
-    ``VoxtralEncoder`` (positions added in their own dtype).
+    Hook points: ``hook_embed``, behind the convolutions and the positions, and those of a ``Block``
+    and a ``LayerNorm``. ``W_Q [layer, head, d_audio, d_head]`` and its kin are the blocks' weights.
     """
 
     def __init__(self, cfg: EncoderConfig) -> None:
@@ -45,8 +35,6 @@ class AudioEncoder(BlockWeights, nn.Module):
         self.cfg = cfg
         self.conv1 = nn.Conv1d(cfg.n_mels, cfg.d_model, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(cfg.d_model, cfg.d_model, kernel_size=3, stride=2, padding=1)
-        self.embed_positions = nn.Embedding(cfg.n_ctx, cfg.d_model)
-        self.embed_positions.requires_grad_(False)
         self.hook_embed = HookPoint()
         self.blocks = Blocks(Block(cfg, layer, "full_attention") for layer in range(cfg.n_layers))
         self.ln_final = norm_of(cfg)
@@ -55,6 +43,36 @@ class AudioEncoder(BlockWeights, nn.Module):
     def window_shape(self) -> tuple[int, int]:
         """Shape ``(mel, frame)`` of a full window: the second convolution halves the rate."""
         return self.cfg.n_mels, 2 * self.cfg.n_ctx
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether a block computes explicit scores."""
+        return any(block.attn.needs_scores for block in self.blocks)
+
+
+class AudioEncoder(HookedEncoder):
+    """Whisper's encoder and its kin: every position of a window sees every other.
+
+    ::
+
+        conv1, conv2     spectrogram -> [window, pos, d_audio], half as many positions as frames
+        embed_positions  added -> hook_embed
+        blocks.{layer}   ln1 -> attn -> ln2 -> mlp
+        (pooling)
+        ln_final
+
+    The streams are laid out in memory position by position; Hugging Face's are not, which changes
+    no value.
+
+    Source: transformers 5.23 ``WhisperEncoder``, ``Qwen2AudioEncoder`` (mask and pooling),
+    ``VoxtralEncoder`` (positions added in their own dtype).
+    """
+
+    def __init__(self, cfg: EncoderConfig) -> None:
+        """Lay the encoder out."""
+        super().__init__(cfg)
+        self.embed_positions = nn.Embedding(cfg.n_ctx, cfg.d_model)
+        self.embed_positions.requires_grad_(False)
 
     def forward(
         self,
@@ -106,9 +124,70 @@ class AudioEncoder(BlockWeights, nn.Module):
         def mask(implementation: str) -> Any:
             return None if is_real is None else key_mask(implementation, hidden, is_real)
 
-        explicit = any(block.attn.needs_scores for block in self.blocks)
         return AttentionContext(
             rotary=None,
             kernel_masks={"full_attention": mask(self.cfg.attn_implementation)},
-            additive_masks={"full_attention": mask("eager")} if explicit else {},
+            additive_masks={"full_attention": mask("eager")} if self.needs_scores else {},
         )
+
+
+class ChunkedEncoder(HookedEncoder):
+    """Qwen2.5-Omni's encoder: chunks of ``n_ctx`` positions, which do not see each other.
+
+    The chunks of all clips stand one behind the other in one sequence, so that its points have a
+    batch of one: ``[1, packed_pos, d_audio]``. A clip's last chunk is as long as it needs.
+
+    Source: transformers 5.23 ``Qwen2_5OmniAudioEncoder``.
+    """
+
+    def __init__(self, cfg: EncoderConfig) -> None:
+        """Lay the encoder out; the positions, which start anew in every chunk, are computed."""
+        super().__init__(cfg)
+        rate = np.log(10_000) / (cfg.d_model // 2 - 1)
+        scales = torch.exp(-rate * torch.arange(cfg.d_model // 2).float())
+        angles = torch.arange(cfg.n_ctx)[:, None] * scales[None]
+        table = torch.cat([angles.sin(), angles.cos()], dim=1)
+        self.register_buffer("positions", table, persistent=False)
+        self.positions: Tensor
+
+    def forward(
+        self, mels: Sequence[Float[Tensor, "_mel _frame"]]
+    ) -> list[Float[Tensor, "_audio_pos d_audio"]]:
+        """States of every clip, means of pairs, normalised.
+
+        Args:
+            mels: spectrograms of the clips, without padding; they are cast to the weights' dtype.
+        """
+        chunks = [chunk.T for mel in mels for chunk in mel.split(2 * self.cfg.n_ctx, dim=1)]
+        hidden = self.hook_embed(self._embedded(chunks)[None])
+        lengths = [_halved(len(chunk)) for chunk in chunks]
+        context = AttentionContext(
+            rotary=None,
+            kernel_masks={"full_attention": None},
+            additive_masks={"full_attention": None},
+            chunks=lengths,
+        )
+        for block in self.blocks:
+            hidden = block(hidden, context)
+        pairs = []
+        for clip in hidden[0].split([_halved(mel.shape[1]) for mel in mels]):
+            n = len(clip) // 2
+            pairs.append((clip[: 2 * n : 2] + clip[1 : 2 * n : 2]) / 2)
+        normalized = self.ln_final(torch.cat(pairs)[None])[0]
+        return [*normalized.split([len(clip) for clip in pairs])]
+
+    def _embedded(self, chunks: Sequence[Tensor]) -> Float[Tensor, "packed_pos d_audio"]:
+        """Positions of all chunks, of which the convolutions see one each."""
+        mel = pad_sequence([*chunks], batch_first=True).mT.to(self.conv1.weight.dtype)
+        n_frames = torch.tensor([len(chunk) for chunk in chunks], device=mel.device)
+        is_real = torch.arange(mel.shape[2], device=mel.device) < n_frames[:, None]
+        hidden = F.gelu(self.conv1(mel)) * is_real[:, None].long()
+        hidden = F.gelu(self.conv2(hidden)).mT
+        hidden = hidden + self.positions[: hidden.shape[1]].to(hidden.dtype)
+        real = [one[: _halved(len(c))] for one, c in zip(hidden, chunks, strict=True)]
+        return torch.cat(real)
+
+
+def _halved(n_frames: int) -> int:
+    """Positions behind a convolution of stride 2."""
+    return (n_frames - 1) // 2 + 1

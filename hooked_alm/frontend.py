@@ -1,6 +1,6 @@
 """Front-ends: from audio clips to embeddings in the residual stream.
 
-A family brings its audio encoder and projector as a ``FrontEnd``: an ``AudioEncoder`` where it is
+A family brings its audio encoder and projector as a ``FrontEnd``: a ``HookedEncoder`` where it is
 of Whisper's type, and what else there is as Hugging Face wrote it.
 """
 
@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .audio import Waveform
 from .components.lora import updates_of
-from .encoder import AudioEncoder
+from .encoder import HookedEncoder
 from .errors import InputError
 from .hooks import HookPoint
 from .inputs import ALMInput, AudioClip, WeightsVersion, positions_from_mask
@@ -82,10 +82,10 @@ class FrontEnd(nn.Module, ABC):
         return self
 
     @property
-    def hooked_encoder(self) -> AudioEncoder | None:
+    def hooked_encoder(self) -> HookedEncoder | None:
         """The module ``encoder``; None where the family has another, Hugging Face's own."""
         found = self._modules.get("encoder")
-        return found if isinstance(found, AudioEncoder) else None
+        return found if isinstance(found, HookedEncoder) else None
 
     def unfireable(self, name: str) -> str | None:
         """Why a point of the model cannot fire with this front-end, or None."""

@@ -59,13 +59,14 @@ def openai_encoder_config(
     )  # fmt: skip
 
 
-def encoder_rules(prefix: str) -> list[Rename]:
+def encoder_rules(prefix: str, *, norm: str = "layer_norm") -> list[Rename]:
     """Rules for the names that transformers gives the encoder's tensors.
 
     Args:
         prefix: regular expression, without groups, for what precedes ``layers.``.
+        norm: name of the final norm.
     """
-    return _rules(prefix, "layers", _HUGGING_FACE, "embed_positions.weight", "layer_norm")
+    return _rules(prefix, "layers", _HUGGING_FACE, "embed_positions.weight", norm)
 
 
 def openai_encoder_rules(prefix: str, *, positions: str, norm: str) -> list[Rename]:

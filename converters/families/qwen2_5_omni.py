@@ -7,21 +7,24 @@ Source: transformers 5.23 ``Qwen2_5OmniThinkerForConditionalGeneration``.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen2_5OmniConfig, Qwen2_5OmniThinkerConfig
-from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder
 
 from hooked_alm.audio import Waveform
 from hooked_alm.config import HookedALMConfig
+from hooked_alm.encoder import ChunkedEncoder
 from hooked_alm.errors import ConversionError, InputError
 from hooked_alm.frontend import FrontEnd, Windows, pack, unpack
 from hooked_alm.inputs import ALMInput, AudioClip, ids_and_mask
 from hooked_alm.spans import AudioTokens
 
 from ..blocks import decoders
+from ..blocks.whisper_encoder import encoder_config, encoder_rules
 from ..family import Card, Family
 from ..rules import Drop, Rename
 from ..strict_config import account_for
@@ -35,10 +38,10 @@ SECTIONS = [16, 24, 24]
 
 
 class Qwen25OmniFrontEnd(FrontEnd):
-    """Hugging Face's encoder, its last layer taken out to stand between our hook points.
+    """Encoder in chunks, and its last layer, between our hook points.
 
-    The encoder packs the frames of all clips into one sequence; at our points they are apart, and
-    padded to the longest.
+    The encoder packs the frames of all clips into one sequence; at the points around it they are
+    apart, and padded to the longest.
     """
 
     def __init__(self, config: Qwen2_5OmniThinkerConfig, markers: frozenset[int]) -> None:
@@ -51,16 +54,18 @@ class Qwen25OmniFrontEnd(FrontEnd):
                 max_seconds=MAX_SECONDS,
             )
         )
-        self.audio_tower = Qwen2_5OmniAudioEncoder(config.audio_config)
-        self.projector = self.audio_tower.proj
-        self.audio_tower.proj = nn.Identity()
-        del self.audio_tower.audio_bos_eos_token  # no forward reads it
+        encoder = config.audio_config
+        self.encoder = ChunkedEncoder(replace(
+            encoder_config(encoder), n_ctx=encoder.n_window, pooling=2, takes_shorter=True,
+            scales_queries=False, softmax_in_float32=True,
+        ))  # fmt: skip
+        self.projector = nn.Linear(encoder.d_model, encoder.output_dim)
 
     @property
     def feature_shape(self) -> tuple[int, int]:
         """Mel bins, and the frames of three blocks of attention: windows have no fixed length."""
-        config = self.audio_tower.config
-        return config.num_mel_bins, 3 * 2 * config.n_window
+        mel, frame = self.encoder.window_shape
+        return mel, 3 * frame
 
     def n_tokens(self, n_frames: int) -> int:
         """Audio positions: a convolution of stride 2, then means of pairs."""
@@ -84,11 +89,11 @@ class Qwen25OmniFrontEnd(FrontEnd):
 
     def encode(self, windows: Windows) -> Float[Tensor, "window audio_pos d_model"]:
         """Encode all clips in one packed sequence, as Hugging Face does."""
-        features = self.hook_encoder_in(windows.features).to(self.dtype)
-        sizes = [self.n_tokens(n) for n in windows.n_frames.tolist()]
-        frames = pack(features.transpose(1, 2), windows.n_frames.tolist()).T
-        hidden = self.audio_tower(frames, feature_lens=windows.n_frames).last_hidden_state
-        hidden = pack(self.hook_projector_in(self.hook_encoder_out(unpack(hidden, sizes))), sizes)
+        features, n_frames = self.hook_encoder_in(windows.features), windows.n_frames.tolist()
+        sizes = [self.n_tokens(n) for n in n_frames]
+        clips = self.encoder([one[:, :n] for one, n in zip(features, n_frames, strict=True)])
+        hidden = self.hook_encoder_out(pad_sequence(clips, batch_first=True))
+        hidden = pack(self.hook_projector_in(hidden), sizes)
         return self.hook_projector_out(unpack(self.projector(hidden), sizes))
 
     def input_from_hf(
@@ -219,15 +224,16 @@ FAMILY = Family(
             "no forward reads it: the markers around a clip are ordinary tokens",
         ),
         Rename(r"(?:thinker\.)?(?:model\.)?audio_tower\.proj\.(.+)", r"audio.projector.\1"),
-        Rename(r"(?:thinker\.)?(?:model\.)?audio_tower\.(.+)", r"audio.audio_tower.\1"),
+        *encoder_rules(r"(?:thinker\.)?(?:model\.)?audio_tower\.", norm="ln_post"),
         Drop(r"(?:thinker\.)?(?:model\.)?visual\..+", "sees pictures, which are left out"),
         Drop(r"(?:talker|token2wav)\..+", "speaks, and writes nothing back to the thinker"),
     ),
     card=Card(
-        is_encoder_hooked=False,
         audio="25/s, at most 300 s",
         readout="`\\n` after `assistant`",
-        notes="The thinker: what hears and writes text. Pictures are refused, speech is not made.",
+        notes="The thinker: what hears and writes text. Pictures are refused, speech is not made. "
+        "The encoder hears chunks of 2 s apart from each other; at `audio.encoder.*` points those "
+        "of all clips stand one behind the other, in a batch of one.",
     ),
     marker_tokens=("<|audio_bos|>", "<|audio_eos|>"),
     hf_class="Qwen2_5OmniThinkerForConditionalGeneration",

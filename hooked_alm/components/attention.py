@@ -1,6 +1,6 @@
 """Grouped-query attention that runs a fused kernel until scores or pattern are intervened on."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,6 +33,8 @@ class AttentionContext:
     """Masks as the kernel wants them: None where its own causal masking is enough."""
     additive_masks: Mapping[LayerType, Float[Tensor, "batch 1 query_pos key_pos"] | None]
     """Masks to be added to explicit scores; made only when a block asks."""
+    chunks: Sequence[int] | None = None
+    """Lengths of pieces of the positions, each of which sees itself alone; None is one piece."""
     cache: Any = None
     """transformers ``Cache`` of earlier keys and values, or None."""
     attend: Callable[..., Heads] | None = None
@@ -172,15 +174,29 @@ class Attention(nn.Module):
         """Mix values over positions; explicit scores only where they are needed."""
         if context.attend is not None:
             return context.attend(self, q, k, v)
-        # In memory as Hugging Face's cache lays them, which its forward fills unless told not to:
-        # kernels may round otherwise for other strides.
-        k, v = k.contiguous(), v.contiguous()
-        if self.cfg.attn_implementation == "eager":
-            scores = self.hook_attn_scores(self._scores(q, k, context))
-            return self._mix(self.hook_pattern(self.softmax(scores)), v)
-        pattern = self._intervened_pattern(q, k, context) if self.needs_scores else None
-        if pattern is not None:
-            return self._mix(pattern, v)
+        if context.chunks is None:
+            # In memory as Hugging Face's cache lays them, which its forward fills unless told not
+            # to: kernels may round otherwise for other strides.
+            k, v = k.contiguous(), v.contiguous()
+            pieces = [(q, k, v)]
+        else:
+            split = (part.split(list(context.chunks), dim=2) for part in (q, k, v))
+            pieces = [*zip(*split, strict=True)]
+        if self.needs_scores:
+            scores = [self._scores(*piece[:2], context) for piece in pieces]
+            pattern = self._intervened_pattern(scores)
+            if pattern is not None:
+                return self._mix(pattern, v)
+            if self.cfg.attn_implementation == "eager":
+                patterns = map(self.softmax, scores)
+                mixed = [self._mix(p, piece[2]) for p, piece in zip(patterns, pieces, strict=True)]
+                return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=1)
+        mixed = [self._by_kernel(*piece, context) for piece in pieces]
+        return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=1)
+
+    def _by_kernel(
+        self, q: HeadsFirst, k: KeyValues, v: KeyValues, context: AttentionContext
+    ) -> Heads:
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
         z, _ = ALL_ATTENTION_FUNCTIONS[self.cfg.attn_implementation](
@@ -195,18 +211,24 @@ class Attention(nn.Module):
         )
         return z
 
-    def _intervened_pattern(
-        self, q: HeadsFirst, k: KeyValues, context: AttentionContext
-    ) -> Tensor | None:
-        """The pattern to use, or None if the hooks on scores and pattern only looked."""
-        scores = self._scores(q, k, context)
-        changed = tap(self.hook_attn_scores, scores) if is_hooked(self.hook_attn_scores) else None
-        pattern = self.softmax(scores if changed is None else changed)
+    def _intervened_pattern(self, scores: Sequence[Tensor]) -> Tensor | None:
+        """The pattern to use, or None if the hooks on scores and pattern only looked.
+
+        Args:
+            scores: of every chunk; hooks see them as one, in which chunks do not see each other.
+        """
+        changed = None
+        if is_hooked(self.hook_attn_scores):
+            lowest = torch.finfo(scores[0].dtype).min
+            changed = tap(self.hook_attn_scores, _on_diagonal(scores, lowest))
+        pattern = None if changed is None else self.softmax(changed)
         if is_hooked(self.hook_pattern):
-            replaced = tap(self.hook_pattern, pattern)
-            if replaced is not None:
-                return replaced
-        return None if changed is None else pattern
+            shown = pattern
+            if shown is None:
+                shown = _on_diagonal([self.softmax(one) for one in scores], 0.0)
+            replaced = tap(self.hook_pattern, shown)
+            pattern = pattern if replaced is None else replaced
+        return pattern
 
     def _scores(self, q: HeadsFirst, k: KeyValues, context: AttentionContext) -> Tensor:
         scores = torch.matmul(q, _ungroup(k, self.cfg.n_groups).transpose(2, 3)) * self.scaling
@@ -269,3 +291,17 @@ class Attention(nn.Module):
 def _ungroup(x: KeyValues, n_groups: int) -> Float[Tensor, "batch head key_pos d_head"]:
     """Repeat each kv head for the query heads that read it."""
     return x if n_groups == 1 else repeat(x, "b k p e -> b (k g) p e", g=n_groups)
+
+
+def _on_diagonal(pieces: Sequence[Tensor], fill: float) -> Float[Tensor, "batch head query key"]:
+    """Scores or patterns of chunks as one matrix, with one number between different chunks."""
+    if len(pieces) == 1:
+        return pieces[0]
+    n = sum(piece.shape[2] for piece in pieces)
+    whole = pieces[0].new_full((*pieces[0].shape[:2], n, n), fill)
+    start = 0
+    for piece in pieces:
+        stop = start + piece.shape[2]
+        whole[:, :, start:stop, start:stop] = piece
+        start = stop
+    return whole

@@ -55,6 +55,7 @@ def _record(stack: ExitStack, found: Activations, name: str, layer: Any) -> None
     def keep(point: str, n: int | None = None) -> Callable[[Any], None]:
         def record(value: Any) -> None:
             value = value[0] if isinstance(value, tuple) else value
+            value = value[None] if value.ndim == 2 else value  # packed: no batch
             value = value if n is None else value.unflatten(-1, (-1, n))
             found[f"{name}.{point}"] = value.detach().clone()
 
@@ -86,13 +87,29 @@ def _record(stack: ExitStack, found: Activations, name: str, layer: Any) -> None
         handle = module.register_forward_hook(lambda _, args, out, record=record: record(out))
         stack.callback(handle.remove)
     if attn.config._attn_implementation == "eager":
-        stack.callback(attn.register_forward_hook(
-            lambda _, args, out: keep("attn.hook_pattern")(out[1])
-        ).remove)  # fmt: skip
-        _record_scores(stack, attn, keep("attn.hook_attn_scores"))
+        _record_scores(stack, found, name, attn)
 
 
-def _record_scores(stack: ExitStack, attn: Any, keep: Callable[[Any], None]) -> None:
+def _record_scores(stack: ExitStack, found: Activations, name: str, attn: Any) -> None:
+    """Scores and pattern; of several chunks on the diagonal, where nothing else is seen."""
+    chunks: list[tuple[Tensor, Tensor]] = []
+
+    def join(*_: Any) -> None:
+        for i, (point, fill) in enumerate(
+            (("hook_attn_scores", torch.finfo(chunks[0][0].dtype).min), ("hook_pattern", 0.0))
+        ):
+            pieces = [chunk[i] for chunk in chunks]
+            n = sum(piece.shape[-1] for piece in pieces)
+            joined = pieces[0].new_full((*pieces[0].shape[:2], n, n), fill)
+            at = 0
+            for piece in pieces:
+                end = at + piece.shape[-1]
+                joined[..., at:end, at:end] = piece
+                at = end
+            found[f"{name}.attn.{point}"] = joined
+        chunks.clear()
+
+    stack.callback(attn.register_forward_hook(join).remove)
     modeling = sys.modules[type(attn).__module__]
     eager = modeling.eager_attention_forward  # of the layers recorded before, too
 
@@ -102,8 +119,9 @@ def _record_scores(stack: ExitStack, attn: Any, keep: Callable[[Any], None]) -> 
         softmax = F.softmax
 
         def recording_softmax(scores: Tensor, *more: Any, **options: Any) -> Tensor:
-            keep(scores)
-            return softmax(scores, *more, **options)
+            pattern = softmax(scores, *more, **options)
+            chunks.append((scores.clone(), pattern.to(scores.dtype)))
+            return pattern
 
         with mock.patch.object(F, "softmax", recording_softmax):
             return eager(module, *args, **options)

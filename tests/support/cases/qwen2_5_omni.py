@@ -1,6 +1,7 @@
 """Qwen2.5-Omni: the whole model as it is published, and the thinker alone, tied."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers import (
 from family_case import Case, HuggingFace, Inputs, heard, left_padded, rows_of, save_hf
 from hooked_alm import HookedALM
 from hooked_alm.converters.families.qwen2_5_omni import Qwen25OmniFrontEnd
+from hooked_alm.encoder import ChunkedEncoder
 from tiny import AUDIO_BOS, AUDIO_EOS, MELS, PLACEHOLDER, VOCAB, n_audio_tokens
 
 HALF_BLOCK = 7
@@ -110,12 +112,14 @@ def published() -> Qwen25OmniFrontEnd:
 
 def one_block(model: HookedALM) -> None:
     """Let the encoder attend to everything, its positions run on."""
-    model.audio.audio_tower.n_window = 25
+    encoder = model.audio.encoder
+    wider = ChunkedEncoder(replace(encoder.cfg, n_ctx=25))
+    encoder.cfg, encoder.positions = wider.cfg, wider.positions
 
 
 def skip_norm(model: HookedALM) -> None:
     """Leave the norm before the projection out."""
-    model.audio.audio_tower.ln_post = torch.nn.Identity()
+    model.audio.encoder.ln_final = torch.nn.Identity()
 
 
 def in_thinker(name: str, *, decoder: str = "model.", model: str = "") -> str:
