@@ -322,7 +322,8 @@ class HookedModule(HookedRootModule):
                     f"looking up hook point {name!r}: names are no patterns. Several are selected "
                     f"by a function, `lambda name: fnmatch.fnmatch(name, {name!r})`, or by a list."
                 )
-            near = [other for other in self.hook_dict if other.endswith(f".{name}")][:3]
+            near = [other for other in self.hook_dict if other.endswith(f".{name}")]
+            near = sorted(near, key=lambda other: not other.startswith("blocks."))[:3]
             raise HookNameError(
                 f"looking up hook point {name!r}: this model has none of that name. "
                 f"Nearest: {', '.join(near) or nearest(name, self.hook_dict)}. "

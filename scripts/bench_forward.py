@@ -3,7 +3,7 @@
 Both models hold the same random weights in one process; calls alternate, so that noise of the
 machine hits both. Prints medians of the pairwise ratios with their bootstrap interval.
 
-    python scripts/bench_forward.py [--pairs 40] [--positions 200 800] [--load]
+    python scripts/bench_forward.py [--pairs 40] [--positions 200 800] [--load] [--encoder]
 """
 
 import argparse
@@ -13,14 +13,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
+from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration, WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from hooked_alm import ALMInput, HookedALM
+from hooked_alm.converters.blocks.whisper_encoder import encoder_config, encoder_rules
 from hooked_alm.converters.loading import lay_out
+from hooked_alm.converters.rules import target_of
+from hooked_alm.encoder import AudioEncoder
 
 MEL_FRAMES = 3000
 
@@ -87,7 +92,8 @@ def bench_speed(folder: Path, positions: list[int], n_pairs: int) -> None:
     hf = Qwen2AudioForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     model = HookedALM.from_pretrained(str(folder))
     unlocked = HookedALM.forward.__wrapped__  # type: ignore[attr-defined]  # by turns.in_turn
-    names = [n for n in model.hook_dict if n.endswith(("hook_resid_pre", "hook_resid_post", "_z"))]
+    ends = ("hook_resid_pre", "hook_resid_post", "_z")
+    names = [n for n in model.hook_dict if n.startswith("blocks.") and n.endswith(ends)]
     for n_pos in positions:
         x = prompt(model, n_pos)
         embeddings = model(x, stop_at_layer=0)
@@ -118,6 +124,27 @@ def bench_speed(folder: Path, positions: list[int], n_pairs: int) -> None:
         print(f"T = {n_pos}: forward / without its lock      {ratio}")
 
 
+@torch.no_grad()
+def bench_encoder(n_pairs: int) -> None:
+    """The audio encoder against transformers': Whisper-base, and two layers of the large one."""
+    sizes = {"base": (512, 6, 8, 80), "large, two layers": (1280, 2, 20, 128)}
+    for name, (d_model, n_layers, n_heads, n_mels) in sizes.items():
+        config = WhisperConfig(
+            d_model=d_model, encoder_layers=n_layers, encoder_attention_heads=n_heads,
+            encoder_ffn_dim=4 * d_model, num_mel_bins=n_mels, attn_implementation="sdpa",
+        )  # fmt: skip
+        theirs, ours = WhisperEncoder(config).eval(), AudioEncoder(encoder_config(config))
+        weights = {
+            (target_of(encoder_rules(""), key) or "").removeprefix("audio.encoder."): value
+            for key, value in theirs.state_dict().items()
+        }
+        ours.load_state_dict(weights)
+        mel = torch.randn(1, n_mels, MEL_FRAMES)
+        assert torch.equal(ours(mel), theirs(mel).last_hidden_state)
+        ratio = paired_ratio(partial(ours, mel), partial(theirs, mel), n_pairs)
+        print(f"Whisper {name}: encoder / HF sdpa          {ratio}")
+
+
 def memory_of_loading(folder: Path, dtype: str) -> None:
     """Print growth of peak resident memory while loading, in this fresh process."""
     lay_out(folder)  # imports and tokenizer machinery must not count
@@ -145,6 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--positions", type=int, nargs="+", default=[200, 800])
+    parser.add_argument("--encoder", action="store_true", help="the audio encoder alone")
     parser.add_argument("--load", action="store_true", help="memory while loading, too")
     parser.add_argument("--load-one", nargs=2, metavar=("FOLDER", "DTYPE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -152,6 +180,9 @@ def main() -> None:
         memory_of_loading(Path(options.load_one[0]), options.load_one[1])
         return
     torch.manual_seed(0)
+    if options.encoder:
+        bench_encoder(options.pairs)
+        return
     with tempfile.TemporaryDirectory() as scratch:
         small = Path(scratch) / "small"
         make_checkpoint(small)
