@@ -88,7 +88,8 @@ class AudioEncoder(HookedEncoder):
         Raises:
             InputError: spectrograms of a length that the encoder does not take.
         """
-        *_, hidden = self.states(mel, is_real)
+        for state in self.states(mel, is_real):
+            hidden = state  # the last: earlier ones are let go
         if self.cfg.pooling > 1:
             hidden = F.avg_pool1d(hidden.permute(0, 2, 1), self.cfg.pooling).permute(0, 2, 1)
         return self.ln_final(hidden)
@@ -98,7 +99,7 @@ class AudioEncoder(HookedEncoder):
         mel: Float[Tensor, "window mel frame"],
         is_real: Bool[Tensor, "window half_frame"] | None = None,
     ) -> Iterator[States]:
-        """States that enter the first block and leave each, without the final norm; see there."""
+        """States that enter the first block and leave each; arguments as ``forward`` has them."""
         hidden = self.hook_embed(self._embedded(mel))
         yield hidden
         context = self._context(hidden, is_real)

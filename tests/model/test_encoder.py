@@ -1,6 +1,7 @@
 """The hooked audio encoder: edits, norms, weights, and what it refuses. Its values are compared
 with Hugging Face's in ``tests/converters``."""
 
+import weakref
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_reference import with_positions
-from hooked_alm import ConversionError, HookedALM, InputError
+from hooked_alm import ConversionError, InputError
 from hooked_alm.components.block import Block
 from hooked_alm.components.norm import LayerNorm
 from hooked_alm.config import EncoderConfig
@@ -133,6 +134,20 @@ def test_streams_can_be_viewed(encoder: AudioEncoder) -> None:
 
 
 @torch.no_grad()
+def test_earlier_states_are_let_go(encoder: AudioEncoder) -> None:
+    """A run holds no more than the stream it is at."""
+    outputs: list[weakref.ref[Tensor]] = []
+    for block in encoder.blocks:
+        block.register_forward_hook(lambda module, args, out: outputs.append(weakref.ref(out)))
+    alive: list[bool] = []
+    encoder.ln_final.register_forward_pre_hook(
+        lambda module, args: alive.extend(one() is not None for one in outputs)
+    )
+    encoder(torch.randn(1, 5, 22))
+    assert alive == [False, True]
+
+
+@torch.no_grad()
 def test_masked_positions_are_not_heard(encoder: AudioEncoder) -> None:
     mel, is_real = torch.randn(2, 5, 22), torch.arange(11) < torch.tensor([[7], [11]])
     *_, whole = encoder.states(mel, is_real)
@@ -182,8 +197,3 @@ def test_fp16_stays_finite(encoder: AudioEncoder) -> None:
 def test_configs_that_no_encoder_has(change: dict[str, Any], told: str) -> None:
     with pytest.raises(ConversionError, match=f"audio encoder: .*{told}"):
         config(**change)
-
-
-def test_an_opaque_encoder_has_no_points_inside(gqa: HookedALM) -> None:
-    assert gqa.audio is not None
-    assert gqa.audio.hooked_encoder is gqa.audio.encoder
