@@ -30,6 +30,7 @@ def run_page(page: str) -> dict[str, Any]:
 # Page -> the test that runs its blocks.
 RUN = {
     "README.md": "test_the_example_runs",
+    "docs/encoders.md": "test_the_encoder_page_runs",
     "docs/kimi_audio.md": "test_the_kimi_page_runs",
     "docs/own_experiment.md": "test_own_experiment.py",
     "docs/parity.md": "test_the_parity_page_runs",
@@ -72,6 +73,15 @@ def test_the_patching_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert np.nanmax(edges.effect) > 2, "an example that shows an effect"
     assert round(edges.total_effect.item()) == 22
     assert "blocks.8.hook_mlp_out  logits" in capsys.readouterr().out
+
+
+def test_the_encoder_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    names = run_page("docs/encoders.md")
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "torch.Size([1, 300, 72])"
+    assert shown[2] == "torch.Size([3, 4, 18, 72])"
+    assert float(shown[1]) > 0.01
+    assert names["samples"].grad.abs().max() > 0
 
 
 def test_the_parity_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
