@@ -12,7 +12,8 @@ from torch import Tensor
 from transformer_lens.tools.analysis import EdgeAttributionConfig, attribution_patch
 
 from hooked_alm import ALMInput, HookedALM, InputError
-from hooked_alm.methods.attribution.edges import attribute_edges
+from hooked_alm.components.norm import LayerNorm, RMSNorm
+from hooked_alm.methods.attribution.edges import _through_norm, attribute_edges
 from hooked_alm.methods.attribution.nodes import attribute_nodes
 from hooked_alm.methods.patching.metrics import KL, LogitDiff, Logits, OnLogits
 from hooked_alm.methods.patching.paths import path_patch
@@ -413,3 +414,17 @@ def test_prompts_of_other_lengths_are_not_interpolated(tiny_models: TinyModels) 
     assert np.nanmax(np.abs(run().effect)) > 1e-2
     with pytest.raises(InputError, match="prompts of equal length"):
         run(method="eap-ig", steps=2)
+
+
+@pytest.mark.parametrize("kind", [RMSNorm, LayerNorm])
+def test_gradients_through_a_norm_are_autograds(kind: Any) -> None:
+    torch.manual_seed(0)
+    norm = kind(13, 1e-3)
+    stream = (torch.randn(5, 13) + 2).requires_grad_()
+    slopes = torch.randn(3, 5, 13)
+    normalized = norm.normalize(stream)
+    expected = torch.stack(
+        [torch.autograd.grad(normalized, stream, one, retain_graph=True)[0] for one in slopes]
+    )
+    found = _through_norm(norm, stream.detach(), slopes.clone())
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
