@@ -42,6 +42,7 @@ class Circuits(Experiment[CircuitsConfig]):
     title = "Circuits"
     question = "Which heads carry the answer, and is their circuit enough?"
     Config = CircuitsConfig
+    schema_version = 2
     tables, may_lack = TABLES, MAY_LACK
     controls, claims = CONTROLS, CLAIMS
     caveats = (

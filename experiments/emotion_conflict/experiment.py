@@ -48,7 +48,7 @@ class EmotionConflict(Experiment[EmotionConflictConfig]):
     title = "Emotion conflict"
     question = "Where does the voice lose against the instruction?"
     Config = EmotionConflictConfig
-    schema_version = 2
+    schema_version = 3
     tables, may_lack = TABLES, MAY_LACK
     defects, controls, claims, caveats = DEFECTS, CONTROLS, CLAIMS, CAVEATS
 

@@ -64,7 +64,7 @@ class SemanticVsProsody(Experiment[SemanticVsProsodyConfig]):
     title = "Semantic against prosody"
     question = "When words and voice disagree, which decides, and where?"
     Config = SemanticVsProsodyConfig
-    schema_version = 2
+    schema_version = 3
     tables, may_lack = TABLES, MAY_LACK
     defects, controls, claims, caveats = DEFECTS, CONTROLS, CLAIMS, CAVEATS
 
