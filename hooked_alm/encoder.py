@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
@@ -74,6 +74,19 @@ class AudioEncoder(HookedEncoder):
         self.embed_positions = nn.Embedding(cfg.n_ctx, cfg.d_model)
         self.embed_positions.requires_grad_(False)
 
+    @staticmethod
+    def real_positions(
+        n_frames: Int[Tensor, " window"], width: int
+    ) -> Bool[Tensor, "window half_frame"]:
+        """True at outputs of the second convolution that are of frames, not of padding.
+
+        Args:
+            n_frames: frames of each window that are not padding.
+            width: frames of the widest, padding included.
+        """
+        place = torch.arange(_halved(width), device=n_frames.device)
+        return place < _halved(n_frames)[:, None]
+
     def forward(
         self,
         mel: Float[Tensor, "window mel frame"],
@@ -135,6 +148,7 @@ class AudioEncoder(HookedEncoder):
 class ChunkedEncoder(HookedEncoder):
     """Qwen2.5-Omni's encoder: chunks of ``n_ctx`` positions, which do not see each other.
 
+    Its states are averaged in pairs, whatever ``pooling`` says, and clips may have any length.
     The chunks of all clips stand one behind the other in one sequence, so that its points have a
     batch of one: ``[1, packed_pos, d_audio]``. A clip's last chunk is as long as it needs.
 
@@ -189,6 +203,6 @@ class ChunkedEncoder(HookedEncoder):
         return torch.cat(real)
 
 
-def _halved(n_frames: int) -> int:
+def _halved(n_frames: Any) -> Any:
     """Positions behind a convolution of stride 2."""
     return (n_frames - 1) // 2 + 1

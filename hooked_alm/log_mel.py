@@ -1,10 +1,8 @@
 """Whisper's log-mel spectrogram with a gradient: from a waveform to a front-end's windows."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -24,8 +22,8 @@ def log_mel(
 ) -> Float[Tensor, "*window mel frame"]:
     """Log-mel spectrogram, by the operations of transformers' extractor: the same values.
 
-    The loudest bin of a window, to which all are compared, passes its gradient to itself alone;
-    bins at the floor have none.
+    Bins far below the loudest one of their window are set to a floor that depends on it, and pass
+    their gradient to it; where nothing is heard there is none.
 
     Args:
         samples: windows as the extractor pads them.
@@ -60,7 +58,8 @@ def samples_with_gradient(source: Any, sampling_rate: int) -> Float[Tensor, " sa
     if samples.ndim != 1 or rate != sampling_rate:
         raise InputError(
             f"hearing samples with a gradient: got shape {list(samples.shape)} at {rate} Hz, "
-            f"expected one channel [sample] at the model's {sampling_rate} Hz."
+            f"expected one channel [sample] at the model's {sampling_rate} Hz. Mix down and "
+            "resample before the tensor that requires the gradient, or by torch behind it."
         )
     return samples
 
@@ -96,16 +95,10 @@ def windows_with_gradient(
     numbered = replace(waveform, samples=np.arange(1, n + 1, dtype=np.float32))
     # Number 0 is what the extractor pads with.
     heard = torch.cat([samples.new_zeros(1), samples[:n]]).cpu().float()
-    with _reading(extractor, heard):
-        return front_end.windows_of(numbered, extractor)
-
-
-@contextmanager
-def _reading(extractor: Any, heard: Float[Tensor, " sample"]) -> Iterator[None]:
-    """Let an extractor make spectrograms of the samples whose numbers it is given."""
 
     def features(numbers: np.ndarray, device: str = "cpu") -> Tensor:
         return log_mel(heard[torch.from_numpy(numbers).long()], extractor)
 
-    with mock.patch.object(extractor, "_torch_extract_fbank_features", features):
-        yield
+    reader = copy(extractor)
+    reader._torch_extract_fbank_features = features
+    return front_end.windows_of(numbered, reader)

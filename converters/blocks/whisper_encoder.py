@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hooked_alm.config import EncoderConfig
+from hooked_alm.config import AttentionImplementation, EncoderConfig
 
 from ..rules import Rename
 
@@ -49,13 +49,19 @@ def encoder_config(config: Any, **variant: Any) -> EncoderConfig:
 
 
 def openai_encoder_config(
-    *, n_mels: int, n_ctx: int, n_state: int, n_head: int, n_layer: int, attention: str | None
+    *,
+    n_mels: int,
+    n_ctx: int,
+    n_state: int,
+    n_head: int,
+    n_layer: int,
+    attention: AttentionImplementation | None,
 ) -> EncoderConfig:
     """Sizes of a pooled encoder by OpenAI's names; ``attention`` is the implementation."""
     return EncoderConfig(
         n_layers=n_layer, d_model=n_state, n_heads=n_head, n_key_value_heads=n_head,
         d_head=n_state // n_head, d_mlp=4 * n_state, n_ctx=n_ctx, n_mels=n_mels, act_fn="gelu",
-        attn_implementation=attention or "sdpa", pooling=2, takes_shorter=True,  # type: ignore[arg-type]
+        attn_implementation=attention or "sdpa", pooling=2, takes_shorter=True,
     )  # fmt: skip
 
 

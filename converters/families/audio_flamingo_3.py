@@ -14,7 +14,7 @@ from transformers.models.audioflamingo3.modeling_audioflamingo3 import (
 
 from hooked_alm.config import HookedALMConfig
 from hooked_alm.encoder import AudioEncoder
-from hooked_alm.frontend import Windows, frame_mask
+from hooked_alm.frontend import Windows
 from hooked_alm.spans import AudioTokens
 
 from ..blocks import decoders
@@ -58,8 +58,8 @@ class AudioFlamingo3FrontEnd(WindowedFrontEnd):
     def encode(self, windows: Windows) -> Float[Tensor, "window audio_pos d_model"]:
         """Encode the windows of all clips in one batch, as Hugging Face does."""
         features = self.hook_encoder_in(windows.features)
-        n_hidden = (windows.n_frames - 1) // 2 + 1
-        hidden = self.encoder(features, frame_mask(n_hidden, self.encoder.cfg.n_ctx).bool())
+        is_real = self.encoder.real_positions(windows.n_frames, features.shape[-1])
+        hidden = self.encoder(features, is_real)
         hidden = self.hook_projector_in(self.hook_encoder_out(hidden))
         return self.hook_projector_out(self.projector(hidden))
 

@@ -56,8 +56,8 @@ class Qwen25OmniFrontEnd(FrontEnd):
         )
         encoder = config.audio_config
         self.encoder = ChunkedEncoder(replace(
-            encoder_config(encoder), n_ctx=encoder.n_window, pooling=2, takes_shorter=True,
-            scales_queries=False, softmax_in_float32=True,
+            encoder_config(encoder), n_ctx=encoder.n_window, scales_queries=False,
+            softmax_in_float32=True,
         ))  # fmt: skip
         self.projector = nn.Linear(encoder.d_model, encoder.output_dim)
 

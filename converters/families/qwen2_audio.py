@@ -6,7 +6,6 @@ Source: transformers 5.23 ``Qwen2AudioForConditionalGeneration``.
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import Qwen2AudioConfig
@@ -56,10 +55,9 @@ class Qwen2AudioFrontEnd(FrontEnd):
 
     def encode(self, windows: Windows) -> Float[Tensor, "window audio_pos d_model"]:
         """Encode all clips in one batch, as Hugging Face does."""
-        features, n_frames = self.hook_encoder_in(windows.features), windows.n_frames
-        n_hidden = features.shape[-1] // 2
-        valid = torch.arange(n_hidden, device=features.device) < ((n_frames - 1) // 2 + 1)[:, None]
-        hidden = self.hook_projector_in(self.hook_encoder_out(self.encoder(features, valid)))
+        features = self.hook_encoder_in(windows.features)
+        is_real = self.encoder.real_positions(windows.n_frames, features.shape[-1])
+        hidden = self.hook_projector_in(self.hook_encoder_out(self.encoder(features, is_real)))
         return self.hook_projector_out(self.projector(hidden))
 
     def input_from_hf(

@@ -18,7 +18,7 @@ from hooked_alm.checkpoint import SafetensorsCheckpoint
 from hooked_alm.config import HookedALMConfig
 from hooked_alm.encoder import AudioEncoder
 from hooked_alm.errors import InputError
-from hooked_alm.frontend import FrontEnd, Windows, frame_mask
+from hooked_alm.frontend import FrontEnd, Windows
 from hooked_alm.inputs import ALMInput, AudioClip, ids_and_mask
 from hooked_alm.spans import AudioTokens
 
@@ -132,9 +132,8 @@ class UltravoxFrontEnd(FrontEnd):
     def encode(self, windows: Windows) -> Float[Tensor, "window audio_pos d_model"]:
         """Encode all windows in one batch, as the published model does."""
         features = self.hook_encoder_in(windows.features)
-        n_hidden = (windows.n_frames - 1) // ENCODER_STRIDE + 1
-        real = frame_mask(n_hidden, (features.shape[-1] - 1) // ENCODER_STRIDE + 1)
-        hidden = self.hook_encoder_out(self.encoder(features, real.bool()))
+        is_real = self.encoder.real_positions(windows.n_frames, features.shape[-1])
+        hidden = self.hook_encoder_out(self.encoder(features, is_real))
         return self.hook_projector_out(self.projector(self.hook_projector_in(hidden)))
 
     def input_from_hf(

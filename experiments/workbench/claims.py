@@ -201,21 +201,20 @@ def around_zero(row: Mapping[str, Any], what: str) -> dict[str, bool]:
     return {f"the interval of the {what} includes 0": bool(row["low"] <= 0 <= row["high"])}
 
 
-def within_rounding(
-    effect: pd.Series, noise: pd.Series, unit: str, part: float = 0.5
-) -> dict[str, bool]:
-    """The reason against a claim about part of a mean effect: rounding could be that much.
+def within_rounding(effect: pd.Series, noise: pd.Series, unit: str) -> dict[str, bool]:
+    """The reason against a claim about halves of a mean effect: rounding could be one.
+
+    Half of it has to be more than twice the standard error of a mean of noise.
 
     Args:
         effect: of every sample.
         noise: what rounding alone does to a cell of the sample, as ``PatchResult.noise``; 0 where
             it is not worth stating.
         unit: of both, in words.
-        part: of the effect, that has to be more than twice the standard error of a mean of noise.
     """
     error = 2 * float(np.sqrt((noise**2).mean() / len(noise))) if len(noise) else 0.0
-    is_within = 0 < part * abs(float(effect.mean())) <= error
-    return {f"{part:g} of the effect is within rounding, {error:.2g} {unit}": is_within}
+    is_within = 0 < abs(float(effect.mean())) / 2 <= error
+    return {f"half of the effect is within rounding, {error:.2g} {unit}": is_within}
 
 
 def shown(numbers: Mapping[str, Any], digits: int = 2) -> str:

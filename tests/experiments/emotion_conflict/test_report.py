@@ -273,7 +273,7 @@ def test_a_hand_off_of_an_effect_within_rounding() -> None:
         run.tables["patching"] = patching.assign(noise=share * limit)
         found = findings(run)
         for name in ("H1_patching", "handoff_text_swap"):
-            why = any("of the effect is within rounding" in one for one in found[name].doubts)
+            why = any("half of the effect is within rounding" in one for one in found[name].doubts)
             assert why == is_doubted
 
 

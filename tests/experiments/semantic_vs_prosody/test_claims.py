@@ -164,7 +164,7 @@ def test_a_hand_off_of_an_effect_within_rounding() -> None:
     limit = 2 * np.sqrt(N)
     assert handoff({"audio": FALLING, "readout": rising}, noise=0.99 * limit).established
     found = handoff({"audio": FALLING, "readout": rising}, noise=1.01 * limit)
-    assert found.doubts == ("0.5 of the effect is within rounding, 4 logits",)
+    assert found.doubts == ("half of the effect is within rounding, 4 logits",)
 
 
 @pytest.mark.parametrize(
