@@ -238,6 +238,7 @@ def sample_prompts(model: HookedALM, seed: int = 0) -> dict[str, dict[str, Tenso
         ids = [i if i != placeholder else (i + 1) % model.cfg.d_vocab for i in ids]
         heard = [] if audio is None else [audio.random_clip(n, generator) for n in clips]
         for at, clip in reversed([*enumerate(heard, start=1)]):  # the last first, apart from others
+            assert audio is not None
             ids[at * 3 : at * 3] = audio.prompt_ids(clip)
         return ids, heard
 

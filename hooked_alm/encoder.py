@@ -1,7 +1,10 @@
 """Hooked audio encoders: of Whisper and its kin, and of Qwen2.5-Omni."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +21,21 @@ from .errors import InputError
 from .hooked_transformer.weights import BlockWeights
 from .hooks import HookPoint
 from .masks import key_mask
+from .turns import restored
 
 States = Float[Tensor, "window pos d_audio"]
+
+
+class Piece(NamedTuple):
+    """Positions of an encoder's states that see each other."""
+
+    window: int
+    """Index along the first axis."""
+    start: int
+    """First position along the second axis."""
+    n_pos: int
+    n_seen: int
+    """Number of the first of them that may be attended to."""
 
 
 class HookedEncoder(BlockWeights, nn.Module):
@@ -28,6 +44,12 @@ class HookedEncoder(BlockWeights, nn.Module):
     Hook points: ``hook_embed``, behind the convolutions and the positions, and those of a ``Block``
     and a ``LayerNorm``. ``W_Q [layer, head, d_audio, d_head]`` and its kin are the blocks' weights.
     """
+
+    is_packed = False
+    """Whether windows stand one behind the other in one sequence, not along the first axis."""
+
+    pieces: Callable[..., list[list["Piece"]]]
+    """Pieces of the states, by window, of the arguments of ``forward``."""
 
     def __init__(self, cfg: EncoderConfig) -> None:
         """Lay the encoder out."""
@@ -38,6 +60,17 @@ class HookedEncoder(BlockWeights, nn.Module):
         self.hook_embed = HookPoint()
         self.blocks = Blocks(Block(cfg, layer, "full_attention") for layer in range(cfg.n_layers))
         self.ln_final = norm_of(cfg)
+        self._resumed: States | None = None
+
+    @contextmanager
+    def resumed(self, streams: States) -> Iterator[None]:
+        """Start behind the last block, from some states of its points' shape, within the context.
+
+        The spectrograms are then looked at for nothing.
+        """
+        with restored(partial(setattr, self, "_resumed", None)):
+            self._resumed = streams
+            yield
 
     @property
     def window_shape(self) -> tuple[int, int]:
@@ -84,8 +117,8 @@ class AudioEncoder(HookedEncoder):
             n_frames: frames of each window that are not padding.
             width: frames of the widest, padding included.
         """
-        place = torch.arange(_halved(width), device=n_frames.device)
-        return place < _halved(n_frames)[:, None]
+        place = torch.arange(halved(width), device=n_frames.device)
+        return place < halved(n_frames)[:, None]
 
     def forward(
         self,
@@ -101,7 +134,7 @@ class AudioEncoder(HookedEncoder):
         Raises:
             InputError: spectrograms of a length that the encoder does not take.
         """
-        for state in self.states(mel, is_real):
+        for state in self.states(mel, is_real) if self._resumed is None else [self._resumed]:
             hidden = state  # the last: earlier ones are let go
         if self.cfg.pooling > 1:
             hidden = F.avg_pool1d(hidden.permute(0, 2, 1), self.cfg.pooling).permute(0, 2, 1)
@@ -119,6 +152,16 @@ class AudioEncoder(HookedEncoder):
         for block in self.blocks:
             hidden = block(hidden, context)
             yield hidden
+
+    def pieces(
+        self,
+        mel: Float[Tensor, "window mel frame"],
+        is_real: Bool[Tensor, "window half_frame"] | None = None,
+    ) -> list[list[Piece]]:
+        """The states of every window; arguments as ``forward`` has them."""
+        n = halved(mel.shape[-1])
+        real = [n] * len(mel) if is_real is None else is_real.sum(-1).tolist()
+        return [[Piece(i, 0, n, n_seen)] for i, n_seen in enumerate(real)]
 
     def _embedded(self, mel: Float[Tensor, "window mel frame"]) -> States:
         n_mels, longest = self.window_shape
@@ -155,6 +198,8 @@ class ChunkedEncoder(HookedEncoder):
     Source: transformers 5.23 ``Qwen2_5OmniAudioEncoder``.
     """
 
+    is_packed = True
+
     def __init__(self, cfg: EncoderConfig) -> None:
         """Lay the encoder out; the positions, which start anew in every chunk, are computed."""
         super().__init__(cfg)
@@ -173,23 +218,36 @@ class ChunkedEncoder(HookedEncoder):
         Args:
             mels: spectrograms of the clips, without padding; they are cast to the weights' dtype.
         """
-        chunks = [chunk.T for mel in mels for chunk in mel.split(2 * self.cfg.n_ctx, dim=1)]
-        hidden = self.hook_embed(self._embedded(chunks)[None])
-        lengths = [_halved(len(chunk)) for chunk in chunks]
-        context = AttentionContext(
-            rotary=None,
-            kernel_masks={"full_attention": None},
-            additive_masks={"full_attention": None},
-            chunks=lengths,
-        )
-        for block in self.blocks:
-            hidden = block(hidden, context)
+        hidden = self._states(mels) if self._resumed is None else self._resumed
         pairs = []
-        for clip in hidden[0].split([_halved(mel.shape[1]) for mel in mels]):
+        for clip in hidden[0].split([halved(mel.shape[1]) for mel in mels]):
             n = len(clip) // 2
             pairs.append((clip[: 2 * n : 2] + clip[1 : 2 * n : 2]) / 2)
         normalized = self.ln_final(torch.cat(pairs)[None])[0]
         return [*normalized.split([len(clip) for clip in pairs])]
+
+    def pieces(self, mels: Sequence[Float[Tensor, "_mel _frame"]]) -> list[list[Piece]]:
+        """Chunks of every clip in the encoder's states; arguments as ``forward`` has them."""
+        lengths = [[halved(len(one)) for one in self._chunks([mel])] for mel in mels]
+        starts = iter(accumulate((n for some in lengths for n in some), initial=0))
+        return [[Piece(0, next(starts), n, n) for n in some] for some in lengths]
+
+    def _chunks(self, mels: Sequence[Tensor]) -> list[Tensor]:
+        return [chunk.T for mel in mels for chunk in mel.split(2 * self.cfg.n_ctx, dim=1)]
+
+    def _states(self, mels: Sequence[Tensor]) -> States:
+        """States behind the last block, of all chunks in one sequence."""
+        chunks = self._chunks(mels)
+        hidden = self.hook_embed(self._embedded(chunks)[None])
+        context = AttentionContext(
+            rotary=None,
+            kernel_masks={"full_attention": None},
+            additive_masks={"full_attention": None},
+            chunks=[halved(len(chunk)) for chunk in chunks],
+        )
+        for block in self.blocks:
+            hidden = block(hidden, context)
+        return hidden
 
     def _embedded(self, chunks: Sequence[Tensor]) -> Float[Tensor, "packed_pos d_audio"]:
         """Positions of all chunks, of which the convolutions see one each."""
@@ -199,10 +257,10 @@ class ChunkedEncoder(HookedEncoder):
         hidden = F.gelu(self.conv1(mel)) * is_real[:, None].long()
         hidden = F.gelu(self.conv2(hidden)).mT
         hidden = hidden + self.positions[: hidden.shape[1]].to(hidden.dtype)
-        real = [one[: _halved(len(c))] for one, c in zip(hidden, chunks, strict=True)]
+        real = [one[: halved(len(c))] for one, c in zip(hidden, chunks, strict=True)]
         return torch.cat(real)
 
 
-def _halved(n_frames: Any) -> Any:
+def halved(n_frames: Any) -> Any:
     """Positions behind a convolution of stride 2."""
     return (n_frames - 1) // 2 + 1

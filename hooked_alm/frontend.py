@@ -16,11 +16,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .audio import Waveform
 from .components.lora import updates_of
-from .encoder import HookedEncoder
+from .encoder import HookedEncoder, Piece, halved
 from .errors import InputError
 from .hooks import HookPoint
 from .inputs import ALMInput, AudioClip, WeightsVersion, positions_from_mask
 from .spans import AudioTokens, clip_ranges, span_flags, span_map
+from .turns import restored
 
 
 class Windows(NamedTuple):
@@ -35,6 +36,10 @@ class Windows(NamedTuple):
     """Number of frames that its features came with; those beyond pad it to the widest."""
 
 
+class _CaughtError(Exception):
+    """What an encoder was about to run on."""
+
+
 class FrontEnd(nn.Module, ABC):
     """Audio encoder and projector of one family.
 
@@ -44,6 +49,9 @@ class FrontEnd(nn.Module, ABC):
     Positions beyond a window's ``n_tokens`` are padding.
     """
 
+    reads_padding: bool = True
+    """Whether embeddings of a clip can depend on the encoder's states beyond its end, also where
+    nothing attends to these."""
     in_float32: tuple[str, ...] = ()
     """Parameters that Hugging Face leaves in float32, whatever the dtype of the others."""
 
@@ -99,6 +107,11 @@ class FrontEnd(nn.Module, ABC):
     @abstractmethod
     def n_tokens(self, n_frames: int) -> int:
         """Positions that a window of ``n_frames`` frames fills."""
+
+    def n_states(self, n_frames: int) -> int:
+        """States of the hooked encoder that hear a window of ``n_frames`` frames."""
+        found: int = halved(n_frames)
+        return found
 
     @abstractmethod
     def encode(self, windows: Windows) -> Float[Tensor, "window audio_pos d_model"]:
@@ -269,23 +282,65 @@ class FrontEnd(nn.Module, ABC):
             for m in self.modules()
         )
 
+    def embed_states(
+        self, clips: Sequence[AudioClip], states: Float[Tensor, "window pos d_audio"], n_cells: int
+    ) -> Float[Tensor, "cell heard d_model"]:
+        """Embeddings of a prompt's clips, if some states had left the hooked encoder's last block.
+
+        Args:
+            clips: clips of the prompt, in order.
+            states: states of their windows in every cell, as the encoder's points show them.
+            n_cells: number of cells.
+        """
+        assert self.hooked_encoder is not None
+        windows = self._windows(clips)
+        in_cells = (part.repeat(n_cells, *[1] * (part.ndim - 1)) for part in windows)
+        with self.hooked_encoder.resumed(states):
+            embedded = self.encode(Windows(*in_cells)).unflatten(0, (n_cells, -1))
+        n_tokens = [self.n_tokens(n) for clip in clips for n in clip.n_frames]
+        return torch.cat([embedded[:, i, :n] for i, n in enumerate(n_tokens)], dim=1)
+
+    def pieces(self, clips: Sequence[AudioClip]) -> list[list[list[Piece]]]:
+        """Pieces by clip and window: where the hooked encoder's states have clips heard together.
+
+        Nothing is run.
+        """
+        assert self.hooked_encoder is not None
+
+        def catch(encoder: HookedEncoder, args: Any) -> None:
+            raise _CaughtError(args)
+
+        # What the encoder would be given is the family's to say, so it is asked.
+        handle = self.hooked_encoder.register_forward_pre_hook(catch)
+        with restored(handle.remove):
+            try:
+                self._encode(clips)
+            except _CaughtError as caught:
+                windows = iter(self.hooked_encoder.pieces(*caught.args[0]))
+        return [[next(windows) for _ in clip.n_frames] for clip in clips]
+
     def _encode(self, clips: Sequence[AudioClip]) -> list[Float[Tensor, "audio_pos d_model"]]:
         """Embeddings of each clip, its windows joined."""
-        device = next(self.parameters()).device
-        features, mask = (part.to(device) for part in self.features_and_mask(clips))
-        n_frames = [n for clip in clips for n in clip.n_frames]
-        place = [i for clip in clips for i in range(len(clip.n_frames))]
+        windows = self._windows(clips)
+        features = windows.features
         backward_hooks = (m._backward_hooks or m._backward_pre_hooks for m in self.modules())
         if torch.is_grad_enabled() and features.is_floating_point() and any(backward_hooks):
             # Also where the encoder is frozen. A copy: hooks may not write into a leaf.
-            features = features.requires_grad_().clone()
-        width = [clip.features.shape[-1] for clip in clips for _ in clip.n_frames]
-        windows = Windows(
-            features, mask.sum(-1), torch.tensor(place, device=device), torch.tensor(width)
-        )
-        heard = zip(self.encode(windows), map(self.n_tokens, n_frames), strict=True)
+            windows = windows._replace(features=features.requires_grad_().clone())
+        n_tokens = [self.n_tokens(n) for clip in clips for n in clip.n_frames]
+        heard = zip(self.encode(windows), n_tokens, strict=True)
         parts = iter([embedded[:n] for embedded, n in heard])
         return [torch.cat([next(parts) for _ in clip.n_frames]) for clip in clips]
+
+    def _windows(self, clips: Sequence[AudioClip]) -> Windows:
+        """Windows of some clips, one clip after the other, where the weights are."""
+        device = next(self.parameters()).device
+        features, mask = (part.to(device) for part in self.features_and_mask(clips))
+        place = [i for clip in clips for i in range(len(clip.n_frames))]
+        width = [clip.features.shape[-1] for clip in clips for _ in clip.n_frames]
+        return Windows(
+            features, mask.sum(-1), torch.tensor(place, device=device), torch.tensor(width)
+        )
 
     def input_from_features(
         self,

@@ -101,8 +101,8 @@ def _seen_by_place(
             + ": expected 'sdpa' or 'eager', and no cache."
         )
     real = attention_mask.bool()
-    # Stacks count real positions. At pads the count means nothing; they are taken out below.
-    places = real.long().cumsum(-1) - 1
+    # Stacks count from the first real position. Pads are taken out below.
+    places = torch.arange(real.shape[1], device=real.device) - real.long().argmax(-1, keepdim=True)
     seen = stack.sees(places[:, :, None], places[:, None, :])
     seen = seen & real[:, None, :] & real[:, :, None]
     return (seen | torch.eye(real.shape[1], dtype=torch.bool, device=real.device))[:, None]

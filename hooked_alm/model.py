@@ -23,6 +23,7 @@ from .components.norm import RMSNorm
 from .components.rotary import Rotary
 from .config import HookedALMConfig, LayerType, StackConfig, check_device
 from .display import Shown, Summary
+from .encoder_rows import EncoderRows
 from .errors import HookNameError, InputError, refuse_unknown
 from .frontend import FrontEnd
 from .generation import Generation
@@ -49,7 +50,7 @@ from .inputs import (
 from .masks import attention_masks
 from .points import ENCODER, point_of
 from .prompts import Conversation, PromptBuilder, conversations_from, segments_by_row
-from .stacks import Stack, StackedModel, declared_stacks
+from .stacks import ENCODER_PART, Stack, StackedModel, declared_stacks
 from .turns import in_turn
 
 
@@ -138,7 +139,7 @@ class HookedALM(
 
     def _summary(self) -> Summary:
         cfg, n = self.cfg, sum(parameter.numel() for parameter in self.parameters())
-        sizes = f"{len(self.path)} blocks × {cfg.n_heads} heads ({cfg.n_key_value_heads} kv)"
+        sizes = f"{len(self.reader.path)} blocks × {cfg.n_heads} heads ({cfg.n_key_value_heads} kv)"
         names = ("d_model", "d_head", "d_mlp", "d_vocab")
         widths = ", ".join(f"{name} {getattr(cfg, name)}" for name in names)
         dtype = str(cfg.dtype).removeprefix("torch.")
@@ -149,6 +150,7 @@ class HookedALM(
         ]
         if len(self.stacks) > 1:
             facts.append(("heads", f"{', '.join(self.stacks)}; in use: {self.head}"))
+        facts += [("path", self.part.blocks)] if self.part else []
         facts += [("adapter", str(cfg.adapter))] if cfg.adapter else []
         facts.append(("inside", "`hook_shapes()`: hook points; `print(model.blocks)`: modules"))
         title = f"HookedALM {cfg.model_name}: {cfg.original_architecture}"
@@ -373,8 +375,13 @@ class HookedALM(
         refuse_forward_arguments(return_type, past_key_values, refused)
         reading: dict[str, Any] = {"attention_mask": attention_mask, "prepend_bos": prepend_bos,
                    "padding_side": padding_side}  # fmt: skip
-        if head not in (None, self.head):
-            return self.towards(head).forward(
+        if self.part is not None and (start_at_layer, stop_at_layer) != (None, None):
+            raise InputError(
+                f"running some blocks: the path is that of {self.part.blocks}, which run whole. "
+                f"Use model.towards({self.head!r})."
+            )
+        if self.part is not None or head not in (None, self.head):
+            return self.towards(head or self.head).forward(
                 input, return_type, start_at_layer=start_at_layer, stop_at_layer=stop_at_layer,
                 inputs=inputs, past_key_values=past_key_values, loss_per_token=loss_per_token,
                 **reading,
@@ -435,7 +442,34 @@ class HookedALM(
         # A copy: hooks may write in place, and the caller's tensor may be of a cache.
         return self._graph_root(input.clone()), x
 
-    def _embed(self, x: ALMInput, n_past: int = 0) -> Resid:
+    def encoder_rows(self, x: ALMInput) -> EncoderRows:
+        """Rows of the hooked audio encoder in which the clips of some prompts are heard.
+
+        Raises:
+            InputError: no clips, or no encoder whose blocks are hooked.
+        """
+        self.towards(ENCODER_PART)  # which says why there is none
+        assert self.audio is not None
+        with self.turn.running():
+            return EncoderRows.of(self.audio, x)
+
+    def positions_of(self, x: ALMInput) -> ALMInput:
+        """Positions of some prompts along the path in use: their own, or rows of the encoder."""
+        return x if self.part is None else self.encoder_rows(x).prompts
+
+    @in_turn
+    def embed_heard(
+        self, x: ALMInput, heard: Float[Tensor, "cell heard d_model"]
+    ) -> Float[Tensor, "cell pos d_model"]:
+        """The stream that enters the first block if clips were heard otherwise, in many cells.
+
+        Args:
+            x: one prompt.
+            heard: embeddings of all of its clips, in order.
+        """
+        return self._embed(x, heard=heard)
+
+    def _embed(self, x: ALMInput, n_past: int = 0, heard: Tensor | None = None) -> Resid:
         """Embed the tokens after the first ``n_past`` and merge the audio in."""
         tokens = x.tokens[:, n_past:]
         if is_hooked(self.hook_tokens):
@@ -447,7 +481,7 @@ class HookedALM(
         first = self.hook_code_embed if self.cfg.two_token_streams else self.hook_text_embed
         resid = first(self._graph_root(embed))
         if self.audio is not None:
-            resid = self._merge_audio(x, tokens, resid)
+            resid = self._merge_audio(x, tokens, resid, heard)
         if x.text_tokens is not None:
             text = self.embed(x.text_tokens[:, n_past:])
             resid = resid + self.hook_text_embed(self._graph_root(text))
@@ -468,7 +502,9 @@ class HookedALM(
         # A view, since the tensor may be a user's; a copy, since no hook may write into a leaf.
         return value.detach().requires_grad_().clone()
 
-    def _merge_audio(self, x: ALMInput, tokens: TokenIds, text_embed: Resid) -> Resid:
+    def _merge_audio(
+        self, x: ALMInput, tokens: TokenIds, text_embed: Resid, heard: Tensor | None
+    ) -> Float[Tensor, "_batch pos d_model"]:
         assert self.audio is not None
         n_past = x.shape[1] - tokens.shape[1]
         is_audio = x.spans.heard[:, n_past:]
@@ -487,10 +523,16 @@ class HookedALM(
                 "merging audio: a hook on hook_tokens changed audio placeholders. It must leave "
                 "them alone; audio is edited at hook_audio_embed."
             )
+        if heard is not None:
+            features = heard.flatten(0, 1).to(text_embed.device, text_embed.dtype)
+            one, where = (
+                part.expand(len(heard), *part.shape[1:]) for part in (text_embed, is_audio)
+            )
+            return self.audio.merge(one, where, features)
         embeddings = self.hook_audio_embed(self._graph_root(self.audio.embed_clips(x.clips)))
         n_tokens = torch.tensor([clip.n_tokens for clip in x.clips], device=embeddings.device)
-        heard = torch.arange(embeddings.shape[1], device=embeddings.device) < n_tokens[:, None]
-        features = embeddings[heard].to(text_embed.device, text_embed.dtype)
+        is_token = torch.arange(embeddings.shape[1], device=embeddings.device) < n_tokens[:, None]
+        features = embeddings[is_token].to(text_embed.device, text_embed.dtype)
         if n_past:
             where = x.spans.heard.nonzero()[:, 1]
             features = features[where.to(features.device) >= n_past]
@@ -611,7 +653,7 @@ class HookedALM(
 
     def unfireable(self, name: str) -> str | None:
         """Points that exist on every model of the class but cannot fire on this one."""
-        cfg = self._config_of(name)
+        cfg = self.config_of(name)
         if name.endswith("hook_attn_in") and cfg.n_groups > 1:
             return (
                 f"query heads and kv heads differ in number ({cfg.n_heads} and "
@@ -630,7 +672,7 @@ class HookedALM(
         shapes = {}
         for name in self.hook_dict:
             if name not in self.aliases and not self.unfireable(name):
-                cfg = self._config_of(name)
+                cfg = self.config_of(name)
                 sizes = {"head": cfg.n_heads, "kv_head": cfg.n_key_value_heads,
                          "d_head": cfg.d_head, "d_mlp": cfg.d_mlp, "d_model": self.cfg.d_model,
                          "vocab": self.cfg.d_vocab}  # fmt: skip
@@ -640,7 +682,7 @@ class HookedALM(
                 shapes[name] = " ".join(f"{a}={sizes[a]}" if a in sizes else a for a in axes)
         return shapes
 
-    def _config_of(self, name: str) -> StackConfig:
+    def config_of(self, name: str) -> StackConfig:
         """Config of the stack that a hook point belongs to."""
         encoder = None if self.audio is None else self.audio.hooked_encoder
         is_inside = encoder is not None and name.startswith(ENCODER)

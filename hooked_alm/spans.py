@@ -12,8 +12,9 @@ from torch import Tensor
 
 from .errors import InputError
 
-SPAN_NAMES = frozenset({"audio", "audio_struct", "text", "struct", "readout", "sink"})
-"""Names of the spans of every input; together they are all its real positions."""
+SPAN_NAMES = frozenset({"audio", "audio_struct", "text", "struct", "readout", "sink", "padding"})
+"""Names of the spans that are all real positions together. An audio encoder's rows have two: those
+of a clip, and those behind it that are heard all the same."""
 
 Range = tuple[int, int]
 """Half-open range of positions in the padded prompt."""

@@ -14,23 +14,26 @@ from .components.attention import AttentionContext
 from .components.block import Block
 from .errors import InputError
 from .hooks import HookPoint, is_hooked
-from .points import hook_name
+from .points import ENCODER, hook_name
 from .spans import Range, as_ranges
 
 if TYPE_CHECKING:
-    from .config import HookedALMConfig
+    from .config import HookedALMConfig, StackConfig
+    from .frontend import FrontEnd
 
 StackedT = TypeVar("StackedT", bound="StackedModel")
-Reach = Literal["later rows", "all rows", "own chunk"]
+Reach = Literal["later rows", "own chunk"]
 """Rows that read a row, so that an edit of it reaches them one block up: those behind it (a
-decoder), every one (an encoder), or those of its chunk (an encoder that hears chunk by chunk)."""
+decoder), or all of its chunk (an encoder, whose windows are chunks that do not see each other)."""
+ENCODER_PART = "encoder"
+"""What ``towards`` calls the blocks of a hooked audio encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
     """Blocks that run one after the other, and what stands behind them.
 
-    Rows are counted along a prompt's real positions, pads left out.
+    Rows are counted from a prompt's first real position.
     """
 
     blocks: str
@@ -38,8 +41,8 @@ class Stack:
     n_layers: int
     norm: str
     """Name of the final norm."""
-    unembed: str
-    """Name of the unembedding."""
+    unembed: str = ""
+    """Name of the unembedding; none where the stack leads to no head, as an encoder's."""
     reads: str | None = None
     """Block whose output the first one reads; None is what the tokens were embedded as."""
     reach: Reach = "later rows"
@@ -63,9 +66,7 @@ class Stack:
         """True where a row reads a key; shapes broadcast. A sliding window is the attention's."""
         if self.reach == "later rows":
             return keys <= rows
-        if self.chunk is None:
-            # Compared for the shape alone.
-            return torch.ones_like(keys <= rows)
+        assert self.chunk is not None
         return keys // self.chunk == rows // self.chunk
 
     def reached(self, ranges: tuple[Range, ...], n_rows: int) -> tuple[Range, ...]:
@@ -75,8 +76,7 @@ class Stack:
         if self.reach == "later rows":
             # Ranges ascend.
             return ((ranges[0][0], n_rows),)
-        if self.chunk is None:
-            return ((0, n_rows),)
+        assert self.chunk is not None
         size = self.chunk
         chunks = sorted({row // size for start, stop in ranges for row in range(start, stop)})
         return tuple((c * size, min((c + 1) * size, n_rows)) for c in chunks)
@@ -118,9 +118,13 @@ class StackedModel:
     """Name of the head that a run ends in."""
     stacks: Mapping[str, Stack]
     """Stacks by the head that they lead to."""
+    part: Stack | None = None
+    """The audio encoder's stack, where sweeps are to run along its blocks; None is the way to the
+    head."""
 
     if TYPE_CHECKING:
         cfg: HookedALMConfig
+        audio: FrontEnd | None
         get_submodule: Any
 
     def towards(self: StackedT, head: str) -> StackedT:
@@ -129,32 +133,89 @@ class StackedModel:
         ``model(x)`` then gives that head's logits, and sweeps, paths, lenses and attributions run
         along its blocks: the layers they speak of count along ``path``.
 
+        ``towards("encoder")`` keeps the head, and has sweeps and paths run along the blocks of the
+        audio encoder: what they change there is heard, and read off the same logits.
+
         Raises:
-            InputError: the model has no such head.
+            InputError: the model has no such head, or no encoder with hooked blocks.
         """
+        if head == ENCODER_PART:
+            other = copy(self)
+            other.part = self._encoder_stack()
+            return other
         if head not in self.stacks:
             *others, last = map(repr, self.stacks)
             raise InputError(
                 f"reading head {head!r} of {self.cfg.model_name!r}: it has "
                 + (f"{', '.join(others)} and {last}." if others else f"{last} alone.")
+                + " 'encoder' stands for the blocks of a hooked audio encoder."
             )
         # Shallow: modules, hooks and ``cfg`` stay the same objects.
         other = copy(self)
-        other.head = head
+        other.head, other.part = head, None
         return other
 
     @property
+    def reader(self: StackedT) -> StackedT:
+        """The model with its path to the head in use: this one, unless that is an encoder's."""
+        return self if self.part is None else self.towards(self.head)
+
+    def _encoder_stack(self) -> Stack:
+        """The stack of the hooked encoder.
+
+        Raises:
+            InputError: there is none, or its last state is not what is heard.
+        """
+        name = self.cfg.model_name
+        encoder = None if self.audio is None else self.audio.hooked_encoder
+        if encoder is None or self.audio is None:
+            raise InputError(
+                f"reaching into the encoder of {name!r}: "
+                + ("it hears nothing." if self.audio is None else "its blocks are not hooked.")
+                + " `hooked-alm models` says which families' are."
+            )
+        norm = f"{ENCODER}ln_final"
+        if reason := self.audio.unfireable(f"{norm}.hook_normalized"):
+            raise InputError(
+                f"sweeping along the encoder of {name!r}: {reason}. Edit it by hooks, with "
+                "`run_with_hooks`."
+            )
+        return Stack(
+            blocks=f"{ENCODER}blocks", n_layers=encoder.cfg.n_layers, norm=norm, reach="own chunk",
+            chunk=encoder.cfg.n_ctx,
+        )  # fmt: skip
+
+    def refuse_encoder(self, attempt: str) -> None:
+        """Refuse a path through the encoder's blocks, which lead to no unembedding.
+
+        Raises:
+            InputError: the path is an encoder's.
+        """
+        if self.part is not None:
+            raise InputError(
+                f"{attempt} along {self.part.blocks}: expected blocks that lead to an "
+                f"unembedding. Use model.towards({self.head!r}); sweeps and paths do run along an "
+                "encoder, and `run_with_cache` shows its activations."
+            )
+
+    @property
     def path(self) -> tuple[str, ...]:
-        """Names of the blocks that lead to the head in use, in order."""
-        return self._path(self.head)
+        """Names of the blocks that lead to the head in use, or of the encoder's, in order."""
+        return self._path(self.head) if self.part is None else self.part.block_names
 
     @property
     def path_stacks(self) -> tuple[Stack, ...]:
         """The stack of every block of ``path``."""
         return tuple(self._stack_of(name) for name in self.path)
 
+    @property
+    def path_cfg(self) -> "StackConfig":
+        """Config of the blocks of ``path``."""
+        return self.block(0).cfg
+
     def _stack_of(self, block: str) -> Stack:
-        return next(one for one in self.stacks.values() if block.startswith(f"{one.blocks}."))
+        every = (*self.stacks.values(), *([] if self.part is None else [self.part]))
+        return next(one for one in every if block.startswith(f"{one.blocks}."))
 
     def depth_names(self) -> list[str]:
         """Hook points of the residual stream at every depth of ``path``: 0, ..., L."""
@@ -186,15 +247,17 @@ class StackedModel:
     @property
     def head_norm(self) -> Any:
         """The norm before the head in use, or what was put in its place."""
+        self.refuse_encoder("reading the stream out")
         return self.get_submodule(self.stacks[self.head].norm)
 
     @property
     def head_unembed(self) -> Any:
         """The ``Unembed`` of the head in use."""
+        self.refuse_encoder("reading the stream out")
         return self.get_submodule(self.stacks[self.head].unembed)
 
     def _layers(self, start: int | None, stop: int | None) -> range:
-        n_layers = len(self.path)
+        n_layers = len(self._path(self.head))
         for name, layer in (("start_at_layer", start), ("stop_at_layer", stop)):
             is_number = isinstance(layer, int) and not isinstance(layer, bool)
             if layer is not None and not (is_number and -n_layers <= layer <= n_layers):
@@ -212,7 +275,8 @@ class StackedModel:
             if head != self.head:
                 way = self._path(head)
                 # Two ways have the same blocks up to their fork, and none after it.
-                n = sum(ours == theirs for ours, theirs in zip(self.path, way, strict=False))
+                own = self._path(self.head)
+                n = sum(ours == theirs for ours, theirs in zip(own, way, strict=False))
                 forks.setdefault(n, []).append((*way[n:], *self._behind(head)))
         return forks
 
@@ -220,7 +284,7 @@ class StackedModel:
         """Beginnings of the names of hook points that a run of some layers does not reach."""
         layers = self._layers(start, stop)
         parts = {name for head in self.stacks for name in (*self._path(head), *self._behind(head))}
-        runs = {*self.path[layers.start : layers.stop]}
+        runs = {*self._path(self.head)[layers.start : layers.stop]}
         if stop is None:
             # A run that goes on to its head takes the forks it passes; one that stops returns the
             # stream.

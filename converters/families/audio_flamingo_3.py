@@ -33,6 +33,8 @@ MAX_SECONDS = 600.0
 class AudioFlamingo3FrontEnd(WindowedFrontEnd):
     """Encoder and Hugging Face's projector, between our hook points."""
 
+    reads_padding = False
+
     def __init__(self, config: AudioFlamingo3Config, markers: frozenset[int]) -> None:
         """Lay encoder and projector out; nothing marks the ends of a clip."""
         super().__init__(

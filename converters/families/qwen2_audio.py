@@ -30,6 +30,8 @@ SECONDS_PER_TOKEN = 0.04
 class Qwen2AudioFrontEnd(FrontEnd):
     """Encoder and Hugging Face's projector, between our hook points."""
 
+    reads_padding = False
+
     def __init__(self, config: Qwen2AudioConfig, markers: frozenset[int]) -> None:
         """Lay encoder and projector out; ``markers`` are the ids around a clip."""
         encoder = config.audio_config

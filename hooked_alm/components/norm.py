@@ -47,12 +47,18 @@ class RMSNorm(nn.Module):
     def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """Normalise the last axis."""
         scale = tap(self.hook_scale, self.scale(x)) if is_hooked(self.hook_scale) else None
-        normalized = self.normalize(x) if scale is None else (x.float() / scale).to(x.dtype)
+        normalized = self.normalize(x) if scale is None else self.divided(x, scale)
         return self.affine(self.hook_normalized(normalized))
 
     def affine(self, normalized: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """Output for the normalised input."""
         return self.weight * normalized
+
+    def divided(
+        self, x: Float[Tensor, "... d_model"], scale: Float[Tensor, "... 1"]
+    ) -> Float[Tensor, "... d_model"]:
+        """Normalised input, by a scale that need not be its own."""
+        return (x.float() / scale).to(x.dtype)
 
     def scale(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... 1"]:
         """Scale ``sqrt(mean(x^2) + eps)`` of the last axis, in fp32."""
@@ -98,7 +104,7 @@ class LayerNorm(nn.LayerNorm):
         normalized = None
         if is_hooked(self.hook_scale):
             scale = tap(self.hook_scale, self.scale(x))
-            normalized = None if scale is None else (_centred(x) / scale).to(x.dtype)
+            normalized = None if scale is None else self.divided(x, scale)
         if is_hooked(self.hook_normalized):
             value = self.normalize(x) if normalized is None else normalized
             changed = tap(self.hook_normalized, value)
@@ -109,13 +115,19 @@ class LayerNorm(nn.LayerNorm):
         """Output for the normalised input."""
         return normalized * self.weight + self.bias
 
+    def divided(
+        self, x: Float[Tensor, "... d_model"], scale: Float[Tensor, "... 1"]
+    ) -> Float[Tensor, "... d_model"]:
+        """Normalised input, by a scale that need not be its own."""
+        return (_centred(x) / scale).to(x.dtype)
+
     def scale(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... 1"]:
         """Scale ``sqrt(var(x) + eps)`` of the last axis, in fp32."""
         return (_centred(x).pow(2).mean(-1, keepdim=True) + self.eps).sqrt()
 
     def normalize(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """Normalised ``(x - mean(x)) / scale(x)``, without hooks, ``w`` and ``b``."""
-        return (_centred(x) / self.scale(x)).to(x.dtype)
+        return self.divided(x, self.scale(x))
 
 
 def _centred(x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:

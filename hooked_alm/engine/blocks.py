@@ -23,7 +23,7 @@ def run_block(block: Block, stack: Stack, bundles: Sequence[Bundle]) -> list[Fla
     # All rows of all cells run as one prompt. Norms, projections and MLP treat a row by itself;
     # attention alone must know which rows belong together, so it mixes by ``_attend_all``.
     context = AttentionContext(
-        rotary=_rotary(bundles),
+        rotary=rotary_tables([(bundle.record, bundle.rows.flat) for bundle in bundles]),
         kernel_masks={},
         additive_masks={},
         attend=partial(attend_all, bundles, stack, block),
@@ -44,15 +44,10 @@ def run_block(block: Block, stack: Stack, bundles: Sequence[Bundle]) -> list[Fla
 
 def own_key_values(block: Block, bundle: Bundle) -> FlatKeyValue:
     """Keys and values of the rows of a bundle, edits applied."""
+    rotary = rotary_tables([(bundle.record, bundle.rows.flat)])
     with _edits_attached(block, [bundle], [("k", "v")]):
-        keys, values = block.attn.keys_values(block.ln1(bundle.resid[None]), _rotary([bundle]))
+        keys, values = block.attn.keys_values(block.ln1(bundle.resid[None]), rotary)
     return keys[0], values[0]
-
-
-def _rotary(bundles: Sequence[Bundle]) -> tuple[Tensor, Tensor]:
-    tables = [rotary_tables(bundle.record, bundle.rows.flat) for bundle in bundles]
-    cos, sin = (torch.cat(parts)[None] for parts in zip(*tables, strict=True))
-    return cos, sin
 
 
 @contextmanager

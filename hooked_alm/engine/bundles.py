@@ -1,5 +1,6 @@
 """Cells that run through a block together: their rows, what they read, what is done to them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..components.rotary import RotaryTables
 from ..points import Site
 from ..stacks import Stack
 from .cells import Indices, Marks
@@ -100,8 +102,11 @@ class Bundle:
             is_own = np.arange(self.own_rows.longest) < own.sizes[own_of][:, None]
             is_key = np.concatenate([is_key, is_own], axis=1)
             keys = np.concatenate([keys, own.padded(own_of, self.own_rows.longest)], axis=1)
+        if self.record.is_seen is not None:
+            is_key = is_key & self.record.is_seen[keys]
         at, key_at = torch.from_numpy(rows)[:, :, None], torch.from_numpy(keys)[:, None]
-        seen = stack.sees(at, key_at) & torch.from_numpy(is_key)[:, None]
+        place = torch.from_numpy(self.record.place)
+        seen = stack.sees(place[at], place[key_at]) & torch.from_numpy(is_key)[:, None]
         if window is not None:
             # Windows count padded positions, as the masks of a whole run do.
             where = self.record.where
@@ -109,9 +114,18 @@ class Bundle:
         return seen
 
 
-def rotary_tables(record: Record, rows: Int[np.ndarray, " _row"]) -> tuple[Tensor, Tensor]:
-    """Tables ``cos`` and ``sin`` of some rows, ``[row, d_head]``."""
-    cos, sin = (table[on_device(rows, table)] for table in record.rotary)
+def rotary_tables(
+    parts: Sequence[tuple[Record, Int[np.ndarray, " _row"]]],
+) -> RotaryTables | None:
+    """Tables ``cos`` and ``sin`` of some rows of some records, ``[1, row, d_head]``."""
+    tables = [
+        [table[on_device(rows, table)] for table in record.rotary]
+        for record, rows in parts
+        if record.rotary is not None
+    ]
+    if not tables:
+        return None
+    cos, sin = (torch.cat(some)[None] for some in zip(*tables, strict=True))
     return cos, sin
 
 

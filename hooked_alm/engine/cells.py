@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ..encoder_rows import EncoderRows
 from ..hooks import HookPoint
 from ..points import SITES, Site, hook_name
 from .record import Record, on_device
@@ -95,6 +96,18 @@ class Looks(Marks):
         return values[on_device(order[place], values)]
 
 
+class Given:
+    """Values that are known, one of every entry, as a rule."""
+
+    def __init__(self, values: Tensor, is_added: bool = False) -> None:
+        self.values, self.is_added = values, is_added
+
+    def __call__(self, own: Tensor, entries: Indices) -> Tensor:
+        """The values, or what they are added to."""
+        values = self.values[on_device(entries, own)]
+        return own + values if self.is_added else values
+
+
 class Called:
     """A user's function of the own values of one cell, ``[pos, *features]``, as a rule."""
 
@@ -139,9 +152,16 @@ def in_order(marks: Sequence[Marks]) -> list[Marks]:
 
 
 def hooks_of(
-    marks: Sequence[Marks], cells: range, path: Sequence[str]
+    marks: Sequence[Marks], cells: range, path: Sequence[str], rows: EncoderRows | None = None
 ) -> list[tuple[str, Callable[..., Tensor]]]:
-    """Forward hooks that apply some cells, one per row of the batch, in one run of the batch."""
+    """Forward hooks that apply some cells, one per row of the batch, in one run of the batch.
+
+    Args:
+        marks: edits and looks.
+        cells: numbers of the cells.
+        path: names of the blocks.
+        rows: those of the encoder, where the path is its.
+    """
     by_name: dict[str, list[tuple[Marks, np.ndarray]]] = {}
     forget(marks)
     for mark in in_order(marks):
@@ -151,17 +171,17 @@ def hooks_of(
             by_name.setdefault(name, []).append((mark, entries))
 
     def hook_for(chosen: list[tuple[Marks, np.ndarray]]) -> Callable[..., Tensor]:
-        def act(value: Tensor, hook: HookPoint) -> Tensor:
+        def act(given: Tensor, hook: HookPoint) -> Tensor:
             # In place, the edits would reach tensors that the run or a cache still holds.
-            value = value.clone()
+            value = (given if rows is None else rows.by_prompt(str(hook.name), given)).clone()
             for mark, entries in chosen:
                 # A view with positions first: assigning to it below writes into ``value``.
-                rows = value.transpose(1, 2) if mark.site == "pattern" else value
+                first = value.transpose(1, 2) if mark.site == "pattern" else value
                 where = tuple(_indices(mark, entries, mark.cells[entries] % len(cells), value))
-                new = mark.act(rows[where], entries)
+                new = mark.act(first[where], entries)
                 if new is not None:
-                    rows[where] = new
-            return value
+                    first[where] = new
+            return value if rows is None else rows.by_window(str(hook.name), value, given)
 
         return act
 

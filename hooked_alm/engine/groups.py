@@ -94,6 +94,8 @@ class Group:
     keyed: SetsOfCells
     """Rows whose keys or values are edited in the first block."""
     marks: list[InGroup]
+    seen: RecordRows
+    """Rows that the cells can read."""
     resid: FlatStream | None = None
     """Streams of the cells under way; behind the last block at the rows that are read alone."""
     n_joined: int = 0
@@ -181,9 +183,11 @@ class Group:
         found = [self._under_way(block, layer, among)] if self.n_joined else []
         for kind, cells, rows in self._entrants(layer, among):
             base = self.record.resid[layer]
+            index = _index(self.seen, base)
+            keys, values = self.record.key_values(layer)
             bundle = Bundle(
                 record=self.record, rows=rows, resid=base[on_device(rows.flat, base)],
-                shared=self.record.key_values(layer), shared_rows=np.arange(len(self.record)),
+                shared=(keys[:, index], values[:, index]), shared_rows=self.seen,
                 marks=self._placed(cells, layer, rows), masks=self.masks, is_base=True,
             )  # fmt: skip
             if kind == KEYS:
@@ -239,19 +243,16 @@ class Group:
 
     @cached_property
     def _shared(self) -> tuple[slice | Tensor, RecordRows]:
-        """Keys that all cells read, as an index and as rows; each cell has its changed rows' own.
-
-        CellRows before the last that any cell leaves unchanged are a slice, which copies nothing.
-        """
+        """Keys that all cells read, as index and rows; each cell has its changed rows' own."""
         n = len(self.record) if isinstance(self.beside, Record) else self.beside.stop
         used = [self.changed.sets.sets[of] for of in np.unique(self.changed.of)]
         left = np.zeros(n, bool)
         for one in used:
             left |= ~np.isin(np.arange(n), one)
         rows = left.nonzero()[0]
-        if len(rows) == 0 or rows[-1] == len(rows) - 1:
-            return slice(len(rows)), rows
-        return on_device(rows, self.record.resid[0]), rows
+        if len(self.seen) < len(self.record):
+            rows = rows[np.isin(rows, self.seen)]
+        return _index(rows, self.record.resid[0]), rows
 
     def absorb(self, outputs: Sequence[FlatStream], layer: int, is_last: bool) -> None:
         """Take the outputs over; entrants get the base run's rows where nothing changed."""
@@ -289,3 +290,12 @@ class Group:
                 at = np.searchsorted(self.read, rows.flat)
                 resid[on_device(cells, resid), on_device(at, resid)] = self.resid
         return Finals(row=self.row, cells=self.cells, resid=resid)
+
+
+def _index(rows: RecordRows, like: Tensor) -> slice | Tensor:
+    """Index of some rows; a slice where they are in one piece, which copies nothing."""
+    if len(rows) == 0:
+        return slice(0)
+    if rows[-1] - rows[0] == len(rows) - 1:
+        return slice(int(rows[0]), int(rows[-1]) + 1)
+    return on_device(rows, like)

@@ -77,8 +77,8 @@ def _attend_touched(
     place = on_device(first, q)
     queries, base = q[:, place], bundle.resid[place]
     if bundle.at("q"):  # the cells' own are not the base's
-        cos, sin = rotary_tables(bundle.record, run)
-        queries = block.attn.queries(block.ln1(base[None]), (cos[None], sin[None]))[0]
+        rotary = rotary_tables([(bundle.record, run)])
+        queries = block.attn.queries(block.ln1(base[None]), rotary)[0]
     alone = Bundle(
         record=bundle.record, rows=CellRows(RowSets([run], len(bundle.record)), np.zeros(1, int)),
         resid=base, shared=bundle.shared, shared_rows=bundle.shared_rows, masks=bundle.masks,

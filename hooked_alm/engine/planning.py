@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from ..errors import InputError
 from ..model import HookedALM
 from ..points import SITES
-from ..stacks import Stack, ranges_of, rows_in
+from ..spans import Range, as_ranges
+from ..stacks import Stack
 from .cells import Edits, Marks, in_order
 from .groups import KEYS, ROWS, STREAM, CellIndices, Group, InGroup, RecordRows, SetsOfCells
 from .mixing import KERNEL_ROWS
@@ -85,7 +85,10 @@ def _of_record(
     for one in located:
         has_pattern[one.cells] |= one.mark.site == "pattern"
     pattern = np.where(has_pattern, changed.of * len(keys.sets.sets) + keys.of, -1)
-    kinds, kind = np.unique(np.stack([splices, size, pattern]), axis=1, return_inverse=True)
+    # Cells in one chunk read no other: they run beside its keys alone (rule E7).
+    is_chunked = all(stack.reach == "own chunk" for stack in model.path_stacks)
+    chunk = changed.of if is_chunked else np.full(n, -1)
+    kinds, kind = np.unique(np.stack([splices, size, pattern, chunk]), axis=1, return_inverse=True)
     made = []
     for i, splice in enumerate(kinds[0]):
         mine = np.flatnonzero(kind == i)
@@ -95,6 +98,7 @@ def _of_record(
             row, record, record if splice < 0 else spliced[splice], read, ids[order],
             layers[order], entry[order], changed.of_cells(order), marked.of_cells(order),
             keys.of_cells(order), [one.among(order, n) for one in located],
+            changed.sets.sets[kinds[3, i]] if is_chunked else np.arange(len(record)),
         ))  # fmt: skip
     return made
 
@@ -156,18 +160,18 @@ def _changed(
         return SetsOfCells(RowSets([np.arange(start, n_rows) for start in starts], n_rows), of)
     touched = _interned([(one.cells, one.rows) for one in located], n, n_rows)
     known: dict[tuple[int, tuple[Stack, ...]], int] = {}
-    sets: list[RecordRows] = []
+    # Different rows reach the same ones: those of their chunk.
+    sets: dict[tuple[Range, ...], int] = {}
     of = np.zeros(n, int)
     for cell, layer in enumerate(layers):
         key = int(touched.of[cell]), above[layer]
         if key not in known:
-            ranges = ranges_of(torch.from_numpy(touched.sets.sets[key[0]].copy()))
+            ranges = tuple(as_ranges(record.place[touched.sets.sets[key[0]]].tolist()))
             for stack in key[1]:
-                ranges = stack.reached(ranges, n_rows)
-            known[key] = len(sets)
-            sets.append(rows_in(ranges).numpy())
+                ranges = stack.reached(ranges, int(record.place[-1]) + 1)
+            known[key] = sets.setdefault(ranges, len(sets))
         of[cell] = known[key]
-    return SetsOfCells(RowSets(sets, n_rows), of)
+    return SetsOfCells(RowSets([record.rows_at(ranges) for ranges in sets], n_rows), of)
 
 
 def _splices(

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from ..errors import InputError
+from ..spans import Range
 
 Positions = Int[np.ndarray, " position"]
 KeyValue = tuple[Float[Tensor, "kv_head key_row d_head"], Float[Tensor, "kv_head key_row d_head"]]
@@ -17,7 +18,10 @@ KeyValue = tuple[Float[Tensor, "kv_head key_row d_head"], Float[Tensor, "kv_head
 
 @dataclass(eq=False)
 class Record:
-    """The run of one prompt at its real positions; the axis ``row`` counts these, pads left out."""
+    """The run of one prompt at its real positions; the axis ``row`` counts these, pads left out.
+
+    With a path through an audio encoder, a prompt is the rows of its clips' windows.
+    """
 
     where: Int[Tensor, " row"]
     """Positions of the rows in the padded prompt; on the CPU, where indices are made."""
@@ -31,8 +35,10 @@ class Record:
     """Keys of every block, after rotation."""
     values: list[Float[Tensor, "kv_head row d_head"]]
     """Values of every block."""
-    rotary: tuple[Float[Tensor, "row d_head"], Float[Tensor, "row d_head"]]
-    """Tables ``cos`` and ``sin`` of every row."""
+    rotary: tuple[Float[Tensor, "row d_head"], Float[Tensor, "row d_head"]] | None
+    """Tables ``cos`` and ``sin`` of every row; None where positions are in the stream."""
+    is_seen: Bool[np.ndarray, " row"] | None = None
+    """Whether a row is attended to; None is all of them."""
 
     def __len__(self) -> int:
         """Number of real positions."""
@@ -61,6 +67,19 @@ class Record:
         found = np.full(self.n_pos, -1)
         found[self.where.numpy()] = np.arange(len(self))
         return found
+
+    @cached_property
+    def place(self) -> Int[np.ndarray, " row"]:
+        """Place of every row as stacks count them, from the first."""
+        where = self.where.numpy()
+        return where - where[:1]
+
+    def rows_at(self, ranges: tuple[Range, ...]) -> Int[np.ndarray, " found"]:
+        """Rows at some places, ascending."""
+        found = np.zeros(len(self), bool)
+        for start, stop in ranges:
+            found |= (self.place >= start) & (self.place < stop)
+        return found.nonzero()[0]
 
     def key_values(self, layer: int) -> KeyValue:
         """Keys and values of every row at a block."""

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..components.rotary import RotaryTables
+from ..encoder_rows import EncoderRows
 from ..errors import InputError
 from ..hooks import HookPoint, is_hooked
 from ..inputs import ALMInput
@@ -238,6 +240,33 @@ def _records(
 ) -> list[Record]:
     """Records of every prompt, from activations of the whole batch ``[batch, pos, *features]``."""
     rotary = model.rotary(x.position_ids.to(resid[0].device), resid[0].dtype)
+    return _made_records(x, resid, keys, values, rotary)
+
+
+def encoder_records(
+    model: HookedALM, rows: EncoderRows, kept: Mapping[str, Tensor]
+) -> list[Record]:
+    """Records of the encoder's rows, from activations by prompt at ``encoder_names``."""
+    resid, keys, values = ([kept[name] for name in names] for names in encoder_names(model))
+    records = _made_records(rows.prompts, resid, keys, values, None)
+    for record, is_seen in zip(records, rows.is_seen, strict=True):
+        record.is_seen = is_seen[record.where.numpy()]
+    return records
+
+
+def encoder_names(model: HookedALM) -> tuple[list[str], list[str], list[str]]:
+    """Hook points of an encoder's path that its records are made of: streams, keys and values."""
+    keys, values = ([hook_name(part, block) for block in model.path] for part in ("k", "v"))
+    return model.depth_names(), keys, values
+
+
+def _made_records(
+    x: ALMInput,
+    resid: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    rotary: RotaryTables | None,
+) -> list[Record]:
     records = []
     for row in range(len(x)):
         real = x.attention_mask[row].bool().cpu()
@@ -250,7 +279,9 @@ def _records(
                 resid=[_real_rows(value[row], real) for value in resid],
                 keys=[_real_rows(value[row], real).transpose(0, 1) for value in keys],
                 values=[_real_rows(value[row], real).transpose(0, 1) for value in values],
-                rotary=(_real_rows(rotary[0][row], real), _real_rows(rotary[1][row], real)),
+                rotary=None
+                if rotary is None
+                else (_real_rows(rotary[0][row], real), _real_rows(rotary[1][row], real)),
             )
         )
     return records

@@ -143,7 +143,7 @@ def _split(
 
 def _bytes(model: HookedALM, group: Group) -> CellIndices:
     """Bytes of each cell within a block, estimated: streams, MLP, and attention over all keys."""
-    cfg, size = model.cfg, group.record.resid[0].element_size()
+    cfg, size = model.path_cfg, group.record.resid[0].element_size()
     heads = cfg.n_heads * cfg.d_head
     per_row = size * (6 * cfg.d_model + 4 * cfg.d_mlp + 4 * heads)
     n_rows = group.counts.clip(min=1)

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,6 +16,7 @@ from transformers import WhisperFeatureExtractor
 
 from all_cases import CASES
 from encoder_reference import CLOSE, encoder_recorded, layers_that_run
+from engine_runs import both, moved, rounding
 from family_case import Case, Inputs, Run
 from hooked_alm import ALMInput, ConversionError, HookedALM, InputError
 from hooked_alm.audio import Waveform
@@ -22,13 +24,14 @@ from hooked_alm.converters.parity import Accounting, run_ours, verify
 from hooked_alm.converters.registry import FAMILIES, load_family
 from hooked_alm.encoder import ChunkedEncoder
 from hooked_alm.log_mel import windows_with_gradient
-from hooked_alm.methods.patching.metrics import LogitDiff
+from hooked_alm.methods.patching.metrics import LogitDiff, OnLogits
 from hooked_alm.methods.patching.patch import patch
 from hooked_alm.methods.patching.paths import path_patch
 from hooked_alm.points import Site
 from tolerances import FAST_ENGINE, OTHER_KERNEL
 
 GREEDY = 6
+LAST = OnLogits(lambda logits: logits[:, -2:].flatten(1))
 OPAQUE = {"GLM-ASR", "Granite-Speech", "Kimi-Audio", "MiMo-Audio", "Qwen3-ASR"}
 """Cases whose encoder is another, and has no points inside."""
 
@@ -168,7 +171,7 @@ def test_every_point_of_the_encoder(
     is_hooked = model.audio is not None and model.audio.hooked_encoder is not None
     assert is_hooked != (name in OPAQUE)
     family = load_family(FAMILIES[model.cfg.original_architecture])
-    assert family.card.is_encoder_hooked == is_hooked
+    assert family.card.is_encoder_hooked in (is_hooked, None)
     if not is_hooked or attention not in case.attentions:
         pytest.skip(f"the encoder of {name} has no points inside, or no {attention} attention")
     for what in (UNEQUAL, "one long clip"):
@@ -219,6 +222,37 @@ def test_a_waveform_has_a_gradient(subjects: Subjects, name: str) -> None:
     assert torch.isfinite(samples.grad).all()
     # Some families cut at the encoder's window.
     assert (samples.grad[:15_000] != 0).all()
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in OPAQUE])
+@torch.no_grad()
+def test_sweeps_and_paths_in_the_encoder(subjects: Subjects, name: str) -> None:
+    """Clips of several windows, chunks, masks, padding that is read: as whole runs have them."""
+    model = subjects.hooked(CASES[name])
+    if name.startswith("DeSTA"):
+        with pytest.raises(InputError, match="the connector reads the encoder's blocks below"):
+            model.towards("encoder")
+        return
+    encoder = model.towards("encoder")
+    sent, end = f"{encoder.path[0]}.hook_mlp_out", f"{encoder.path[-1]}.hook_resid_post"
+    for what in (UNEQUAL, "one long clip"):
+        x = model.encode(**batches(CASES[name])[what])
+        limit = rounding(model, x)
+        for site in ("resid_pre", "v", "mlp_out"):
+            fast, _ = both(
+                encoder, x, "zero", LAST, site=site, places=["audio", ("audio", "padding"), 3]
+            )
+            assert np.abs(fast.effect).max((-1, -2)).min() > 1e-4
+        quieter = tuple(replace(clip, features=clip.features / 2) for clip in x.clips)
+        y = replace(x, clips=quieter)
+        base, donor = (model.run_with_cache(one, names_filter=sent)[1][sent] for one in (x, y))
+        add = (end, lambda value, hook, change=donor - base: value + change)
+        expected = LAST.function(model.run_with_hooks(x, fwd_hooks=[add]))
+        found = path_patch(
+            model, x, y, LAST, sent, f"{model.path[0]}.hook_resid_pre", places=["all"]
+        )
+        np.testing.assert_allclose(found.values[0, 0, 0], expected.numpy(), rtol=0, atol=limit)
+        assert moved(found) > 1e-3
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,13 +1,11 @@
 """Dispatched operations of a sweep: as many for a few heads, nodes or positions as for many."""
 
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
 from itertools import product
 from typing import Any
 
 import pytest
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine_runs import Case
 from hooked_alm import HookedALM
@@ -15,29 +13,11 @@ from hooked_alm.methods.attribution.edges import attribute_edges
 from hooked_alm.methods.patching.metrics import LogitDiff
 from hooked_alm.methods.patching.patch import patch
 from hooked_alm.methods.patching.paths import patch_chains, patch_edges, path_patch
+from operations import operations
 from tiny import hf_inputs
 
 BASE, OTHER = (hf_inputs([[31], [23]], [6, 4], seed=seed) for seed in (1, 2))
 METRIC = LogitDiff(7, 9)
-
-
-class Counted(TorchDispatchMode):
-    """Operations that PyTorch dispatches, those that only look at a tensor among them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.operations[str(func)] += 1
-        return func(*args, **(kwargs or {}))
-
-
-def operations(call: Callable[[], Any]) -> Counter[str]:
-    call()  # clips are encoded once
-    with Counted() as counted:
-        call()
-    return counted.operations
 
 
 @pytest.fixture

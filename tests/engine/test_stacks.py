@@ -1,7 +1,7 @@
 """A stack that no model has, declared here: the engine, lens, paths and attribution walk it.
 
-Three blocks whose rows read those of their own chunk of four, or every row; from the embeddings, or
-behind the trunk's second block. Nothing of theirs knows of it.
+Three blocks whose rows read those of their own chunk of four; from the embeddings, or behind the
+trunk's second block. Nothing of theirs knows of it.
 """
 
 from collections.abc import Iterator
@@ -40,7 +40,6 @@ EARS = Stack(
 )  # fmt: skip
 DECLARED = {
     "chunks": EARS,
-    "all rows": replace(EARS, reach="all rows", chunk=None),
     "chunks behind a trunk": replace(EARS, reads="blocks.1"),
 }
 
@@ -167,7 +166,7 @@ def test_an_edit_reaches_its_chunk(model: HookedALM, pair: tuple[ALMInput, ALMIn
     edited = model.run_with_hooks(x, fwd_hooks=[(hook_name("resid_pre", block), mute)])[row]
     changed = (edited - clean).abs().amax(-1).nonzero().flatten().tolist()
     stack = model.stacks["ears"]
-    assert changed == (list(range(13)) if stack.reach == "all rows" else [4, 5, 6, 7])
+    assert changed == [4, 5, 6, 7]
     assert rows_in(stack.reached(ranges_of(torch.tensor([at])), 13)).tolist() == changed
 
 
@@ -243,7 +242,7 @@ def test_a_chain_is_passed_on_to_all_that_read(
     logits = model.head_unembed(model.head_norm(base[names[3]] + told))
     expected = TAIL.function(logits)
     reached = (told[row].abs().amax(-1) > 0).nonzero().flatten().tolist()
-    assert reached == (list(range(1, 13)) if model.stacks["ears"].chunk is None else [5, 6, 7, 8])
+    assert reached == [5, 6, 7, 8]
     torch.testing.assert_close(
         torch.from_numpy(found.values[0])[row].float(),
         expected[row],
@@ -300,7 +299,7 @@ def test_what_a_stack_refuses(model: HookedALM, pair: tuple[ALMInput, ALMInput])
     assert len(model.towards("text").generate(x, 2, return_type="tokens")[0]) == 2
     with pytest.raises(InputError, match="'text' and 'ears'"):
         model.towards("eyes")
-    for reach, chunk in (("own chunk", None), ("own chunk", 0), ("all rows", 4)):
+    for reach, chunk in (("own chunk", None), ("own chunk", 0), ("later rows", 4)):
         with pytest.raises(InputError, match="declaring chunk_blocks: got reach"):
             replace(EARS, reach=reach, chunk=chunk)
     with pytest.raises(HookNameError, match="does not reach it"):
@@ -319,9 +318,7 @@ def test_both_heads_run_when_both_are_hooked(
         assert torch.equal(ears, model(x))
 
 
-@pytest.mark.parametrize(
-    ("reach", "chunk"), [("later rows", None), ("all rows", None), ("own chunk", 3)]
-)
+@pytest.mark.parametrize(("reach", "chunk"), [("later rows", None), ("own chunk", 3)])
 def test_reach_is_what_sees_says(reach: Any, chunk: int | None) -> None:
     """Rows that an edit reaches are those that see it, for every set of rows."""
     stack = Stack(blocks="b", n_layers=1, norm="n", unembed="u", reach=reach, chunk=chunk)
@@ -333,7 +330,7 @@ def test_reach_is_what_sees_says(reach: Any, chunk: int | None) -> None:
         assert rows_in(ranges_of(rows)).tolist() == rows.tolist()
         reached = rows_in(stack.reached(ranges_of(rows), n))
         expected = sees[:, rows].any(1)
-        if reach == "own chunk" or len(rows) == 0 or reach == "all rows":
+        if reach == "own chunk" or len(rows) == 0:
             assert reached.tolist() == expected.nonzero().flatten().tolist()
         else:
             assert reached.tolist() == list(range(int(rows.min()), n))

@@ -39,6 +39,7 @@ LEVELS: tuple[set[str], ...] = (
     {"masks"},
     {"encoder"},
     {"frontend"},
+    {"encoder_rows"},
     {"log_mel"},
     {"prompts"},
     {"generation_loop"},

@@ -103,8 +103,14 @@ def attribute_edges(
             f"attributing edges with method={method!r}, endpoint={endpoint!r}, steps={steps}: "
             "expected 'eap' or 'eap-ig', 'base' or 'donor', and at least one step."
         )
+    model.refuse_encoder("attributing edges")
     with per_query_head(model, options["kv"] == "query"):
         from_sets = node_sets(model, from_nodes, senders)
+        if any(node.is_before_path for one in from_sets for node in one):
+            raise InputError(
+                f"attributing edges from {from_nodes}: gradients are taken from the embeddings on, "
+                "with the audio heard already. `path_patch` patches paths out of the encoder."
+            )
         to_sets = node_sets(model, to_nodes, receivers)
         # Shares of the way from base to donor.
         shift = 0 if endpoint == "base" else 1

@@ -83,6 +83,7 @@ def attribute_nodes(
     if qk_fix and site not in ("q", "k"):
         raise InputError(f"attributing {site} with qk_fix: it is for sites 'q' and 'k'.")
     with per_query_head(model, options["kv"] == "query" and site in ("k", "v")):
+        model.refuse_encoder("attributing nodes")
         choice = Choice.of(model, base, options)
         if any(len(joint) > 1 for joint in choice.layers):
             raise InputError(
@@ -244,7 +245,7 @@ class _Row:
         attn: Attention,
         stack: Stack,
         heads: tuple[Tensor, Tensor, Tensor],
-        rotary: tuple[Tensor, Tensor],
+        rotary: tuple[Tensor, Tensor] | None,
         mask: Float[Tensor, "row key_row"],
         gradient: Float[Tensor, "row head d_head"],
     ) -> None:
@@ -289,6 +290,7 @@ class _Row:
         return torch.einsum("hij,jhe->ihe", scores.softmax(-1), self.v)
 
     def _rotated(self, norm: nn.Module, heads: Tensor, rows: Int[Tensor, " row"]) -> Tensor:
+        assert self.rotary is not None  # encoders, whose positions are in the stream, are refused
         cos, sin = (table[rows][None] for table in self.rotary)
         return rotate(norm(heads).transpose(0, 1)[None], (cos, sin))[0].transpose(0, 1).double()
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...engine.cells import Edits, Indices, Looks
+from ...engine.cells import Edits, Given, Looks
 from ...engine.record import on_device
 from ...points import hook_name
 from ...stacks import ranges_of, rows_in
@@ -39,17 +39,6 @@ class Told(NamedTuple):
     def only(self, chosen: Chosen) -> "Told":
         """Some rows of it, without the stream."""
         return Told(self.chains[chosen], self.rows[chosen], self.positions[chosen], self.stream)
-
-
-class _Given:
-    """Values that are known, as a rule."""
-
-    def __init__(self, values: Tensor, is_added: bool) -> None:
-        self.values, self.is_added = values, is_added
-
-    def __call__(self, own: Tensor, entries: Indices) -> Tensor:
-        values = self.values[on_device(entries, own)]
-        return own + values if self.is_added else values
 
 
 def chain_edits(messages: Messages, chains: Sequence[Chain]) -> list[Edits]:
@@ -97,7 +86,7 @@ def _received(messages: Messages, receivers: Mapping[int, Receiver], message: To
             at = torch.arange(len(units), device=values.device)
             values = values[at, on_device(units, values)]
     return Edits(
-        site=first.site, layer=first.layer, units=units, write=_Given(values, is_added),
+        site=first.site, layer=first.layer, units=units, write=Given(values, is_added),
         cells=message.cells(len(messages.placement.base)), positions=message.positions,
     )  # fmt: skip
 
@@ -108,7 +97,7 @@ def _passed_on(messages: Messages, relays: Mapping[int, Receiver], message: Told
     block = messages.model.block(first.layer)
     if first.kind == "mlp":
         # Row by row: the message goes on where it came.
-        assert isinstance(edit.write, _Given)
+        assert isinstance(edit.write, Given)
         before = message.of(messages.kept[hook_name("post", first.block)])
         return message._replace(stream=block.mlp.written(edit.write.values - before))
     # Attention mixes rows: its block runs with this edit, and z shows what changed where.
@@ -116,7 +105,7 @@ def _passed_on(messages: Messages, relays: Mapping[int, Receiver], message: Told
     n_rows = len(messages.placement.base)
     looks = Looks(site="z", layer=first.layer, cells=heard.cells(n_rows), positions=heard.positions)
     # Query heads that one of the receivers serves.
-    per_unit = 1 if first.kind == "q" else messages.model.cfg.n_groups
+    per_unit = 1 if first.kind == "q" else messages.model.path_cfg.n_groups
     stream = messages.zeros(len(heard.chains))
     for cells in messages.measured.observed([edit, looks], first.layer):
         mine = np.flatnonzero(np.isin(looks.cells, cells))
@@ -138,10 +127,11 @@ def _readers(messages: Messages, message: Told, layer: int) -> Told:
     for cell in np.unique(cells):
         row, heard = int(cell % len(base)), message.positions[cells == cell]
         if (row, heard.tobytes()) not in known:
-            # Stacks count real positions, messages those of the padded prompt.
+            # Stacks count from the first real position, messages in the padded prompt.
             real = base.is_real[row].nonzero()[0]
-            at = ranges_of(torch.from_numpy(np.searchsorted(real, heard)))
-            known[row, heard.tobytes()] = real[rows_in(stack.reached(at, len(real))).numpy()]
+            at = ranges_of(torch.from_numpy(heard - real[0]))
+            places = rows_in(stack.reached(at, int(real[-1] - real[0]) + 1)).numpy()
+            known[row, heard.tobytes()] = real[np.isin(real - real[0], places)]
         positions = known[row, heard.tobytes()]
         found.append((np.full(len(positions), cell), positions))
     cells, positions = (np.concatenate(column) for column in zip(*found, strict=True))

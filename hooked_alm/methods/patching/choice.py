@@ -42,7 +42,9 @@ class Choice:
             layers=_joint_indices("layer", options["layers"], len(model.path)),
             unit=unit,
             units=units,
-            places=list(range(base.shape[1])) if places == "each" else list(places),
+            places=list(range(model.positions_of(base).shape[1]))
+            if places == "each"
+            else list(places),
         )
 
     @property
@@ -64,7 +66,7 @@ def _joint_indices(what: str, chosen: Any, size: int) -> list[tuple[int, ...]]:
 def _units(model: HookedALM, options: NodeOptions) -> tuple[str | None, list[Units]]:
     """The axis of heads or neurons, if one was asked for, and what is patched along it."""
     site, heads, neurons = options["site"], options["heads"], options["neurons"]
-    unit, cfg = SITES[site].unit, model.cfg
+    unit, cfg = SITES[site].unit, model.path_cfg
     for name, given, fitting in (
         ("heads", heads, ("head", "kv_head")),
         ("neurons", neurons, ("neuron",)),

@@ -91,6 +91,8 @@ class DonorValues:
             _, kept = self.model.run_with_cache(
                 self.donor.inputs, names_filter=list(names), return_cache_object=False
             )
+            if self.model.part is not None:
+                kept = self.model.encoder_rows(self.donor.inputs).kept(kept)
         # Positions first for every site: ``[batch, query_pos, head, key_pos]`` for the pattern.
         self._kept = {n: v.transpose(1, 2) if site == "pattern" else v for n, v in kept.items()}
 
@@ -105,6 +107,7 @@ class DonorValues:
         other = self.run if mean is None else mean.inputs
         if other is None:
             return
+        other = self.model.positions_of(other)
         ours, theirs = self.base.attention_mask.cpu(), other.attention_mask.cpu()
         rows = theirs if mean is None else theirs[:, None]  # a mean is over all its rows
         if ours.shape[1] != theirs.shape[1] or not bool((ours == rows).all()):
@@ -116,6 +119,8 @@ class DonorValues:
 
     def records(self, measured: Measurement) -> list[Record]:
         """The donor's runs, if the fast engine made any."""
+        if self.model.part is not None:
+            return []  # no rows of an encoder stay what they were before a span
         runs = measured.base_runs if self.donor == "self" else measured.donor_runs
         return [] if runs is None else runs.records
 
@@ -169,6 +174,7 @@ class DonorValues:
             # Each row's own place counts, of any length.
             spots = Placement(self.model, inputs, None, placement.places).spots
             return spots._replace(cells=spots.cells // len(inputs))
+        inputs = self.model.positions_of(inputs)
         # Position by position each row is aligned with the base.
         parts, first = [], 0
         for place, rows in zip(placement.places, placement.alignments, strict=True):

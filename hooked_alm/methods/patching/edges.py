@@ -97,7 +97,7 @@ class EdgeSets:
         crowded = np.bincount(owner, minlength=self.n_sets)[owner] > 1
         for at in np.unique(receiver[crowded]):
             node = self.receivers[at]
-            if node.is_stream and node.name != "logits":
+            if node.is_stream and not node.is_end:
                 raise InputError(
                     f"patching edges into {node.name} and others at once: everything behind the "
                     "residual stream reads it already. Give it a set of its own."

@@ -74,15 +74,22 @@ class Graph:
         self.placement = Placement(model, base, donor, places, options["policy"])
         written = {sender.activation for sender in edges.senders}
         read = {receiver.stream for receiver in edges.receivers}
+        is_outside = any(sender.is_before_path for sender in edges.senders)
+        if is_outside:
+            read |= {hook_name("resid_post", model.towards("encoder").path[-1])}
         if mode == "ioi":
             # Heads are frozen: the stream is put together of the base's attention outputs.
-            read |= {"hook_embed"}
             read |= {hook_name(at, b) for at in ("attn_out", "resid_pre") for b in model.path}
         self.measured = Measurement(
             model, base, donor, metric, engine=options["engine"], max_bytes=options["max_bytes"],
             keep=sorted({*written, *read, *also_keep}), keep_of_donor=sorted(written),
         )  # fmt: skip
-        self.messages = Messages(model, self.placement, self.measured, norm)
+        outside = None
+        if is_outside:
+            outside = Placement(
+                model.towards("encoder"), base, donor, ["all"], options["policy"]
+            ).spots
+        self.messages = Messages(model, self.placement, self.measured, norm, outside)
 
     def answer(self, axes: Mapping[str, tuple[Any, ...]], **about: Any) -> PatchResult:
         """Measure every set at every place."""

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from typing import Any, get_args
 
 import numpy as np
@@ -11,13 +13,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...engine.cells import Edits, Marks, hooks_of
-from ...engine.record import on_device
-from ...engine.runs import Runs, record_runs
+from ...encoder_rows import EncoderRows
+from ...engine.cells import Edits, Given, Marks, hooks_of
+from ...engine.groups import Finals
+from ...engine.record import Record, on_device
+from ...engine.runs import Runs, encoder_names, encoder_records, record_runs
 from ...engine.sweep import observe, sweep
 from ...errors import InputError
 from ...inputs import ALMInput
 from ...model import HookedALM
+from ...points import ENCODER
 from ...precision import head_in_float32, in_float32
 from .metrics import Metric, OnLogits, Reference, with_ids
 from .null_cells import with_null_cells
@@ -26,6 +31,8 @@ from .results import PatchResult
 
 CHUNK_BYTES = 2**28
 """Bytes of logits over the whole vocabulary that are held at once."""
+HEARD_BYTES = 2**27
+"""Bytes of embeddings, of cells of the encoder, that wait to run through the decoder together."""
 
 
 class Measurement:
@@ -57,12 +64,17 @@ class Measurement:
         if engine not in ("fast", "hooks"):
             raise InputError(f"choosing an engine: got {engine!r}, expected 'fast' or 'hooks'.")
         metric = _checked_metric(model, metric, len(base))
+        self.reader = model.reader
         self.model, self.metric, self.engine, self.max_bytes = model, metric, engine, max_bytes
         self.base, self.donor = base, donor
         if engine == "fast" and donor is not None:
             keep = sorted({*keep, *keep_of_donor})  # so that the donor can share the base's prefix
         self.donor_model = model if donor_model is None else donor_model
         refuse_other_shape(model, self.donor_model)
+        if model.part is not None and engine == "fast":
+            keep = sorted({*keep, *(name for some in encoder_names(model) for name in some)})
+        is_inside = model.part is not None or any(name.startswith(ENCODER) for name in keep)
+        self.encoder_rows = model.encoder_rows(base) if is_inside else None
         self.base_runs = self._run(model, base, keep)
         # What another model has made of the same prefix is something else.
         after = self.base_runs if self.donor_model is model else None
@@ -73,18 +85,33 @@ class Measurement:
     def _run(
         self, model: HookedALM, x: ALMInput, keep: Sequence[str], after: Runs | None = None
     ) -> Runs:
+        """Runs to the head; activations of the encoder by prompt, as its rows have them."""
         if self.engine == "fast":
             with_logits = isinstance(self.metric, OnLogits)
-            return record_runs(model, x, keep, with_logits=with_logits, after=after)
-        with self._head_of(model):
-            logits, kept = model.run_with_cache(
-                x, names_filter=list(keep), return_cache_object=False
-            )
-        return Runs(records=[], kept=kept, logits=logits)
+            runs = record_runs(model.reader, x, keep, with_logits=with_logits, after=after)
+        else:
+            with self._head_of(model):
+                logits, kept = model.run_with_cache(
+                    x, names_filter=list(keep), return_cache_object=False
+                )
+            runs = Runs(records=[], kept=kept, logits=logits)
+        if self.encoder_rows is None:
+            return runs
+        rows = self.encoder_rows if x is self.base else model.encoder_rows(x)
+        return replace(runs, kept=rows.kept(runs.kept))
 
     def _head_of(self, model: HookedALM) -> AbstractContextManager[None]:
         """Logits of whole runs as ``of_stream`` has them, within the context."""
-        return nullcontext() if isinstance(self.metric, OnLogits) else head_in_float32(model)
+        is_whole = isinstance(self.metric, OnLogits)
+        return nullcontext() if is_whole else head_in_float32(model.reader)
+
+    @cached_property
+    def records(self) -> list[Record]:
+        """Records of the base along the model's path."""
+        if self.model.part is None:
+            return self.base_runs.records
+        assert self.encoder_rows is not None
+        return encoder_records(self.model, self.encoder_rows, self.base_runs.kept)
 
     @cached_property
     def base_values(self) -> Float[Tensor, " batch *label"]:
@@ -118,25 +145,66 @@ class Measurement:
         if self.engine == "hooks":
             for i, cell in enumerate(chosen.tolist()):
                 mine = range(cell * n_rows, (cell + 1) * n_rows)
-                hooks = hooks_of(marks, mine, self.model.path)
                 with self._head_of(self.model):
-                    logits = self.model.run_with_hooks(self.base, fwd_hooks=hooks)
+                    logits = self.model.run_with_hooks(
+                        self.base, fwd_hooks=self._hooks_of(marks, mine)
+                    )
                 edited = np.unique(np.concatenate([
                     m.cells[(m.cells >= mine.start) & (m.cells < mine.stop)] % n_rows
                     for m in marks if isinstance(m, Edits)
                 ] or [np.zeros(0, int)]))  # fmt: skip
                 found[i, edited] = self._of_logits(self.base, logits)[edited]
             return found
+        kept = None if only is None else (only[:, None] * n_rows + np.arange(n_rows)).ravel()
+        if self.model.part is None:
+            finals = self._read(marks, kept)
+        else:
+            finals = chain.from_iterable(map(self._read, self._heard(marks, kept)))
+        for done in finals:
+            where = on_device(place[done.cells // n_rows], found)
+            found[where, done.row] = self.of_stream(done.resid, done.row).to(found)
+        return found
+
+    def _read(
+        self, marks: Sequence[Marks], only: Int[np.ndarray, " cell"] | None = None
+    ) -> Iterator[Finals]:
+        """Cells of edits on the way to the head, at the rows that the metric reads."""
         records = self.base_runs.records
         read = [
             np.arange(len(record)) if isinstance(self.metric, OnLogits) else rows
             for record, rows in zip(records, self.readouts(self.base, self.base_runs), strict=True)
         ]
-        kept = None if only is None else (only[:, None] * n_rows + np.arange(n_rows)).ravel()
-        for done in sweep(self.model, records, marks, read, only=kept, max_bytes=self.max_bytes):
-            where = on_device(place[done.cells // n_rows], found)
-            found[where, done.row] = self.of_stream(done.resid, done.row).to(found)
-        return found
+        return sweep(self.reader, records, marks, read, only=only, max_bytes=self.max_bytes)
+
+    def _heard(
+        self, marks: Sequence[Marks], only: Int[np.ndarray, " cell"] | None
+    ) -> Iterator[list[Edits]]:
+        """What is heard in cells of edits in the encoder, as edits of what enters the decoder."""
+        assert self.encoder_rows is not None
+        read = [np.arange(len(record)) for record in self.records]
+        waiting, n_bytes = list[Edits](), 0
+        for done in sweep(
+            self.model, self.records, marks, read, only=only, max_bytes=self.max_bytes
+        ):
+            stream = heard_as(self.reader, self.base, self.encoder_rows, done.row, done.resid)
+            positions = self.base.spans.heard[done.row].nonzero().flatten().numpy()
+            values = stream[:, on_device(positions, stream)].flatten(0, 1)
+            waiting.append(Edits(
+                site="resid_pre", layer=0, cells=np.repeat(done.cells, len(positions)),
+                positions=np.tile(positions, len(done.cells)), write=Given(values),
+            ))  # fmt: skip
+            n_bytes += values.nbytes
+            # Few cells of the encoder fit into memory at a time, and many of the decoder.
+            if n_bytes > HEARD_BYTES:
+                yield waiting
+                waiting, n_bytes = [], 0
+        if waiting:
+            yield waiting
+
+    def _hooks_of(self, marks: Sequence[Marks], cells: range) -> list[tuple[str, Any]]:
+        """Forward hooks that apply some cells."""
+        rows = None if self.model.part is None else self.encoder_rows
+        return hooks_of(marks, cells, self.model.path, rows)
 
     def swept(
         self, n_cells: int, marks: Sequence[Marks]
@@ -149,7 +217,7 @@ class Measurement:
         is_low = self.model.cfg.dtype in (torch.bfloat16, torch.float16)
         if self.engine == "hooks" or not is_low:
             return self.values(n_cells, marks), None
-        every = with_null_cells(marks, n_cells, self.base_runs.records)
+        every = with_null_cells(marks, n_cells, self.records)
         found = self.values(every.n_cells, every.marks)
         moved = (found[on_device(every.null, found)] - self.base_values).double() ** 2
         edited = on_device(every.is_edited, moved)
@@ -161,15 +229,15 @@ class Measurement:
     def observed(self, marks: Sequence[Marks], layer: int) -> Iterator[Int[np.ndarray, " seen"]]:
         """Run cells up to a block, for the looks at them: yields those whose looks hold values."""
         if self.engine == "fast":
-            yield from observe(
-                self.model, self.base_runs.records, marks, layer, max_bytes=self.max_bytes
-            )
+            yield from observe(self.model, self.records, marks, layer, max_bytes=self.max_bytes)
             return
+        # A run that stops inside the encoder is none.
+        stop = layer + 1 if self.model.part is None else None
         n_rows = len(self.base)
         for cell in np.unique(np.concatenate([m.cells // n_rows for m in marks])).tolist():
             mine = range(cell * n_rows, (cell + 1) * n_rows)
-            hooks = hooks_of(marks, mine, self.model.path)
-            self.model.run_with_hooks(self.base, stop_at_layer=layer + 1, fwd_hooks=hooks)
+            hooks = self._hooks_of(marks, mine)
+            self.model.run_with_hooks(self.base, stop_at_layer=stop, fwd_hooks=hooks)
             yield np.array(mine)
 
     def result(
@@ -244,7 +312,7 @@ class Measurement:
         effects and their noise would vanish. A function of whole logits has the model's own.
         ``model`` is the one whose norm and unembedding read it; None is the base's.
         """
-        model = self.model if model is None else model
+        model = self.reader if model is None else model.reader
         if isinstance(self.metric, OnLogits):
             where = self.base_runs.records[row].where
             found = []
@@ -273,7 +341,7 @@ class Measurement:
         if runs.logits is not None:
             return runs.logits[row, _readout_positions(x)[row]][self._tokens(row)].float()
         stream = runs.records[row].final(self.readouts(x, runs)[row])
-        return _logits(model, stream, self._directions(row, model))[0]
+        return _logits(model.reader, stream, self._directions(row, model.reader))[0]
 
     def _tokens(self, row: int) -> slice | Int[Tensor, " token"]:
         assert not isinstance(self.metric, OnLogits)
@@ -293,6 +361,27 @@ class Measurement:
         return [r.rows_of(np.array([at])) for r, at in zip(runs.records, positions, strict=True)]
 
 
+def heard_as(
+    model: HookedALM,
+    x: ALMInput,
+    rows: EncoderRows,
+    row: int,
+    streams: Float[Tensor, "cell row d_audio"],
+) -> Float[Tensor, "cell pos d_model"]:
+    """Streams that enter the first block if the encoder's last block had left some, in many cells.
+
+    Args:
+        model: with its path to a head.
+        x: prompts, of which one is heard in every cell.
+        rows: of these.
+        row: index of the prompt.
+        streams: streams of the rows that run.
+    """
+    assert model.audio is not None
+    prompt, states = x[row], rows.states(row, streams)
+    return model.embed_heard(prompt, model.audio.embed_states(prompt.clips, states, len(streams)))
+
+
 @contextmanager
 def in_precision(precision: Precision, *models: HookedALM) -> Iterator[None]:
     """Runs of some models in the precision that was asked for, within the context.
@@ -304,6 +393,12 @@ def in_precision(precision: Precision, *models: HookedALM) -> Iterator[None]:
         raise InputError(f"patching in precision {precision!r}: expected 'model' or 'float32'.")
     with ExitStack() as stack:
         if precision == "float32":
+            is_low = any(m.part is not None and m.cfg.dtype != torch.float32 for m in models)
+            if is_low:
+                raise InputError(
+                    "patching the encoder in precision='float32': it runs in the model's own. Load "
+                    "the model with dtype='float32', or take precision='model'."
+                )
             for model in models:
                 stack.enter_context(in_float32(model))
         yield
@@ -315,8 +410,9 @@ def refuse_other_shape(model: HookedALM, other: HookedALM) -> None:
     Raises:
         InputError: the two differ in a size, or in the head that is read.
     """
-    sizes = ("n_layers", "d_model", "n_heads", "n_key_value_heads", "d_head", "d_mlp", "d_vocab")
-    pairs = {name: (getattr(model.cfg, name), getattr(other.cfg, name)) for name in sizes}
+    sizes = ("n_layers", "d_model", "n_heads", "n_key_value_heads", "d_head", "d_mlp")
+    pairs = {n: (getattr(model.path_cfg, n), getattr(other.path_cfg, n)) for n in sizes}
+    pairs["d_vocab"] = model.cfg.d_vocab, other.cfg.d_vocab
     pairs["path"] = model.path, other.path
     if wrong := [f"{name} {b} for {a}" for name, (a, b) in pairs.items() if a != b]:
         raise InputError(

@@ -11,15 +11,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ...components.block import Block
 from ...engine.cells import Looks
 from ...engine.record import on_device
 from ...model import HookedALM
-from ...points import hook_name
+from ...points import ENCODER, hook_name
 from .edges import Column, EdgeSets, Hearings
-from .measurement import Measurement
+from .measurement import HEARD_BYTES, Measurement, heard_as
 from .nodes import Receiver, Sender
 from .options import NormMode
-from .placement import Chosen, Placement
+from .placement import Chosen, Placement, Spots
 
 Stream = Float[Tensor, "row d_model"]
 Kept = TypeVar("Kept")
@@ -65,9 +66,18 @@ class Messages:
     """The runs of base and donor, and messages between their nodes at every spot of the places."""
 
     def __init__(
-        self, model: HookedALM, placement: Placement, measured: Measurement, norm: NormMode
+        self,
+        model: HookedALM,
+        placement: Placement,
+        measured: Measurement,
+        norm: NormMode,
+        outside: Spots | None = None,
     ) -> None:
-        """Take runs that kept what senders write and receivers read."""
+        """Take runs that kept what senders write and receivers read.
+
+        ``outside`` are the encoder's rows, where senders are in there and the path is not.
+        """
+        self.outside = outside
         self.model, self.placement, self.measured, self.norm = model, placement, measured, norm
         self.spots = placement.spots
         self.n_spots = len(self.spots.cells)
@@ -95,6 +105,12 @@ class Messages:
             looks: activations of those runs.
         """
         total = self.zeros(len(spots))
+        is_outside = np.array([sender.is_before_path for sender in edges.senders], bool)
+        if (heard.members & is_outside).any():
+            what = heard.members.tobytes(), heard.which.tobytes(), spots.tobytes()
+            through = partial(self._through_encoder, edges, heard.only(is_outside), spots)
+            total = total + self._messages.of((edges, *what), through)
+            heard = heard.only(~is_outside)
         is_heard = np.bincount(heard.members.nonzero()[1], minlength=len(edges.senders)) > 0
         for nodes in edges.points:
             chosen = [i for i in nodes if is_heard[i]]
@@ -107,7 +123,7 @@ class Messages:
             is_late = is_late[edges.writes[chosen[0]] >= edges.first[sets[rows[is_late]]]]
             senders, mine = [edges.senders[i] for i in chosen], Hearings(here, heard.which[rows])
             ours = looks[point].at(sets[rows[is_late]], spot[is_late]) if len(is_late) else None
-            make = partial(self._written, senders, mine, spot, is_late, ours)
+            make = partial(self._written, self.spots, senders, mine, spot, is_late, ours)
             units, asked = tuple(s.unit for s in senders), (here, mine.which, spot)
             key = point, units, *(part.tobytes() for part in asked)
             found = self._messages.of(key, make) if ours is None else make()
@@ -116,24 +132,67 @@ class Messages:
 
     def zeros(self, n_rows: int) -> Stream:
         """Streams that hold nothing yet."""
-        example = self.measured.base_runs.records or None
-        like = next(iter(self.kept.values())) if example is None else example[0].resid[0]
-        return like.new_zeros(n_rows, self.model.cfg.d_model)
+        is_inside = self.model.part is not None
+        like = next(v for name, v in self.kept.items() if name.startswith(ENCODER) == is_inside)
+        return like.new_zeros(n_rows, self.model.path_cfg.d_model)
+
+    def _through_encoder(self, edges: EdgeSets, heard: Hearings, spots: Chosen) -> Stream:
+        """What the decoder reads otherwise for messages of senders in the encoder.
+
+        These are added to the encoder's last stream at all of its rows; the final norm, projector
+        and merge are run on the sum.
+        """
+        measured, at = self.measured, self.outside
+        assert at is not None
+        assert measured.encoder_rows is not None
+        end = hook_name("resid_post", self.model.towards("encoder").path[-1])
+        rows = self.spots.rows[spots]
+        found = self.zeros(len(spots))
+        for row in np.unique(rows).tolist():
+            here = np.flatnonzero(rows == row)
+            hearings, hearing = np.unique(heard.which[here], return_inverse=True)
+            mine = np.flatnonzero(at.rows == row)
+            mine = mine[np.argsort(at.positions[mine])]  # not span by span
+            base = at.of_base(self.kept[end], mine)
+            n_at_once = max(HEARD_BYTES // base.nbytes, 1)
+            for start in range(0, len(hearings), n_at_once):
+                some = hearings[start : start + n_at_once]
+                which = np.repeat(some, len(mine))
+                spot = np.tile(mine, len(some))
+                total = base.repeat(len(some), 1)
+                for nodes in edges.points:
+                    members = heard.members[:, nodes]
+                    told = np.flatnonzero(np.any(members, axis=1, keepdims=True)[which, 0])
+                    if len(told):
+                        part = Hearings(members, which[told])
+                        senders = [edges.senders[i] for i in nodes]
+                        sent = self._written(at, senders, part, spot[told], np.zeros(0, int), None)
+                        total = total.index_add(0, on_device(told, total), sent)
+                # The base beside them, so that no message is exactly none.
+                streams = torch.cat([base[None], total.unflatten(0, (len(some), -1))])
+                entering = heard_as(self.model, measured.base, measured.encoder_rows, row, streams)
+                change = entering[1:] - entering[:1]
+                there = np.flatnonzero((hearing >= start) & (hearing < start + len(some)))
+                positions = self.spots.positions[spots[here[there]]]
+                found[on_device(here[there], found)] = change[
+                    on_device(hearing[there] - start, change), on_device(positions, change)
+                ].to(found)
+        return found
 
     def _written(
-        self, senders: Sequence[Sender], heard: Hearings, spots: Chosen,
+        self, at: Spots, senders: Sequence[Sender], heard: Hearings, spots: Chosen,
         is_late: Int[np.ndarray, " late"], ours: Tensor | None,
     ) -> Stream:  # fmt: skip
         """Messages of senders of one hook point, summed by row: all of them in one product."""
         runs, first = self.measured.donor_runs, senders[0]
         assert runs is not None
-        base = self.spots.of_base(self.kept[first.activation], spots)
+        base = at.of_base(self.kept[first.activation], spots)
         if ours is not None:
             base = base.index_copy(0, on_device(is_late, base), ours)
-        change = self.spots.of_donor(runs.kept[first.activation], spots) - base
+        change = at.of_donor(runs.kept[first.activation], spots) - base
         if first.unit is None:
             return change
-        block = self.model.block(first.layer)
+        block = cast(Block, self.model.get_submodule(first.block))
         weight = block.attn.W_O.flatten(0, 1) if first.kind == "head" else block.mlp.W_out
         sends = np.zeros((len(heard.members), change.shape[1]), bool)
         sends[:, np.array([sender.unit for sender in senders], int)] = heard.members
@@ -196,7 +255,7 @@ class Messages:
             found[2 * layer + 1] = stream = with_messages(sent(("head", "attn"), layer))
             if 2 * layer + 1 >= max(wanted):
                 break
-            normed = block.ln2.normalize(stream) * block.ln2.weight
+            normed = block.ln2.affine(block.ln2.normalize(stream))
             written = block.mlp.written(block.mlp.neurons(normed[None])[0])
             # An MLP that sends does not listen: it writes what the donor's wrote.
             mlps = sent(("mlp",), layer)
@@ -215,9 +274,9 @@ class Messages:
         if self.norm == "frozen":
             # As ``normalize`` does it, with the base's scale.
             assert base is not None
-            normed = (stream.float() / ln.scale(base)).to(stream.dtype) * ln.weight
+            normed = ln.affine(ln.divided(stream, ln.scale(base)))
         else:
-            normed = ln.normalize(stream) * ln.weight
+            normed = ln.affine(ln.normalize(stream))
         if kind == "mlp":
             return block.mlp.neurons(normed[None])[0]
         return block.attn.project(cast(Literal["q", "k", "v"], kind), normed[None])[0]

@@ -12,9 +12,11 @@ from typing import Literal, cast
 
 from ...errors import InputError
 from ...model import HookedALM
-from ...points import RECEIVERS, SENDERS, Point, Reader, Site, hook_name
+from ...points import ENCODER, RECEIVERS, SENDERS, Point, Reader, Site, hook_name
 
 SenderKind = Literal["embed", "attn", "head", "mlp", "neuron"]
+LOGITS, ENCODER_END = "logits", f"{ENCODER}ln_final"
+"""Receivers that stand for the stream behind the last block of the path."""
 # Only where sweeps can edit: a head is seen at z, not at the costly ``hook_result``.
 _ACTIVATIONS = {
     cast(SenderKind, point.unit or point.writes): point
@@ -61,8 +63,14 @@ class Sender:
     @property
     def activation(self) -> str:
         """Hook point that shows the activation."""
-        point = _ACTIVATIONS[self.kind]
-        return hook_name(point.short if self.block else point.name, self.block)
+        if self.kind == "embed":
+            return self.name
+        return hook_name(_ACTIVATIONS[self.kind].short, self.block)
+
+    @property
+    def is_before_path(self) -> bool:
+        """Whether the sender is in the audio encoder, and the path is not."""
+        return self.layer < 0
 
 
 @dataclass(frozen=True, order=True)
@@ -87,6 +95,11 @@ class Receiver:
     def is_stream(self) -> bool:
         """Whether the receiver is the stream itself, which everything behind it reads."""
         return self.kind.startswith("resid")
+
+    @property
+    def is_end(self) -> bool:
+        """Whether nothing on the path reads the stream any more: the head does, or the decoder."""
+        return self.name in (LOGITS, ENCODER_END)
 
     @property
     def stream_site(self) -> Site:
@@ -115,21 +128,25 @@ def senders(model: HookedALM, names: str | Sequence[str]) -> list[Sender]:
     Raises:
         InputError: a point that does not write to the stream, or a layer or index out of range.
     """
-    sizes = {"head": model.cfg.n_heads, "neuron": model.cfg.d_mlp}
     found = []
     for name in _listed(names):
         block, point, unit = _split(name, "sender", SENDERS)
         if unit is not None and SENDERS[point].unit is None:
             raise InputError(f"naming the sender {name!r}: {point} has no parts to index.")
         kind = cast(SenderKind, SENDERS[point].writes if unit is None else SENDERS[point].unit)
-        for layer, at in _blocks(model, name, block):
-            for index in _indices(name, unit, sizes.get(kind, 0)):
-                found.append(Sender(layer, kind, index, _full_name(at, point, index), at))
+        for layer, at in _blocks(model, name, block, "sender"):
+            cfg = model.config_of(name)
+            size = {"head": cfg.n_heads, "neuron": cfg.d_mlp}.get(kind, 0)
+            for index in _indices(name, unit, size):
+                full = name if kind == "embed" else _full_name(at, point, index)
+                found.append(Sender(layer, kind, index, full, at))
     return found
 
 
 def receivers(model: HookedALM, names: str | Sequence[str]) -> list[Receiver]:
     """Receivers of some names, in order; ``logits`` is the stream after the last block.
+
+    So is ``audio.encoder.ln_final`` where the path is the encoder's.
 
     Raises:
         InputError: a point that does not read the stream, or a layer or index out of range.
@@ -137,7 +154,8 @@ def receivers(model: HookedALM, names: str | Sequence[str]) -> list[Receiver]:
     found = []
     for name in _listed(names):
         # Nothing but the head reads the last stream; the receiver keeps the name that was given.
-        given = hook_name("resid_post", model.path[-1]) if name == "logits" else name
+        end = LOGITS if model.part is None else ENCODER_END
+        given = hook_name("resid_post", model.path[-1]) if name == end else name
         block, point, unit = _split(given, "receiver", RECEIVERS)
         kind = RECEIVERS[point].reads
         assert kind is not None
@@ -148,10 +166,10 @@ def receivers(model: HookedALM, names: str | Sequence[str]) -> list[Receiver]:
                 + ("needs a head, as in '[3]' or '[*]'." if has_heads else "has no heads.")
             )
         # Grouped heads share a k and a v, so there are fewer of these to name.
-        size = model.cfg.n_heads if kind == "q" else model.cfg.n_key_value_heads
-        for layer, at in _blocks(model, name, block):
+        size = model.path_cfg.n_heads if kind == "q" else model.path_cfg.n_key_value_heads
+        for layer, at in _blocks(model, name, block, "receiver"):
             for index in _indices(name, unit, size):
-                full = name if name == "logits" else _full_name(at, point, index)
+                full = name if name == end else _full_name(at, point, index)
                 found.append(Receiver(layer, kind, index, full, at))
     return found
 
@@ -167,7 +185,7 @@ def _full_name(block: str, point: str, unit: int | None) -> str:
 def _split(name: str, role: str, known: Mapping[str, Point]) -> tuple[str | None, str, str | None]:
     """Block, point and index of a name."""
     match = _NAME.fullmatch(name)
-    point = match["point"] if match else ""
+    point = match["point"].removeprefix(ENCODER) if match else ""
     # The embedding alone stands outside of blocks.
     if match is None or point not in known or (match["block"] is None) != (point == "hook_embed"):
         raise InputError(
@@ -178,21 +196,37 @@ def _split(name: str, role: str, known: Mapping[str, Point]) -> tuple[str | None
     return match["block"], point, match["unit"]
 
 
-def _blocks(model: HookedALM, name: str, given: str | None) -> list[tuple[int, str]]:
-    """Blocks on the path to the head in use, with their places; ``*`` is all of a stack."""
-    if given is None:
-        return [(0, "")]
+def _blocks(model: HookedALM, name: str, given: str | None, role: str) -> list[tuple[int, str]]:
+    """Blocks on the path in use, with their places; ``*`` is all of a stack.
+
+    What senders in the audio encoder write comes before the path to a head: their layers, counted
+    back from it, are negative.
+    """
+    is_inside = model.part is not None
+    path = dict(enumerate(model.path))
+    if role == "sender" and name.startswith(ENCODER) and not is_inside:
+        before = model.towards("encoder").path
+        path = {layer - len(before): block for layer, block in enumerate(before)}
+    if given is None and name.startswith(ENCODER) >= is_inside:
+        return [(min(path), "")]
     # Layers count along the path, names within their stack: the two differ in a branch.
-    stack, _, index = given.rpartition(".")
+    stack, _, index = (given or "").rpartition(".")
     found = [
         (layer, block)
-        for layer, block in enumerate(model.path)
+        for layer, block in path.items()
         if block == given or (index == "*" and block.startswith(f"{stack}."))
     ]
     if not found:
+        blocks = list(path.values())
         raise InputError(
-            f"naming {name!r}: {given} is not on the way to the {model.head} head, which is "
-            f"{model.path[0]} to {model.path[-1]}, {len(model.path)} blocks."
+            f"naming the {role} {name!r}: {given or name} is not on the way "
+            + ("through the encoder" if is_inside else f"to the {model.head} head")
+            + f", which is {blocks[0]} to {blocks[-1]}, {len(blocks)} blocks."
+            + (
+                " Paths between nodes of the encoder take model.towards('encoder')."
+                if name.startswith(ENCODER) and not is_inside
+                else ""
+            )
         )
     return found
 

@@ -5,6 +5,7 @@
 eye. Both give the same numbers, to rounding.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -131,6 +132,8 @@ def patch(
         choice = Choice.of(model, base, options)
         other = run_of(donor)
         placement = Placement(model, base, other, choice.places, options["policy"])
+        if model.part is not None and other is not None and mode == "replace":
+            _warn_of_whole_clips(placement, site)
         if other_model is not None and other is None and not isinstance(donor, Mean):
             raise InputError(
                 f"patching with donor {donor!r} and a donor_model: that donor is no run, so "
@@ -163,6 +166,23 @@ def patch(
             choice.axes, found, noise, site=site, mode=mode,
             length_ratios=placement.length_ratios,
         )  # fmt: skip
+
+
+def _warn_of_whole_clips(placement: Placement, site: Site) -> None:
+    """Say where a sweep over depths shows one number: the encoder is the donor's from there on."""
+    base = placement.base
+    for place, rows in zip(placement.places, placement.alignments, strict=True):
+        is_whole = all(
+            one.base == one.lower and len(one.base) == base.is_real[row].sum()
+            for row, one in enumerate(rows)
+        )
+        if is_whole and site.startswith("resid"):
+            warnings.warn(
+                f"patching {site} of the encoder at {place!r}: every row that is heard becomes the "
+                "donor's, and so does what is heard, at any depth. Patch some of the rows, or "
+                "hook_audio_embed, to learn where.",
+                stacklevel=2,
+            )
 
 
 def check_node_options(attempt: str, options: NodeOptions) -> None:

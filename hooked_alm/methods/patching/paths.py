@@ -18,14 +18,14 @@ import torch
 from ...errors import InputError
 from ...inputs import ALMInput
 from ...model import HookedALM
-from ...points import hook_name
+from ...points import ENCODER, hook_name
 from .chains import chain_edits, relayed
 from .choice import per_query_head
 from .edges import EdgeSets, NodePair
 from .graph import Graph
 from .measurement import in_precision
 from .metrics import Metric, OnLogits
-from .nodes import Receiver, Sender, receivers, senders
+from .nodes import ENCODER_END, LOGITS, Receiver, Sender, receivers, senders
 from .options import ChainOptions, EdgeSetOptions, NormMode, PathMode, PathOptions, takes
 from .results import PatchResult
 
@@ -59,7 +59,10 @@ def path_patch(
             stands for each layer or head; a tuple of names is one set, patched at once.
         to_nodes: receivers: ``attn.hook_q_input[7]``, ``attn.hook_k_input[1]`` and
             ``attn.hook_v_input[1]`` (by kv head), ``hook_mlp_in``, the residual stream, or
-            ``logits``.
+            ``logits``. A sender may be in a hooked audio encoder (``audio.encoder.blocks.3...``):
+            its message is what the encoder's final norm, the projector and the merge make of it,
+            added to what enters the decoder. With ``model.towards("encoder")`` receivers are in
+            the encoder, too, ``audio.encoder.ln_final`` the last of them, and places are its rows.
 
     Returns:
         Axes ``sender``, ``receiver``, ``place``, ``example`` and, if the metric has several values,
@@ -198,7 +201,10 @@ def patch_chains(
 
 
 def all_edges(model: HookedALM) -> list[Edge]:
-    """Names of all edges between embedding, heads, MLPs and logits, sender before receiver."""
+    """Names of all edges between embedding, heads, MLPs and logits, sender before receiver.
+
+    With a path through the encoder, its final norm stands for the logits.
+    """
     # Stacks on the path, each once and in order: ``*`` in a name stands for the blocks of one.
     stacks = dict.fromkeys(block.rpartition(".")[0] for block in model.path)
 
@@ -207,8 +213,10 @@ def all_edges(model: HookedALM) -> list[Edge]:
 
     heads, mlps = (f"{name}[*]" for name in every("z")), every("mlp_out")
     inputs = (f"{name}[*]" for name in every("attn.q_input", "attn.k_input", "attn.v_input"))
-    writers = senders(model, ["hook_embed", *heads, *mlps])
-    readers = receivers(model, [*inputs, *every("mlp_in"), "logits"])
+    is_inside = model.part is not None
+    writers = senders(model, [f"{ENCODER if is_inside else ''}hook_embed", *heads, *mlps])
+    end = ENCODER_END if is_inside else LOGITS
+    readers = receivers(model, [*inputs, *every("mlp_in"), end])
     return [(s.name, r.name) for r in readers for s in writers if s.writes < r.reads]
 
 
@@ -277,6 +285,11 @@ def _check_modes(
     if mode == "ioi" and any(node.kind == "neuron" for one in from_sets for node in one):
         raise InputError(
             "patching paths from neurons with mode='ioi': their MLPs are recomputed. Use 'edge'."
+        )
+    if mode == "ioi" and any(node.is_before_path for one in from_sets for node in one):
+        raise InputError(
+            "patching paths from the encoder into the decoder with mode='ioi': what of the "
+            "encoder would be frozen is not defined. Use 'edge', or model.towards('encoder')."
         )
     # The base's norm scale stands for one receiver's input; the stream has no norm, sets have
     # several.

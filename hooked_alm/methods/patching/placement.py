@@ -12,6 +12,7 @@ from ...engine.record import on_device
 from ...errors import InputError
 from ...inputs import ALMInput
 from ...model import HookedALM
+from ...points import ENCODER
 from .alignment import Alignment, AlignPolicies, Place, align_place
 
 Chosen = Int[np.ndarray, " chosen"]
@@ -68,7 +69,7 @@ class Placement:
         """Align every place in every row; for ``dtw``, prompts are embedded, else nothing runs.
 
         Args:
-            model: the one that embeds.
+            model: the one that embeds, and says which positions there are.
             base: the run to be patched.
             other: the run that values come from; None is the base itself.
             places: places to align.
@@ -83,12 +84,13 @@ class Placement:
                 f"patching {len(base)} base rows with {len(other)} donor rows. Give one donor "
                 "prompt per base prompt."
             )
-        self.base, self.places = base, list(places)
         features: list[tuple[Tensor, Tensor] | None] = [None] * len(base)
         # Compared as they enter the first block, before positions mix.
         if "dtw" in ({policy} if isinstance(policy, str) else policy.values()):
-            pair = model(base, stop_at_layer=0), model(other, stop_at_layer=0)
+            pair = _entering(model, base), _entering(model, other)
             features = [(pair[0][row], pair[1][row]) for row in range(len(base))]
+        base, other = model.positions_of(base), model.positions_of(other)
+        self.base, self.places = base, list(places)
         self.alignments: list[list[Alignment]] = [
             [
                 align_place(base, other, place, row=row, policy=policy, features=features[row])
@@ -134,3 +136,13 @@ class Placement:
             {name: r for rows in self.alignments for name, r in rows[row].length_ratio.items()}
             for row in range(len(self.base))
         )
+
+
+def _entering(model: HookedALM, x: ALMInput) -> Tensor:
+    """What enters the first block of the path, ``[batch, pos, d_model]``."""
+    if model.part is None:
+        found: Tensor = model(x, stop_at_layer=0)
+        return found
+    name = f"{ENCODER}hook_embed"
+    _, cache = model.run_with_cache(x, names_filter=name)
+    return model.encoder_rows(x).by_prompt(name, cache[name])

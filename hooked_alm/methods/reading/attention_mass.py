@@ -44,6 +44,7 @@ def attention_mass(
     Raises:
         InputError: a block, a position or a span that does not exist, or no block.
     """
+    model.refuse_encoder("measuring attention to spans")
     chosen = range(len(model.path)) if layers is None else layers
     wrong = [layer for layer in chosen if not 0 <= layer < len(model.path)]
     if wrong or not chosen:

@@ -67,6 +67,7 @@ class HeadMeter:
         Raises:
             InputError: weights that are on no device, as accelerate leaves what it offloads.
         """
+        model.refuse_encoder("measuring heads")
         self.model, self.head_output = model, head_output
         self.token_agg, self.weighting = token_agg, weighting
         weights = [block.attn.o_proj.weight for block in model.blocks]

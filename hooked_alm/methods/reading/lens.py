@@ -104,6 +104,7 @@ def residual_rows(
         x: prompts.
         positions: per row; None is the readout.
     """
+    model.refuse_encoder("reading the stream at every depth")
     where = readout_positions(x) if positions is None else positions
     where = where.to(x.device)
     batch = torch.arange(len(x), device=x.device)[:, None]

@@ -69,6 +69,7 @@ class MassMeter:
             x: one row, whose spans cover every position; one of them is ``prior_output``.
             queries: positions whose attention is summed.
         """
+        model.refuse_encoder("measuring attention to segments")
         self.model, self.x = model, x
         self.queries = queries.to(x.device)
         self.segments = [*partition(x), LATEST]
