@@ -30,8 +30,9 @@ class Card:
     reference: Literal["Hugging Face", "composed"] = "Hugging Face"
     """Reference of the tests: the published class, or one composed in ``tests/`` from transformers'
     blocks, because transformers has no class for the family."""
-    is_encoder_hooked: bool = True
-    """Whether the audio encoder has hook points inside; else there are those around it."""
+    is_encoder_hooked: bool | None = True
+    """Whether the audio encoder has hook points inside, or only those around it; None is wherever
+    the checkpoint's folder has the encoder."""
     notes: str = ""
     """Facts that a user has to know besides."""
 
@@ -40,7 +41,11 @@ class Card:
         """Points of the audio encoder, as the table of models says it."""
         if self.audio == "none":
             return ""
-        return "hooked block by block" if self.is_encoder_hooked else "points around it alone"
+        return {
+            True: "hooked block by block",
+            False: "points around it alone",
+            None: "hooked block by block where the folder has it",
+        }[self.is_encoder_hooked]
 
     @property
     def evidence(self) -> str:

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import WhisperConfig, WhisperModel
+from transformers import WhisperConfig, WhisperFeatureExtractor
 
 from cases import kimi_audio as kimi
 from hooked_alm import ConversionError, HookedALM, HookNameError, InputError
-from hooked_alm.converters.families.kimi_audio import KimiAudioConfig, whisper_features
+from hooked_alm.audio import Waveform
+from hooked_alm.converters.families.kimi_audio import KimiAudioConfig, KimiAudioFrontEnd
 from hooked_alm.methods.attribution.nodes import attribute_nodes
 from hooked_alm.methods.patching.metrics import LogitDiff
 from hooked_alm.methods.patching.patch import patch
 from hooked_alm.methods.reading.attention_mass import attention_mass
 from hooked_alm.methods.reading.lens import logit_lens
-from tiny import randomise
 from tolerances import FAST_ENGINE, LENS
 
 INPUTS = kimi.inputs([[11], [5]], [9, 14])
@@ -326,35 +326,53 @@ def test_a_wrong_rope_theta_is_found(folder: Path, tmp_path: Path) -> None:
         HookedALM.from_pretrained(copy)
 
 
-@torch.no_grad()
-def test_whisper_features_by_hand() -> None:
-    """70 s of noise through a tiny Whisper: chunks apart, four frames to a row, tail cut."""
-    whisper = WhisperModel(
-        WhisperConfig(
-            d_model=6, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=7,
-            decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=7, num_mel_bins=4,
-            vocab_size=20, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-            decoder_start_token_id=1,
-        )
-    ).eval()  # fmt: skip
-    randomise(whisper)
-    seen: list[int] = []
-
-    def encode(chunk: Tensor) -> Tensor:
-        seen.append(len(chunk))
-        mel = chunk[:4].reshape(1, 4, 1).expand(1, 4, 3000)
-        return whisper.encoder(mel).last_hidden_state[0]
-
-    samples = torch.randn(70 * 16000 - 900, generator=torch.manual_seed(0))
-    found = whisper_features(samples, encode)
-    assert seen == [480000, 480000, 159100]
+def test_a_recording_is_heard_in_chunks() -> None:
+    """70 s: each chunk's spectrogram is its own, and the last has fewer positions."""
+    whisper = WhisperConfig(
+        d_model=6, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=7, num_mel_bins=4
+    )
+    front_end = KimiAudioFrontEnd(
+        KimiAudioConfig(kimia_adaptor_input_dim=24, whisper=whisper.to_dict()), frozenset()
+    )
+    samples = torch.randn(70 * 16000 - 900, generator=torch.manual_seed(0)).numpy()
+    waveform = Waveform(samples=samples, sampling_rate=16000, notes=(), name="")
+    extractor = WhisperFeatureExtractor(feature_size=4)
+    spectrograms, sizes = front_end.windows_of(waveform, extractor)
     # 375 + 375 positions, and (159100 - 1) // 1280 + 1 of the rest.
-    assert found.shape == (750 + 125, 24)
-    last = encode(samples[960000:])
-    assert torch.equal(found[750], last[:4].flatten())
-    assert torch.equal(found[-1], last[496:500].flatten())
-    with pytest.raises(InputError, match="no samples"):
-        whisper_features(samples[:0], encode)
+    assert sizes == [375, 375, 125]
+    for chunk, found in zip(np.split(samples, [480000, 960000]), spectrograms, strict=True):
+        alone = extractor(chunk, sampling_rate=16000, return_tensors="pt")["input_features"][0]
+        assert torch.equal(found, alone)
+    clip = front_end.clip(spectrograms, sizes)
+    assert clip.n_tokens == 875
+
+
+@torch.no_grad()
+def test_whisper_runs_or_says_why_not(model: HookedALM, tmp_path: Path) -> None:
+    """Spectrograms need its folder; hooks in it need spectrograms."""
+    inputs = kimi.inputs_with_spectrograms([[11], [5]], [9, 14])
+    with pytest.raises(InputError, match="the checkpoint's folder has no whisper-large-v3/"):
+        model.encode(**inputs)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    kimi.save_with_whisper(folder, torch.float32)
+    hears = HookedALM.from_pretrained(folder)
+    assert hears.audio is not None
+    x = hears.encode(**inputs)
+    assert torch.equal(hears.encode(**hears.hf_arguments(x)).clips[0].features, x.clips[0].features)
+    # What Whisper makes of them, given in their place, is heard alike.
+    name, point = "audio.hook_encoder_out", "audio.encoder.blocks.0.attn.hook_z"
+    logits, cache = hears.run_with_cache(x, names_filter=name)
+    features = [one[:n] for one, n in zip(cache[name], (11, 5), strict=True)]
+    given = {k: v for k, v in inputs.items() if k != "input_features"}
+    same = hears.encode(**given, whisper_input_feature=features)
+    assert torch.equal(hears(same), logits)
+    with pytest.raises(InputError, match="does not run. Give `encode` the spectrograms"):
+        hears.run_with_cache(same, names_filter=point)
+    with pytest.raises(InputError, match="belong together"):
+        hears.encode(**inputs, whisper_input_feature=features)
+    with pytest.raises(InputError, match="recording 0 has spectrograms .* with 1 chunks or more"):
+        hears.encode(**{**inputs, "input_features": [one[:0] for one in inputs["input_features"]]})
 
 
 def test_the_page_lays_a_prompt_out_as_published() -> None:
@@ -362,10 +380,11 @@ def test_the_page_lays_a_prompt_out_as_published() -> None:
     page = (Path(__file__).parents[2] / "docs" / "kimi_audio.md").read_text()
     (ids,) = re.findall(r"\n(USER, ASSISTANT, .*?)\n\n\n", page, re.DOTALL)
     (prompt,) = re.findall(r"\n(def prompt\(.*?)\n\n\n", page, re.DOTALL)
+    hears = SimpleNamespace(windows_of=lambda heard, extractor: ("spectrograms", [3]))
     names: dict[str, Any] = {
-        "torch": torch, "encode": None, "voice_tokens": lambda samples: [3, 0, 7],
-        "text_tokens": lambda text: [11, 12], "model": SimpleNamespace(encode=dict),
-        "whisper_features": lambda samples, encode: "features",
+        "torch": torch, "voice_tokens": lambda samples: [3, 0, 7],
+        "text_tokens": lambda text: [11, 12], "extractor": None,
+        "model": SimpleNamespace(encode=dict, audio=hears),
         "read_audio": lambda clip, **how: SimpleNamespace(samples=np.zeros(9, np.float32)),
     }  # fmt: skip
     exec(compile(f"{ids}\n{prompt}", "kimi_audio.md", "exec"), names)
@@ -374,4 +393,4 @@ def test_the_page_lays_a_prompt_out_as_published() -> None:
     assert x["input_ids"].tolist() == [audio]
     assert x["text_input_ids"].tolist() == [[blank, 11, 12, *[blank] * 8]]
     assert x["is_continuous_mask"].tolist() == [[i >= 152064 for i in audio]]
-    assert x["whisper_input_feature"] == ["features"]
+    assert x["input_features"] == ["spectrograms"]

@@ -108,7 +108,7 @@ def test_the_kimi_page_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         monkeypatch.setitem(kimi_audio.SIZES, name, value)
     folder = tmp_path / "Kimi-Audio-7B-Instruct"
     folder.mkdir()
-    kimi_audio.save(folder, torch.float32)
+    kimi_audio.save(folder, torch.float32, sizes["D_IN"])
     config = WhisperConfig(
         d_model=sizes["D_IN"] // 4, num_mel_bins=128, encoder_layers=1, encoder_attention_heads=2,
         encoder_ffn_dim=8, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=8,

@@ -7,16 +7,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import Qwen2Config, Qwen2Model
+from transformers import (
+    Qwen2Config,
+    Qwen2Model,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperModel,
+)
 
 from family_case import Case, Inputs, Run, left_padded, residuals, rows_of
 from hooked_alm import HookedALM
+from hooked_alm.audio import Waveform
+from hooked_alm.converters.families.kimi_audio import KimiAudioConfig, KimiAudioFrontEnd
 from tiny import VOCAB, randomise
 
+JOINED, D_AUDIO, MELS, CONTEXT = 4, 24, 8, 50
+"""States of the tiny Whisper at every position, their width, bins, and states of a chunk."""
 FORK, TRUNK, BRANCH, D, D_IN = 2, 5, 3, 60, 26
 BEGIN, END, BLANK, ASSISTANT, OFFSET, N_CODES = 320, 321, 322, 323, 324, 12
 EPS = 3e-5
@@ -28,20 +39,20 @@ SIZES: dict[str, Any] = dict(
 SCALE = 0.15
 
 
-def parts() -> dict[str, Tensor]:
+def parts(d_in: int) -> dict[str, Tensor]:
     """Embedding, heads and adaptor, random."""
     draw = torch.Generator().manual_seed(7)
     sizes = {
-        "embed": (VOCAB, D), "text_head": (VOCAB, D), "audio_head": (VOCAB, D), "w1": (D, D_IN),
+        "embed": (VOCAB, D), "text_head": (VOCAB, D), "audio_head": (VOCAB, D), "w1": (D, d_in),
         "b1": (D,), "w2": (D, D), "b2": (D,), "ln_w": (D,), "ln_b": (D,),
     }  # fmt: skip
     made = {name: SCALE * torch.randn(size, generator=draw) for name, size in sizes.items()}
     return {**made, "ln_w": 1 + made["ln_w"]}
 
 
-def save(folder: Path, dtype: torch.dtype) -> None:
+def save(folder: Path, dtype: torch.dtype, d_in: int = D_IN) -> None:
     """The published names; the two stacks also as folders that ``reference`` loads."""
-    made = parts()
+    made = parts(d_in)
     tensors = {
         "model.embed_tokens.weight": made["embed"],
         "lm_head.weight": made["text_head"],
@@ -68,7 +79,7 @@ def save(folder: Path, dtype: torch.dtype) -> None:
         "architectures": ["MoonshotKimiaForCausalLM"], "model_type": "kimi_audio",
         "auto_map": {"AutoModelForCausalLM": "modeling_moonshot_kimia.MoonshotKimiaForCausalLM"},
         "num_hidden_layers": TRUNK, "kimia_mimo_layers": BRANCH, "hidden_act": "silu",
-        "kimia_mimo_transformer_from_layer_index": FORK, "kimia_adaptor_input_dim": D_IN,
+        "kimia_mimo_transformer_from_layer_index": FORK, "kimia_adaptor_input_dim": d_in,
         "kimia_media_begin": BEGIN, "kimia_media_end": END, "kimia_text_blank": BLANK,
         "kimia_token_offset": OFFSET, "kimia_text_output_vocab": OFFSET,
         "kimia_audio_output_vocab": VOCAB - OFFSET, "kimia_mimo_audiodelaytokens": 5,
@@ -79,17 +90,36 @@ def save(folder: Path, dtype: torch.dtype) -> None:
     save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def save_with_whisper(folder: Path, dtype: torch.dtype) -> None:
+    """The same, and the fine-tuned Whisper in its folder."""
+    save(folder, dtype, JOINED * D_AUDIO)
+    whisper = WhisperModel(WhisperConfig(
+        vocab_size=33, num_mel_bins=MELS, d_model=D_AUDIO, max_source_positions=CONTEXT,
+        encoder_layers=2, encoder_attention_heads=3, encoder_ffn_dim=38, decoder_layers=1,
+        decoder_attention_heads=2, decoder_ffn_dim=20, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2, decoder_start_token_id=3,
+    ))  # fmt: skip
+    randomise(whisper, 5)
+    whisper.to(dtype).save_pretrained(folder / "whisper-large-v3")
+
+
 class Composed:
-    """The model in a few lines of algebra around the two stacks."""
+    """The model in a few lines of algebra around the two stacks, and Whisper's encoder."""
 
     def __init__(self, folder: Path, dtype: torch.dtype, attention: str) -> None:
+        self.encoder, d_in = None, D_IN
+        if (folder / "whisper-large-v3").exists():
+            whisper = WhisperModel.from_pretrained(
+                folder / "whisper-large-v3", dtype=dtype, attn_implementation=attention
+            )
+            self.encoder, d_in = whisper.eval().encoder, JOINED * D_AUDIO
         self.trunk, self.branch = (
             Qwen2Model.from_pretrained(
                 folder.parent / name, dtype=dtype, attn_implementation=attention
             ).eval()
             for name in ("trunk", "branch")
         )
-        self.parts = {name: value.to(dtype) for name, value in parts().items()}
+        self.parts = {name: value.to(dtype) for name, value in parts(d_in).items()}
         self.dtype = dtype
 
     def embeddings(self, inputs: Inputs) -> Tensor:
@@ -97,7 +127,7 @@ class Composed:
         p = self.parts
         embeds = F.embedding(inputs["input_ids"], p["embed"])
         heard = inputs.get("is_continuous_mask")
-        segments = iter(inputs.get("whisper_input_feature", ()))
+        segments = iter(inputs.get("whisper_input_feature", ()) or self.heard(inputs))
         root = torch.tensor(math.sqrt(2.0)).to(self.dtype)
         if heard is not None:
             for row in range(len(embeds)):
@@ -107,6 +137,16 @@ class Composed:
                 w = F.layer_norm(w, (D,), p["ln_w"], p["ln_b"], eps=EPS)
                 embeds[row, positions] = (embeds[row, positions] + w) * root
         return embeds + F.embedding(inputs["text_input_ids"], p["embed"])
+
+    def heard(self, inputs: Inputs) -> list[Tensor]:
+        """Features of every recording: four states side by side, chunk after chunk."""
+        recordings = inputs.get("input_features", ())
+        if not recordings:
+            return []
+        assert self.encoder is not None
+        states = self.encoder(torch.cat(recordings).to(self.dtype)).last_hidden_state
+        joined = states[:, : CONTEXT // JOINED * JOINED].reshape(len(states), -1, JOINED * D_AUDIO)
+        return [part.flatten(0, 1) for part in joined.split([len(one) for one in recordings])]
 
     @torch.no_grad()
     def run(self, inputs: Inputs) -> Run:
@@ -172,6 +212,29 @@ def inputs(clips: Sequence[Sequence[int]], n_text: Sequence[int]) -> Inputs:
     return batch
 
 
+def inputs_with_spectrograms(clips: Sequence[Sequence[int]], n_text: Sequence[int]) -> Inputs:
+    """Spectrograms of every chunk of a recording, in place of features."""
+    batch = inputs(clips, n_text)
+    if "whisper_input_feature" in batch:
+        draw = torch.Generator().manual_seed(6)
+        del batch["whisper_input_feature"]
+        chunks = [-(-n // (CONTEXT // JOINED)) for row in clips for n in row]
+        batch["input_features"] = [
+            torch.randn(n, MELS, 2 * CONTEXT, generator=draw) for n in chunks
+        ]
+    return batch
+
+
+def skip_the_final_norm(model: HookedALM) -> None:
+    model.audio.encoder.ln_final = torch.nn.Identity()
+
+
+def join_later_states(model: HookedALM) -> None:
+    """Of every chunk the states that end with it, not those that begin it."""
+    encode = model.audio.encoder.forward
+    model.audio.encoder.forward = lambda *args: encode(*args).roll(1, dims=1)
+
+
 def forget_the_root(model: HookedALM) -> None:
     """Add codes and features without the factor."""
     model.audio.merge = lambda embed, is_audio, features: embed.masked_scatter(
@@ -193,17 +256,19 @@ def fork_late(model: HookedALM) -> None:
 
 
 def n_tokens(seconds: float) -> int:
-    """Of the path from a waveform, chunk by chunk, with an encoder that returns zeros."""
-    from hooked_alm.converters.families.kimi_audio import whisper_features
-
-    features = whisper_features(
-        torch.zeros(round(16000 * seconds)), lambda chunk: torch.zeros(1500, 2)
+    """Of the path from a waveform, chunk by chunk, at the published sizes."""
+    whisper = WhisperConfig(
+        d_model=1280, encoder_layers=1, encoder_attention_heads=20, num_mel_bins=128
     )
-    assert features.shape[1] == 8
-    return len(features)
+    with torch.device("meta"):
+        front_end = KimiAudioFrontEnd(KimiAudioConfig(whisper=whisper.to_dict()), frozenset())
+    samples = np.zeros(round(16000 * seconds), np.float32)
+    waveform = Waveform(samples=samples, sampling_rate=16000, notes=(), name="")
+    _, sizes = front_end.windows_of(waveform, WhisperFeatureExtractor(feature_size=128))
+    return sum(map(front_end.n_tokens, sizes))
 
 
-CASE = Case(
+WITHOUT_WHISPER = Case(
     name="Kimi-Audio",
     save=save,
     reference=Composed,
@@ -220,3 +285,12 @@ CASE = Case(
     seconds={1: 13, 5: 63, 10: 125, 30: 375, 60: 750},
     tokens_of=n_tokens,
 )
+
+WITH_WHISPER = replace(
+    WITHOUT_WHISPER,
+    name="Kimi-Audio with its Whisper",
+    save=save_with_whisper,
+    inputs=inputs_with_spectrograms,
+    faults={"no final norm": skip_the_final_norm, "other states": join_later_states},
+)
+CASES = (WITHOUT_WHISPER, WITH_WHISPER)
