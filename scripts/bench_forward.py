@@ -30,8 +30,23 @@ from hooked_alm.encoder import AudioEncoder
 MEL_FRAMES = 3000
 
 
-def make_checkpoint(folder: Path, d_model: int = 512, n_layers: int = 12) -> None:
-    """A random Qwen2-Audio: 12 layers of width 512 with 8 heads, encoder as small as possible."""
+SMALL = dict(
+    d_model=32, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=48, num_mel_bins=8
+)
+BASE = dict(
+    d_model=512, encoder_layers=6, encoder_attention_heads=8, encoder_ffn_dim=2048, num_mel_bins=80
+)
+LARGE = dict(
+    d_model=1280, encoder_layers=2, encoder_attention_heads=20, encoder_ffn_dim=5120,
+    num_mel_bins=128,
+)  # fmt: skip
+"""Encoders: as small as possible, of Whisper-base's geometry, and two layers of the large one."""
+
+
+def make_checkpoint(
+    folder: Path, d_model: int = 512, n_layers: int = 12, encoder: dict[str, int] = SMALL
+) -> None:
+    """A random Qwen2-Audio, by default with 12 layers of width 512, and 8 heads."""
     config = Qwen2AudioConfig(
         text_config=dict(
             model_type="qwen2", hidden_size=d_model, intermediate_size=4 * d_model,
@@ -39,9 +54,7 @@ def make_checkpoint(folder: Path, d_model: int = 512, n_layers: int = 12) -> Non
             vocab_size=1000, max_position_embeddings=4096,
         ),
         audio_config=dict(
-            model_type="qwen2_audio_encoder", d_model=32, encoder_layers=1,
-            encoder_attention_heads=2, encoder_ffn_dim=48, num_mel_bins=8,
-            max_source_positions=MEL_FRAMES // 2,
+            model_type="qwen2_audio_encoder", max_source_positions=MEL_FRAMES // 2, **encoder
         ),
         audio_token_index=999,
     )  # fmt: skip
@@ -57,7 +70,7 @@ def prompt(model: HookedALM, n_pos: int) -> ALMInput:
     return model.encode(
         input_ids=torch.tensor([ids]),
         attention_mask=torch.ones(1, n_pos, dtype=torch.long),
-        input_features=torch.randn(1, 8, MEL_FRAMES),
+        input_features=torch.randn(1, model.audio.feature_shape[0], MEL_FRAMES),
         feature_attention_mask=(torch.arange(MEL_FRAMES) < n_frames).long()[None],
     )
 
@@ -127,22 +140,41 @@ def bench_speed(folder: Path, positions: list[int], n_pairs: int) -> None:
 @torch.no_grad()
 def bench_encoder(n_pairs: int) -> None:
     """The audio encoder against transformers': Whisper-base, and two layers of the large one."""
-    sizes = {"base": (512, 6, 8, 80), "large, two layers": (1280, 2, 20, 128)}
-    for name, (d_model, n_layers, n_heads, n_mels) in sizes.items():
-        config = WhisperConfig(
-            d_model=d_model, encoder_layers=n_layers, encoder_attention_heads=n_heads,
-            encoder_ffn_dim=4 * d_model, num_mel_bins=n_mels, attn_implementation="sdpa",
-        )  # fmt: skip
+    for name, sizes in (("base", BASE), ("large, two layers", LARGE)):
+        config = WhisperConfig(**sizes, attn_implementation="sdpa")
         theirs, ours = WhisperEncoder(config).eval(), AudioEncoder(encoder_config(config))
         weights = {
             (target_of(encoder_rules(""), key) or "").removeprefix("audio.encoder."): value
             for key, value in theirs.state_dict().items()
         }
         ours.load_state_dict(weights)
-        mel = torch.randn(1, n_mels, MEL_FRAMES)
+        mel = torch.randn(1, sizes["num_mel_bins"], MEL_FRAMES)
         assert torch.equal(ours(mel), theirs(mel).last_hidden_state)
         ratio = paired_ratio(partial(ours, mel), partial(theirs, mel), n_pairs)
         print(f"Whisper {name}: encoder / HF sdpa          {ratio}")
+
+
+@torch.no_grad()
+def bench_whole(folder: Path, n_pairs: int) -> None:
+    """From the spectrogram to the logits, encoded anew every time, against Hugging Face's."""
+    make_checkpoint(folder, n_layers=4, encoder=BASE)
+    hf = Qwen2AudioForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    model = HookedALM.from_pretrained(str(folder))
+    x = prompt(model, 300)
+    inputs = model.hf_arguments(x)
+
+    def hooked() -> torch.Tensor:
+        x.clips[0].forget()
+        found: torch.Tensor = model(x)
+        return found
+
+    def hugging_face() -> torch.Tensor:
+        found: torch.Tensor = hf(**inputs, use_cache=False).logits
+        return found
+
+    assert torch.equal(hooked(), hugging_face())
+    ratio = paired_ratio(hooked, hugging_face, n_pairs)
+    print(f"Whisper base and 4 blocks: whole forward / HF sdpa   {ratio}")
 
 
 def memory_of_loading(folder: Path, dtype: str) -> None:
@@ -172,7 +204,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--positions", type=int, nargs="+", default=[200, 800])
-    parser.add_argument("--encoder", action="store_true", help="the audio encoder alone")
+    parser.add_argument(
+        "--encoder", action="store_true", help="the audio encoder, alone and in a whole run"
+    )
     parser.add_argument("--load", action="store_true", help="memory while loading, too")
     parser.add_argument("--load-one", nargs=2, metavar=("FOLDER", "DTYPE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -182,6 +216,8 @@ def main() -> None:
     torch.manual_seed(0)
     if options.encoder:
         bench_encoder(options.pairs)
+        with tempfile.TemporaryDirectory() as scratch:
+            bench_whole(Path(scratch), options.pairs)
         return
     with tempfile.TemporaryDirectory() as scratch:
         small = Path(scratch) / "small"
