@@ -202,15 +202,23 @@ def test_edges(encoder: HookedALM, x: ALMInput, y: ALMInput) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("norm", ["exact", "frozen"])
-def test_an_edge_by_hand(encoder: HookedALM, x: ALMInput, y: ALMInput, norm: str) -> None:
-    """From a head to a value's input: the LayerNorm's shift and mean are in it."""
-    sent, heard = f"{B}.0.attn.hook_z", f"{B}.1.hook_resid_pre"
+@pytest.mark.parametrize(
+    ("mode", "norm"), [("edge", "exact"), ("edge", "frozen"), ("ioi", "exact")]
+)
+def test_an_edge_by_hand(
+    encoder: HookedALM, x: ALMInput, y: ALMInput, mode: Any, norm: Any
+) -> None:
+    """From a head to a value's input: shifts, means and the biases of the MLP between are in it."""
+    sent, mid, heard = f"{B}.0.attn.hook_z", f"{B}.0.hook_resid_mid", f"{B}.1.hook_resid_pre"
     base, donor = (
-        encoder.run_with_cache(one, names_filter=[sent, heard])[1].cache_dict for one in (x, y)
+        encoder.run_with_cache(one, names_filter=[sent, mid, heard])[1].cache_dict for one in (x, y)
     )
     first, second = (encoder.block(layer) for layer in (0, 1))
-    stream = base[heard] + (donor[sent] - base[sent])[:, :, 1] @ first.attn.W_O[1]
+    message = (donor[sent] - base[sent])[:, :, 1] @ first.attn.W_O[1]
+    stream = base[heard] + message
+    if mode == "ioi":
+        stream = base[mid] + message
+        stream = stream + first.mlp(first.ln2(stream))
     of = base[heard] if norm == "frozen" else stream
     scale = (of.var(-1, unbiased=False, keepdim=True) + second.ln1.eps).sqrt()
     normed = (stream - stream.mean(-1, keepdim=True)) / scale * second.ln1.weight + second.ln1.bias
@@ -224,7 +232,7 @@ def test_an_edge_by_hand(encoder: HookedALM, x: ALMInput, y: ALMInput, norm: str
     expected = encoder.run_with_hooks(x, fwd_hooks=[(f"{B}.1.attn.hook_v", speak)])[0, -5:]
     found = path_patch(
         encoder, x, y, TAIL, f"{B}.0.attn.hook_z[1]", f"{B}.1.attn.hook_v_input[2]",
-        places=[Window(0.08, 0.18)], norm=norm,
+        places=[Window(0.08, 0.18)], norm=norm, mode=mode,
     )  # fmt: skip
     np.testing.assert_allclose(
         found.values[0, 0, 0, 0], expected.flatten().numpy(), rtol=0, atol=rounding(encoder, x)
@@ -291,6 +299,27 @@ def test_chains(model: HookedALM, encoder: HookedALM, x: ALMInput, y: ALMInput) 
         )
         np.testing.assert_allclose(fast.values, plain.values, rtol=0, atol=rounding(model, x))
         assert np.abs(fast.effect).max(axis=(1, 2)).min() > 1e-4
+
+
+@torch.no_grad()
+def test_a_chain_by_hand(encoder: HookedALM, x: ALMInput, y: ALMInput) -> None:
+    """A head's message to an MLP, and what that says otherwise to the end: biases cancel."""
+    sent, mid = f"{B}.0.attn.hook_z", f"{B}.1.hook_resid_mid"
+    post, end = f"{B}.1.mlp.hook_post", f"{B}.1.hook_resid_post"
+    base, donor = (
+        encoder.run_with_cache(one, names_filter=[sent, mid, post])[1].cache_dict for one in (x, y)
+    )
+    first, second = (encoder.block(layer) for layer in (0, 1))
+    heard = base[mid] + (donor[sent] - base[sent])[:, :, 1] @ first.attn.W_O[1]
+    told = second.mlp(second.ln2(heard)) - second.mlp(second.ln2(base[mid]))
+    assert second.mlp.b_out.abs().min() > 0
+    expected = encoder.run_with_hooks(x, fwd_hooks=[(end, lambda value, hook: value + told)])
+    chain = (f"{sent}[1]", f"{B}.1.hook_mlp_in", "audio.encoder.ln_final")
+    found = patch_chains(encoder, x, y, TAIL, [chain], place="audio")
+    np.testing.assert_allclose(
+        found.values[0], expected[:, -5:].flatten(1).numpy(), rtol=0, atol=rounding(encoder, x)
+    )
+    assert moved(found) > 1e-3
 
 
 def test_operations_do_not_grow_with_cells(

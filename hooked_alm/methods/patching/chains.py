@@ -99,7 +99,9 @@ def _passed_on(messages: Messages, relays: Mapping[int, Receiver], message: Told
         # Row by row: the message goes on where it came.
         assert isinstance(edit.write, Given)
         before = message.of(messages.kept[hook_name("post", first.block)])
-        return message._replace(stream=block.mlp.written(edit.write.values - before))
+        # A difference, to which the projection's bias does not add.
+        change = edit.write.values - before
+        return message._replace(stream=change @ block.mlp.W_out.to(change.dtype))
     # Attention mixes rows: its block runs with this edit, and z shows what changed where.
     heard = message if first.kind == "q" else _readers(messages, message, first.layer)
     n_rows = len(messages.placement.base)
