@@ -26,7 +26,7 @@ from .turns import restored
 States = Float[Tensor, "window pos d_audio"]
 
 
-class Piece(NamedTuple):
+class WindowPart(NamedTuple):
     """Positions of an encoder's states that see each other."""
 
     window: int
@@ -48,8 +48,8 @@ class HookedEncoder(BlockWeights, nn.Module):
     is_packed = False
     """Whether windows stand one behind the other in one sequence, not along the first axis."""
 
-    pieces: Callable[..., list[list["Piece"]]]
-    """Pieces of the states, by window, of the arguments of ``forward``."""
+    parts: Callable[..., list[list["WindowPart"]]]
+    """Parts of the states, by window, of the arguments of ``forward``."""
 
     def __init__(self, cfg: EncoderConfig) -> None:
         """Lay the encoder out."""
@@ -153,15 +153,15 @@ class AudioEncoder(HookedEncoder):
             hidden = block(hidden, context)
             yield hidden
 
-    def pieces(
+    def parts(
         self,
         mel: Float[Tensor, "window mel frame"],
         is_real: Bool[Tensor, "window half_frame"] | None = None,
-    ) -> list[list[Piece]]:
+    ) -> list[list[WindowPart]]:
         """The states of every window; arguments as ``forward`` has them."""
         n = halved(mel.shape[-1])
         real = [n] * len(mel) if is_real is None else is_real.sum(-1).tolist()
-        return [[Piece(i, 0, n, n_seen)] for i, n_seen in enumerate(real)]
+        return [[WindowPart(i, 0, n, n_seen)] for i, n_seen in enumerate(real)]
 
     def _embedded(self, mel: Float[Tensor, "window mel frame"]) -> States:
         n_mels, longest = self.window_shape
@@ -226,11 +226,11 @@ class ChunkedEncoder(HookedEncoder):
         normalized = self.ln_final(torch.cat(pairs)[None])[0]
         return [*normalized.split([len(clip) for clip in pairs])]
 
-    def pieces(self, mels: Sequence[Float[Tensor, "_mel _frame"]]) -> list[list[Piece]]:
+    def parts(self, mels: Sequence[Float[Tensor, "_mel _frame"]]) -> list[list[WindowPart]]:
         """Chunks of every clip in the encoder's states; arguments as ``forward`` has them."""
         lengths = [[halved(len(one)) for one in self._chunks([mel])] for mel in mels]
         starts = iter(accumulate((n for some in lengths for n in some), initial=0))
-        return [[Piece(0, next(starts), n, n) for n in some] for some in lengths]
+        return [[WindowPart(0, next(starts), n, n) for n in some] for some in lengths]
 
     def _chunks(self, mels: Sequence[Tensor]) -> list[Tensor]:
         return [chunk.T for mel in mels for chunk in mel.split(2 * self.cfg.n_ctx, dim=1)]

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .encoder import Piece
+from .encoder import WindowPart
 from .errors import InputError
 from .frontend import FrontEnd
 from .inputs import ALMInput
@@ -27,11 +27,11 @@ SECONDS_PER_ROW = 0.02
 
 
 class _Placed(NamedTuple):
-    """A piece of an encoder's states, and where a prompt has it."""
+    """A part of a window, and where a prompt has it."""
 
     prompt: int
     position: int
-    piece: Piece
+    part: WindowPart
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,29 +65,29 @@ class EncoderRows:
         chunk, placed = encoder.cfg.n_ctx, list[_Placed]()
         ends = [0] * len(x)
         real: list[list[list[Range]]] = [[] for _ in range(len(x))]
-        heard = zip(x.clips, x.clip_rows, front_end.pieces(x.clips), strict=True)
+        heard = zip(x.clips, x.clip_rows, front_end.parts(x.clips), strict=True)
         for clip, prompt, windows in heard:
             real[prompt].append([])
             # Some families count padding of a window as frames; the clip's duration does not.
             left = sum(map(front_end.n_states, clip.n_frames))
             if clip.seconds is not None:
                 left = ceil(round(clip.seconds / SECONDS_PER_ROW, 6))
-            for n_frames, pieces in zip(clip.n_frames, windows, strict=True):
+            for n_frames, parts in zip(clip.n_frames, windows, strict=True):
                 n_left = min(front_end.n_states(n_frames), left)
                 left -= n_left
-                for piece in pieces:
-                    n_real = min(piece.n_seen, n_left)
+                for part in parts:
+                    n_real = min(part.n_seen, n_left)
                     n_left -= n_real
                     if n_real:
                         real[prompt][-1].append((ends[prompt], ends[prompt] + n_real))
-                    placed.append(_Placed(prompt, ends[prompt], piece))
+                    placed.append(_Placed(prompt, ends[prompt], part))
                     ends[prompt] += chunk
         shape = len(x), max(ends)
         runs, is_seen = np.zeros(shape, bool), np.zeros(shape, bool)
-        for prompt, at, piece in placed:
-            is_seen[prompt, at : at + piece.n_seen] = True
+        for prompt, at, part in placed:
+            is_seen[prompt, at : at + part.n_seen] = True
             # What nobody attends to runs only if what comes next may read it.
-            n = piece.n_pos if front_end.reads_padding else piece.n_seen
+            n = part.n_pos if front_end.reads_padding else part.n_seen
             runs[prompt, at : at + n] = True
         audio = [[one for clip in clips for one in clip] for clips in real]
         padding = [_without(row, taken) for row, taken in zip(runs, audio, strict=True)]
@@ -107,7 +107,7 @@ class EncoderRows:
         return cls(prompts, is_seen, placed, encoder.is_packed)
 
     def by_prompt(self, name: str, value: Tensor) -> Tensor:
-        """An activation of the encoder with prompts and their positions, zeros between pieces.
+        """An activation of the encoder with prompts and their positions, zeros between parts.
 
         Where every prompt has one full window, that is the activation itself.
 
@@ -117,7 +117,7 @@ class EncoderRows:
                 positions are their last.
         """
         n_pos = self.prompts.shape[1]
-        windows = [(piece.window, piece.n_pos) for _, _, piece in self.placed]
+        windows = [(part.window, part.n_pos) for _, _, part in self.placed]
         if windows == [(prompt, n_pos) for prompt in range(len(value))]:
             return value
         flat = value.new_zeros(self._shape(name, value, len(self.prompts), n_pos))
@@ -146,10 +146,10 @@ class EncoderRows:
         flat = streams.new_zeros(len(streams), self.prompts.shape[1], streams.shape[-1])
         flat[:, self.prompts.attention_mask[prompt].bool()] = streams
         mine = [one for one in self.placed if one.prompt == prompt]
-        parts = [flat[:, at : at + piece.n_pos] for _, at, piece in mine]
+        pieces = [flat[:, at : at + part.n_pos] for _, at, part in mine]
         if self.is_packed:
-            return torch.cat(parts, dim=1).flatten(0, 1)[None]
-        return torch.stack(parts, dim=1).flatten(0, 1)
+            return torch.cat(pieces, dim=1).flatten(0, 1)[None]
+        return torch.stack(pieces, dim=1).flatten(0, 1)
 
     def _pairs(self, name: str) -> Iterator[tuple[tuple[slice | int, ...], ...]]:
         for prompt, at, (window, start, n, _) in self.placed:

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .audio import Waveform
 from .components.lora import updates_of
-from .encoder import HookedEncoder, Piece, halved
+from .encoder import HookedEncoder, WindowPart, halved
 from .errors import InputError
 from .hooks import HookPoint
 from .inputs import ALMInput, AudioClip, WeightsVersion, positions_from_mask
@@ -300,8 +300,8 @@ class FrontEnd(nn.Module, ABC):
         n_tokens = [self.n_tokens(n) for clip in clips for n in clip.n_frames]
         return torch.cat([embedded[:, i, :n] for i, n in enumerate(n_tokens)], dim=1)
 
-    def pieces(self, clips: Sequence[AudioClip]) -> list[list[list[Piece]]]:
-        """Pieces by clip and window: where the hooked encoder's states have clips heard together.
+    def parts(self, clips: Sequence[AudioClip]) -> list[list[list[WindowPart]]]:
+        """Parts by clip and window: where the hooked encoder's states have clips heard together.
 
         Nothing is run.
         """
@@ -316,7 +316,7 @@ class FrontEnd(nn.Module, ABC):
             try:
                 self._encode(clips)
             except _CaughtError as caught:
-                windows = iter(self.hooked_encoder.pieces(*caught.args[0]))
+                windows = iter(self.hooked_encoder.parts(*caught.args[0]))
         return [[next(windows) for _ in clip.n_frames] for clip in clips]
 
     def _encode(self, clips: Sequence[AudioClip]) -> list[Float[Tensor, "audio_pos d_model"]]:

@@ -442,6 +442,31 @@ class HookedALM(
         # A copy: hooks may write in place, and the caller's tensor may be of a cache.
         return self._graph_root(input.clone()), x
 
+    def _encoder_stack(self) -> Stack:
+        """The stack of the hooked encoder.
+
+        Raises:
+            InputError: there is none, or its last state is not what is heard.
+        """
+        name = self.cfg.model_name
+        encoder = None if self.audio is None else self.audio.hooked_encoder
+        if encoder is None or self.audio is None:
+            raise InputError(
+                f"reaching into the encoder of {name!r}: "
+                + ("it hears nothing." if self.audio is None else "its blocks are not hooked.")
+                + " `hooked-alm models` says which families' are."
+            )
+        norm = f"{ENCODER}ln_final"
+        if reason := self.audio.unfireable(norm):
+            raise InputError(
+                f"sweeping along the encoder of {name!r}: {reason}. Edit it by hooks, with "
+                "`run_with_hooks`."
+            )
+        return Stack(
+            blocks=f"{ENCODER}blocks", n_layers=encoder.cfg.n_layers, norm=norm, reach="own chunk",
+            chunk=encoder.cfg.n_ctx,
+        )  # fmt: skip
+
     def encoder_rows(self, x: ALMInput) -> EncoderRows:
         """Rows of the hooked audio encoder in which the clips of some prompts are heard.
 

@@ -1,6 +1,6 @@
 """Stacks of blocks as data, and the way through them to the head that a model is asked about."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
@@ -14,12 +14,11 @@ from .components.attention import AttentionContext
 from .components.block import Block
 from .errors import InputError
 from .hooks import HookPoint, is_hooked
-from .points import ENCODER, hook_name
+from .points import hook_name
 from .spans import Range, as_ranges
 
 if TYPE_CHECKING:
     from .config import HookedALMConfig, StackConfig
-    from .frontend import FrontEnd
 
 StackedT = TypeVar("StackedT", bound="StackedModel")
 Reach = Literal["later rows", "own chunk"]
@@ -124,7 +123,7 @@ class StackedModel:
 
     if TYPE_CHECKING:
         cfg: HookedALMConfig
-        audio: FrontEnd | None
+        _encoder_stack: Callable[[], Stack]
         get_submodule: Any
 
     def towards(self: StackedT, head: str) -> StackedT:
@@ -159,31 +158,6 @@ class StackedModel:
     def reader(self: StackedT) -> StackedT:
         """The model with its path to the head in use: this one, unless that is an encoder's."""
         return self if self.part is None else self.towards(self.head)
-
-    def _encoder_stack(self) -> Stack:
-        """The stack of the hooked encoder.
-
-        Raises:
-            InputError: there is none, or its last state is not what is heard.
-        """
-        name = self.cfg.model_name
-        encoder = None if self.audio is None else self.audio.hooked_encoder
-        if encoder is None or self.audio is None:
-            raise InputError(
-                f"reaching into the encoder of {name!r}: "
-                + ("it hears nothing." if self.audio is None else "its blocks are not hooked.")
-                + " `hooked-alm models` says which families' are."
-            )
-        norm = f"{ENCODER}ln_final"
-        if reason := self.audio.unfireable(f"{norm}.hook_normalized"):
-            raise InputError(
-                f"sweeping along the encoder of {name!r}: {reason}. Edit it by hooks, with "
-                "`run_with_hooks`."
-            )
-        return Stack(
-            blocks=f"{ENCODER}blocks", n_layers=encoder.cfg.n_layers, norm=norm, reach="own chunk",
-            chunk=encoder.cfg.n_ctx,
-        )  # fmt: skip
 
     def refuse_encoder(self, attempt: str) -> None:
         """Refuse a path through the encoder's blocks, which lead to no unembedding.
