@@ -89,6 +89,8 @@ class StackConfig:
     (Whisper)."""
     softmax_in_float32: bool = True
     """Whether explicit patterns are computed in fp32 whatever the dtype of the scores."""
+    cross_attention: bool = False
+    """Whether a block reads a memory between attention and MLP (Whisper's decoder)."""
     clamps_fp16: bool = False
     """Whether a block keeps its fp16 output finite (Whisper's encoder)."""
     sliding_window: int | None = None

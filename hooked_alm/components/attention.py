@@ -37,6 +37,10 @@ class AttentionContext:
     """Lengths of pieces of the positions, each of which sees itself alone; None is one piece."""
     cache: Any = None
     """transformers ``Cache`` of earlier keys and values, or None."""
+    memory: Float[Tensor, "_batch memory_pos d_memory"] | None = None
+    """What cross-attention reads; None where there is none, or the cache has its keys already."""
+    memory_cache: Any = None
+    """transformers ``EncoderDecoderCache`` that keeps the memory's keys and values, or None."""
     attend: Callable[..., Heads] | None = None
     """Function of ``(attention, q, k, v)`` that mixes values instead of the kernel: the patch
     engine's way to run rows of many runs as one."""
@@ -107,7 +111,10 @@ class Attention(nn.Module):
         q = q if self.query_scale == 1 else q * self.query_scale
         if context.cache is not None:
             k, v = context.cache.update(k, v, self.layer_idx)
-        z = self.hook_z(self._attend(q, k, v, context))
+        return self._written(self.hook_z(self._attend(q, k, v, context)))
+
+    def _written(self, z: Heads) -> Resid:
+        """What the heads' outputs add to the residual stream."""
         if is_hooked(self.hook_result):
             result = tap(self.hook_result, torch.einsum("bphe,hed->bphd", z, self.W_O))
             if result is not None:

@@ -25,7 +25,7 @@ from hooked_alm.encoder import AudioEncoder
 
 pytestmark = pytest.mark.checkpoint
 NORMS = [517.94, 510.16, 565.27, 2378.74, 2681.85, 3232.99]
-"""Norms that seed 003 records of whisper-base's stream behind its six blocks, on the tone below."""
+"""Norms on record of whisper-base's stream behind its six blocks, on the tone below."""
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def real() -> Path:
 
 
 def tone() -> np.ndarray:
-    """Three seconds of 440 and 880 Hz, as the seed made them."""
+    """Three seconds of 440 and 880 Hz, as those on record were made."""
     t = np.linspace(0, 3, 48000)
     found: np.ndarray = 0.5 * np.sin(2 * np.pi * 440 * t) + 0.3 * np.sin(2 * np.pi * 880 * t)
     return found.astype(np.float32)
@@ -102,7 +102,7 @@ def test_whisper_encoders(real: Path, name: str, attention: str, dtype: torch.dt
 
 
 @torch.no_grad()
-def test_the_norms_that_the_seed_records(real: Path) -> None:
+def test_the_norms_on_record(real: Path) -> None:
     """The jump behind the fourth block is some fifty rows', none of which hears the tone."""
     folder = real / "whisper-base"
     mel = mel_of(folder, tone())

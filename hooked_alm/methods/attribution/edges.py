@@ -299,7 +299,7 @@ class _Edges:
         block, kind = self.model.block(first.layer), first.kind
         stream = run.values[first.stream][at, where]
         if kind == "mlp":
-            return _through_norm(block.ln2, stream, gradient[None])
+            return _through_norm(block.mlp_norm, stream, gradient[None])
         units = on_device(np.array([node.unit for node in nodes], int), gradient)
 
         def make() -> Tensor:

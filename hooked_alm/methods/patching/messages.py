@@ -255,7 +255,7 @@ class Messages:
             found[2 * layer + 1] = stream = with_messages(sent(("head", "attn"), layer))
             if 2 * layer + 1 >= max(wanted):
                 break
-            normed = block.ln2.affine(block.ln2.normalize(stream))
+            normed = block.mlp_norm.affine(block.mlp_norm.normalize(stream))
             written = block.mlp.written(block.mlp.neurons(normed[None])[0])
             # An MLP that sends does not listen: it writes what the donor's wrote.
             mlps = sent(("mlp",), layer)
@@ -270,7 +270,7 @@ class Messages:
     def of_stream(self, receiver: Receiver, stream: Stream, base: Stream | None = None) -> Tensor:
         """q, k or v ``[row, head, d_head]``, or the MLP's neurons, read off a stream."""
         block, kind = self.model.block(receiver.layer), receiver.kind
-        ln = block.ln2 if kind == "mlp" else block.ln1
+        ln = block.mlp_norm if kind == "mlp" else block.ln1
         if self.norm == "frozen":
             # As ``normalize`` does it, with the base's scale.
             assert base is not None
