@@ -5,7 +5,8 @@ Axes: ``batch`` prompts; ``pos`` positions of the padded prompt; ``d_model`` res
 ``h // (head / kv_head)``); ``d_head`` width of a head; ``d_mlp`` MLP width; ``vocab``;
 ``query_pos`` and ``key_pos`` positions that attend and are attended to; ``clip`` audio clips of
 the whole batch, in order of appearance; ``mel`` and ``frame`` axes of a log-mel spectrogram;
-``audio_pos`` positions that one clip fills in the prompt.
+``audio_pos`` positions that one clip fills in the prompt; ``memory_pos`` positions of what
+cross-attention reads.
 """
 
 from jaxtyping import Float, Int
