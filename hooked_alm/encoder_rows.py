@@ -41,7 +41,8 @@ class EncoderRows:
     prompts: ALMInput
     """The rows as prompts, of as many positions as a prompt's windows have. Its mask has the rows
     that run, its spans are ``audio``, rows of a clip's frames, and ``padding``, rows behind them
-    that are heard all the same; time windows are of the clip."""
+    that run all the same: most encoders attend to them, others only read them out. Time windows
+    are of the clip."""
     is_seen: Bool[np.ndarray, "batch pos"]
     """Whether a row is attended to."""
     placed: list[_Placed]
@@ -117,8 +118,8 @@ class EncoderRows:
                 positions are their last.
         """
         n_pos = self.prompts.shape[1]
-        windows = [(part.window, part.n_pos) for _, _, part in self.placed]
-        if windows == [(prompt, n_pos) for prompt in range(len(value))]:
+        whole = [(prompt, 0, prompt, n_pos) for prompt in range(len(self.prompts))]
+        if whole == [(prompt, at, one.window, one.n_pos) for prompt, at, one in self.placed]:
             return value
         flat = value.new_zeros(self._shape(name, value, len(self.prompts), n_pos))
         for here, there in self._pairs(name):

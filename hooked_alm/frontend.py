@@ -303,7 +303,10 @@ class FrontEnd(nn.Module, ABC):
     def parts(self, clips: Sequence[AudioClip]) -> list[list[list[WindowPart]]]:
         """Parts by clip and window: where the hooked encoder's states have clips heard together.
 
-        Nothing is run.
+        The encoder itself does not run.
+
+        Raises:
+            InputError: the clips do not pass the encoder.
         """
         assert self.hooked_encoder is not None
 
@@ -317,6 +320,11 @@ class FrontEnd(nn.Module, ABC):
                 self._encode(clips)
             except _CaughtError as caught:
                 windows = iter(self.hooked_encoder.parts(*caught.args[0]))
+            else:
+                raise InputError(
+                    "reaching into the audio encoder: these clips do not run it, since they came "
+                    "as what it has made of them before. Encode the spectrograms."
+                )
         return [[next(windows) for _ in clip.n_frames] for clip in clips]
 
     def _encode(self, clips: Sequence[AudioClip]) -> list[Float[Tensor, "audio_pos d_model"]]:

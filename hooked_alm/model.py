@@ -467,7 +467,7 @@ class HookedALM(
             chunk=encoder.cfg.n_ctx,
         )  # fmt: skip
 
-    def encoder_rows(self, x: ALMInput) -> EncoderRows:
+    def encoder_rows(self, x: ModelInput) -> EncoderRows:
         """Rows of the hooked audio encoder in which the clips of some prompts are heard.
 
         Raises:
@@ -476,7 +476,7 @@ class HookedALM(
         self.towards(ENCODER_PART)  # which says why there is none
         assert self.audio is not None
         with self.turn.running():
-            return EncoderRows.of(self.audio, x)
+            return EncoderRows.of(self.audio, self.to_input(x))
 
     def positions_of(self, x: ALMInput) -> ALMInput:
         """Positions of some prompts along the path in use: their own, or rows of the encoder."""

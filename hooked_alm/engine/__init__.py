@@ -16,6 +16,6 @@ Five rules, by number in the code:
 5. *Share prefixes*: runs that agree on a prefix compute it once.
 
 In an audio encoder a row is read by all of its window, or chunk, so that in place of rule 1 an edit
-reaches these, one block up, and no other (E2, E3, E7); rules 2 and 5 have nothing to offer there.
+reaches these, one block up, and no other; rules 2 and 5 have nothing to offer there.
 What the cells' last streams are heard as enters the decoder as an edit of its first block.
 """

@@ -85,7 +85,7 @@ def _of_record(
     for one in located:
         has_pattern[one.cells] |= one.mark.site == "pattern"
     pattern = np.where(has_pattern, changed.of * len(keys.sets.sets) + keys.of, -1)
-    # Cells in one chunk read no other: they run beside its keys alone (rule E7).
+    # Cells in one chunk read no other: they run beside its keys alone.
     is_chunked = all(stack.reach == "own chunk" for stack in model.path_stacks)
     chunk = changed.of if is_chunked else np.full(n, -1)
     kinds, kind = np.unique(np.stack([splices, size, pattern, chunk]), axis=1, return_inverse=True)

@@ -143,11 +143,6 @@ class Agreement(NamedTuple):
         places &= same_ids.reshape(-1, n).all(0)
         return cls(embeddings=_n_leading(same), positions=_n_leading(places))
 
-    def allows(self, start: int, stop: int) -> bool:
-        """Whether a run with rows ``start`` to ``stop`` replaced becomes the other run there."""
-        # The span's embeddings are written over; its keys stay rotated by the donor's positions.
-        return start <= self.embeddings and stop <= self.positions
-
 
 def _n_leading(flags: Bool[Tensor, " row"]) -> int:
     return int(flags.long().cumprod(0).sum())

@@ -243,6 +243,10 @@ def test_sweeps_and_paths_in_the_encoder(subjects: Subjects, name: str) -> None:
                 encoder, x, "zero", LAST, site=site, places=["audio", ("audio", "padding"), 3]
             )
             assert np.abs(fast.effect).max((-1, -2)).min() > 1e-4
+        if what == UNEQUAL and len(x) > 1 and name.startswith("Ultravox"):
+            # Rows that pad the shorter clip run, and nothing may be written that attends to them.
+            with pytest.raises(InputError, match="padded differently"):
+                patch(encoder, x[[1]], x[[0]], LAST, site="pattern", places=[3])
         quieter = tuple(replace(clip, features=clip.features / 2) for clip in x.clips)
         y = replace(x, clips=quieter)
         base, donor = (model.run_with_cache(one, names_filter=sent)[1][sent] for one in (x, y))

@@ -369,6 +369,11 @@ def test_whisper_runs_or_says_why_not(model: HookedALM, tmp_path: Path) -> None:
     assert torch.equal(hears(same), logits)
     with pytest.raises(InputError, match="does not run. Give `encode` the spectrograms"):
         hears.run_with_cache(same, names_filter=point)
+    with pytest.raises(InputError, match="these clips do not run it"):
+        hears.encoder_rows(same)
+    inside, other = hears.towards("encoder"), hears.towards("audio").towards("encoder")
+    with pytest.raises(InputError, match="head audio for text"):
+        patch(inside, x, x, DIFF, donor_model=other)
     with pytest.raises(InputError, match="belong together"):
         hears.encode(**inputs, whisper_input_feature=features)
     with pytest.raises(InputError, match="recording 0 has spectrograms .* with 1 chunks or more"):

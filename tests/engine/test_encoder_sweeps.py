@@ -4,6 +4,7 @@ They are what the plain loop, Hugging Face and a few lines by hand give. Other f
 are swept in ``tests/converters``.
 """
 
+import threading
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from engine_runs import both, moved, rounding
 from hf_reference import with_positions
 from hooked_alm import ALMInput, HookedALM, InputError
+from hooked_alm.frontend import FrontEnd
 from hooked_alm.methods.attribution.edges import attribute_edges
 from hooked_alm.methods.attribution.nodes import attribute_nodes
 from hooked_alm.methods.patching.alignment import Window
@@ -167,7 +169,7 @@ def test_a_sweep_is_what_hugging_face_does(
 def test_a_whole_clip_is_the_donors(encoder: HookedALM, x: ALMInput, y: ALMInput) -> None:
     """At any depth, which is said: what is heard is the donor's embeddings."""
     with pytest.warns(UserWarning, match="at any depth"):
-        found = patch(encoder, x, y, TAIL, site="resid_post", places=["audio"])
+        found = patch(encoder, x, y, TAIL, site="resid_post", places=[("audio", 3)])
     heard = encoder.run_with_cache(y, names_filter="hook_audio_embed")[1]["hook_audio_embed"]
     expected = encoder.run_with_hooks(x, fwd_hooks=[("hook_audio_embed", lambda v, hook: heard)])
     for values in found.values:
@@ -301,6 +303,12 @@ def test_chains(model: HookedALM, encoder: HookedALM, x: ALMInput, y: ALMInput) 
         assert np.abs(fast.effect).max(axis=(1, 2)).min() > 1e-4
 
 
+def test_a_chain_from_a_row_that_does_not_run(encoder: HookedALM, x: ALMInput, y: ALMInput) -> None:
+    chain = (f"{B}.0.attn.hook_z[1]", f"{B}.1.attn.hook_v_input[2]", "audio.encoder.ln_final")
+    found = patch_chains(encoder, x, y, TAIL, [chain], place=45)
+    assert moved(found) == 0
+
+
 @torch.no_grad()
 def test_a_chain_by_hand(encoder: HookedALM, x: ALMInput, y: ALMInput) -> None:
     """A head's message to an MLP, and what that says otherwise to the end: biases cancel."""
@@ -318,6 +326,107 @@ def test_a_chain_by_hand(encoder: HookedALM, x: ALMInput, y: ALMInput) -> None:
     found = patch_chains(encoder, x, y, TAIL, [chain], place="audio")
     np.testing.assert_allclose(
         found.values[0], expected[:, -5:].flatten(1).numpy(), rtol=0, atol=rounding(encoder, x)
+    )
+    assert moved(found) > 1e-3
+
+
+@pytest.fixture
+def mixed(model: HookedALM) -> tuple[ALMInput, ALMInput]:
+    """Three prompts, of which the second has no clip, with windows as wide as the encoder's."""
+    return tuple(  # type: ignore[return-value]
+        model.encode(**with_positions(hf_inputs([[63], [], [40]], [9, 14, 11], seed=seed)))
+        for seed in (1, 2)
+    )
+
+
+def test_prompts_without_a_clip(
+    model: HookedALM, encoder: HookedALM, mixed: tuple[ALMInput, ALMInput]
+) -> None:
+    """They are what they were; windows behind them are other prompts'."""
+    x, y = mixed
+    rows, name = model.encoder_rows(x), f"{B}.1.attn.hook_z"
+    value = model.run_with_cache(x, names_filter=name)[1][name]
+    by_prompt = rows.by_prompt(name, value)
+    assert by_prompt.shape[0] == 3
+    assert torch.equal(by_prompt[[0, 2]], value)
+    assert not by_prompt[1].any()
+    donors: list[Any] = [y, Noise(2.0)]
+    for donor in donors:
+        fast, _ = both(encoder, x, donor, TAIL, site="z", places=["audio"])
+        reached = np.abs(fast.effect).max(axis=(0, 1, 3))
+        assert reached[1] == 0
+        assert reached[[0, 2]].min() > 1e-3
+    into = "blocks.1.attn.hook_k_input[0]"
+    for engine in ("fast", "hooks"):
+        told = path_patch(
+            model, x, y, TAIL, f"{B}.0.attn.hook_z[1]", into, places=["readout", "all"],
+            engine=engine,
+        )  # fmt: skip
+        reached = np.abs(told.effect).max(axis=(0, 1, 2, 4))
+        assert reached[1] < rounding(model, x)
+        assert reached[[0, 2]].min() > 1e-5
+
+
+def test_another_thread_never_hears_a_cell(
+    model: HookedALM, x: ALMInput, y: ALMInput, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second thread waits while the encoder starts behind its blocks, chains included."""
+    fresh = model.encode(**with_positions(hf_inputs([[50]], [8], seed=5)))
+    with torch.no_grad():
+        expected = model(model.encode(**with_positions(hf_inputs([[50]], [8], seed=5))))
+    heard: list[Tensor] = []
+    embed = FrontEnd.embed_states
+
+    def listen() -> None:
+        with torch.no_grad():
+            heard.append(model(fresh))
+
+    def slow(self: FrontEnd, *args: Any) -> Tensor:
+        thread = threading.Thread(target=listen)
+        thread.start()
+        with self.hooked_encoder.resumed(args[1]):  # type: ignore[union-attr]
+            thread.join(timeout=0.5)
+        threads.append(thread)
+        return embed(self, *args)
+
+    threads: list[threading.Thread] = []
+    monkeypatch.setattr(FrontEnd, "embed_states", slow)
+    chain = (f"{B}.0.attn.hook_z[1]", "blocks.1.attn.hook_v_input[0]", "logits")
+    patch_chains(model, x[[1]], y[[1]], TAIL, [chain], place="audio")
+    for thread in threads:
+        thread.join()
+    assert heard
+    assert all(torch.equal(one, expected) for one in heard)
+
+
+def test_messages_of_clips_of_another_length(model: HookedALM, x: ALMInput) -> None:
+    """Rows without a donor's say nothing; the others what they say."""
+    other = model.encode(**with_positions(hf_inputs([[47, 40], [23]], [9, 14], seed=2)))
+    sent, into = f"{B}.1.hook_mlp_out", "blocks.0.hook_resid_pre"
+    with pytest.raises(InputError, match="32 base and 24 donor positions"):
+        path_patch(model, x, other, TAIL, sent, into, places=["text"])
+    base, donor = (
+        model.run_with_cache(one, names_filter=sent)[1][sent].detach() for one in (x, other)
+    )
+    change = torch.zeros_like(base)
+    for window, n in enumerate((24, 20, 12)):
+        change[window, :n] = (donor - base)[window, :n]
+    kept: dict[str, Tensor] = {}
+    hooks = [(f"{B}.1.hook_resid_post", lambda value, hook: value + change)]
+    hooks += [("hook_embed", lambda value, hook: kept.update(embed=value.clone()))]
+    with torch.no_grad():
+        model.run_with_hooks(x, fwd_hooks=hooks)
+        told = kept["embed"] - model(x, stop_at_layer=0)
+        # The places are aligned alike: 12 of 16 positions of the first clip, and all of the others.
+        (start, _), second = x.spans["audio"][0]
+        is_heard = torch.zeros(x.shape)
+        is_heard[0, start : start + 12] = is_heard[0, slice(*second)] = 1
+        is_heard[1, slice(*x.spans["audio"][1][0])] = 1
+        add = (into, lambda value, hook: value + told * is_heard[..., None])
+        expected = TAIL.function(model.run_with_hooks(x, fwd_hooks=[add]))
+    found = path_patch(model, x, other, TAIL, sent, into, places=["audio"], policy="truncate")
+    np.testing.assert_allclose(
+        found.values[0, 0, 0], expected.numpy(), rtol=0, atol=rounding(model, x)
     )
     assert moved(found) > 1e-3
 
@@ -395,6 +504,16 @@ def test_what_does_not_run_along_an_encoder(
         path_patch(encoder, x, y, metric, head, "audio.encoder.ln_final")
     with pytest.raises(InputError, match="which run whole"):
         encoder(x, stop_at_layer=1)
+    with pytest.raises(InputError, match=r"hook_resid_post, audio.encoder.ln_final"):
+        path_patch(encoder, x, y, metric, head, "logits", places=["audio"])
+    with pytest.raises(InputError, match="naming the sender 'blocks.0.audio.encoder"):
+        path_patch(model, x, y, metric, "blocks.0.audio.encoder.hook_mlp_out", into)
+    with pytest.raises(InputError, match="the prompts have no audio"):
+        path_patch(
+            model, x[[1]], model.encode(input_ids=torch.tensor([[4, 5]])), metric, head, into
+        )
+    with pytest.raises(InputError, match="the prompts have no audio"):
+        model.encoder_rows(torch.tensor([[4, 5]]))
     text = model.encode(input_ids=torch.tensor([[4, 5, 6]]))
     with pytest.raises(InputError, match="the prompts have no audio"):
         patch(encoder, text, "zero", metric)

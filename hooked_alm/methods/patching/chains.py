@@ -47,6 +47,8 @@ def chain_edits(messages: Messages, chains: Sequence[Chain]) -> list[Edits]:
     Chains through the same kinds of nodes of the same blocks go together.
     """
     edits: list[Edits] = []
+    if not messages.n_spots:
+        return edits  # the place is a pad of every row
     for some in alike(chains, _kinds):
         each = np.arange(len(some))
         chain, spot = (

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ...engine.record import Record, on_device
@@ -107,8 +107,7 @@ class DonorValues:
         other = self.run if mean is None else mean.inputs
         if other is None:
             return
-        other = self.model.positions_of(other)
-        ours, theirs = self.base.attention_mask.cpu(), other.attention_mask.cpu()
+        ours, theirs = self._keys(self.placement.given), self._keys(other)
         rows = theirs if mean is None else theirs[:, None]  # a mean is over all its rows
         if ours.shape[1] != theirs.shape[1] or not bool((ours == rows).all()):
             raise InputError(
@@ -116,6 +115,12 @@ class DonorValues:
                 f"{theirs.shape[1]}, or they are padded differently. Patterns are exchanged "
                 "between prompts whose keys are the same positions."
             )
+
+    def _keys(self, x: ALMInput) -> Bool[Tensor, "batch pos"]:
+        """True at positions that may be attended to."""
+        if self.model.part is None:
+            return x.attention_mask.bool().cpu()
+        return torch.from_numpy(self.model.encoder_rows(x).is_seen)
 
     def records(self, measured: Measurement) -> list[Record]:
         """The donor's runs, if the fast engine made any."""
@@ -147,7 +152,10 @@ class DonorValues:
         generator = torch.Generator().manual_seed(donor.seed)
         noise = torch.randn(kept.shape[1:], generator=generator).to(kept)
         real = self.base.attention_mask.bool().to(kept.device)
-        std = torch.stack([row[mask].float().std() for row, mask in zip(kept, real, strict=True)])
+        std = torch.stack([
+            row[mask].float().std() if mask.any() else torch.zeros((), device=kept.device)
+            for row, mask in zip(kept, real, strict=True)
+        ])  # fmt: skip
         return donor.scale * std.reshape(-1, *[1] * noise.ndim).to(kept.dtype) * noise
 
     def _means(

@@ -14,7 +14,7 @@ from ...engine.record import on_device
 from ...inputs import ALMInput
 from ...model import HookedALM
 from ...points import Site, hook_name
-from .alignment import Place
+from .alignment import AlignPolicies, Place
 from .choice import place_ticks
 from .edges import Column, Edges, EdgeSets, Hearings, alike
 from .measurement import Measurement
@@ -22,7 +22,7 @@ from .messages import NO_SET, Looked, Messages
 from .metrics import Metric, OnLogits
 from .nodes import Receiver
 from .options import ExactOptions, NormMode, PathMode
-from .placement import Placement
+from .placement import Placement, Spots
 from .results import PatchResult
 
 EdgeFlags = Bool[np.ndarray, " edge"]
@@ -86,9 +86,7 @@ class Graph:
         )  # fmt: skip
         outside = None
         if is_outside:
-            outside = Placement(
-                model.towards("encoder"), base, donor, ["all"], options["policy"]
-            ).spots
+            outside = _rows_outside(model.towards("encoder"), base, donor, options["policy"])
         self.messages = Messages(model, self.placement, self.measured, norm, outside)
 
     def answer(self, axes: Mapping[str, tuple[Any, ...]], **about: Any) -> PatchResult:
@@ -175,6 +173,18 @@ class Graph:
             looks = Looks(site=site, layer=layer, **self._everywhere(unique))
             looked[name] = Looked(looks, unique, self.messages.n_spots)
         return looked
+
+
+def _rows_outside(
+    encoder: HookedALM, base: ALMInput, donor: ALMInput, policy: AlignPolicies
+) -> Spots:
+    """All rows of the encoder, aligned clip by clip; what pads them as far as both have it."""
+    ours, theirs = (encoder.positions_of(x).spans["padding"] for x in (base, donor))
+    is_padded = any(map(any, ours)) and [*map(bool, ours)] == [*map(bool, theirs)]
+    of_audio = policy if isinstance(policy, str) else policy.get("audio", "error")
+    every = ("audio", "padding") if is_padded else "audio"
+    by_span: AlignPolicies = {"audio": of_audio, "padding": "truncate"}
+    return Placement(encoder, base, donor, [every], by_span).spots
 
 
 @dataclass(frozen=True, eq=False)

@@ -86,6 +86,9 @@ class Measurement:
         self, model: HookedALM, x: ALMInput, keep: Sequence[str], after: Runs | None = None
     ) -> Runs:
         """Runs to the head; activations of the encoder by prompt, as its rows have them."""
+        rows = self.encoder_rows
+        if rows is not None and x is not self.base:
+            rows = model.encoder_rows(x)
         if self.engine == "fast":
             with_logits = isinstance(self.metric, OnLogits)
             runs = record_runs(model.reader, x, keep, with_logits=with_logits, after=after)
@@ -95,10 +98,7 @@ class Measurement:
                     x, names_filter=list(keep), return_cache_object=False
                 )
             runs = Runs(records=[], kept=kept, logits=logits)
-        if self.encoder_rows is None:
-            return runs
-        rows = self.encoder_rows if x is self.base else model.encoder_rows(x)
-        return replace(runs, kept=rows.kept(runs.kept))
+        return runs if rows is None else replace(runs, kept=rows.kept(runs.kept))
 
     def _head_of(self, model: HookedALM) -> AbstractContextManager[None]:
         """Logits of whole runs as ``of_stream`` has them, within the context."""
@@ -379,7 +379,10 @@ def heard_as(
     """
     assert model.audio is not None
     prompt, states = x[row], rows.states(row, streams)
-    return model.embed_heard(prompt, model.audio.embed_states(prompt.clips, states, len(streams)))
+    # The encoder is every thread's, and starts behind its blocks meanwhile.
+    with model.turn.running():
+        heard = model.audio.embed_states(prompt.clips, states, len(streams))
+        return model.embed_heard(prompt, heard)
 
 
 @contextmanager
@@ -413,7 +416,7 @@ def refuse_other_shape(model: HookedALM, other: HookedALM) -> None:
     sizes = ("n_layers", "d_model", "n_heads", "n_key_value_heads", "d_head", "d_mlp")
     pairs = {n: (getattr(model.path_cfg, n), getattr(other.path_cfg, n)) for n in sizes}
     pairs["d_vocab"] = model.cfg.d_vocab, other.cfg.d_vocab
-    pairs["path"] = model.path, other.path
+    pairs["path"], pairs["head"] = (model.path, other.path), (model.head, other.head)
     if wrong := [f"{name} {b} for {a}" for name, (a, b) in pairs.items() if a != b]:
         raise InputError(
             f"patching {model.cfg.model_name!r} with runs of {other.cfg.model_name!r}: got "

@@ -152,13 +152,17 @@ class Messages:
             here = np.flatnonzero(rows == row)
             hearings, hearing = np.unique(heard.which[here], return_inverse=True)
             mine = np.flatnonzero(at.rows == row)
-            mine = mine[np.argsort(at.positions[mine])]  # not span by span
-            base = at.of_base(self.kept[end], mine)
+            runs = measured.encoder_rows.prompts.is_real[row].nonzero()[0]
+            if not len(runs):
+                continue  # a prompt without a clip hears nothing of it
+            base = self.kept[end][row][on_device(runs, self.kept[end])]
+            # Rows that no donor's were aligned with send no message.
+            place = np.searchsorted(runs, at.positions[mine])
             n_at_once = max(HEARD_BYTES // base.nbytes, 1)
             for start in range(0, len(hearings), n_at_once):
                 some = hearings[start : start + n_at_once]
-                which = np.repeat(some, len(mine))
-                spot = np.tile(mine, len(some))
+                which, spot = np.repeat(some, len(mine)), np.tile(mine, len(some))
+                target = (np.arange(len(some))[:, None] * len(runs) + place).ravel()
                 total = base.repeat(len(some), 1)
                 for nodes in edges.points:
                     members = heard.members[:, nodes]
@@ -167,7 +171,7 @@ class Messages:
                         part = Hearings(members, which[told])
                         senders = [edges.senders[i] for i in nodes]
                         sent = self._written(at, senders, part, spot[told], np.zeros(0, int), None)
-                        total = total.index_add(0, on_device(told, total), sent)
+                        total = total.index_add(0, on_device(target[told], total), sent)
                 # The base beside them, so that no message is exactly none.
                 streams = torch.cat([base[None], total.unflatten(0, (len(some), -1))])
                 entering = heard_as(self.model, measured.base, measured.encoder_rows, row, streams)

@@ -51,9 +51,7 @@ class Sender:
     def writes(self) -> int:
         """Place among the writes: -1 for the embedding, then 0, 1, 2, ..."""
         # Heads write with their attention, neurons with their MLP.
-        return {"embed": -1, "attn": 2 * self.layer, "head": 2 * self.layer}.get(
-            self.kind, 2 * self.layer + 1
-        )
+        return 2 * self.layer + {"embed": -1, "attn": 0, "head": 0}.get(self.kind, 1)
 
     @property
     def site(self) -> Site:
@@ -156,7 +154,7 @@ def receivers(model: HookedALM, names: str | Sequence[str]) -> list[Receiver]:
         # Nothing but the head reads the last stream; the receiver keeps the name that was given.
         end = LOGITS if model.part is None else ENCODER_END
         given = hook_name("resid_post", model.path[-1]) if name == end else name
-        block, point, unit = _split(given, "receiver", RECEIVERS)
+        block, point, unit = _split(given, "receiver", RECEIVERS, end)
         kind = RECEIVERS[point].reads
         assert kind is not None
         has_heads = RECEIVERS[point].unit is not None
@@ -182,16 +180,20 @@ def _full_name(block: str, point: str, unit: int | None) -> str:
     return ".".join(filter(None, (block, point))) + ("" if unit is None else f"[{unit}]")
 
 
-def _split(name: str, role: str, known: Mapping[str, Point]) -> tuple[str | None, str, str | None]:
-    """Block, point and index of a name."""
+def _split(
+    name: str, role: str, known: Mapping[str, Point], end: str = ""
+) -> tuple[str | None, str, str | None]:
+    """Block, point and index of a name; ``end`` is one more name that there is."""
     match = _NAME.fullmatch(name)
-    point = match["point"].removeprefix(ENCODER) if match else ""
+    point = match["point"] if match else ""
+    if match and match["block"] is None:
+        point = point.removeprefix(ENCODER)
     # The embedding alone stands outside of blocks.
     if match is None or point not in known or (match["block"] is None) != (point == "hook_embed"):
         raise InputError(
             f"naming the {role} {name!r}: expected a hook point and, in brackets, a head or "
             f"neuron, as in 'blocks.9.{list(known)[1]}[3]'. A {role} is one of "
-            f"{', '.join(known)}" + (", logits." if role == "receiver" else ".")
+            f"{', '.join(known)}" + (f", {end}." if end else ".")
         )
     return match["block"], point, match["unit"]
 

@@ -173,15 +173,15 @@ def _warn_of_whole_clips(placement: Placement, site: Site) -> None:
     base = placement.base
     for place, rows in zip(placement.places, placement.alignments, strict=True):
         is_whole = all(
-            one.base == one.lower and len(one.base) == base.is_real[row].sum()
+            one.base == one.lower and {*one.base} == {*base.is_real[row].nonzero()[0].tolist()}
             for row, one in enumerate(rows)
         )
         if is_whole and site.startswith("resid"):
             warnings.warn(
-                f"patching {site} of the encoder at {place!r}: every row that is heard becomes the "
-                "donor's, and so does what is heard, at any depth. Patch some of the rows, or "
-                "hook_audio_embed, to learn where.",
-                stacklevel=2,
+                f"patching {site} of the encoder at {place!r}: every row becomes the donor's, and "
+                "so does what the encoder says, at any depth. Patch some of the rows to learn "
+                "where.",
+                stacklevel=5,  # past this function, `patch` and its two decorators
             )
 
 

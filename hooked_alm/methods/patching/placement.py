@@ -89,6 +89,7 @@ class Placement:
         if "dtw" in ({policy} if isinstance(policy, str) else policy.values()):
             pair = _entering(model, base), _entering(model, other)
             features = [(pair[0][row], pair[1][row]) for row in range(len(base))]
+        self.given = base
         base, other = model.positions_of(base), model.positions_of(other)
         self.base, self.places = base, list(places)
         self.alignments: list[list[Alignment]] = [
