@@ -172,7 +172,7 @@ class Messages:
                         senders = [edges.senders[i] for i in nodes]
                         sent = self._written(at, senders, part, spot[told], np.zeros(0, int), None)
                         total = total.index_add(0, on_device(target[told], total), sent)
-                # The base beside them, so that no message is exactly none.
+                # The base runs beside them: where nothing is told, nothing changes by rounding.
                 streams = torch.cat([base[None], total.unflatten(0, (len(some), -1))])
                 entering = heard_as(self.model, measured.base, measured.encoder_rows, row, streams)
                 change = entering[1:] - entering[:1]
