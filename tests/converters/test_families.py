@@ -238,7 +238,7 @@ def test_sweeps_and_paths_in_the_encoder(subjects: Subjects, name: str) -> None:
     for what in (UNEQUAL, "one long clip"):
         x = model.encode(**batches(CASES[name])[what])
         limit = rounding(model, x)
-        for site in ("resid_pre", "v", "mlp_out"):
+        for site in ("resid_pre", "v", "mlp_out") if what == UNEQUAL else ("v",):
             fast, _ = both(
                 encoder, x, "zero", LAST, site=site, places=["audio", ("audio", "padding"), 3]
             )
