@@ -50,7 +50,7 @@ from .inputs import (
 from .masks import attention_masks
 from .points import ENCODER, point_of
 from .prompts import Conversation, PromptBuilder, conversations_from, segments_by_row
-from .stacks import ENCODER_PART, Stack, StackedModel, declared_stacks
+from .stacks import Stack, StackedModel, declared_stacks
 from .turns import in_turn
 
 
@@ -473,7 +473,7 @@ class HookedALM(
         Raises:
             InputError: no clips, or no encoder whose blocks are hooked.
         """
-        self.towards(ENCODER_PART)  # which says why there is none
+        self.towards("encoder")  # which says why there is none
         assert self.audio is not None
         with self.turn.running():
             return EncoderRows.of(self.audio, self.to_input(x))

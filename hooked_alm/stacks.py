@@ -24,8 +24,6 @@ StackedT = TypeVar("StackedT", bound="StackedModel")
 Reach = Literal["later rows", "own chunk"]
 """Rows that read a row, so that an edit of it reaches them one block up: those behind it (a
 decoder), or all of its chunk (an encoder, whose windows are chunks that do not see each other)."""
-ENCODER_PART = "encoder"
-"""What ``towards`` calls the blocks of a hooked audio encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +136,7 @@ class StackedModel:
         Raises:
             InputError: the model has no such head, or no encoder with hooked blocks.
         """
-        if head == ENCODER_PART:
+        if head == "encoder":
             other = copy(self)
             other.part = self._encoder_stack()
             return other

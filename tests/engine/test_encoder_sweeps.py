@@ -333,10 +333,11 @@ def test_a_chain_by_hand(encoder: HookedALM, x: ALMInput, y: ALMInput) -> None:
 @pytest.fixture
 def mixed(model: HookedALM) -> tuple[ALMInput, ALMInput]:
     """Three prompts, of which the second has no clip, with windows as wide as the encoder's."""
-    return tuple(  # type: ignore[return-value]
+    x, y = (
         model.encode(**with_positions(hf_inputs([[63], [], [40]], [9, 14, 11], seed=seed)))
         for seed in (1, 2)
     )
+    return x, y
 
 
 def test_prompts_without_a_clip(
@@ -384,7 +385,8 @@ def test_another_thread_never_hears_a_cell(
     def slow(self: FrontEnd, *args: Any) -> Tensor:
         thread = threading.Thread(target=listen)
         thread.start()
-        with self.hooked_encoder.resumed(args[1]):  # type: ignore[union-attr]
+        assert self.hooked_encoder is not None
+        with self.hooked_encoder.resumed(args[1]):
             thread.join(timeout=0.5)
         threads.append(thread)
         return embed(self, *args)
