@@ -22,10 +22,24 @@ _POINTS = (
     ("pre_linear", "mlp.up_proj", "out"),
     ("post", "mlp.down_proj", "in"),
     ("mlp_out", "mlp.down_proj", "out"),
+    # Whisper's decoder.
+    ("z", "self_attn.out_proj", "in"),
+    ("attn_out", "self_attn.out_proj", "out"),
+    ("resid_mid", "encoder_attn_layer_norm", "in"),
+    ("cross_attn.q", "encoder_attn.q_proj", "out"),
+    ("cross_attn.k", "encoder_attn.k_proj", "out"),
+    ("cross_attn.v", "encoder_attn.v_proj", "out"),
+    ("cross_attn.z", "encoder_attn.out_proj", "in"),
+    ("cross_attn_out", "encoder_attn.out_proj", "out"),
+    ("resid_mid_cross", "final_layer_norm", "in"),
+    ("pre", "fc1", "out"),
+    ("post", "fc2", "in"),
+    ("mlp_out", "fc2", "out"),
     ("resid_post", "", "out"),
 )
-"""Points of a block in firing order, each with the module that reads or writes it."""
-_PER_HEAD = {"z", "q", "k", "v"}
+"""Points of a block in firing order, each with the module that reads or writes it, if there is one
+of that name."""
+_PER_HEAD = {"z", "q", "k", "v", *(f"cross_attn.{part}" for part in "qkvz")}
 _ADDED = {"attn_out", "mlp_out"}
 
 

@@ -168,8 +168,9 @@ def verify(
     """Run the same prompts through Hugging Face's model and ours.
 
     Prompts are random ids around random spectrograms: one with a clip, a left-padded pair with two
-    and one clips, one without audio. Where transformers has no class for the model there is nothing
-    to run, and tensors and fields are accounted for instead.
+    and one clips, one without audio; where cross-attention reads the clips, each has one. Where
+    transformers has no class for the model there is nothing to run, and tensors and fields are
+    accounted for instead.
 
     Args:
         name_or_dir: folder or hub id.
@@ -216,7 +217,8 @@ def verify(
     for name, inputs in prompts.items():
         theirs = {f"depth {k}": expected[name][depth] for k, depth in enumerate(depths)}
         theirs["logits"] = family.hf_logits(expected[name]["logits"], model.cfg)
-        rows += compare(name, theirs, run_ours(model, model.encode(**inputs)), inputs)
+        x = model.encode(**inputs)
+        rows += compare(name, theirs, run_ours(model, x), x)
     names = {value: key for key, value in DTYPES.items()}
     return Verification(
         model=str(name_or_dir),
@@ -239,7 +241,7 @@ def sample_prompts(model: HookedALM, seed: int = 0) -> dict[str, dict[str, Tenso
         heard = [] if audio is None else [audio.random_clip(n, generator) for n in clips]
         for at, clip in reversed([*enumerate(heard, start=1)]):  # the last first, apart from others
             assert audio is not None
-            ids[at * 3 : at * 3] = audio.prompt_ids(clip)
+            ids[at * 3 : at * 3] = [] if audio.is_memory else audio.prompt_ids(clip)
         return ids, heard
 
     if audio is None:
@@ -247,11 +249,12 @@ def sample_prompts(model: HookedALM, seed: int = 0) -> dict[str, dict[str, Tenso
     else:
         long = audio.feature_shape[1]
         short = max(long // 3, 8)
-        batches = {
-            "one clip": [row(17, [short])],
-            "two clips, padded": [row(15, [short, short + 5]), row(12, [long])],
-            "text": [row(17, [])],
-        }
+        batches = {"one clip": [row(17, [short])]}
+        if audio.is_memory:
+            batches["padded"] = [row(15, [short]), row(12, [long])]
+        else:
+            batches["two clips, padded"] = [row(15, [short, short + 5]), row(12, [long])]
+            batches["text"] = [row(17, [])]
     return {name: _batch(model, rows) for name, rows in batches.items()}
 
 
@@ -313,7 +316,7 @@ def compare_with_hf(model: HookedALM, hf: Any, x: ModelInput) -> Verification:
         dtype=" against ".join(dtypes),
         attn_implementation=model.cfg.attn_implementation,
         tolerance=0.0,
-        rows=tuple(compare("", theirs, ours, inputs)),
+        rows=tuple(compare("", theirs, ours, prompts)),
     )
 
 
@@ -326,13 +329,14 @@ def run_ours(model: HookedALM, x: ALMInput) -> DepthValues:
     return {**depths, "logits": logits.cpu()}
 
 
-def compare(
-    prompt: str, expected: DepthValues, got: DepthValues, inputs: Mapping[str, Tensor]
-) -> list[Comparison]:
+def compare(prompt: str, expected: DepthValues, got: DepthValues, x: ALMInput) -> list[Comparison]:
     """Compare two runs at real positions, the only ones that mean anything."""
-    real = inputs["attention_mask"].bool().cpu()
     rows = []
     for where, theirs in expected.items():
+        axes = _axes(where)
+        real = x.attention_mask.bool().cpu()
+        if "pos" not in axes:  # all of a memory is read
+            real = torch.ones(theirs.shape[:2], dtype=torch.bool)
         a, b = theirs[real], got[where][real]
         agreement = None
         if where == "logits":
@@ -349,7 +353,7 @@ def compare(
                 max_abs_difference=float(difference.flatten()[largest]),
                 is_equal=torch.equal(a, b),
                 argmax_agreement=agreement,
-                at=dict(zip(_axes(where), at, strict=True)),
+                at=dict(zip(axes, at, strict=True)),
             )
         )
     return rows

@@ -32,6 +32,7 @@ FAMILIES = {
     "DestaModel": "desta2",
     "DeSTA25AudioModel": "desta2_5",
     "desta25": "desta2_5",
+    "WhisperForConditionalGeneration": "whisper",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
     "LlamaForCausalLM": "llama",
@@ -66,6 +67,7 @@ MODEL_TYPES = {
     "qwen3": "Qwen3ForCausalLM",
     "qwen3_asr": "Qwen3ASRForConditionalGeneration",
     "voxtral": "VoxtralForConditionalGeneration",
+    "whisper": "WhisperForConditionalGeneration",
 }
 """Architecture of a ``config.json`` that has a ``model_type`` of transformers alone."""
 

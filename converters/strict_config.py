@@ -36,7 +36,7 @@ IRRELEVANT: Mapping[str, str] = {
     "label2id": "classification only",
     "problem_type": "classification only",
     "chunk_size_feed_forward": "memory only; changes no value",
-    "is_encoder_decoder": "always false for these classes",
+    "is_encoder_decoder": "the class decides",
     # Generation settings that older transformers wrote into every config file.
     "max_length": "generation", "min_length": "generation", "do_sample": "generation",
     "temperature": "generation", "top_k": "generation", "top_p": "generation",

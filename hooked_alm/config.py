@@ -207,7 +207,8 @@ class HookedALMConfig(StackConfig):
     tie_word_embeddings: bool
     """Whether the unembedding is the embedding."""
     rope_parameters: dict[str, Any]
-    """transformers' ``rope_parameters``: ``rope_type``, ``rope_theta`` and scaling constants."""
+    """transformers' ``rope_parameters``: ``rope_type``, ``rope_theta`` and scaling constants; empty
+    where positions are embedded."""
     layer_types: tuple[LayerType, ...]
     """Type of each block: attends to everything before it, or to a sliding window."""
     sliding_window: int | None
@@ -264,7 +265,8 @@ class HookedALMConfig(StackConfig):
             yield f"embedding_multiplier = {self.embedding_multiplier!r}, expected a number"
         if not (is_real(self.logits_scaling) and self.logits_scaling):
             yield f"logits_scaling = {self.logits_scaling!r}, expected a number other than 0"
-        yield from rope_problems(self.rope_parameters)
+        if self.positional_embedding_type == "rotary":
+            yield from rope_problems(self.rope_parameters)
         sections = self.rope_parameters.get("mrope_section")
         if sections is not None and not (
             isinstance(sections, list)
@@ -310,8 +312,10 @@ class HookedALMConfig(StackConfig):
     @property
     def beyond_hooked_transformer(self) -> list[str]:
         """Fields by which this decoder does what no HookedTransformer's weights can say."""
-        plain = {"embedding_multiplier": 1.0, "residual_multiplier": 1.0, "logits_scaling": 1.0,
-                 "attention_multiplier": None, "branches": ()}  # fmt: skip
+        plain = {
+            "embedding_multiplier": 1.0, "residual_multiplier": 1.0, "logits_scaling": 1.0,
+            "attention_multiplier": None, "branches": (), "cross_attention": False,
+        }  # fmt: skip
         return [name for name, value in plain.items() if getattr(self, name) != value]
 
     @property
@@ -321,7 +325,7 @@ class HookedALMConfig(StackConfig):
         Matrices of attention and MLP in the trunk's blocks, keys and values once per query head;
         no embeddings, norms or biases.
         """
-        attn, mlp = 4 * self.n_heads * self.d_head, 3 * self.d_mlp
+        attn, mlp = 4 * self.n_heads * self.d_head, (2 + self.gated_mlp) * self.d_mlp
         return self.n_layers * self.d_model * (attn + mlp)
 
 

@@ -52,6 +52,10 @@ class FrontEnd(nn.Module, ABC):
     reads_padding: bool = True
     """Whether embeddings of a clip can depend on the encoder's states beyond its end, also where
     nothing attends to these."""
+    is_memory: bool = False
+    """Whether cross-attention reads a clip, one for each prompt, of which it fills no position."""
+    argument_prefix: str = ""
+    """Beginning of the names that the family's ``forward`` has for ids, mask and positions."""
     in_float32: tuple[str, ...] = ()
     """Parameters that Hugging Face leaves in float32, whatever the dtype of the others."""
 
@@ -106,7 +110,7 @@ class FrontEnd(nn.Module, ABC):
 
     @abstractmethod
     def n_tokens(self, n_frames: int) -> int:
-        """Positions that a window of ``n_frames`` frames fills."""
+        """Positions that a window of ``n_frames`` frames fills: of the prompt, or of the memory."""
 
     def n_states(self, n_frames: int) -> int:
         """States of the hooked encoder that hear a window of ``n_frames`` frames."""
@@ -377,12 +381,13 @@ class FrontEnd(nn.Module, ABC):
         Raises:
             InputError: the audio positions of a row do not fit its clips.
         """
-        if is_audio is None:
-            assert self.tokens.placeholder is not None
-            where = tokens == self.tokens.placeholder
-        else:
-            where = is_audio
-        rows, heard = _rows_of_clips(where, clips), where.tolist()
+        where = is_audio
+        if where is None:
+            nowhere = torch.zeros_like(tokens, dtype=torch.bool)
+            placeholder = self.tokens.placeholder
+            where = nowhere if placeholder is None else tokens == placeholder
+        rows = [*range(len(clips))] if self.is_memory else _rows_of_clips(where, clips)
+        heard = where.tolist()
         if is_text is None:
             words = [[i not in self.special_ids for i in ids] for ids in tokens.tolist()]
         else:
@@ -403,6 +408,7 @@ class FrontEnd(nn.Module, ABC):
                 audio, [c.n_tokens for c, owner in zip(clips, rows, strict=True) if owner == row]
             )
             for row, audio in enumerate(heard)
+            if not self.is_memory
         ]
         return ALMInput(
             tokens=tokens,

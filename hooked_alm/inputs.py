@@ -101,6 +101,8 @@ class ALMInput(Shown):
     """A second stream of ids, for a model that reads text and audio tokens side by side."""
     blank: int | None = None
     """Id that ``tokens`` holds where the second stream alone goes on."""
+    memory: Float[Tensor, "_batch memory_pos d_model"] | None = None
+    """What cross-attention reads, instead of what the encoder makes of the clips."""
 
     def __post_init__(self) -> None:
         """Check shapes once, here, rather than in every tool."""
@@ -111,6 +113,11 @@ class ALMInput(Shown):
                     f"making an ALMInput: {name} has shape {tuple(value.shape)}, expected that of "
                     f"the tokens, {tuple(self.tokens.shape)}."
                 )
+        if self.memory is not None and len(self.memory) != len(self):
+            raise InputError(
+                f"making an ALMInput: a memory of {len(self.memory)} rows for {len(self)} prompts. "
+                "Give one for each prompt."
+            )
         rows = list(self.clip_rows)
         if len(self.clips) != len(rows) or rows != sorted(rows) or {*rows} - {*range(len(self))}:
             raise InputError(
@@ -200,6 +207,7 @@ class ALMInput(Shown):
             self,
             **{name: value[..., pick, :] for name, value in self._per_position().items()},
             spans=self.spans.select(rows),
+            memory=None if self.memory is None else self.memory[pick.to(self.memory.device)],
             clips=tuple(clip for clip, _ in clips),
             clip_rows=tuple(row for _, row in clips),
         )
@@ -255,7 +263,8 @@ class ALMInput(Shown):
         """The same in tensors that gradients may pass; those of ``inference_mode`` are copied."""
         if torch.is_inference_mode_enabled():
             return self
-        made = {n: v.clone() for n, v in self._per_position().items() if v.is_inference()}
+        held = {**self._per_position(), **({} if self.memory is None else {"memory": self.memory})}
+        made = {n: v.clone() for n, v in held.items() if v.is_inference()}
         return replace(self, **made) if made else self
 
     def to(self, device: torch.device | str) -> "ALMInput":
@@ -266,7 +275,8 @@ class ALMInput(Shown):
         """
         check_device("moving an input to", device)
         moved = {name: value.to(device) for name, value in self._per_position().items()}
-        return replace(self, **moved)
+        memory = None if self.memory is None else self.memory.to(device)
+        return replace(self, **moved, memory=memory)
 
     def cpu(self) -> "ALMInput":
         """Tokens, mask and positions on the CPU; clips stay as they are."""
@@ -327,23 +337,32 @@ def ids_and_mask(
     attention_mask: Tensor | None,
     refused: dict[str, object],
     *takes: str,
+    prefix: str = "",
 ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
     """Ids and mask from the arguments of a ``forward``; without a mask every position is real.
+
+    Args:
+        input_ids: ids.
+        attention_mask: 1 at real positions; None is everywhere.
+        refused: arguments beyond those that are named.
+        takes: further arguments that the ``forward`` takes.
+        prefix: beginning of the names of the prompt's arguments.
 
     Raises:
         InputError: no ids, ids that are not ``[batch, pos]``, or arguments beyond these two, the
             positions, and ``takes``.
     """
-    refuse_arguments(refused, ", ".join(("input_ids, attention_mask, position_ids", *takes)))
+    own = [f"{prefix}{name}" for name in ("input_ids", "attention_mask", "position_ids")]
+    refuse_arguments(refused, ", ".join((*own, *takes)))
     if input_ids is None:
-        raise InputError("encoding a processor's output: input_ids are missing.")
+        raise InputError(f"encoding a processor's output: {own[0]} are missing.")
     ids = token_ids(input_ids)
     if attention_mask is None:
         return ids, torch.ones_like(ids)
     mask = torch.as_tensor(attention_mask)
     if mask.shape != ids.shape or not bool(((mask == 0) | (mask == 1)).all()):
         raise InputError(
-            f"encoding prompts {list(ids.shape)}: got an attention_mask {list(mask.shape)} from "
+            f"encoding prompts {list(ids.shape)}: got an {own[1]} {list(mask.shape)} from "
             f"{mask.min():g} to {mask.max():g}, expected 1 at real positions and 0 at pads, in the "
             "shape of the ids."
         )

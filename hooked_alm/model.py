@@ -6,6 +6,7 @@ the blocks to the final norm and the unembedding.
 
 import inspect
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,9 +18,9 @@ from .audio import AudioSource
 from .axes import FullLogits, Resid, TokenIds
 from .components.attention import AttentionContext
 from .components.block import Block, Blocks
-from .components.embed import Embed, Unembed
+from .components.embed import Embed, PosEmbed, Unembed
 from .components.lora import updates_of
-from .components.norm import RMSNorm
+from .components.norm import LayerNorm, RMSNorm, norm_of
 from .components.rotary import Rotary
 from .config import HookedALMConfig, LayerType, StackConfig, check_device
 from .display import Shown, Summary
@@ -71,7 +72,8 @@ class HookedALM(
         audio            FrontEnd: encoder and projector, audio.hook_*
         embed            hook_tokens, hook_text_embed, hook_audio_embed -> hook_embed (merged)
                          (with two streams of tokens: hook_code_embed for the first, too)
-        blocks.{layer}   ln1 -> attn -> ln2 -> mlp
+        (pos_embed       hook_pos_embed, added; with rotary positions there is none)
+        blocks.{layer}   ln1 -> attn -> (ln2 -> cross_attn ->) ln2 or ln3 -> mlp
         ln_final
         unembed
 
@@ -81,12 +83,13 @@ class HookedALM(
 
     Hook points of its own: ``hook_tokens [batch, pos]``, on demand; ``hook_text_embed [batch, pos,
     d_model]``, placeholders included; ``hook_audio_embed [clip, audio_pos, d_model]``, before the
-    merge; ``hook_embed [batch, pos, d_model]``, after it. ``tests/model/test_hook_names.py`` keeps
+    merge; ``hook_embed [batch, pos, d_model]``, after it. Where blocks have cross-attention nothing
+    is merged, and ``hook_audio_embed`` is what they read. ``tests/model/test_hook_names.py`` keeps
     the full list.
     """
 
     blocks: Blocks
-    ln_final: RMSNorm
+    ln_final: RMSNorm | LayerNorm
     unembed: Unembed
 
     def __init__(
@@ -121,10 +124,14 @@ class HookedALM(
                 for i in range(stack.n_layers)
             )
             setattr(self, stack.blocks, Blocks(blocks))
-            setattr(self, stack.norm, RMSNorm(cfg.d_model, cfg.eps))
+            setattr(self, stack.norm, norm_of(cfg))
             setattr(self, stack.unembed, Unembed(cfg))
             n_before += stack.n_layers
-        self.rotary = Rotary(cfg)
+        is_rotary = cfg.positional_embedding_type == "rotary"
+        self.rotary = Rotary(cfg) if is_rotary else None
+        self.pos_embed = None if is_rotary else PosEmbed(cfg)
+        if not is_rotary:
+            self.hook_pos_embed = HookPoint()
         self.hook_tokens = HookPoint()
         self.hook_text_embed = HookPoint()
         if cfg.two_token_streams:  # of codes, and of text
@@ -239,6 +246,7 @@ class HookedALM(
         segments: Any = None,
         answer_prefix: str | None = None,
         truncate: bool = False,
+        **options: Any,
     ) -> ALMInput:
         """A prompt, or a left-padded batch of them, with the chat template applied.
 
@@ -254,10 +262,12 @@ class HookedALM(
                 spans. A list of such lists is one per row.
             answer_prefix: text appended after the generation prompt.
             truncate: cut over-long audio instead of refusing it.
+            options: of the family: Whisper has ``language``, ``task``, ``timestamps`` and
+                ``long_form``.
 
         Raises:
-            InputError: unusable audio, placeholders that do not fit the clips, or a checkpoint
-                without processor files.
+            InputError: unusable audio, placeholders that do not fit the clips, a checkpoint
+                without processor files, or options that its family does not have.
         """
         prompts = self._prompts()
         if conversation is not None:
@@ -268,9 +278,10 @@ class HookedALM(
             named = segments_by_row(segments, len(conversations))
         else:
             conversations, named = conversations_from(audio, text, segments)
-        x = prompts.build(conversations, named, answer_prefix, truncate)
+        refuse_unknown("preparing a prompt", options, prompts.options)
+        x = prompts.build(conversations, named, answer_prefix, truncate, self, **options)
         check_embedded(x.tokens, self.tokenizer, self.cfg.d_vocab)
-        return x.to(self.cfg.device)
+        return self._placed(x)
 
     def read_clip(self, source: AudioSource, *, truncate: bool = False) -> AudioClip:
         """Read one clip for several prompts, so that it is encoded once.
@@ -302,26 +313,36 @@ class HookedALM(
                 one, ids that the vocabulary does not have, or placeholders that do not fit the
                 audio.
         """
-        if (ids := processor_output.get("input_ids")) is not None:
+        name = "input_ids" if self.audio is None else f"{self.audio.argument_prefix}input_ids"
+        if (ids := processor_output.get(name)) is not None:
             # Some families have ids of several channels.
             n_axes = (2,) if self.audio is None else (2, 3)
-            processor_output["input_ids"] = token_ids(ids, n_axes)
+            processor_output[name] = token_ids(ids, n_axes)
         from_hf = text_input if self.audio is None else self.audio.input_from_hf
         x = from_hf(**processor_output)
         self.embed.check(x.tokens)
         if x.text_tokens is not None:
             self.embed.check(x.text_tokens)
+        return self._placed(x)
+
+    def _placed(self, x: ALMInput) -> ALMInput:
+        """An input where the weights are, refused if it has more positions than are embedded."""
+        if self.pos_embed is not None:
+            self.pos_embed.check(x.position_ids)
         return x.to(self.cfg.device)
 
     def hf_arguments(self, x: ALMInput) -> dict[str, Any]:
         """Arguments of Hugging Face's ``forward`` for the same prompts; undoes ``encode``."""
+        prefix = "" if self.audio is None else self.audio.argument_prefix
         arguments = {
-            "input_ids": x.tokens,
-            "attention_mask": x.attention_mask,
-            "position_ids": x.position_ids,
+            f"{prefix}input_ids": x.tokens,
+            f"{prefix}attention_mask": x.attention_mask,
+            f"{prefix}position_ids": x.position_ids,
         }
         if self.audio is None:
             return arguments
+        if x.memory is not None:
+            return {**arguments, "encoder_outputs": (x.memory,)}
         heard = self.audio.hf_arguments(x.clips) if x.clips else {}
         return {**arguments, **self.audio.hf_prompt(x), **heard}
 
@@ -335,6 +356,7 @@ class HookedALM(
         stop_at_layer: int | None = None,
         inputs: ModelInput | None = None,
         past_key_values: Any = None,
+        memory: Float[Tensor, "batch memory_pos d_model"] | None = None,
         loss_per_token: bool = False,
         head: str | None = None,
         attention_mask: Int[Tensor, "batch pos"] | None = None,
@@ -355,6 +377,8 @@ class HookedALM(
             inputs: with ``start_at_layer``, the prompt that mask and positions come from; without
                 it, unpadded positions 0, 1, ...
             past_key_values: transformers ``Cache``; the positions it already holds are not run.
+                With cross-attention an ``EncoderDecoderCache``, which keeps the memory, too.
+            memory: what cross-attention reads, instead of what the encoder makes of the clips.
             loss_per_token: losses ``[batch, pos - 1]`` instead of their mean; see ``loss_fn``.
             head: name of the head whose logits are returned; None is the head in use. The branch of
                 another head runs only if one of its points is hooked.
@@ -383,8 +407,8 @@ class HookedALM(
         if self.part is not None or head not in (None, self.head):
             return self.towards(head or self.head).forward(
                 input, return_type, start_at_layer=start_at_layer, stop_at_layer=stop_at_layer,
-                inputs=inputs, past_key_values=past_key_values, loss_per_token=loss_per_token,
-                **reading,
+                inputs=inputs, past_key_values=past_key_values, memory=memory,
+                loss_per_token=loss_per_token, **reading,
             )  # fmt: skip
         layers = self._layers(start_at_layer, stop_at_layer)
         if start_at_layer is None:
@@ -393,12 +417,13 @@ class HookedALM(
                     "running the model on embeddings: say at which block they enter, with "
                     "start_at_layer (0 for embeddings)."
                 )
-            x = self.to_input(input, **reading)
+            x = self._with_memory(self.to_input(input, **reading), memory, past_key_values)
             n_past = 0 if past_key_values is None else past_key_values.get_seq_length()
             self.pos_offset = n_past
             resid = self._embed(x, n_past)
         else:
             resid, x = self._resume(input, inputs, reading)
+            x = self._with_memory(x, memory, past_key_values)
         ways = self._hooked_ways() if stop_at_layer is None else {}
         path = self.path[layers.start : layers.stop]
         off = [name for some in ways.values() for way in some for name in way[:-2]]
@@ -441,6 +466,49 @@ class HookedALM(
         self.pos_offset = 0
         # A copy: hooks may write in place, and the caller's tensor may be of a cache.
         return self._graph_root(input.clone()), x
+
+    def _with_memory(self, x: ALMInput, given: Tensor | None, cache: Any) -> ALMInput:
+        """A prompt with what its cross-attention reads, if it is still to be read.
+
+        Raises:
+            InputError: a memory that is none, or none for every prompt; a cache of another kind.
+        """
+        if not self.cfg.cross_attention:
+            if given is not None or x.memory is not None:
+                raise InputError(
+                    f"running {self.cfg.model_name!r} with a memory: it has no cross-attention "
+                    "that could read one. Leave it out."
+                )
+            return x
+        if cache is not None:
+            if not hasattr(cache, "cross_attention_cache"):
+                raise InputError(
+                    f"running {self.cfg.model_name!r} with a {type(cache).__name__}: expected an "
+                    "EncoderDecoderCache of transformers, which keeps the memory's keys, too."
+                )
+            if all(cache.is_updated.get(block.attn.layer_idx) for block in self.all_blocks()):
+                return replace(x, memory=None)
+        memory = x.memory if given is None else given
+        if memory is None:
+            assert self.audio is not None
+            if [*x.clip_rows] != [*range(len(x))]:
+                per_row = [[*x.clip_rows].count(row) for row in range(len(x))]
+                raise InputError(
+                    f"hearing the prompts: they have {per_row} clips, expected one each, which is "
+                    "all that the decoder reads. Make them with `prepare` or `encode`, or give "
+                    "memory=, the states that an encoder has made."
+                )
+            memory = self.audio.embed_clips(x.clips)
+        d_model = self.cfg.d_model
+        if memory.ndim != 3 or len(memory) != len(x) or memory.shape[2] != d_model:
+            raise InputError(
+                f"reading a memory {list(memory.shape)}: expected [{len(x)}, memory_pos, "
+                f"{d_model}], one for each prompt."
+            )
+        memory = memory.to(self.cfg.device, self.cfg.dtype)
+        if given is not None or x.memory is not None:
+            memory = memory.clone()  # hooks may write in place, and it is the caller's
+        return replace(x, memory=self.hook_audio_embed(self._graph_root(memory)))
 
     def _encoder_stack(self) -> Stack:
         """The stack of the hooked encoder.
@@ -505,14 +573,18 @@ class HookedALM(
             embed = self.audio.read_text(x, tokens, embed)
         first = self.hook_code_embed if self.cfg.two_token_streams else self.hook_text_embed
         resid = first(self._graph_root(embed))
-        if self.audio is not None:
+        if self.audio is not None and not self.cfg.cross_attention:
             resid = self._merge_audio(x, tokens, resid, heard)
         if x.text_tokens is not None:
             text = self.embed(x.text_tokens[:, n_past:])
             resid = resid + self.hook_text_embed(self._graph_root(text))
         if self.cfg.embedding_multiplier != 1:
             resid = resid * self.cfg.embedding_multiplier
-        return self._graph_root(self.hook_embed(self._graph_root(resid)))
+        resid = self._graph_root(self.hook_embed(self._graph_root(resid)))
+        if self.pos_embed is not None:
+            places = self.pos_embed(x.position_ids[:, n_past:])
+            resid = resid + self.hook_pos_embed(self._graph_root(places))
+        return resid
 
     def _graph_root(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Let gradients reach this far if a backward hook waits for them anywhere.
@@ -571,7 +643,8 @@ class HookedALM(
         along = positions if positions.ndim == 2 else None
 
         explicit = any(block.attn.needs_scores for block in self.all_blocks())
-        rotary = self.rotary(positions, resid.dtype)
+        rotary = None if self.rotary is None else self.rotary(positions, resid.dtype)
+        keeps_memory = self.cfg.cross_attention and cache is not None
 
         def context(stack: Stack) -> AttentionContext:
             def masks(implementation: str) -> dict[LayerType, Any]:
@@ -583,7 +656,9 @@ class HookedALM(
                 rotary=rotary,
                 kernel_masks=masks(self.cfg.attn_implementation),
                 additive_masks=masks("eager") if explicit else {},
-                cache=cache,
+                cache=cache.self_attention_cache if keeps_memory else cache,
+                memory=x.memory,
+                memory_cache=cache if keeps_memory else None,
             )
 
         # All before the run: a block that updates the cache changes what the mask would be. Stacks
@@ -686,7 +761,7 @@ class HookedALM(
             )
         if self.audio is not None and (reason := self.audio.unfireable(name)):
             return reason
-        if name == "hook_audio_embed" and self.audio is None:
+        if name == "hook_audio_embed" and self.audio is None and not cfg.cross_attention:
             return "the model has no audio front-end"
         if cfg.attn_implementation.startswith("flash") and "key_pos" in point_of(name).axes:
             return "flash attention takes no explicit mask; load with attn_implementation='sdpa'"

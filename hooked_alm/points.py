@@ -139,6 +139,7 @@ OUTSIDE = (
     Point("hook_text_embed"),
     Point("hook_audio_embed", "clip audio_pos d_model"),
     Point("hook_embed", writes="embed"),
+    Point("hook_pos_embed"),
     *_norm(""),
     Point("hook_in"),
     Point("hook_out", "batch pos vocab"),

@@ -1,7 +1,8 @@
 """Prompts: an ``ALMInput`` from waveforms and text, by the parts of a Hugging Face processor."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ CLIP = -1
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Prompt:
+class PromptRow:
     """A row before padding."""
 
     ids: list[int]
@@ -46,6 +47,9 @@ class PromptToken(NamedTuple):
 
 class PromptBuilder:
     """Chat template, tokenizer and feature extractor of a checkpoint, spans included."""
+
+    options: frozenset[str] = frozenset()
+    """Options of ``build`` that the family's prompts have besides."""
 
     def __init__(
         self,
@@ -75,13 +79,26 @@ class PromptBuilder:
         segments: Sequence[Segments | None],
         answer_prefix: str | None,
         truncate: bool,
+        model: Any,
+        **options: Any,
     ) -> ALMInput:
-        """Left-padded rows, one per conversation."""
-        clips = self._read_clips(conversations, truncate)
-        prompts = [
+        """Left-padded rows, one per conversation.
+
+        Args:
+            conversations: chat messages.
+            segments: named parts of the instruction.
+            answer_prefix: text behind the generation prompt.
+            truncate: whether over-long audio is cut.
+            model: the model that the prompts are for; most families need not ask it anything.
+            options: of the family.
+        """
+        clips = self._read_clips(conversations, partial(self.read_clip, truncate=truncate))
+        return self._batch([
             self._prompt(conversation, parts, answer_prefix or "", row_clips)
             for conversation, parts, row_clips in zip(conversations, segments, clips, strict=True)
-        ]
+        ])  # fmt: skip
+
+    def _batch(self, prompts: Sequence[PromptRow]) -> ALMInput:
         width = max(len(prompt.ids) for prompt in prompts)
         pad = self.tokenizer.pad_token_id
         if pad is None:
@@ -103,7 +120,8 @@ class PromptBuilder:
                     segments={name: empty + part for name, part in prompt.segments.items()},
                 )
             )
-            ranges.append(clip_ranges(is_audio, [clip.n_tokens for clip in prompt.clips]))
+            if not self.front_end.is_memory:
+                ranges.append(clip_ranges(is_audio, [clip.n_tokens for clip in prompt.clips]))
         attention_mask = torch.tensor(mask)
         return ALMInput(
             tokens=torch.tensor(tokens),
@@ -115,7 +133,7 @@ class PromptBuilder:
         )
 
     def _read_clips(
-        self, conversations: Sequence[Conversation], truncate: bool
+        self, conversations: Sequence[Conversation], read: Callable[[AudioSource], AudioClip]
     ) -> list[list[AudioClip]]:
         """The clips of every conversation; a source that occurs twice is read once."""
         known: dict[Any, AudioClip] = {}
@@ -125,11 +143,7 @@ class PromptBuilder:
             for source in _audio_sources(conversation):
                 key = str(source) if isinstance(source, str | Path) else id(source)
                 if key not in known:
-                    known[key] = (
-                        source
-                        if isinstance(source, AudioClip)
-                        else self.read_clip(source, truncate)
-                    )
+                    known[key] = source if isinstance(source, AudioClip) else read(source)
                 rows[-1].append(known[key])
         return rows
 
@@ -161,7 +175,7 @@ class PromptBuilder:
         segments: Segments | None,
         answer_prefix: str,
         clips: list[AudioClip],
-    ) -> _Prompt:
+    ) -> PromptRow:
         rendered, starts, texts = self._render(conversation)
         rendered += answer_prefix
         inside: dict[str, list[tuple[int, int]]] = {}
@@ -193,7 +207,7 @@ class PromptBuilder:
                 flags += [segment == name or _overlaps(inside.get(name, ()), start, stop)] * n
         if remaining:
             raise _placeholder_error(len(clips), len(clips) - len(remaining))
-        return _Prompt(ids=ids, is_audio=is_audio, is_text=is_text, segments=parts, clips=clips)
+        return PromptRow(ids=ids, is_audio=is_audio, is_text=is_text, segments=parts, clips=clips)
 
     def _placeholder(self) -> int:
         given = self.front_end.tokens.placeholder

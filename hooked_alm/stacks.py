@@ -264,8 +264,11 @@ class StackedModel:
             forks = {n: ways for n, ways in self._forks().items() if n in passed}
             runs |= {*self._behind(self.head)}
             runs |= {name for ways in forks.values() for way in ways for name in way}
-        # A run that begins at a block embeds nothing.
-        before = () if start is None else ("hook_", "audio.")
+        before: tuple[str, ...] = ()
+        if start is not None:
+            # A run that begins at a block embeds nothing; a memory is read by every block.
+            embeds = ("hook_tokens", "hook_text_embed", "hook_embed", "hook_pos_embed")
+            before = embeds if self.cfg.cross_attention else ("hook_", "audio.")
         return (*before, *(f"{name}." for name in parts - runs))
 
     def _hooked_ways(self) -> dict[int, list[tuple[str, ...]]]:

@@ -22,6 +22,7 @@ import torch
 if TYPE_CHECKING:
     from hooked_alm import HookedALM
     from tiny import TinyModels
+    from whisper_toy import Whispers
 
 torch.set_num_threads(1)
 
@@ -38,6 +39,13 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> "TinyModels":
     from tiny import TinyModels  # imports transformers' models, which few tests need
 
     return TinyModels(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def whispers(tmp_path_factory: pytest.TempPathFactory) -> "Whispers":
+    from whisper_toy import Whispers
+
+    return Whispers(tmp_path_factory.mktemp("whispers"))
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Whisper-type encoders of checkpoints: their sizes, and the names of their tensors."""
+"""Whisper-type encoders of checkpoints, and Whisper's decoder: sizes, and names of tensors."""
 
 from typing import Any
 
@@ -13,6 +13,13 @@ _HUGGING_FACE = {
     "fc1": "mlp.up_proj",
     "fc2": "mlp.down_proj",
     "final_layer_norm": "ln2",
+}
+_WITH_CROSS_ATTENTION = {
+    **_HUGGING_FACE,
+    r"encoder_attn\.(?P<part>[qkv])_proj": r"cross_attn.\g<part>_proj",
+    r"encoder_attn\.out_proj": "cross_attn.o_proj",
+    "encoder_attn_layer_norm": "ln2",
+    "final_layer_norm": "ln3",
 }
 _OPENAI = {
     r"attn\.query": "attn.q_proj",
@@ -72,7 +79,22 @@ def encoder_rules(prefix: str, *, norm: str = "layer_norm") -> list[Rename]:
         prefix: regular expression, without groups, for what precedes ``layers.``.
         norm: name of the final norm.
     """
-    return _rules(prefix, "layers", _HUGGING_FACE, "embed_positions.weight", norm)
+    blocks = _block_rules(rf"{prefix}layers", _HUGGING_FACE, "audio.encoder.blocks")
+    return [*blocks, *_rules(prefix, "embed_positions.weight", norm)]
+
+
+def decoder_rules(prefix: str) -> list[Rename]:
+    """Rules for the names that transformers gives the tensors of Whisper's decoder.
+
+    Args:
+        prefix: regular expression, without groups, for what precedes ``layers.``.
+    """
+    return [
+        *_block_rules(rf"{prefix}layers", _WITH_CROSS_ATTENTION, "blocks"),
+        Rename(prefix + r"embed_tokens\.weight", "embed.weight"),
+        Rename(prefix + r"embed_positions\.weight", "pos_embed.weight"),
+        Rename(prefix + r"layer_norm\.(weight|bias)", r"ln_final.\1"),
+    ]
 
 
 def openai_encoder_rules(prefix: str, *, positions: str, norm: str) -> list[Rename]:
@@ -83,21 +105,23 @@ def openai_encoder_rules(prefix: str, *, positions: str, norm: str) -> list[Rena
         positions: name of the table of positions.
         norm: name of the final norm.
     """
-    return _rules(prefix, "blocks", _OPENAI, positions, norm)
+    blocks = _block_rules(rf"{prefix}blocks", _OPENAI, "audio.encoder.blocks")
+    return [*blocks, *_rules(prefix, positions, norm)]
 
 
-def _rules(
-    prefix: str, blocks: str, names: dict[str, str], positions: str, norm: str
-) -> list[Rename]:
-    inside = [
+def _block_rules(blocks: str, names: dict[str, str], stack: str) -> list[Rename]:
+    return [
         Rename(
-            rf"{prefix}{blocks}\.(\d+)\.{theirs}\.(?P<kind>weight|bias)",
-            rf"audio.encoder.blocks.\1.{ours}.\g<kind>",
+            rf"{blocks}\.(\d+)\.{theirs}\.(?P<kind>weight|bias)",
+            rf"{stack}.\1.{ours}.\g<kind>",
         )
         for theirs, ours in names.items()
     ]
+
+
+def _rules(prefix: str, positions: str, norm: str) -> list[Rename]:
+    """Rules for what of an encoder stands outside of its blocks."""
     return [
-        *inside,
         Rename(prefix + r"(conv[12]\.(?:weight|bias))", r"audio.encoder.\1"),
         Rename(prefix + positions, "audio.encoder.embed_positions.weight"),
         Rename(prefix + norm + r"\.(weight|bias)", r"audio.encoder.ln_final.\1"),

@@ -45,6 +45,39 @@ class Embed(nn.Embedding):
         return self.weight if self.multiplier == 1 else self.weight * self.multiplier
 
 
+class PosEmbed(nn.Embedding):
+    """Learned embedding of positions, which is added to that of the tokens (Whisper)."""
+
+    def __init__(self, cfg: HookedALMConfig) -> None:
+        """Allocate the table."""
+        super().__init__(cfg.n_ctx, cfg.d_model)
+
+    def forward(self, positions: Int[Tensor, "..."]) -> Float[Tensor, "... d_model"]:
+        """Rows of the table, by positions that it has; see ``check``."""
+        self.check(positions)
+        return super().forward(positions)
+
+    def check(self, positions: Int[Tensor, "..."]) -> None:
+        """Refuse positions that have no row.
+
+        Raises:
+            InputError: there are some.
+        """
+        if positions.is_meta or not bool(
+            ((positions < 0) | (positions >= self.num_embeddings)).any()
+        ):
+            return
+        raise InputError(
+            f"embedding positions {int(positions.min())} to {int(positions.max())}: the model has "
+            f"{self.num_embeddings} of them, from 0 on. Give a shorter prompt."
+        )
+
+    @property
+    def W_pos(self) -> Float[Tensor, "position d_model"]:
+        """The table, under TransformerLens' name."""
+        return self.weight
+
+
 class Unembed(nn.Linear):
     """Logits from the normalised residual stream, without bias.
 

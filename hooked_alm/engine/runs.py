@@ -239,7 +239,9 @@ def _records(
     values: Sequence[Tensor],
 ) -> list[Record]:
     """Records of every prompt, from activations of the whole batch ``[batch, pos, *features]``."""
-    rotary = model.rotary(x.position_ids.to(resid[0].device), resid[0].dtype)
+    rotary = None
+    if model.rotary is not None:
+        rotary = model.rotary(x.position_ids.to(resid[0].device), resid[0].dtype)
     return _made_records(x, resid, keys, values, rotary)
 
 

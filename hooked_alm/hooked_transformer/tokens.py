@@ -60,7 +60,7 @@ class TokenMethods:
         if isinstance(value, Tensor | np.ndarray) or (
             is_list and not any(isinstance(one, str | PurePath) for one in value)
         ):
-            return self.encode(input_ids=value, attention_mask=attention_mask).for_autograd()
+            return self._encoded(value, attention_mask)
         if attention_mask is not None:
             raise InputError(
                 f"running the model on {type(value).__name__}: got an attention_mask, which goes "
@@ -69,7 +69,13 @@ class TokenMethods:
         if isinstance(value, ALMInput):
             return value.for_autograd()
         ids, mask = self._padded(value, prepend_bos)
-        return self.encode(input_ids=ids, attention_mask=mask).for_autograd()
+        return self._encoded(ids, mask)
+
+    def _encoded(self, ids: Any, mask: Tensor | None) -> ALMInput:
+        prefix = "" if self.audio is None else self.audio.argument_prefix
+        arguments = {f"{prefix}input_ids": ids, f"{prefix}attention_mask": mask}
+        x: ALMInput = self.encode(**arguments)
+        return x.for_autograd()
 
     @overload
     def to_tokens(self, text: ALMInput, *args: Any, **options: Any) -> ALMInput: ...
