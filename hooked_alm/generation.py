@@ -4,10 +4,11 @@ What is asked, checked and kept is here; ``generation_loop`` has the loop.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .errors import HookedALMError, InputError, reason_of, refuse_unknown
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from .config import HookedALMConfig
     from .stacks import Stack
 
-Generated = list[str] | Tensor
+Generated = list[str] | Tensor | dict[str, Any]
 
 
 class Generation:
@@ -45,6 +46,7 @@ class Generation:
         *,
         return_type: str = "text",
         use_past_kv_cache: bool = True,
+        memory: Float[Tensor, "batch memory_pos d_model"] | None = None,
         attention_mask: Int[Tensor, "batch pos"] | None = None,
         prepend_bos: bool | None = None,
         padding_side: str | None = None,
@@ -66,8 +68,10 @@ class Generation:
             input: the prompts.
             max_new_tokens: tokens to add; None follows the checkpoint's generation config.
             return_type: "text" for the new text, one string per row, or "tokens" for the new
-                tokens ``[batch, new]``.
+                tokens ``[batch, new]``; Whisper's are without the token that ends a row, padded on
+                the right.
             use_past_kv_cache: keep keys and values between steps, or run the whole sequence again.
+            memory: what cross-attention reads, instead of what the encoder makes of the clips.
             attention_mask: with ids alone: 1 at real positions, 0 at pads.
             prepend_bos: for text; see ``to_tokens``.
             padding_side: "left", where texts are padded.
@@ -80,11 +84,14 @@ class Generation:
             options: transformers ``generate`` arguments (``do_sample``, ``temperature``, ``top_k``,
                 ``num_beams``, ``logits_processor``, ...), over the checkpoint's generation config;
                 and HookedTransformer's, where they mean the same: ``stop_at_eos``,
-                ``temperature=0`` for greedy, ``verbose`` (nothing is shown either way).
+                ``temperature=0`` for greedy, ``verbose`` (nothing is shown either way). Whisper has
+                those of its own loop: a tuple of temperatures, ``logprob_threshold``,
+                ``condition_on_prev_tokens``, ``return_segments``, ``return_token_timestamps``, ...
 
         Returns:
-            Text or tokens; with a ``names_filter``, a pair of them and the cache. With
-            ``num_return_sequences`` the rows of both are copies of the prompts, in the same order.
+            Text or tokens, or transformers' dict of these and what Whisper was asked for besides;
+            with a ``names_filter``, a pair of them and the cache. With ``num_return_sequences`` the
+            rows of both are copies of the prompts, in the same order.
 
         Raises:
             InputError: text was asked for without a tokenizer, scores were asked for, the batch is
@@ -99,6 +106,7 @@ class Generation:
             prepend_bos=prepend_bos,
             padding_side=padding_side,
         )
+        x = x if memory is None else replace(x, memory=memory)
         _check_request(self, x, return_type, max_new_tokens)
         pairs = hook_pairs(fwd_hooks, "fwd_hooks")
         options = _transformers_options(self, options)
@@ -108,31 +116,45 @@ class Generation:
                 "caching while generating: positions that past_key_values holds already do not "
                 "run, and have no activations. Leave it out."
             )
-        from .generation_loop import GenerationLoop  # half of transformers comes with it
-
-        refuse_unknown("generating", options, GenerationLoop.options())
-        loop = GenerationLoop(self, x, None if steps is None else steps.take)
+        kind = _loop_of(self)
+        loop = kind(self, x, None if steps is None else steps.take)
+        given = loop.arguments(options)
+        refuse_unknown("generating", options, kind.options())
         # The user's hooks first: the cache keeps what they make of a value.
-        with self.hooks(fwd_hooks=[*pairs, *([] if steps is None else steps.hooks)]):
-            sequences = _generated(
+        kept = [*loop.hooks(options), *([] if steps is None else steps.hooks)]
+        with self.hooks(fwd_hooks=[*pairs, *kept]):
+            found = _generated(
                 loop,
-                inputs=x.tokens,
-                attention_mask=x.attention_mask,
                 use_cache=use_past_kv_cache,
                 return_dict_in_generate=False,
                 **({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}),
+                **given,
                 **options,
             )
-        new: Generated = sequences[:, x.shape[1] :]
+        sequences, more = loop.results(found)
+        new: Generated = sequences
         if return_type == "text":
-            new = self.tokenizer.batch_decode(new, skip_special_tokens=True)
+            new = self.tokenizer.batch_decode(sequences, skip_special_tokens=True)
+        if more:
+            new = {"sequences": new, **more}
         return new if steps is None else (new, steps.joined())
 
 
-def _generated(loop: Any, **options: Any) -> Tensor:
-    """Sequences of a loop; what fails before its first step is an option."""
+def _loop_of(model: Generation) -> Any:
+    """The loop that generates with a model; half of transformers comes with it."""
+    if model.cfg.cross_attention:
+        from .whisper_generation import WhisperLoop
+
+        return WhisperLoop
+    from .generation_loop import GenerationLoop
+
+    return GenerationLoop
+
+
+def _generated(loop: Any, **options: Any) -> Any:
+    """What a loop returns; what fails before its first step is an option."""
     try:
-        found: Tensor = loop.generate(**options)
+        found = loop.generate(**options)
     except Exception as error:
         if loop.has_run or isinstance(error, HookedALMError):
             raise  # a hook, a processor or a criterion may be the user's
@@ -190,7 +212,8 @@ def _transformers_options(model: Generation, options: dict[str, Any]) -> dict[st
             "repetition_penalty (another formula), or a logits_processor."
         )
     options.pop("verbose", None)
-    if options.get("temperature") == 0:  # HookedTransformer's way to ask for the likeliest token
+    # HookedTransformer's way to ask for the likeliest token, and Whisper's own.
+    if options.get("temperature") == 0 and not model.cfg.cross_attention:
         del options["temperature"]
         options["do_sample"] = False
     stop = options.pop("stop_at_eos", None)
@@ -254,7 +277,8 @@ class _Steps:
             if "key_pos" in point_of(name).axes.split():
                 cache[name] = self._joined_over_keys(name, parts)
             else:
-                cache[name] = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+                axis = point_of(name).position_axis or 0
+                cache[name] = parts[0] if len(parts) == 1 else torch.cat(parts, dim=axis)
         cache |= {alias: cache[own] for alias, own in self.aliases.items()}
         return ActivationCache(cache, self.model)
 

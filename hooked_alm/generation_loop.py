@@ -15,6 +15,7 @@ from transformers.generation import GenerationMode
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .errors import InputError
+from .hooks import Hook
 from .inputs import ALMInput
 
 
@@ -28,21 +29,37 @@ class GenerationLoop(PreTrainedModel, GenerationMixin):
     def __init__(
         self, model: Any, prompt: ALMInput, after_step: Callable[[int], None] | None
     ) -> None:
-        cfg = model.cfg
-        layer_types = [block.attn.layer_type for block in model.all_blocks()]
-        config = PreTrainedConfig(
-            vocab_size=cfg.d_vocab,
-            # A hooked branch keeps its keys and values behind the trunk's.
-            num_hidden_layers=len(layer_types),
-            layer_types=layer_types,
-            sliding_window=cfg.sliding_window,
-        )
-        config._attn_implementation = cfg.attn_implementation
+        config = self.config_of(model)
+        config._attn_implementation = model.cfg.attn_implementation
         super().__init__(config)
         # Not as a submodule: this object lives for one call.
         self.__dict__.update(hooked=model, prompt=prompt, after_step=after_step, has_run=False)
         # After the constructor, which sets one of its own.
         self.generation_config = model.generation_config or GenerationConfig()
+
+    @staticmethod
+    def config_of(model: Any) -> PreTrainedConfig:
+        """Sizes that the loop reads."""
+        layer_types = [block.attn.layer_type for block in model.all_blocks()]
+        return PreTrainedConfig(
+            vocab_size=model.cfg.d_vocab,
+            # A hooked branch keeps its keys and values behind the trunk's.
+            num_hidden_layers=len(layer_types),
+            layer_types=layer_types,
+            sliding_window=model.cfg.sliding_window,
+        )
+
+    def arguments(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of ``generate`` for the prompts, beside the given options."""
+        return {"inputs": self.prompt.tokens, "attention_mask": self.prompt.attention_mask}
+
+    def hooks(self, options: dict[str, Any]) -> list[Hook]:
+        """Hooks of the loop's own."""
+        return []
+
+    def results(self, found: Any) -> tuple[Tensor, dict[str, Any]]:
+        """New tokens ``[batch, new]``, and what else ``generate`` has found."""
+        return found[:, self.prompt.shape[1] :], {}
 
     @staticmethod
     def options() -> set[str]:

@@ -43,6 +43,7 @@ LEVELS: tuple[set[str], ...] = (
     {"log_mel"},
     {"prompts"},
     {"generation_loop"},
+    {"whisper_generation"},
     {"generation"},
     {"model"},
     {"precision"},
