@@ -13,7 +13,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from jaxtyping import Num
@@ -26,7 +26,7 @@ from transformer_lens.utilities import Slice
 from .config import check_device
 from .display import Shown, Summary, amount
 from .errors import HookNameError, InputError, nearest
-from .points import ENCODER_ALIASES, point_of
+from .points import ENCODER_ALIASES, hook_name, point_of
 from .turns import Turn, restored
 
 __all__ = ["ActivationCache", "FactoredMatrix", "HookPoint", "HookedModule", "is_hooked", "tap"]
@@ -173,6 +173,76 @@ class ActivationCache(Shown, TransformerLensCache):
                 "`cache.keys()` lists all."
             )
             raise HookNameError(f"looking up {key!r} in the cache: {reason}") from None
+
+    @property
+    def _is_crossed(self) -> bool:
+        cfg = getattr(self.model, "cfg", None)
+        return bool(getattr(cfg, "cross_attention", False))
+
+    def decompose_resid(
+        self,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        mode: Literal["all", "mlp", "attn"] = "all",
+        apply_ln: bool = False,
+        pos_slice: Any = None,
+        incl_embeds: bool = True,
+        return_labels: bool = False,
+    ) -> Any:
+        """Outputs that add up to a stream; see TransformerLens' method.
+
+        What cross-attention writes (``0_cross_attn_out``, ...) stands behind its block's attention.
+
+        Raises:
+            InputError: the norm of an MLP's input, where there is cross-attention before it.
+        """
+        apply_here = apply_ln and not self._is_crossed
+        parts, labels = super().decompose_resid(
+            layer, mlp_input, mode, apply_here, pos_slice, incl_embeds, return_labels=True
+        )
+        if self._is_crossed:
+            if apply_ln and mlp_input:
+                self._refuse_crossed("norming what an MLP reads", "the stream, apply_ln=False")
+            slices = pos_slice if isinstance(pos_slice, Slice) else Slice(pos_slice)
+            every, names = [], []
+            for part, label in zip(parts, labels, strict=True):
+                every.append(part)
+                names.append(label)
+                if label.endswith("_attn_out"):
+                    block = label.removesuffix("_attn_out")
+                    written = self[hook_name("cross_attn_out", f"blocks.{block}")]
+                    every.append(slices.apply(written, dim=-2))
+                    names.append(f"{block}_cross_attn_out")
+            parts, labels = torch.stack(every), names
+            if apply_ln:
+                parts = self.apply_ln_to_stack(parts, layer, pos_slice=pos_slice)
+        return (parts, labels) if return_labels else parts
+
+    def accumulated_resid(self, *args: Any, **kwargs: Any) -> Any:
+        """The stream at every layer; see TransformerLens' method.
+
+        Raises:
+            InputError: what an MLP reads, where there is cross-attention before it.
+        """
+        if self._is_crossed and (kwargs.get("mlp_input") or args[4:5] == (True,)):
+            self._refuse_crossed("accumulating what an MLP reads", "hook_resid_mid_cross")
+        return super().accumulated_resid(*args, **kwargs)
+
+    def get_full_resid_decomposition(self, *args: Any, **kwargs: Any) -> Any:
+        """Heads, neurons and biases that add up to a stream; see TransformerLens' method.
+
+        Raises:
+            InputError: the blocks have cross-attention, whose heads it would leave out.
+        """
+        if self._is_crossed:
+            self._refuse_crossed("decomposing a stream into heads and neurons", "decompose_resid")
+        return super().get_full_resid_decomposition(*args, **kwargs)
+
+    def _refuse_crossed(self, attempt: str, instead: str) -> NoReturn:
+        raise InputError(
+            f"{attempt}: the blocks have cross-attention, which TransformerLens knows nothing of, "
+            f"and would leave out. Use {instead}."
+        )
 
     def to(self, device: torch.device | str) -> "ActivationCache":
         """The same cache, its activations moved to another device.

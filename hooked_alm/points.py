@@ -10,18 +10,25 @@ import re
 from functools import cache
 from typing import Literal, NamedTuple, cast
 
+from .config import StackConfig
 from .errors import HookNameError
 
 Site = Literal[
     "resid_pre", "q", "k", "v", "pattern", "z", "attn_out", "resid_mid",
+    "cross_attn.q", "cross_attn.k", "cross_attn.v", "cross_attn.pattern", "cross_attn.z",
+    "cross_attn_out", "resid_mid_cross",
     "pre", "gate", "post", "mlp_out", "resid_post",
 ]  # fmt: skip
 """Points that can be edited in a sweep, by their short names."""
 UnitKind = Literal["head", "kv_head", "neuron"]
 """Kind of the part of a point that one index names."""
-Reader = Literal["q", "k", "v", "mlp", "resid_pre", "resid_mid", "resid_post"]
-"""Readers of the stream: through a norm and a projection, or the stream itself."""
-Writer = Literal["embed", "attn", "mlp"]
+Reader = Literal[
+    "q", "k", "v", "cross_q", "cross_k", "cross_v", "mlp",
+    "resid_pre", "resid_mid", "resid_mid_cross", "resid_post",
+]  # fmt: skip
+"""Readers of the stream: through a norm and a projection, or the stream itself. ``cross_k`` and
+``cross_v`` read a memory instead."""
+Writer = Literal["embed", "attn", "cross_attn", "mlp"]
 """Writers to the stream."""
 EditReach = Literal["own rows", "reading rows"]
 """Rows of its own block that an edit changes: those edited, or all that attend to them."""
@@ -70,6 +77,11 @@ class Point(NamedTuple):
         return next((_UNITS[axis] for axis in self.axes.split() if axis in _UNITS), None)
 
     @property
+    def is_of_memory(self) -> bool:
+        """Whether the point has rows of what cross-attention reads, not of the prompt."""
+        return self.axes.split()[1:2] == ["memory_pos"]
+
+    @property
     def position_axis(self) -> int | None:
         """Axis of the positions that run; None where it has none, as before the audio is merged."""
         axes = self.axes.split()
@@ -108,16 +120,17 @@ BLOCK = (
     Point("hook_attn_out", writes="attn", reach="own rows"),
     Point("hook_resid_mid", reads="resid_mid", reach="own rows"),
     Point("hook_cross_attn_in", on_demand=True),
-    Point("cross_attn.hook_q", "batch pos head d_head"),
-    Point("cross_attn.hook_k", "batch memory_pos kv_head d_head"),
-    Point("cross_attn.hook_v", "batch memory_pos kv_head d_head"),
+    Point("cross_attn.hook_q", "batch pos head d_head", "cross_q", reach="own rows"),
+    Point("cross_attn.hook_k", "batch memory_pos kv_head d_head", "cross_k", reach="reading rows"),
+    Point("cross_attn.hook_v", "batch memory_pos kv_head d_head", "cross_v", reach="reading rows"),
     Point("cross_attn.hook_attn_scores", "batch head query_pos memory_pos", on_demand=True),
-    Point("cross_attn.hook_pattern", "batch head query_pos memory_pos", on_demand=True),
-    Point("cross_attn.hook_z", "batch pos head d_head"),
-    Point("cross_attn.hook_result", "batch pos head d_model", on_demand=True,
+    Point("cross_attn.hook_pattern", "batch head query_pos memory_pos", reach="own rows",
+          on_demand=True),
+    Point("cross_attn.hook_z", "batch pos head d_head", writes="cross_attn", reach="own rows"),
+    Point("cross_attn.hook_result", "batch pos head d_model", writes="cross_attn", on_demand=True,
           flag="use_attn_result"),
-    Point("hook_cross_attn_out"),
-    Point("hook_resid_mid_cross"),
+    Point("hook_cross_attn_out", writes="cross_attn", reach="own rows"),
+    Point("hook_resid_mid_cross", reads="resid_mid_cross", reach="own rows"),
     Point("hook_mlp_in", reads="mlp", on_demand=True, flag="use_hook_mlp_in"),
     *_norm("ln2."),  # before the cross-attention, where there is one
     *_norm("ln3."),
@@ -147,11 +160,22 @@ OUTSIDE = (
 """Points of the model, its front-end, and the final norms and unembeddings behind stacks."""
 
 SITES = {cast(Site, point.short): point for point in BLOCK if point.reach}
-"""Points that sweeps edit, by short name, in the order in which they fire."""
+"""Points that sweeps edit, by short name, in the order in which they fire. A block has those of
+``sites_of`` its config."""
 SENDERS = {point.name: point for point in (*OUTSIDE, *BLOCK) if point.writes}
 RECEIVERS = {
     name: point for point in BLOCK if point.reads for name in (point.name, point.alias) if name
 }
+
+
+def sites_of(cfg: StackConfig) -> list[Site]:
+    """Points that sweeps edit in the blocks of a stack, in the order in which they fire."""
+    return [
+        site
+        for site in SITES
+        if ("cross" not in site or cfg.cross_attention) and (site != "gate" or cfg.gated_mlp)
+    ]
+
 
 _IN_BLOCK = re.compile(r"(?P<block>(?:.+\.)?\w*blocks\.\d+)\.(?P<point>.+)")
 _BY_NAME = {name: point for point in BLOCK for name in (point.name, point.alias) if name}

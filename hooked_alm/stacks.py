@@ -170,6 +170,18 @@ class StackedModel:
                 "encoder, and `run_with_cache` shows its activations."
             )
 
+    def refuse_cross_attention(self, attempt: str) -> None:
+        """Refuse blocks with cross-attention, whose part would be left out.
+
+        Raises:
+            InputError: they have it.
+        """
+        if self.cfg.cross_attention:
+            raise InputError(
+                f"{attempt} of {self.cfg.model_name!r}: its blocks have cross-attention, which is "
+                "not followed there. `patch` and `path_patch` give exact effects."
+            )
+
     @property
     def path(self) -> tuple[str, ...]:
         """Names of the blocks that lead to the head in use, or of the encoder's, in order."""

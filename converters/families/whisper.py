@@ -397,6 +397,7 @@ def decoder_config(
         mlp_bias=True,
         gated_mlp=False,
         normalization_type="LN",
+        final_rms=False,
         positional_embedding_type="standard",
         scales_queries=True,
         softmax_in_float32=False,

@@ -44,6 +44,8 @@ class AttentionContext:
     attend: Callable[..., Heads] | None = None
     """Function of ``(attention, q, k, v)`` that mixes values instead of the kernel: the patch
     engine's way to run rows of many runs as one."""
+    attend_memory: Callable[..., Heads] | None = None
+    """Function of ``(attention, q)`` that does so for cross-attention, whose memories it knows."""
 
 
 class Attention(nn.Module):

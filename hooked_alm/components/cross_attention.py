@@ -45,6 +45,8 @@ class CrossAttention(Attention):
             InputError: no memory, or one of another batch size.
         """
         q = self.hook_q(self.project("q", x)).transpose(1, 2) * self.query_scale
+        if context.attend_memory is not None:
+            return self._written(self.hook_z(context.attend_memory(self, q)))
         k, v = self._of_memory(len(x), context)
         k, v = _shown(self.hook_k, k), _shown(self.hook_v, v)
         return self._written(self.hook_z(self._attend(q, k, v, _UNMASKED)))

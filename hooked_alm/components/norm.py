@@ -3,6 +3,7 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..config import StackConfig
 from ..hooks import HookPoint, is_hooked, tap
@@ -109,7 +110,12 @@ class LayerNorm(nn.LayerNorm):
             value = self.normalize(x) if normalized is None else normalized
             changed = tap(self.hook_normalized, value)
             normalized = normalized if changed is None else changed
-        return super().forward(x) if normalized is None else self.affine(normalized)
+        if normalized is not None:
+            return self.affine(normalized)
+        if x.dtype != self.weight.dtype:  # a stream that is read out in fp32
+            w, b = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            return F.layer_norm(x, self.normalized_shape, w, b, self.eps)
+        return super().forward(x)
 
     def affine(self, normalized: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """Output for the normalised input."""

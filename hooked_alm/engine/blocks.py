@@ -15,6 +15,7 @@ from ..points import SITES, Site
 from ..stacks import Stack
 from ..turns import restored
 from .bundles import Bundle, FlatKeyValue, FlatStream, Placed, indices, rotary_tables
+from .memories import attend_memories
 from .mixing import attend_all
 
 
@@ -27,13 +28,15 @@ def run_block(block: Block, stack: Stack, bundles: Sequence[Bundle]) -> list[Fla
         kernel_masks={},
         additive_masks={},
         attend=partial(attend_all, bundles, stack, block),
+        attend_memory=partial(attend_memories, bundles),
     )
     # A group writes resid_pre itself, on entering the block; keys and values that a bundle was
     # given have their edits already.
     inside: list[tuple[Site, ...]] = [
         tuple(
             site for site in SITES
-            if site not in ("resid_pre", "pattern") and not (bundle.own and site in ("k", "v"))
+            if site != "resid_pre" and not site.endswith("pattern")
+            and not (bundle.own and site in ("k", "v"))
         )
         for bundle in bundles
     ]  # fmt: skip

@@ -33,6 +33,16 @@ class Placed(NamedTuple):
     places: Indices
 
 
+class InMemory(NamedTuple):
+    """Entries of some marks at keys or values of what cells read by cross-attention."""
+
+    mark: Marks
+    entries: Indices
+    cells: Indices
+    rows: Indices
+    """Positions of the memory."""
+
+
 @dataclass(eq=False, kw_only=True)
 class Bundle:
     """Cells of one record that run together, reading the same earlier keys and values."""
@@ -52,6 +62,10 @@ class Bundle:
     """Whether the cells are the base run but for the edits of this block: then only heads that
     these touch are mixed anew."""
     marks: list[Placed] = field(default_factory=list)
+    layer: int = 0
+    """Index of the block along the path."""
+    of_memory: list[InMemory] = field(default_factory=list)
+    """Entries at keys and values of the memory."""
     masks: dict[object, Tensor | None] = field(default_factory=dict)
     """Masks of earlier blocks, where bundles of one group share them."""
 

@@ -43,7 +43,7 @@ class Marks(ABC):
     """Places at one site of one block, in some cells.
 
     Positions are those of the padded prompt, at real tokens; with ``pattern`` they are query
-    positions.
+    positions; at keys and values of cross-attention they are the memory's.
     """
 
     site: Site
@@ -53,6 +53,11 @@ class Marks(ABC):
     positions: Indices
     units: Indices | None = None
     """Head or neuron of every entry; None is all of them."""
+
+    @property
+    def is_of_memory(self) -> bool:
+        """Whether the positions are those of what cross-attention reads."""
+        return SITES[self.site].is_of_memory
 
     @abstractmethod
     def act(self, own: Tensor, entries: Indices) -> Tensor | None:
@@ -176,7 +181,7 @@ def hooks_of(
             value = (given if rows is None else rows.by_prompt(str(hook.name), given)).clone()
             for mark, entries in chosen:
                 # A view with positions first: assigning to it below writes into ``value``.
-                first = value.transpose(1, 2) if mark.site == "pattern" else value
+                first = value.transpose(1, 2) if mark.site.endswith("pattern") else value
                 where = tuple(_indices(mark, entries, mark.cells[entries] % len(cells), value))
                 new = mark.act(first[where], entries)
                 if new is not None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..components.block import Block
 from .blocks import own_key_values
-from .bundles import Bundle, FlatStream, Placed, indices
+from .bundles import Bundle, FlatStream, InMemory, Placed, indices
 from .cells import Indices, Marks
 from .record import Record, Spliced, on_device
 from .rows import CellRows, RowSets
@@ -102,6 +102,13 @@ class Group:
     masks: dict[object, Tensor | None] = field(default_factory=dict)
 
     @cached_property
+    def n_memory_rows(self) -> int:
+        """Number of rows of the memory that a cell has of its own; 0 where none is edited."""
+        is_own = any(len(one.entries) and one.mark.is_of_memory for one in self.marks)
+        assert not is_own or self.record.memory is not None
+        return self.record.memory[0][0].shape[1] if is_own and self.record.memory else 0
+
+    @cached_property
     def counts(self) -> CellIndices:
         """Number of rows that every cell can change."""
         return self.changed.sets.sizes[self.changed.of]
@@ -137,12 +144,24 @@ class Group:
         """Entries of a block in some cells, at their places among the rows of these."""
         found = []
         for located in self._by_layer.get(layer, []):
+            if located.mark.is_of_memory:
+                continue
             some = located.among(cells, len(self.cells))
             places = rows.places(some.cells, some.rows)
             kept = places >= 0
             if kept.any():
                 entries, there, places = some.entries[kept], some.cells[kept], places[kept]
                 found.append(Placed(some.turn, some.mark, entries, there, places))
+        return found
+
+    def _in_memory(self, cells: CellIndices, layer: int) -> list[InMemory]:
+        """Entries of a block at keys and values of the memory, in some cells."""
+        found = []
+        for located in self._by_layer.get(layer, []):
+            if located.mark.is_of_memory:
+                some = located.among(cells, len(self.cells))
+                if len(some.entries):
+                    found.append(InMemory(some.mark, some.entries, some.cells, some.rows))
         return found
 
     def enter(self, layer: int, n_layers: int) -> None:
@@ -189,9 +208,10 @@ class Group:
                 record=self.record, rows=rows, resid=base[on_device(rows.flat, base)],
                 shared=(keys[:, index], values[:, index]), shared_rows=self.seen,
                 marks=self._placed(cells, layer, rows), masks=self.masks, is_base=True,
+                of_memory=self._in_memory(cells, layer), layer=layer,
             )  # fmt: skip
-            if kind == KEYS:
-                keyed = self.keyed.rows(cells)
+            keyed = self.keyed.rows(cells)
+            if kind == KEYS and len(keyed):
                 self._give_own(
                     block, layer, bundle, cells, keyed, base[on_device(keyed.flat, base)]
                 )
@@ -223,6 +243,7 @@ class Group:
             record=self.record, rows=rows, resid=self.resid,
             shared=(keys[:, index], values[:, index]), shared_rows=shared_rows, own_rows=changed,
             marks=self._placed(cells, layer, rows), masks=self.masks,
+            of_memory=self._in_memory(cells, layer), layer=layer,
         )  # fmt: skip
         if len(rows) < len(changed):
             # All changed rows give keys and values, but only rows that are read go on.

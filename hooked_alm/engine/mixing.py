@@ -54,7 +54,7 @@ def _attend(
     rows, own = bundle.rows, bundle.own_by_cell(fresh)
     visible = bundle.visible(stack, block.attn.sliding_window, q)
     by_kv = rows.by_cell(q).unflatten(0, (len(bundle.shared[0]), -1))
-    z = _mix(by_kv, bundle.shared, own, visible, block.attn.scaling, _pattern_edit(bundle))
+    z = mix(by_kv, bundle.shared, own, visible, block.attn.scaling, _pattern_edit(bundle))
     return rows.joined(z.flatten(0, 1))
 
 
@@ -83,7 +83,7 @@ def _attend_touched(
         record=bundle.record, rows=CellRows(RowSets([run], len(bundle.record)), np.zeros(1, int)),
         resid=base, shared=bundle.shared, shared_rows=bundle.shared_rows, masks=bundle.masks,
     )  # fmt: skip
-    z = _mix(
+    z = mix(
         queries[:, None].unflatten(0, (n_kv, -1)), bundle.shared, None,
         alone.visible(stack, window, q), scaling,
     ).flatten(0, 1)[:, 0]  # fmt: skip
@@ -100,7 +100,7 @@ def _attend_touched(
     visible = bundle.visible(stack, window, q)
     if visible is not None and visible.shape[2] > 1:
         visible = visible[0, 0][slots[1]][:, None]
-    mixed = _mix(
+    mixed = mix(
         rows.by_cell(q)[slots][:, None], (keys[of_kv], values[of_kv]), own, visible, scaling,
         _pattern_edit(bundle),
     )  # fmt: skip
@@ -144,7 +144,7 @@ def _touched(
 EditPattern = Callable[[Float[Tensor, "kv group cell row key"]], None]
 
 
-def _mix(
+def mix(
     q: Float[Tensor, "kv group cell row d_head"],
     shared: KeyValue,
     own: tuple[Float[Tensor, "kv cell own d_head"], Float[Tensor, "kv cell own d_head"]] | None,

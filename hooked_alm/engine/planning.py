@@ -52,11 +52,26 @@ def grouped(
                 is_mine if only is None else is_mine & np.isin(mark.cells, only)
             )
             if len(entries):
-                rows = record.rows_of(mark.positions[entries])
+                rows = mark.positions[entries]
+                if mark.is_of_memory:
+                    _check_memory(record, rows)
+                else:
+                    rows = record.rows_of(rows)
                 located.append(InGroup(turn, mark, entries, mark.cells[entries], rows))
         if located:
             groups += _of_record(model, row, record, located, read[row])
     return groups
+
+
+def _check_memory(record: Record, rows: RecordRows) -> None:
+    """Refuse rows that a memory does not have.
+
+    Raises:
+        InputError: there are some.
+    """
+    n = 0 if record.memory is None else record.memory[0][0].shape[1]
+    if wrong := rows[(rows < 0) | (rows >= n)].tolist():
+        raise InputError(f"editing rows {wrong[:8]} of a memory: it has {n}.")
 
 
 def _of_record(
@@ -85,10 +100,15 @@ def _of_record(
     for one in located:
         has_pattern[one.cells] |= one.mark.site == "pattern"
     pattern = np.where(has_pattern, changed.of * len(keys.sets.sets) + keys.of, -1)
+    # Where a memory is edited, cells have keys of it of their own.
+    in_memory = np.zeros(n, int)
+    for one in located:
+        in_memory[one.cells] |= one.mark.is_of_memory
     # Cells in one chunk read no other: they run beside its keys alone.
     is_chunked = all(stack.reach == "own chunk" for stack in model.path_stacks)
     chunk = changed.of if is_chunked else np.full(n, -1)
-    kinds, kind = np.unique(np.stack([splices, size, pattern, chunk]), axis=1, return_inverse=True)
+    features = np.stack([splices, size, pattern, chunk, in_memory])
+    kinds, kind = np.unique(features, axis=1, return_inverse=True)
     made = []
     for i, splice in enumerate(kinds[0]):
         mine = np.flatnonzero(kind == i)
@@ -111,6 +131,9 @@ def _entries(
     for one in located:
         here = layers[one.cells] == one.mark.layer
         cells, rows = one.cells[here], one.rows[here]
+        if one.mark.is_of_memory:  # which every row reads
+            entry[cells] = np.minimum(entry[cells], KEYS)
+            continue
         marked.append((cells, rows))
         if one.mark.site == "resid_pre":
             entry[cells] = STREAM
@@ -155,7 +178,7 @@ def _changed(
     if all(stack.reach == "later rows" for stack in stacks):
         first = np.full(n, n_rows)
         for one in located:
-            np.minimum.at(first, one.cells, one.rows)
+            np.minimum.at(first, one.cells, 0 if one.mark.is_of_memory else one.rows)
         starts, of = np.unique(first, return_inverse=True)
         return SetsOfCells(RowSets([np.arange(start, n_rows) for start in starts], n_rows), of)
     touched = _interned([(one.cells, one.rows) for one in located], n, n_rows)

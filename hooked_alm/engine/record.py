@@ -39,6 +39,8 @@ class Record:
     """Tables ``cos`` and ``sin`` of every row; None where positions are in the stream."""
     is_seen: Bool[np.ndarray, " row"] | None = None
     """Whether a row is attended to; None is all of them."""
+    memory: list[KeyValue] | None = None
+    """Keys and values of what every block's cross-attention reads; None where there is none."""
 
     def __len__(self) -> int:
         """Number of real positions."""
@@ -135,6 +137,8 @@ class Agreement(NamedTuple):
     @classmethod
     def of(cls, ours: Record, theirs: Record) -> "Agreement":
         """Compare two runs."""
+        if not _same_memory(ours, theirs):
+            return cls(embeddings=0, positions=0)
         n = min(len(ours), len(theirs))
         same = (ours.resid[0][:n] == theirs.resid[0][:n]).all(dim=-1).cpu()
         # Distances, which a sliding window counts; the amount of padding in front cancels.
@@ -142,6 +146,13 @@ class Agreement(NamedTuple):
         same_ids = ours.position_ids[..., :n] == theirs.position_ids[..., :n]
         places &= same_ids.reshape(-1, n).all(0)
         return cls(embeddings=_n_leading(same), positions=_n_leading(places))
+
+
+def _same_memory(ours: Record, theirs: Record) -> bool:
+    """Whether cross-attention reads the same in both runs; its first block's keys tell."""
+    if ours.memory is None or theirs.memory is None:
+        return ours.memory is theirs.memory
+    return torch.equal(ours.memory[0][0], theirs.memory[0][0])
 
 
 def _n_leading(flags: Bool[Tensor, " row"]) -> int:

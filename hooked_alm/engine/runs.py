@@ -77,6 +77,7 @@ def record_runs(
     # per row: scores and patterns have keys of the whole prompt.
     along = tuple(f"{block}." for block in model.path)
     shareable = all(stack.reach == "later rows" for stack in model.path_stacks)
+    shareable &= not model.cfg.cross_attention  # nothing of it would be as cheap to compare
     shareable &= all(name.startswith(along) or name == "hook_embed" for name in keep)
     shareable &= not with_logits and not any("key_pos" in point_of(name).axes for name in keep)
     if not shareable:
@@ -209,23 +210,31 @@ def _run_whole(
 ) -> Runs:
     """Records and activations of one forward, not copies of them."""
     resid = model.depth_names()
-    keys = [hook_name("rot_k", block) for block in model.path]
+    keys = [hook_name("k" if model.rotary is None else "rot_k", block) for block in model.path]
     values = [hook_name("v", block) for block in model.path]
+    read = [f"cross_attn.{part}" for part in "kv"] if model.cfg.cross_attention else []
+    memory = [hook_name(part, block) for block in model.path for part in read]
     seen: dict[str, Tensor] = {}
 
     def see(value: Tensor, hook: HookPoint) -> None:
         seen[str(hook.name)] = value.detach()
 
     return_type = "logits" if with_logits else None
-    with model.hooks(fwd_hooks=[(name, see) for name in {*resid, *keys, *values, *keep}]):
+    names = {*resid, *keys, *values, *memory, *keep}
+    with model.hooks(fwd_hooks=[(name, see) for name in names]):
         if stream is None:
             logits = model(x, return_type)
         else:
             # The point does not fire in a run that starts behind it.
             seen["hook_embed"] = stream
             logits = model(stream, return_type, start_at_layer=0, inputs=x)
+    records = _records(model, x, *([seen[n] for n in some] for some in (resid, keys, values)))
+    if memory:
+        for row, record in enumerate(records):
+            found = iter([seen[name][row].transpose(0, 1) for name in memory])
+            record.memory = [*zip(found, found, strict=True)]
     return Runs(
-        records=_records(model, x, *([seen[n] for n in names] for names in (resid, keys, values))),
+        records=records,
         kept={name: seen[name] for name in keep},
         logits=logits,
     )

@@ -148,8 +148,14 @@ def _bytes(model: HookedALM, group: Group) -> CellIndices:
     per_row = size * (6 * cfg.d_model + 4 * cfg.d_mlp + 4 * heads)
     n_rows = group.counts.clip(min=1)
     # Scores, and a softmax in fp32, where no kernel runs that holds none.
-    scores = cfg.n_heads * len(group.record) * (2 * size + 8)
-    return n_rows * (per_row + np.where(n_rows < KERNEL_ROWS, scores, 0))
+    n_keys = len(group.record)
+    if group.record.memory is not None:
+        per_row += size * (2 * cfg.d_model + 3 * heads)
+        n_keys = max(n_keys, group.record.memory[0][0].shape[1])
+    scores = cfg.n_heads * n_keys * (2 * size + 8)
+    # Keys and values of a memory that a cell has of its own, in one head if not in all.
+    own = 4 * size * group.n_memory_rows * cfg.d_head
+    return own + n_rows * (per_row + np.where(n_rows < KERNEL_ROWS, scores, 0))
 
 
 def _budget(device: torch.device) -> int:

@@ -87,13 +87,13 @@ class HookedTransformerSurface(TokenMethods, WeightProcessing):
     ) -> Float[Tensor, " d_model"]:
         """Sum of the biases written to the residual stream before a block.
 
-        The sum is zero until ``fold_value_biases``: q, k and v alone have biases, inside the
-        attention.
+        In most families the sum is zero until ``fold_value_biases``: q, k and v alone have biases,
+        inside the attention. Whisper's output projections and MLPs have some, too.
 
         Args:
             layer: block whose input is meant; ``n_layers`` is the input of the final norm.
             mlp_input: the input of the block's MLP instead, after its attention.
-            include_mlp_biases: changes nothing, as the MLPs have none.
+            include_mlp_biases: whether those of the MLPs are among them.
 
         Raises:
             InputError: a layer that does not exist.
@@ -105,8 +105,12 @@ class HookedTransformerSurface(TokenMethods, WeightProcessing):
                 f"from 0 to {self.cfg.n_layers - mlp_input}."
             )
         total = self.embed.weight.new_zeros(self.cfg.d_model, dtype=torch.float32)
-        for block in self.blocks[:n_attn]:
+        for index, block in enumerate(self.blocks[:n_attn]):
             total = total + block.attn.b_O.to(total)
+            if self.cfg.cross_attention:
+                total = total + block.cross_attn.b_O.to(total)
+            if include_mlp_biases and index < layer:
+                total = total + block.mlp.b_out.to(total)
         return total.to(self.embed.weight.dtype)
 
     def tokens_to_residual_directions(self, tokens: Any) -> Tensor:

@@ -150,12 +150,24 @@ class Weights(BlockWeights):
         cfg: HookedALMConfig
         embed: Any
         unembed: Any
+        pos_embed: Any
         ln_final: Any
 
     @property
     def W_E(self) -> Float[Tensor, "vocab d_model"]:
         """Embedding table."""
         return self.embed.W_E
+
+    @property
+    def W_pos(self) -> Float[Tensor, "position d_model"]:
+        """Embedding table of positions.
+
+        Raises:
+            AttributeError: positions are rotary.
+        """
+        if self.pos_embed is None:
+            raise AttributeError("W_pos: positions are rotary here, and not embedded.")
+        return self.pos_embed.W_pos
 
     @property
     def W_U(self) -> Float[Tensor, "d_model vocab"]:

@@ -1,6 +1,9 @@
 """Trained weights, in the folders that ``scripts/real_models.py`` makes (``HOOKED_ALM_REAL``)."""
 
 import os
+import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,66 +11,129 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    WhisperConfig,
     WhisperFeatureExtractor,
-    WhisperModel,
+    WhisperForConditionalGeneration,
 )
+from transformers.utils import logging
 
 from hooked_alm import HookedALM
-from hooked_alm.converters.blocks.whisper_encoder import encoder_config, encoder_rules
-from hooked_alm.converters.rules import target_of
-from hooked_alm.encoder import AudioEncoder
+from hooked_alm.converters.parity import compare_with_hf
+from hooked_alm.inputs import ALMInput
+from hooked_alm.methods.reading.stream_norms import StreamNorms, stream_norms
+from hooked_alm.methods.statistics.similarity import linear_cka
 
 pytestmark = pytest.mark.checkpoint
-NORMS = [517.94, 510.16, 565.27, 2378.74, 2681.85, 3232.99]
-"""Norms on record of whisper-base's stream behind its six blocks, on the tone below."""
+TINY, BASE = "whisper-tiny.en", "whisper-base"
+DTYPES, KERNELS = [torch.float32, torch.bfloat16], ["sdpa", "eager"]
+NORMS = {
+    (BASE, "tone"): [517.94, 510.16, 565.27, 2378.74, 2681.85, 3232.99],  # those on record
+    (BASE, "silence"): [523.02, 513.23, 573.50, 2530.62, 2831.65, 3382.36],
+    (BASE, "sample"): [446.95, 460.61, 513.93, 2437.16, 2669.57, 3151.60],
+    (TINY, "tone"): [512.41, 552.20, 676.04, 3790.53],
+    (TINY, "silence"): [531.93, 552.03, 671.34, 3571.74],
+    (TINY, "sample"): [423.59, 421.70, 590.42, 3572.53],
+}
+"""Norms of the encoder's stream behind each block, of all its rows."""
+MASSIVE = {  # rows behind block 4; norms without those, block by block; share of the squared norm
+    "tone": (54, [509.4, 500.2, 531.4, 629.1, 1231.6, 1993.3], 0.930),
+    "sample": (34, [440.2, 452.4, 484.9, 617.6, 1115.6, 1855.0], 0.936),
+}
+CKA = {  # the plain estimator, the debiased one; depths 0 to L - 1
+    (BASE, "sample"): ([0.073, 0.106, 0.194, 0.827, 0.964, 0.983],
+                       [0.069, 0.103, 0.191, 0.826, 0.963, 0.983]),
+    (BASE, "tone"): ([0.845, 0.556, 0.552, 0.655, 0.813, 0.948],
+                     [0.849, 0.536, 0.532, 0.650, 0.822, 0.949]),
+    (TINY, "sample"): ([0.031, 0.044, 0.100, 0.128], [0.028, 0.041, 0.097, 0.125]),
+}  # fmt: skip
+"""Similarity to the final state over the rows of the clip."""
+SAID = {
+    TINY: " Hello. Hello. Hello. Hello. Hello. I didn't know you were there. I needed to design. I "
+    "thought, you know, I heard a beat. This is Diane in New Jersey. And I'm Sheila and Texas, "
+    "originally from Chicago.",
+    BASE: " Hello. Hello. Oh, hello. I didn't know you were there. I needed to die. Okay, I "
+    "thought, you know, I heard a beep. This is Diane in New Jersey. And I'm Sheila and Texas "
+    "originally from Chicago.",
+}
+"""Transcripts of the cut."""
+LENS = {
+    TINY: [", you" * 20, " ...", " ...", " Yes"],
+    BASE: [" B", " to" + " a" * 39, " A" * 40, " I am",
+           " I'm going to" + " go ahead and" * 12, " Hello" + " hello" * 39],
+}  # fmt: skip
+"""What the decoder makes of it from the depths before the last, in 40 tokens."""
+
+
+class Trained:
+    """Clips, and the models in float32, each made once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        t = np.linspace(0, 3, 48000)  # as on record
+        tone = 0.5 * np.sin(2 * np.pi * 440 * t) + 0.3 * np.sin(2 * np.pi * 880 * t)
+        sample, rate = soundfile.read(root / "telephone" / "sample.wav", dtype="float32")
+        assert rate == 16000
+        self.clips = {
+            "tone": tone.astype(np.float32),
+            "silence": np.zeros(16000, np.float32),
+            "sample": sample,
+            "cut": sample[104000:288000],  # 6.5 to 18 s
+            "twice": np.concatenate([sample, sample]),
+        }
+        self.made: dict[tuple[str, ...], Any] = {}
+
+    def hooked(self, name: str) -> HookedALM:
+        load = partial(HookedALM.from_pretrained, self.root / name, dtype="float32")
+        return self._once(("ours", name), load)
+
+    def hf(self, name: str) -> Any:
+        made = WhisperForConditionalGeneration
+        load = partial(made.from_pretrained, self.root / name, dtype=torch.float32)
+        return self._once(("theirs", name), lambda: load().eval())
+
+    def prepared(self, name: str, clip: str, **options: Any) -> ALMInput:
+        return self.hooked(name).prepare(self.clips[clip], **language(name), **options)
+
+    def heard(self, name: str, clip: str) -> tuple[StreamNorms, list[Tensor], slice]:
+        """Norms, states ``[row, d_audio]`` at every depth of the encoder, and the clip's rows."""
+
+        def hear() -> tuple[StreamNorms, list[Tensor], slice]:
+            model, x = self.hooked(name).towards("encoder"), self.prepared(name, clip)
+            _, cache = model.run_with_cache(x, names_filter=model.depth_names())
+            [[span]] = model.encoder_rows(x).prompts.spans["audio"]
+            states = [cache[point][0] for point in model.depth_names()]
+            return stream_norms(model, x), states, slice(*span)
+
+        return self._once(("heard", name, clip), hear)
+
+    def _once(self, key: tuple[str, ...], make: Callable[[], Any]) -> Any:
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
 
 
 @pytest.fixture(scope="module")
-def real() -> Path:
+def trained() -> Trained:
     folder = os.environ.get("HOOKED_ALM_REAL")
     if folder is None:
         pytest.skip("HOOKED_ALM_REAL names no folder that scripts/real_models.py has filled")
-    return Path(folder)
+    logging.set_verbosity_error()
+    return Trained(Path(folder))
 
 
-def tone() -> np.ndarray:
-    """Three seconds of 440 and 880 Hz, as those on record were made."""
-    t = np.linspace(0, 3, 48000)
-    found: np.ndarray = 0.5 * np.sin(2 * np.pi * 440 * t) + 0.3 * np.sin(2 * np.pi * 880 * t)
-    return found.astype(np.float32)
+def language(name: str) -> dict[str, str]:
+    """What the prompt of a multilingual one has to say."""
+    return {"language": "en"} if name == BASE else {}
 
 
-def mel_of(folder: Path, samples: np.ndarray) -> Tensor:
-    extractor = WhisperFeatureExtractor.from_pretrained(folder)
-    found: Tensor = extractor(samples, sampling_rate=16000, return_tensors="pt")["input_features"]
-    return found
-
-
-def hooked_encoder(folder: Path, dtype: torch.dtype, attention: str) -> AudioEncoder:
-    """The encoder alone, with the checkpoint's weights."""
-    config = WhisperConfig.from_pretrained(folder)
-    config._attn_implementation = attention
-    encoder = AudioEncoder(encoder_config(config))
-    stored = load_file(folder / "model.safetensors")
-    rules = encoder_rules(r"model\.encoder\.")
-    inside = {key: target_of(rules, key) for key in stored if ".encoder." in key}
-    encoder.load_state_dict(
-        {str(name).removeprefix("audio.encoder."): stored[key] for key, name in inside.items()}
-    )
-    return encoder.to(dtype).eval()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @torch.no_grad()
-def test_smollm2(real: Path, dtype: torch.dtype) -> None:
+def test_smollm2(trained: Trained, dtype: torch.dtype) -> None:
     """Logits and streams are Hugging Face's, and it knows the capital of France."""
-    folder = real / "smollm2-135m-instruct"
+    folder = trained.root / "smollm2-135m-instruct"
     model = HookedALM.from_pretrained(folder, dtype=dtype)
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -83,38 +149,165 @@ def test_smollm2(real: Path, dtype: torch.dtype) -> None:
     assert "Paris" in model.generate(ids, max_new_tokens=12)[0]
 
 
-@pytest.mark.parametrize("name", ["whisper-tiny.en", "whisper-base"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", [TINY, BASE])
+@pytest.mark.parametrize("attention", KERNELS)
+@pytest.mark.parametrize("dtype", DTYPES)
 @torch.no_grad()
-def test_whisper_encoders(real: Path, name: str, attention: str, dtype: torch.dtype) -> None:
-    """Every state and the output, on two people on the telephone."""
-    folder = real / name
-    samples, _ = soundfile.read(real / "telephone" / "sample.wav", dtype="float32")
-    mel = mel_of(folder, samples).to(dtype)
+def test_both_stacks(trained: Trained, name: str, attention: str, dtype: torch.dtype) -> None:
+    """Both streams, the memory and the logits, on two people on the telephone."""
+    folder = trained.root / name
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
-    theirs = WhisperModel.from_pretrained(folder, **options).eval().encoder
-    expected = theirs(mel, output_hidden_states=True)
-    encoder = hooked_encoder(folder, dtype, attention)
-    assert torch.equal(encoder(mel), expected.last_hidden_state)
-    for ours, state in zip(encoder.states(mel), expected.hidden_states[:-1], strict=False):
-        assert torch.equal(ours, state)
+    model = HookedALM.from_pretrained(folder, **options)
+    hf = WhisperForConditionalGeneration.from_pretrained(folder, **options).eval()
+    assert hf.dtype == model.cfg.dtype == dtype
+    said = " Hello. Hello. Oh, hello. I didn't know"
+    x = model.prepare(trained.clips["sample"], answer_prefix=said, **language(name))
+    assert 10 <= x.shape[1] <= 20
+    features = WhisperFeatureExtractor.from_pretrained(folder)(
+        trained.clips["sample"], sampling_rate=16000, return_tensors="pt"
+    )["input_features"]
+    assert torch.equal(x.clips[0].features, features)
+    found = compare_with_hf(model, hf, x)
+    assert found.is_equal, found.first
+    assert {*model.depth_names(), "logits"} <= {row.where for row in found.rows}
+    theirs = hf.get_encoder()(features.to(dtype), output_hidden_states=True)
+    points = model.towards("encoder").depth_names()
+    _, cache = model.run_with_cache(x, names_filter=[*points, "hook_audio_embed"])
+    assert torch.equal(cache["hook_audio_embed"], theirs.last_hidden_state)
+    # Their last is behind the norm.
+    for point, state in zip(points[:-1], theirs.hidden_states[:-1], strict=True):
+        assert torch.equal(cache[point], state), point
+
+
+SHORT: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "beams": {"num_beams": 3},
+    "fallen back": {
+        "temperature": (0.0, 0.4, 0.8), "logprob_threshold": -0.1,
+        "compression_ratio_threshold": 1.35, "no_speech_threshold": 0.6, "max_new_tokens": 20,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [TINY, BASE])
+@pytest.mark.filterwarnings("ignore")
+def test_generation(trained: Trained, name: str) -> None:
+    """Tokens are Hugging Face's: in one way or another, and no two ways alike."""
+    model, hf, x = trained.hooked(name), trained.hf(name), trained.prepared(name, "sample")
+    found = {}
+    for way, options in SHORT.items():
+        torch.manual_seed(3)
+        expected = hf.generate(x.clips[0].features, **language(name), **options)
+        torch.manual_seed(3)
+        found[way] = model.generate(x, return_type="tokens", **options)
+        assert torch.equal(found[way], expected), way
+    assert not torch.equal(found["greedy"], found["beams"])
+    # Sampled: else it would be how the greedy one begins.
+    n = found["fallen back"].shape[1]
+    assert not torch.equal(found["fallen back"], found["greedy"][:, :n])
+
+
+@pytest.mark.parametrize("name", [TINY, BASE])
+@pytest.mark.filterwarnings("ignore")
+def test_a_long_recording(trained: Trained, name: str) -> None:
+    """A minute: both halves are heard, and the tokens are Hugging Face's."""
+    options: dict[str, Any] = {
+        "temperature": 0.0, "condition_on_prev_tokens": True, "max_new_tokens": 120,
+    }  # fmt: skip
+    x = trained.prepared(name, "twice", long_form=True)
+    assert x.clips[0].features.shape[-1] == 6000
+    expected = trained.hf(name).generate(
+        x.clips[0].features, **language(name), return_timestamps=True, **options
+    )
+    model = trained.hooked(name)
+    found = model.generate(x, return_type="tokens", **options)
+    assert torch.equal(found, expected)
+    assert model.tokenizer.decode(found[0], skip_special_tokens=True).count("in New Jersey") > 2
 
 
 @torch.no_grad()
-def test_the_norms_on_record(real: Path) -> None:
-    """The jump behind the fourth block is some fifty rows', none of which hears the tone."""
-    folder = real / "whisper-base"
-    mel = mel_of(folder, tone())
-    states = [*hooked_encoder(folder, torch.float32, "sdpa").states(mel)][1:]
-    rows = torch.stack([state[0].double().norm(dim=-1) for state in states])
-    found = rows.square().sum(-1).sqrt()
-    torch.testing.assert_close(found, torch.tensor(NORMS).double(), rtol=1e-4, atol=0)
-    massive = rows > 5 * rows.median(dim=-1, keepdim=True).values
-    assert not massive[:3].any()
-    assert massive[3].sum() == 54
-    assert not massive[3, :150].any()
-    share = rows[3, massive[3]].square().sum() / found[3] ** 2
-    assert 0.93 < share < 0.937
-    others = [rows[layer, ~massive[3]].square().sum().sqrt() for layer in (2, 3)]
-    assert 1.17 < others[1] / others[0] < 1.2
+def test_the_language(trained: Trained) -> None:
+    x = trained.hooked(BASE).prepare(trained.clips["sample"])
+    assert trained.hooked(BASE).tokenizer.decode(x.tokens[0, 1]) == "<|en|>"
+    assert torch.equal(trained.hf(BASE).detect_language(x.clips[0].features), x.tokens[0, 1:2])
+
+
+@pytest.mark.parametrize(("name", "clip"), NORMS)
+@pytest.mark.filterwarnings("ignore:.*silent")
+def test_norms(trained: Trained, name: str, clip: str) -> None:
+    found = trained.heard(name, clip)[0].total()[1:, 0]
+    np.testing.assert_allclose(found, NORMS[name, clip], rtol=1e-4)
+
+
+@pytest.mark.parametrize("clip", MASSIVE)
+def test_massive_rows(trained: Trained, clip: str) -> None:
+    """They are the jump: without those behind block 4, the largest step is the next one."""
+    norms, states, own = trained.heard(BASE, clip)
+    n, others, share = MASSIVE[clip]
+    massive = norms.is_massive[4, 0]
+    assert not norms.is_massive[:4].any()
+    assert massive.sum() == n
+    assert massive[own].sum() == (0 if clip == "tone" else n)
+    assert norms.massive_share()[4, 0] == pytest.approx(share, abs=5e-4)
+    found = norms.total(~massive[None])[1:, 0]
+    np.testing.assert_allclose(found, others, rtol=2e-4)
+    assert (found[1:] / found[:-1]).argmax() == 3
+    squares = [state.double().square().sum(0) for state in states]
+    shares = [float(one[388] / one.sum()) for one in squares]
+    np.testing.assert_allclose(shares[4:], [0.82, 0.71, 0.59], atol=0.016)
+    assert max(shares[1:4]) < 0.035
+    if clip == "tone":
+        mine = np.zeros_like(norms.is_massive[0])
+        mine[0, own] = True
+        expected = [213.4, 208.2, 208.6, 236.2, 342.3, 442.1]
+        np.testing.assert_allclose(norms.total(mine)[1:, 0], expected, rtol=4e-4)
+
+
+@pytest.mark.parametrize(("name", "clip"), CKA)
+def test_similarity_to_the_final_state(trained: Trained, name: str, clip: str) -> None:
+    _, states, own = trained.heard(name, clip)
+    rows = [state[own] for state in states]
+    for debiased, expected in zip((False, True), CKA[name, clip], strict=True):
+        found = [linear_cka(one, rows[-1], debiased=debiased) for one in rows]
+        np.testing.assert_allclose(found, [*expected, 1], atol=0.002)
+
+
+@pytest.mark.parametrize("name", [TINY, BASE])
+@pytest.mark.filterwarnings("ignore")
+@torch.no_grad()
+def test_transcripts_and_the_encoder_lens(trained: Trained, name: str) -> None:
+    """The last depth, normed, is the memory and gives the transcript; those before do not."""
+    model, x = trained.hooked(name), trained.prepared(name, "cut")
+    _, states, _ = trained.heard(name, "cut")
+    memories = [model.audio.encoder.ln_final(state[None]) for state in states]
+    assert torch.equal(model(x, memory=memories[-1]), model(x))
+    tokens = model.generate(x, return_type="tokens", memory=memories[-1])
+    assert torch.equal(tokens, model.generate(x, return_type="tokens"))
+    assert model.tokenizer.batch_decode(tokens) == [SAID[name]]
+    # One that predicts a time, which nobody asked for, would be made to go on behind it.
+    times = range(model.generation_config.no_timestamps_token_id + 1, model.cfg.d_vocab)
+    mute = [*model.generation_config.suppress_tokens, *times]
+    for memory, expected in zip(memories[:-1], LENS[name], strict=True):
+        assert model.generate(x, 40, memory=memory, suppress_tokens=mute) == [expected]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_page_runs(
+    trained: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The code of ``docs/whisper.md``, one block behind the other; it shows what the page says."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / BASE).symlink_to(trained.root / BASE)
+    soundfile.write("recording.wav", trained.clips["cut"], 16000, subtype="PCM_16")
+    page = (Path(__file__).parents[2] / "docs" / "whisper.md").read_text("utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    for code in blocks:
+        exec(compile(code, "whisper.md", "exec"), names)
+    said = [line[2:] for code in blocks for line in code.splitlines() if line.startswith("# ")]
+    assert len(said) > 10
+    assert capsys.readouterr().out.splitlines() == said
+    assert names["transcript"] == SAID[BASE]

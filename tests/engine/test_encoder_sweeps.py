@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine_runs import both, moved, rounding
+from engine_runs import PLAIN_SITES, both, moved, rounding
 from hf_reference import with_positions
 from hooked_alm import ALMInput, HookedALM, InputError
 from hooked_alm.frontend import FrontEnd
@@ -37,7 +37,7 @@ TAIL = OnLogits(lambda logits: logits[:, -5:].flatten(1))
 """A metric that loses nothing: all logits of the last positions, which are text of either row."""
 INPUTS = with_positions(hf_inputs([[63, 40], [23]], [9, 14]))
 OTHER = with_positions(hf_inputs([[63, 40], [23]], [9, 14], seed=2))
-WITHOUT_GATE = [site for site in SITES if site != "gate"]
+WITHOUT_GATE = [site for site in PLAIN_SITES if site != "gate"]
 
 
 @pytest.fixture(scope="module")

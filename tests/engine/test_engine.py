@@ -22,6 +22,7 @@ from engine_runs import (
     BASE,
     MODELS,
     OTHER,
+    PLAIN_SITES,
     TAIL,
     Case,
     Cases,
@@ -49,7 +50,6 @@ from hooked_alm.points import SITES, Site
 from tiny import PAD, PLACEHOLDER, TinyModels, hf_inputs
 from tiny_text import TextModels
 
-EVERY_SITE = tuple(SITES)
 UNIT_SITES = {"q": 6, "k": 2, "v": 2, "z": 6, "pattern": 6, "pre": 34, "gate": 34, "post": 34}
 """Sites with heads or neurons, and how many the grouped model has."""
 DONORS = ("run", "self", "zero", "noise", "mean", "mean by position")
@@ -83,7 +83,7 @@ def units_of(case: Case, site: Site) -> dict[str, Any]:
 # --- equal to the plain loop ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("site", EVERY_SITE)
+@pytest.mark.parametrize("site", PLAIN_SITES)
 def test_every_mode_and_donor(cases: Cases, site: Site) -> None:
     """All 19 pairs at every site; models, blocks, places and units take turns."""
     places = {
@@ -91,7 +91,7 @@ def test_every_mode_and_donor(cases: Cases, site: Site) -> None:
         False: ["text", 9, ("readout", "sink"), "all", 6],
     }
     layers: list[Any] = [0, -1, (1, 2), (0, -1), 1]
-    first = EVERY_SITE.index(site)
+    first = PLAIN_SITES.index(site)
     for turn, (mode, name) in enumerate(EDITS, start=first):
         if site == "pattern" and name in ("noise", "mean"):
             continue  # refused, see below
@@ -118,7 +118,7 @@ def test_every_mode_and_donor(cases: Cases, site: Site) -> None:
 def test_every_model(cases: Cases, name: str, attention: str) -> None:
     """All sites at two blocks, over a batch with unequal padding; the readout and what precedes."""
     model, base, donor, *_ = cases(name, attention)
-    for site in EVERY_SITE:
+    for site in PLAIN_SITES:
         layers, places = [1, model.cfg.n_layers - 1], ["readout", "text"]
         fast, plain = both(model, base, donor, site=site, places=places, layers=layers)
         assert fast.values.shape[:3] == (2, 2, len(base))
@@ -190,7 +190,7 @@ def test_every_aligner(gqa: HookedALM, policy: Any, place: Any, site: Site) -> N
     assert fast.length_ratios == plain.length_ratios
 
 
-@pytest.mark.parametrize("site", EVERY_SITE)
+@pytest.mark.parametrize("site", PLAIN_SITES)
 def test_two_clips_in_one_row(cases: Cases, site: Site) -> None:
     """Two, one and no clips in rows of one batch; windows of either clip."""
     model = cases("mqa, sliding").model
@@ -236,7 +236,7 @@ def drawn(draw: Any) -> dict[str, Any]:
     rows = draw(st.integers(1, 3))
     clips = [draw(st.lists(st.integers(7, 31), max_size=2)) for _ in range(rows)]
     texts = [draw(st.integers(10, 15)) for _ in range(rows)]
-    site = draw(st.sampled_from(EVERY_SITE))
+    site = draw(st.sampled_from(PLAIN_SITES))
     mode, donor = draw(st.sampled_from([edit for edit in EDITS if edit[1] != DONORS[-1]]))
     # A pattern of prompts that are padded otherwise would attend to pads.
     donor = "zero" if site == "pattern" and donor in ("noise", "mean") else donor
@@ -364,7 +364,7 @@ def drawn_cells(x: ALMInput, n_layers: int, n_cells: int, seed: int) -> list[Cel
         real = x.attention_mask[row].nonzero().flatten().tolist()
         edits = tuple(
             edit(
-                rng.choice(EVERY_SITE), rng.randrange(n_layers),
+                rng.choice(PLAIN_SITES), rng.randrange(n_layers),
                 rng.sample(real, rng.randint(0, 4)), rng.choice([0.0, 0.5, 1.3]),
             )
             for _ in range(rng.randint(0, 4))
@@ -386,13 +386,13 @@ def test_cells_of_several_edits(cases: Cases, name: str, read: str) -> None:
     check_cells(model, base, drawn_cells(base, model.cfg.n_layers, 30, seed), rows)
 
 
-@pytest.mark.parametrize("early", EVERY_SITE)
+@pytest.mark.parametrize("early", PLAIN_SITES)
 def test_two_sites_in_one_cell(cases: Cases, early: Site) -> None:
     """In one block, in two, in the last, where only what is read runs; each with every other."""
     model, base, *_ = cases("gqa")
     cells = [
         Cell(0, (edit(early, first, [11, 4]), edit(late, second, [9, 4, 15])))
-        for late in EVERY_SITE
+        for late in PLAIN_SITES
         for first, second in ((1, 1), (3, 3), (2, 3))
     ]
     check_cells(model, base, cells, [np.array([15]), np.array([11])])
@@ -402,7 +402,7 @@ def test_edits_of_one_hook_apply_in_their_order(cases: Cases) -> None:
     """And of two hooks on the same stream, in the order in which they fire."""
     model, base, *_ = cases("gqa")
     cells = [
-        Cell(0, (edit(site, 1, [9], 2.0), edit(site, 1, [9, 12], 0.5, 1.0))) for site in EVERY_SITE
+        Cell(0, (edit(site, 1, [9], 2.0), edit(site, 1, [9, 12], 0.5, 1.0))) for site in PLAIN_SITES
     ]
     post, pre = edit("resid_post", 1, [9], 2.0), edit("resid_pre", 2, [9], 0.5, 1.0)
     check_cells(model, base, [*cells, Cell(0, (pre, post)), Cell(0, (post, pre))])
@@ -826,7 +826,7 @@ SINGLE: dict[Site, list[list[int]]] = {
 }
 
 
-@pytest.mark.parametrize("site", EVERY_SITE)
+@pytest.mark.parametrize("site", PLAIN_SITES)
 def test_position_in_the_middle(one_row: OneRow, site: Site) -> None:
     """Rule 1: nothing before the position, nothing below the block."""
     model, _, records, read = one_row
@@ -834,7 +834,7 @@ def test_position_in_the_middle(one_row: OneRow, site: Site) -> None:
     assert rows_run(model, work) == SINGLE[site]
 
 
-@pytest.mark.parametrize("site", EVERY_SITE)
+@pytest.mark.parametrize("site", PLAIN_SITES)
 def test_last_block_runs_what_is_read(one_row: OneRow, site: Site) -> None:
     """Rule 4: a position there matters to the readout by keys and values only."""
     model, _, records, read = one_row

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine_runs import TAIL, both, rounding
+from engine_runs import PLAIN_SITES, TAIL, both, rounding
 from hooked_alm import ALMInput, HookedALM, HookNameError, InputError
 from hooked_alm.components.block import Block, Blocks
 from hooked_alm.components.embed import Unembed
@@ -126,7 +126,7 @@ def test_it_runs_as_declared(model: HookedALM, pair: tuple[ALMInput, ALMInput]) 
             torch.testing.assert_close(ours, theirs, atol=limit, rtol=0)
 
 
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("site", PLAIN_SITES)
 def test_sweeps(model: HookedALM, pair: tuple[ALMInput, ALMInput], site: Site) -> None:
     """First and last block, or two, in a chunk's middle, in two chunks, at the readout: a loop's.
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine_runs import BASE, Cases
+from engine_runs import BASE, PLAIN_SITES, Cases
 from hooked_alm import HookedALM, HookNameError
 from hooked_alm.config import HookedALMConfig
 from hooked_alm.hooks import HookPoint
@@ -20,6 +20,7 @@ from hooked_alm.points import (
     Site,
     hook_name,
     point_of,
+    sites_of,
 )
 from tiny import TinyModels
 from tiny_text import TextModels
@@ -92,9 +93,10 @@ def test_units_are_the_axis_that_an_index_names(model: HookedALM) -> None:
         "head": model.cfg.n_heads, "kv_head": model.cfg.n_key_value_heads,
         "neuron": model.cfg.d_mlp,
     }  # fmt: skip
-    names = [hook_name(site, "blocks.0") for site in SITES]
+    sites = sites_of(model.cfg)
+    names = [hook_name(site, "blocks.0") for site in sites]
     _, cache = model.run_with_cache(torch.tensor([[3, 1, 4, 1, 5]]), names_filter=names)
-    for site, name in zip(SITES, names, strict=True):
+    for site, name in zip(sites, names, strict=True):
         point = SITES[site]
         axis = {"pattern": 1}.get(site, 2)
         assert cache[name].shape[axis] == sizes.get(str(point.unit), model.cfg.d_model)
@@ -102,7 +104,7 @@ def test_units_are_the_axis_that_an_index_names(model: HookedALM) -> None:
         assert len(point.axes.split()) == cache[name].ndim
 
 
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("site", PLAIN_SITES)
 def test_an_edit_reaches_what_the_row_says(model: HookedALM, site: Site) -> None:
     """Within its block: the edited row, or those after it too."""
     ids, at = torch.tensor([[3, 1, 4, 1, 5, 9]]), 2
@@ -135,11 +137,11 @@ def test_an_edit_reaches_what_the_row_says(model: HookedALM, site: Site) -> None
 
 def test_senders_write_and_receivers_read(model: HookedALM) -> None:
     """Points that write add up to the stream; points that read are made of it."""
-    assert {point.writes for point in SENDERS.values()} == {"embed", "attn", "mlp"}
+    assert {point.writes for point in SENDERS.values()} == {"embed", "attn", "cross_attn", "mlp"}
     whole = [name for name, point in SENDERS.items() if point.unit is None and "." not in name]
     names = ["hook_embed"]
     for block in model.path:
-        names += [f"{block}.{name}" for name in whole if name != "hook_embed"]
+        names += [f"{block}.{name}" for name in whole if f"{block}.{name}" in model.hook_dict]
     end = model.depth_names()[-1]
     with torch.no_grad():
         _, cache = model.run_with_cache(torch.tensor([[3, 1, 4, 1, 5]]), names_filter=[*names, end])
@@ -147,7 +149,9 @@ def test_senders_write_and_receivers_read(model: HookedALM) -> None:
     torch.testing.assert_close(total, cache[end].double(), atol=1e-4, rtol=0)
     for name, point in RECEIVERS.items():
         assert name in (point.name, point.alias)
-        assert (point.unit is not None) == (point.reads in ("q", "k", "v"))
+        assert (point.unit is not None) == (
+            str(point.reads).removeprefix("cross_") in ("q", "k", "v")
+        )
 
 
 def test_flags_are_fields_of_the_config() -> None:

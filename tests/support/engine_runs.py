@@ -14,11 +14,13 @@ from hooked_alm.engine.record import Record
 from hooked_alm.methods.patching.metrics import OnLogits
 from hooked_alm.methods.patching.patch import patch
 from hooked_alm.methods.patching.results import PatchResult
-from hooked_alm.points import Site
+from hooked_alm.points import SITES, Site
 from tiny import TinyModels, hf_inputs
 from tiny_text import TextModels, text_batch
 from tolerances import ENGINE
 
+PLAIN_SITES = tuple(site for site in SITES if "cross" not in site)
+"""Sites of blocks without cross-attention."""
 N_TAIL = 9
 """Real positions at the end of every row below: pads carry nothing, and are not compared."""
 TAIL = OnLogits(lambda logits: logits[:, -N_TAIL:].flatten(1))

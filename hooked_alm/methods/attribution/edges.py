@@ -104,6 +104,7 @@ def attribute_edges(
             "expected 'eap' or 'eap-ig', 'base' or 'donor', and at least one step."
         )
     model.refuse_encoder("attributing edges")
+    model.refuse_cross_attention("attributing edges")
     with per_query_head(model, options["kv"] == "query"):
         from_sets = node_sets(model, from_nodes, senders)
         if any(node.is_before_path for one in from_sets for node in one):

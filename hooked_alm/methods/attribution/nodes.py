@@ -78,13 +78,14 @@ def attribute_nodes(
         InputError: what ``patch`` raises; several layers at once; a metric without a gradient;
             ``qk_fix`` at another site.
     """
-    check_node_options("attributing", options)
+    check_node_options("attributing", model, options)
     site, qk_fix = options["site"], options["qk_fix"]
     if qk_fix and site not in ("q", "k"):
         raise InputError(f"attributing {site} with qk_fix: it is for sites 'q' and 'k'.")
     with per_query_head(model, options["kv"] == "query" and site in ("k", "v")):
         model.refuse_encoder("attributing nodes")
-        choice = Choice.of(model, base, options)
+        model.refuse_cross_attention("attributing nodes")
+        choice = Choice.of(model, base.shape[1], options)
         if any(len(joint) > 1 for joint in choice.layers):
             raise InputError(
                 f"attributing layers {options['layers']}: of several at once, the later hear the "

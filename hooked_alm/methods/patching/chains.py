@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...engine.cells import Edits, Given, Looks
 from ...engine.record import on_device
-from ...points import hook_name
+from ...points import Site, hook_name
 from ...stacks import ranges_of, rows_in
 from .edges import Column, EdgeSets, Hearings, alike
 from .messages import NO_SET, Messages, Stream
@@ -105,27 +105,40 @@ def _passed_on(messages: Messages, relays: Mapping[int, Receiver], message: Told
         change = edit.write.values - before
         return message._replace(stream=change @ block.mlp.W_out.to(change.dtype))
     # Attention mixes rows: its block runs with this edit, and z shows what changed where.
-    heard = message if first.kind == "q" else _readers(messages, message, first.layer)
+    attn = block.cross_attn if first.kind.startswith("cross") else block.attn
+    site: Site = "cross_attn.z" if first.kind.startswith("cross") else "z"
+    is_query = first.kind in ("q", "cross_q")
+    heard = message if is_query else _readers(messages, message, first)
     n_rows = len(messages.placement.base)
-    looks = Looks(site="z", layer=first.layer, cells=heard.cells(n_rows), positions=heard.positions)
+    looks = Looks(
+        site=site, layer=first.layer, cells=heard.cells(n_rows), positions=heard.positions
+    )
     # Query heads that one of the receivers serves.
-    per_unit = 1 if first.kind == "q" else messages.model.path_cfg.n_groups
+    per_unit = 1 if is_query else messages.model.path_cfg.n_groups
     stream = messages.zeros(len(heard.chains))
     for cells in messages.measured.observed([edit, looks], first.layer):
         mine = np.flatnonzero(np.isin(looks.cells, cells))
         part = heard.only(mine)
-        change = looks.at(mine) - part.of(messages.kept[hook_name("z", first.block)])
+        change = looks.at(mine) - part.of(messages.kept[hook_name(site, first.block)])
         own = np.array([relays[i].unit for i in part.chains.tolist()], int)
         touched = own[:, None] == np.arange(change.shape[1]) // per_unit
         change = change * on_device(touched, change)[..., None]
         there = on_device(mine, stream)
-        stream[there] = change.flatten(1) @ block.attn.W_O.flatten(0, 1).to(change.dtype)
+        stream[there] = change.flatten(1) @ attn.W_O.flatten(0, 1).to(change.dtype)
     return heard._replace(stream=stream)
 
 
-def _readers(messages: Messages, message: Told, layer: int) -> Told:
+def _readers(messages: Messages, message: Told, relay: Receiver) -> Told:
     """The same chains at all positions that attend to where they are heard; no stream yet."""
-    base, stack = messages.placement.base, messages.model.path_stacks[layer]
+    base, stack = messages.measured.base, messages.model.path_stacks[relay.layer]
+    if relay.is_of_memory:  # every position does
+        cells = np.unique(message.cells(len(base)))
+        real = [base.is_real[cell % len(base)].nonzero()[0] for cell in cells]
+        cells, positions = np.repeat(cells, [len(one) for one in real]), np.concatenate(real)
+        chains, rows = np.divmod(cells, len(base))
+        return Told(chains, rows, positions, message.stream[:0])
+    if messages.model.part is not None:
+        base = messages.placement.base
     cells, found = message.cells(len(base)), []
     known: dict[tuple[int, bytes], Column] = {}  # most chains are heard at the same positions
     for cell in np.unique(cells):
@@ -145,4 +158,5 @@ def _readers(messages: Messages, message: Told, layer: int) -> Told:
 
 def relayed(relay: Receiver) -> list[str]:
     """Hook points whose base values are compared to find what a relay passes on."""
-    return [hook_name("post" if relay.kind == "mlp" else "z", relay.block)]
+    kinds: dict[str, Site] = {"mlp": "post", "q": "z", "k": "z", "v": "z"}
+    return [hook_name(kinds.get(relay.kind, "cross_attn.z"), relay.block)]

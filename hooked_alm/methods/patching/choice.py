@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 from ...errors import InputError
-from ...inputs import ALMInput
 from ...model import HookedALM
 from ...points import SITES
 from ...turns import restored
@@ -30,8 +29,13 @@ class Choice:
     places: list[Place]
 
     @classmethod
-    def of(cls, model: HookedALM, base: ALMInput, options: NodeOptions) -> "Choice":
+    def of(cls, model: HookedALM, n_positions: int, options: NodeOptions) -> "Choice":
         """Layers, units and places that the options of a sweep name.
+
+        Args:
+            model: to be swept.
+            n_positions: number of positions, where each is a place.
+            options: of the sweep.
 
         Raises:
             InputError: layers, heads or neurons that do not exist or that the site does not have.
@@ -42,9 +46,7 @@ class Choice:
             layers=_joint_indices("layer", options["layers"], len(model.path)),
             unit=unit,
             units=units,
-            places=list(range(model.positions_of(base).shape[1]))
-            if places == "each"
-            else list(places),
+            places=list(range(n_positions)) if places == "each" else list(places),
         )
 
     @property

@@ -82,6 +82,11 @@ class DonorValues:
         """
         if site == "pattern":
             self._check_pattern()
+        if site == "cross_attn.pattern" and isinstance(self.donor, Noise):
+            raise InputError(
+                "patching the pattern with Noise: its rows would not be patterns any more. Patch q "
+                "or k instead."
+            )
         kept: dict[str, Tensor] = {}
         if self.run is not None and measured.donor_runs is not None:
             kept = measured.donor_runs.kept
@@ -94,7 +99,8 @@ class DonorValues:
             if self.model.part is not None:
                 kept = self.model.encoder_rows(self.donor.inputs).kept(kept)
         # Positions first for every site: ``[batch, query_pos, head, key_pos]`` for the pattern.
-        self._kept = {n: v.transpose(1, 2) if site == "pattern" else v for n, v in kept.items()}
+        is_pattern = site.endswith("pattern")
+        self._kept = {n: v.transpose(1, 2) if is_pattern else v for n, v in kept.items()}
 
     def _check_pattern(self) -> None:
         """Patterns know nothing of masks: refuse what would attend to pads or to the future."""

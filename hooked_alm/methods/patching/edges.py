@@ -54,7 +54,10 @@ class EdgeSets:
         (of, s), (to, r) = _columns(from_sets, senders), _columns(to_sets, receivers)
         writes = np.array([node.writes for node in senders], int)
         reads = np.array([node.reads for node in receivers], int)
-        i, j = np.nonzero(writes[s][:, None] < reads[r])
+        is_heard = np.array([node.is_heard_as_memory for node in senders], bool)
+        of_memory = np.array([node.is_of_memory for node in receivers], bool)
+        # See ``tells``.
+        i, j = np.nonzero((writes[s][:, None] < reads[r]) & (is_heard[s][:, None] == of_memory[r]))
         return cls(senders, receivers, len(from_sets) * len(to_sets),
                    of[i] * len(to_sets) + to[j], s[i], r[j])  # fmt: skip
 
@@ -102,7 +105,8 @@ class EdgeSets:
                     f"patching edges into {node.name} and others at once: everything behind the "
                     "residual stream reads it already. Give it a set of its own."
                 )
-        whole = {"attn": "attn", "head": "attn", "mlp": "mlp", "neuron": "mlp"}
+        whole = {"attn": "attn", "head": "attn", "cross_attn": "cross_attn",
+                 "cross_head": "cross_attn", "mlp": "mlp", "neuron": "mlp"}  # fmt: skip
         by_part: dict[tuple[int, str], list[int]] = {}
         for i, sender in enumerate(self.senders):
             by_part.setdefault((sender.layer, whole.get(sender.kind, "embed")), []).append(i)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...engine.cells import Edits, Indices, Looks, Marks
 from ...engine.record import on_device
+from ...errors import InputError
 from ...inputs import ALMInput
 from ...model import HookedALM
 from ...points import Site, hook_name
@@ -53,6 +54,7 @@ class Graph:
         *,
         norm: NormMode = "exact",
         mode: PathMode = "edge",
+        placed: Sequence[Receiver] | None = None,
         also_keep: Sequence[str] = (),
     ) -> None:
         """Run both, keeping what the edges read and write.
@@ -67,11 +69,24 @@ class Graph:
             options: policy, engine and max_bytes of the sweep.
             norm: see ``path_patch``.
             mode: see ``path_patch``.
+            placed: receivers that the places are about; None is all of them.
             also_keep: further points of the base.
+
+        Raises:
+            InputError: places of a memory and of prompts at once.
         """
         edges.check()
         self.mode, self.edges = mode, edges
-        self.placement = Placement(model, base, donor, places, options["policy"])
+        heard = edges.receivers if placed is None else placed
+        of_memory = {receiver.is_of_memory for receiver in heard}
+        if len(of_memory) > 1:
+            raise InputError(
+                "patching edges into keys and values of cross-attention and into others at once: "
+                "their places are rows of the encoder. Patch them in two calls."
+            )
+        # Rows of a memory are the encoder's.
+        where = model.towards("encoder") if True in of_memory else model
+        self.placement = Placement(where, base, donor, places, options["policy"])
         written = {sender.activation for sender in edges.senders}
         read = {receiver.stream for receiver in edges.receivers}
         is_outside = any(sender.is_before_path for sender in edges.senders)
@@ -79,7 +94,9 @@ class Graph:
             read |= {hook_name("resid_post", model.towards("encoder").path[-1])}
         if mode == "ioi":
             # Heads are frozen: the stream is put together of the base's attention outputs.
-            read |= {hook_name(at, b) for at in ("attn_out", "resid_pre") for b in model.path}
+            crossed = ["cross_attn_out"] if model.path_cfg.cross_attention else []
+            kept = ("attn_out", "resid_pre", *crossed)
+            read |= {hook_name(at, b) for at in kept for b in model.path}
         self.measured = Measurement(
             model, base, donor, metric, engine=options["engine"], max_bytes=options["max_bytes"],
             keep=sorted({*written, *read, *also_keep}), keep_of_donor=sorted(written),
@@ -124,8 +141,9 @@ class Graph:
                 hearings, depends = of_sets.rows(sets), np.full(len(sets), NO_SET)
             else:
                 hearings = Hearings.of_owners(n_senders, pair, edges.sender[mine], len(pairs))
-                # Up to its first reading a set's run is the base run.
-                depends = np.where(edges.reads[readers] > edges.first[sets], sets, NO_SET)
+                # Up to its first reading a set's run is the base run; a memory always is.
+                is_late = (edges.reads[readers] > edges.first[sets]) & (not first.is_of_memory)
+                depends = np.where(is_late, sets, NO_SET)
             unit = None if first.unit is None else np.repeat(units[readers], self.messages.n_spots)
             marks.append(Edits(
                 site=first.site, layer=first.layer, units=unit, **self._everywhere(sets),
@@ -144,7 +162,9 @@ class Graph:
     def _looks(self, edges: EdgeSets) -> dict[str, Looked]:
         """Looks by hook name: at what senders write and receivers read behind a first receiver."""
         first = edges.first[edges.owner]
-        is_node = np.array([not node.is_stream for node in edges.receivers], bool)
+        is_node = np.array(
+            [not (node.is_stream or node.is_of_memory) for node in edges.receivers], bool
+        )
         wanted: dict[tuple[str, Site, int], list[int]] = {}
 
         def want(
@@ -164,6 +184,7 @@ class Graph:
             receiver = edges.receivers[node]
             return receiver.stream, receiver.stream_site, receiver.layer
 
+        # What the encoder writes is the base's, whatever is patched behind it.
         want(written, edges.sender, edges.writes[edges.sender] >= first)
         is_late = (edges.reads[edges.receiver] > first) & is_node[edges.receiver]
         want(read, edges.receiver, is_late)

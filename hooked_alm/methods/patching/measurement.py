@@ -158,6 +158,8 @@ class Measurement:
         kept = None if only is None else (only[:, None] * n_rows + np.arange(n_rows)).ravel()
         if self.model.part is None:
             finals = self._read(marks, kept)
+        elif self.model.cfg.cross_attention:
+            finals = self._reread(marks, kept)
         else:
             finals = chain.from_iterable(map(self._read, self._heard(marks, kept)))
         for done in finals:
@@ -170,11 +172,37 @@ class Measurement:
     ) -> Iterator[Finals]:
         """Cells of edits on the way to the head, at the rows that the metric reads."""
         records = self.base_runs.records
-        read = [
-            np.arange(len(record)) if isinstance(self.metric, OnLogits) else rows
-            for record, rows in zip(records, self.readouts(self.base, self.base_runs), strict=True)
-        ]
-        return sweep(self.reader, records, marks, read, only=only, max_bytes=self.max_bytes)
+        return sweep(
+            self.reader, records, marks, self._rows_read, only=only, max_bytes=self.max_bytes
+        )
+
+    @cached_property
+    def _rows_read(self) -> list[Int[np.ndarray, " _read"]]:
+        """Rows of every prompt that the metric reads."""
+        rows = zip(self.base_runs.records, self.readouts(self.base, self.base_runs), strict=True)
+        is_whole = isinstance(self.metric, OnLogits)
+        return [np.arange(len(record)) if is_whole else some for record, some in rows]
+
+    def _reread(
+        self, marks: Sequence[Marks], only: Int[np.ndarray, " cell"] | None
+    ) -> Iterator[Finals]:
+        """Cells of edits in an encoder that cross-attention reads: all of the decoder runs."""
+        assert self.encoder_rows is not None
+        every = [np.arange(len(record)) for record in self.records]
+        for done in sweep(
+            self.model, self.records, marks, every, only=only, max_bytes=self.max_bytes
+        ):
+            memory = heard_as(self.reader, self.base, self.encoder_rows, done.row, done.resid)
+            positions = self.base_runs.records[done.row].where.numpy()[self._rows_read[done.row]]
+            n = max(HEARD_BYTES // memory[0].nbytes, 1)
+            for start in range(0, len(memory), n):
+                some = memory[start : start + n]
+                x = replace(self.base[[done.row] * len(some)], memory=some)
+                resid = self.reader(x, stop_at_layer=len(self.reader.path))
+                yield Finals(
+                    row=done.row, cells=done.cells[start : start + n],
+                    resid=resid[:, on_device(positions, resid)],
+                )  # fmt: skip
 
     def _heard(
         self, marks: Sequence[Marks], only: Int[np.ndarray, " cell"] | None
@@ -370,6 +398,8 @@ def heard_as(
 ) -> Float[Tensor, "cell pos d_model"]:
     """Streams that enter the first block if the encoder's last block had left some, in many cells.
 
+    Where cross-attention reads the encoder, the memory instead: ``[cell, memory_pos, d_model]``.
+
     Args:
         model: with its path to a head.
         x: prompts, of which one is heard in every cell.
@@ -382,7 +412,7 @@ def heard_as(
     # The encoder is every thread's, and starts behind its blocks meanwhile.
     with model.turn.running():
         heard = model.audio.embed_states(prompt.clips, states, len(streams))
-        return model.embed_heard(prompt, heard)
+        return heard if model.cfg.cross_attention else model.embed_heard(prompt, heard)
 
 
 @contextmanager

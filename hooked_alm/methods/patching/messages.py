@@ -140,7 +140,7 @@ class Messages:
         """What the decoder reads otherwise for messages of senders in the encoder.
 
         These are added to the encoder's last stream at all of its rows; the final norm, projector
-        and merge are run on the sum.
+        and merge are run on the sum. With cross-attention, it is the memory that changes.
         """
         measured, at = self.measured, self.outside
         assert at is not None
@@ -197,7 +197,10 @@ class Messages:
         if first.unit is None:
             return change
         block = cast(Block, self.model.get_submodule(first.block))
-        weight = block.attn.W_O.flatten(0, 1) if first.kind == "head" else block.mlp.W_out
+        weight = block.mlp.W_out
+        if first.kind != "neuron":
+            attn = block.cross_attn if first.kind == "cross_head" else block.attn
+            weight = attn.W_O.flatten(0, 1)
         sends = np.zeros((len(heard.members), change.shape[1]), bool)
         sends[:, np.array([sender.unit for sender in senders], int)] = heard.members
         mask = on_device(sends, change)[on_device(heard.which, change)]
@@ -207,7 +210,8 @@ class Messages:
     def reached(self, edges: EdgeSets, heard: Hearings, spots: Chosen, reads: int) -> Stream:
         """Streams at a reading place, heads frozen, MLPs recomputed (``ioi``).
 
-        Place ``2 b`` is before block b, ``2 b + 1`` between its attention and its MLP.
+        Place ``3 b`` is before block b, ``3 b + 1`` behind its attention, ``3 b + 2`` before its
+        MLP.
         """
         rows, wanted = np.arange(len(spots)), {int(one) for one in edges.reads}
         per_row = self.zeros(1).nbytes * len(wanted)
@@ -253,11 +257,16 @@ class Messages:
             stream = torch.cat([stream, base])
             if not len(stream):
                 continue
-            found[2 * layer] = stream = with_messages(sent(("embed",), layer))
+            found[3 * layer] = stream = with_messages(sent(("embed",), layer))
             here = spots[: len(stream)]
             stream = stream + self.spots.of_base(self.kept[hook_name("attn_out", name)], here)
-            found[2 * layer + 1] = stream = with_messages(sent(("head", "attn"), layer))
-            if 2 * layer + 1 >= max(wanted):
+            found[3 * layer + 1] = stream = with_messages(sent(("head", "attn"), layer))
+            if block.cfg.cross_attention:
+                read = self.kept[hook_name("cross_attn_out", name)]
+                stream = stream + self.spots.of_base(read, here)
+                stream = with_messages(sent(("cross_head", "cross_attn"), layer))
+            found[3 * layer + 2] = stream
+            if 3 * layer + 2 >= max(wanted):
                 break
             normed = block.mlp_norm.affine(block.mlp_norm.normalize(stream))
             written = block.mlp.written(block.mlp.neurons(normed[None])[0])
@@ -268,13 +277,17 @@ class Messages:
                 theirs = self.spots.of_donor(runs.kept[hook_name("mlp_out", name)], here)
                 written = torch.where(on_device(sends, stream)[:, None], theirs, written)
             stream = stream + written
-        found[2 * n_layers] = stream
+        found[3 * n_layers] = stream
         return np.argsort(order), {at: one for at, one in found.items() if at in wanted}
 
     def of_stream(self, receiver: Receiver, stream: Stream, base: Stream | None = None) -> Tensor:
         """q, k or v ``[row, head, d_head]``, or the MLP's neurons, read off a stream."""
         block, kind = self.model.block(receiver.layer), receiver.kind
-        ln = block.mlp_norm if kind == "mlp" else block.ln1
+        crosses = kind.startswith("cross")
+        part = cast(Literal["q", "k", "v"], kind.removeprefix("cross_"))
+        if receiver.is_of_memory:  # as it is: the encoder has normed it
+            return block.cross_attn.project(part, stream[None])[0]
+        ln = block.mlp_norm if kind == "mlp" else block.ln2 if crosses else block.ln1
         if self.norm == "frozen":
             # As ``normalize`` does it, with the base's scale.
             assert base is not None
@@ -283,4 +296,4 @@ class Messages:
             normed = ln.affine(ln.normalize(stream))
         if kind == "mlp":
             return block.mlp.neurons(normed[None])[0]
-        return block.attn.project(cast(Literal["q", "k", "v"], kind), normed[None])[0]
+        return (block.cross_attn if crosses else block.attn).project(part, normed[None])[0]

@@ -14,12 +14,26 @@ from ...errors import InputError
 from ...model import HookedALM
 from ...points import ENCODER, RECEIVERS, SENDERS, Point, Reader, Site, hook_name
 
-SenderKind = Literal["embed", "attn", "head", "mlp", "neuron"]
+SenderKind = Literal["embed", "attn", "head", "cross_attn", "cross_head", "mlp", "neuron"]
 LOGITS, ENCODER_END = "logits", f"{ENCODER}ln_final"
 """Receivers that stand for the stream behind the last block of the path."""
+_SITES: dict[str, Site] = {
+    "mlp": "post", "cross_q": "cross_attn.q", "cross_k": "cross_attn.k", "cross_v": "cross_attn.v",
+}  # fmt: skip
+"""Sites that are edited for receivers whose kind is not its name."""
+
+
+def _kind(point: Point, has_unit: bool) -> SenderKind:
+    """Kind of a sender at a point: the whole that writes, or one of its parts."""
+    unit = point.unit if has_unit else None
+    if unit == "head" and point.writes == "cross_attn":
+        return "cross_head"
+    return cast(SenderKind, unit or point.writes)
+
+
 # Only where sweeps can edit: a head is seen at z, not at the costly ``hook_result``.
 _ACTIVATIONS = {
-    cast(SenderKind, point.unit or point.writes): point
+    _kind(point, True): point
     for point in SENDERS.values()
     if point.reach or point.writes == "embed"
 }
@@ -36,7 +50,8 @@ _NAME = re.compile(
 class Sender:
     """A writer to the residual stream.
 
-    The stream is written in the order embedding, attention 0, MLP 0, attention 1, ...
+    The stream is written in the order embedding, attention 0, cross-attention 0, MLP 0, attention
+    1, ...
     """
 
     layer: int
@@ -46,12 +61,15 @@ class Sender:
     name: str = field(default="", compare=False)
     block: str = field(default="", compare=False)
     """Name of the block that it is in."""
+    is_heard_as_memory: bool = field(default=False, compare=False)
+    """Whether it is in an audio encoder that cross-attention alone reads."""
 
     @property
     def writes(self) -> int:
-        """Place among the writes: -1 for the embedding, then 0, 1, 2, ..."""
+        """Place among the writes: -1 for the embedding, then three for each block."""
         # Heads write with their attention, neurons with their MLP.
-        return 2 * self.layer + {"embed": -1, "attn": 0, "head": 0}.get(self.kind, 1)
+        places = {"embed": -1, "attn": 0, "head": 0, "cross_attn": 1, "cross_head": 1}
+        return 3 * self.layer + places.get(self.kind, 2)
 
     @property
     def site(self) -> Site:
@@ -83,11 +101,20 @@ class Receiver:
     name: str = field(default="", compare=False)
     block: str = field(default="", compare=False)
     """Name of the block that it is in."""
+    is_crossed: bool = field(default=False, compare=False)
+    """Whether the block has cross-attention."""
 
     @property
     def reads(self) -> int:
         """Place among the writes: those before it are read, those from it on can change."""
-        return 2 * self.layer + {"mlp": 1, "resid_mid": 1, "resid_post": 2}.get(self.kind, 0)
+        places = {"resid_mid": 1, "cross_q": 1, "cross_k": 1, "cross_v": 1, "mlp": 2,
+                  "resid_mid_cross": 2, "resid_post": 3}  # fmt: skip
+        return 3 * self.layer + places.get(self.kind, 0)
+
+    @property
+    def is_of_memory(self) -> bool:
+        """Whether the receiver reads a memory, not the stream."""
+        return self.kind in ("cross_k", "cross_v")
 
     @property
     def is_stream(self) -> bool:
@@ -104,11 +131,15 @@ class Receiver:
         """Site of the stream that the receiver reads, or is."""
         if self.is_stream:
             return cast(Site, self.kind)
-        return "resid_mid" if self.kind == "mlp" else "resid_pre"
+        if self.kind == "mlp" and self.is_crossed:
+            return "resid_mid_cross"
+        return "resid_mid" if self.kind in ("mlp", "cross_q") else "resid_pre"
 
     @property
     def stream(self) -> str:
-        """Hook point of the stream that the receiver reads, or is."""
+        """Hook point of the stream that the receiver reads, or is; or of the memory."""
+        if self.is_of_memory:
+            return hook_name("hook_audio_embed")
         return hook_name(self.stream_site, self.block)
 
     @property
@@ -117,7 +148,7 @@ class Receiver:
 
         That is its q, k or v, or the MLP's neurons: the input itself is read by others, too.
         """
-        return "post" if self.kind == "mlp" else cast(Site, self.kind)
+        return _SITES.get(self.kind) or cast(Site, self.kind)
 
 
 def senders(model: HookedALM, names: str | Sequence[str]) -> list[Sender]:
@@ -131,13 +162,14 @@ def senders(model: HookedALM, names: str | Sequence[str]) -> list[Sender]:
         block, point, unit = _split(name, "sender", SENDERS)
         if unit is not None and SENDERS[point].unit is None:
             raise InputError(f"naming the sender {name!r}: {point} has no parts to index.")
-        kind = cast(SenderKind, SENDERS[point].writes if unit is None else SENDERS[point].unit)
+        kind = _kind(SENDERS[point], unit is not None)
         for layer, at in _blocks(model, name, block, "sender"):
             cfg = model.config_of(name)
-            size = {"head": cfg.n_heads, "neuron": cfg.d_mlp}.get(kind, 0)
+            size = cfg.d_mlp if kind == "neuron" else cfg.n_heads
+            is_heard = layer < 0 and model.cfg.cross_attention
             for index in _indices(name, unit, size):
                 full = name if kind == "embed" else _full_name(at, point, index)
-                found.append(Sender(layer, kind, index, full, at))
+                found.append(Sender(layer, kind, index, full, at, is_heard))
     return found
 
 
@@ -164,12 +196,19 @@ def receivers(model: HookedALM, names: str | Sequence[str]) -> list[Receiver]:
                 + ("needs a head, as in '[3]' or '[*]'." if has_heads else "has no heads.")
             )
         # Grouped heads share a k and a v, so there are fewer of these to name.
-        size = model.path_cfg.n_heads if kind == "q" else model.path_cfg.n_key_value_heads
+        cfg = model.path_cfg
+        size = cfg.n_heads if kind in ("q", "cross_q") else cfg.n_key_value_heads
         for layer, at in _blocks(model, name, block, "receiver"):
             for index in _indices(name, unit, size):
                 full = name if name == end else _full_name(at, point, index)
-                found.append(Receiver(layer, kind, index, full, at))
+                found.append(Receiver(layer, kind, index, full, at, cfg.cross_attention))
     return found
+
+
+def tells(sender: Sender, receiver: Receiver) -> bool:
+    """Whether a receiver reads what a sender writes."""
+    is_read = sender.is_heard_as_memory == receiver.is_of_memory
+    return is_read and sender.writes < receiver.reads
 
 
 def _listed(names: str | Sequence[str]) -> Sequence[str]:

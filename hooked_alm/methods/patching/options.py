@@ -107,7 +107,9 @@ class NodeOptions(SharedOptions, HeadsOption, total=False):
             "resid_post",
             "resid_post of block b is depth b + 1, resid_pre depth b; z is before the output "
             "projection; q, k, v before rotation; pre, gate and post are the MLP's neurons. With "
-            "pattern, places are query positions, and whole rows of the pattern are written.",
+            "pattern, places are query positions, and whole rows of the pattern are written. "
+            "Blocks with cross-attention have cross_attn.q and so on, too; places of its k and v "
+            "are rows of the encoder, as `model.encoder_rows` has them.",
         ),
     ]
     layers: Annotated[

@@ -21,7 +21,7 @@ from ...engine.record import Record
 from ...errors import InputError
 from ...inputs import ALMInput
 from ...model import HookedALM
-from ...points import SITES, Site, hook_name
+from ...points import SITES, Site, hook_name, sites_of
 from .choice import Choice, per_query_head
 from .donors import Donor, DonorValues, Mean, run_of
 from .measurement import Measurement, in_precision
@@ -121,7 +121,7 @@ def patch(
         InputError: batches of different size, layers, heads or neurons that do not exist or that
             the site does not have, places that do not align, or hooks on the model.
     """
-    check_node_options("patching", options)
+    check_node_options("patching", model, options)
     site, mode, coefficient = options["site"], options["mode"], options["coefficient"]
     other_model = options["donor_model"]
     models = (model,) if other_model in (None, model) else (model, other_model)
@@ -129,9 +129,11 @@ def patch(
         in_precision(options["precision"], *models),
         per_query_head(model, options["kv"] == "query" and site in ("k", "v")),
     ):
-        choice = Choice.of(model, base, options)
         other = run_of(donor)
-        placement = Placement(model, base, other, choice.places, options["policy"])
+        # Rows of a memory are the encoder's.
+        placed = model.towards("encoder") if SITES[site].is_of_memory else model
+        choice = Choice.of(model, placed.positions_of(base).shape[1], options)
+        placement = Placement(placed, base, other, choice.places, options["policy"])
         if model.part is not None and other is not None and mode == "replace":
             _warn_of_whole_clips(placement, site)
         if other_model is not None and other is None and not isinstance(donor, Mean):
@@ -139,7 +141,8 @@ def patch(
                 f"patching with donor {donor!r} and a donor_model: that donor is no run, so "
                 "there is nothing for another model to run. Give prompts, or a Mean of some."
             )
-        values = DonorValues(model if other_model is None else other_model, donor, placement)
+        values_of = placed if other_model is None else other_model
+        values = DonorValues(values_of, donor, placement)
         read = options["donor_site"] or site
         names = sorted({hook_name(read, model.path[b]) for joint in choice.layers for b in joint})
         measured = Measurement(
@@ -185,15 +188,15 @@ def _warn_of_whole_clips(placement: Placement, site: Site) -> None:
             )
 
 
-def check_node_options(attempt: str, options: NodeOptions) -> None:
-    """Refuse a mode or site that does not exist.
+def check_node_options(attempt: str, model: HookedALM, options: NodeOptions) -> None:
+    """Refuse a mode that does not exist, or a site that the model's blocks do not have.
 
     Raises:
         InputError: either of them.
     """
     for what, given, known in (
         ("mode", options["mode"], get_args(PatchMode)),
-        ("site", options["site"], tuple(SITES)),
+        ("site", options["site"], sites_of(model.path_cfg)),
     ):
         if given not in known:
             raise InputError(

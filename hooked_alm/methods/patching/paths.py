@@ -25,7 +25,7 @@ from .edges import EdgeSets, NodePair
 from .graph import Graph
 from .measurement import in_precision
 from .metrics import Metric, OnLogits
-from .nodes import ENCODER_END, LOGITS, Receiver, Sender, receivers, senders
+from .nodes import ENCODER_END, LOGITS, Receiver, Sender, receivers, senders, tells
 from .options import ChainOptions, EdgeSetOptions, NormMode, PathMode, PathOptions, takes
 from .results import PatchResult
 
@@ -61,8 +61,10 @@ def path_patch(
             ``attn.hook_v_input[1]`` (by kv head), ``hook_mlp_in``, the residual stream, or
             ``logits``. A sender may be in a hooked audio encoder (``audio.encoder.blocks.3...``):
             its message is what the encoder's final norm, the projector and the merge make of it,
-            added to what enters the decoder. With ``model.towards("encoder")`` receivers are in
-            the encoder, too, ``audio.encoder.ln_final`` the last of them, and places are its rows.
+            added to what enters the decoder. Where cross-attention reads the encoder, it is heard
+            by ``cross_attn.hook_k[1]`` and ``cross_attn.hook_v[1]`` alone, and places are rows of
+            the encoder. With ``model.towards("encoder")`` receivers are in the encoder, too,
+            ``audio.encoder.ln_final`` the last of them, and places are its rows.
 
     Returns:
         Axes ``sender``, ``receiver``, ``place``, ``example`` and, if the metric has several values,
@@ -81,6 +83,7 @@ def path_patch(
         from_sets = node_sets(model, from_nodes, senders)
         to_sets = node_sets(model, to_nodes, receivers)
         _check_modes(mode, norm, from_sets, to_sets)
+        _check_memory(from_sets, to_sets)
         edges = EdgeSets.between(from_sets, to_sets)
         graph = Graph(
             model, base, donor, metric, edges, options["places"], options, norm=norm, mode=mode
@@ -141,10 +144,10 @@ def parse_edges(model: HookedALM, edges: Sequence[Edge]) -> list[NodePair]:
     readers = {name: _one(receivers(model, name), name) for _, name in edges}
     pairs = [(writers[s], readers[r]) for s, r in edges]
     for sender, receiver in pairs:
-        if sender.writes >= receiver.reads:
+        if not tells(sender, receiver):
             raise InputError(
-                f"patching the edge {sender.name} -> {receiver.name}: the receiver comes first. "
-                "Name a receiver that reads what the sender has written."
+                f"patching the edge {sender.name} -> {receiver.name}: the receiver comes first, or "
+                "reads something else. Name a receiver that reads what the sender has written."
             )
     return pairs
 
@@ -187,6 +190,7 @@ def patch_chains(
         relays = [relay for _, those in parsed for relay in those[:-1]]
         graph = Graph(
             model, base, donor, metric, EdgeSets.of_pairs(pairs), [options["place"]], options,
+            placed=[those[0] for _, those in parsed],
             also_keep=[name for relay in relays for name in relayed(relay)],
         )  # fmt: skip
         found, noise = graph.measured.swept(len(parsed), chain_edits(graph.messages, parsed))
@@ -211,13 +215,16 @@ def all_edges(model: HookedALM) -> list[Edge]:
     def every(*points: str) -> list[str]:
         return [hook_name(point, f"{stack}.*") for stack in stacks for point in points]
 
-    heads, mlps = (f"{name}[*]" for name in every("z")), every("mlp_out")
-    inputs = (f"{name}[*]" for name in every("attn.q_input", "attn.k_input", "attn.v_input"))
+    crossed = model.path_cfg.cross_attention
+    heads = (f"{name}[*]" for name in every("z", *(["cross_attn.z"] if crossed else [])))
+    mlps = every("mlp_out")
+    split = ["attn.q_input", "attn.k_input", "attn.v_input", *(["cross_attn.q"] if crossed else [])]
+    inputs = (f"{name}[*]" for name in every(*split))
     is_inside = model.part is not None
     writers = senders(model, [f"{ENCODER if is_inside else ''}hook_embed", *heads, *mlps])
     end = ENCODER_END if is_inside else LOGITS
     readers = receivers(model, [*inputs, *every("mlp_in"), end])
-    return [(s.name, r.name) for r in readers for s in writers if s.writes < r.reads]
+    return [(s.name, r.name) for r in readers for s in writers if tells(s, r)]
 
 
 def _chain(model: HookedALM, names: Sequence[str]) -> tuple[Sender, list[Receiver]]:
@@ -231,14 +238,15 @@ def _chain(model: HookedALM, names: Sequence[str]) -> tuple[Sender, list[Receive
     writes = sender.writes
     for name in names[1:]:
         receiver = _one(receivers(model, name), name)
-        if writes >= receiver.reads:
+        is_read = not receiver.is_of_memory if those else tells(sender, receiver)
+        if not is_read or writes >= receiver.reads:
             raise InputError(
                 f"patching the chain {list(names)}: {name} comes too early in it. Give nodes in "
                 "the order in which they read and write the stream."
             )
         those.append(receiver)
-        # What a relay passes on is written by its attention, or its MLP.
-        writes = 2 * receiver.layer + (receiver.kind == "mlp")
+        # What a relay passes on is written by its attention, or its MLP, behind what it reads.
+        writes = receiver.reads
     if on_the_way := [receiver.name for receiver in those[:-1] if receiver.is_stream]:
         raise InputError(
             f"patching the chain {list(names)}: {on_the_way[0]} is no node that passes on. Put "
@@ -269,6 +277,20 @@ def _one(found: list[NodeT], name: str) -> NodeT:
     if len(found) != 1:
         raise InputError(f"patching edges: {name!r} names {len(found)} nodes. Name each edge.")
     return found[0]
+
+
+def _check_memory(
+    from_sets: Sequence[tuple[Sender, ...]], to_sets: Sequence[tuple[Receiver, ...]]
+) -> None:
+    """Refuse paths that do not exist where cross-attention alone reads the encoder."""
+    told = {node.is_heard_as_memory for one in from_sets for node in one}
+    heard = {node.is_of_memory for one in to_sets for node in one}
+    if (told | heard) - (told & heard) or len(heard) > 1:
+        raise InputError(
+            f"patching paths from {set_names(from_sets)[:2]} to {set_names(to_sets)[:2]}: keys and "
+            "values of cross-attention read the encoder, and nothing else does. Give senders in "
+            "the encoder with receivers cross_attn.hook_k and hook_v, or neither."
+        )
 
 
 def _check_modes(

@@ -154,7 +154,10 @@ def normalised(
     if norm == "none":
         return x
     # Gradients may reach the rows (a lens is trained so), never the model.
-    return model.head_norm.normalize(x) * model.head_norm.weight.detach().float()
+    ln = model.head_norm
+    scaled = ln.normalize(x) * ln.weight.detach().float()
+    shift: Tensor | None = getattr(ln, "bias", None)
+    return scaled if shift is None else scaled + shift.detach().float()
 
 
 def logit_lens(

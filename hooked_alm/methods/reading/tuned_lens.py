@@ -101,7 +101,8 @@ def unembed_hash(model: HookedALM) -> str:
     """
     norm, unembed = model.head_norm, model.head_unembed.directions()
     digest = hashlib.sha256(repr(float(norm.eps)).encode())
-    for part in (norm.weight[None], *unembed.split(_HASHED_ROWS)):
+    weights = [one[None] for one in norm.parameters()]
+    for part in (*weights, *unembed.split(_HASHED_ROWS)):
         digest.update(part.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 

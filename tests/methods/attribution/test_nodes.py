@@ -14,6 +14,7 @@ from scipy import stats
 from torch import Tensor, nn
 from transformer_lens.tools.analysis import attribution_patch
 
+from engine_runs import PLAIN_SITES
 from hf_reference import with_positions
 from hooked_alm import ALMInput, HookedALM, InputError
 from hooked_alm.methods.attribution.nodes import attribute_nodes
@@ -159,7 +160,7 @@ def test_pattern_scores(cases: Cases, tiny_models: TinyModels) -> None:
 STEP = 0.02
 
 
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("site", PLAIN_SITES)
 @pytest.mark.parametrize("donor_name", ["run", "zero", "noise", "mean", "scale", "add"])
 def test_scores_are_the_slope_of_patching(cases: Cases, site: Site, donor_name: str) -> None:
     """Sign and size, for every mode and donor: a small patch does what the score says."""
@@ -252,7 +253,7 @@ def test_qk_fix_is_closer_on_average(cases: Cases) -> None:
         assert error[True] < 0.9 * error[False]
 
 
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("site", PLAIN_SITES)
 def test_an_identical_donor_scores_nothing(cases: Cases, site: Site) -> None:
     """The base's own values exactly, its like to the rounding of a run that shares a prefix."""
     model, base, donor = cases("gqa")

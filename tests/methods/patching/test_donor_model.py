@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from engine_runs import BASE, OTHER, TAIL, both, moved
+from engine_runs import BASE, OTHER, PLAIN_SITES, TAIL, both, moved
 from hooked_alm import HookedALM, InputError
 from hooked_alm.methods.patching.donors import Mean
 from hooked_alm.methods.patching.metrics import Logits
 from hooked_alm.methods.patching.patch import patch
-from hooked_alm.points import SITES, Site
+from hooked_alm.points import Site
 from tiny import TinyModels, randomise
 
 
@@ -25,7 +25,7 @@ def pair(tiny_models: TinyModels) -> tuple[HookedALM, HookedALM]:
     return model, other
 
 
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("site", PLAIN_SITES)
 def test_equal_to_the_plain_loop(pair: tuple[HookedALM, HookedALM], site: Site) -> None:
     """Whole spans, too: the other's rows further up are not what this model makes of them."""
     model, other = pair
