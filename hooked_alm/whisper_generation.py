@@ -106,11 +106,6 @@ class WhisperLoop(WhisperGenerationMixin, GenerationLoop):
             )
         features, mask = self._features()
         is_long = features.shape[-1] > self.hooked.audio.feature_shape[1]
-        if x.memory is not None and timed[0]:
-            raise InputError(
-                "generating from a memory with timestamps: the loop would hear again what is "
-                "behind the last one, and there is no audio. Prepare without timestamps."
-            )
         if is_long and not timed[0]:
             raise InputError(
                 "generating from recordings that are longer than a window: their prompts leave no "
@@ -207,6 +202,12 @@ class WhisperLoop(WhisperGenerationMixin, GenerationLoop):
         )
         found: ALMInput = made.to(self.device)
         return found
+
+    def _retrieve_segment(self, **given: Any) -> Any:
+        """Segments of a pass, and how far it went: of a memory, behind which there is none, all."""
+        if self.asked.memory is not None:
+            given["timestamp_begin"] = self.hooked.cfg.d_vocab  # no token ends a segment
+        return super()._retrieve_segment(**given)
 
     def _clip_of(self, features: Float[Tensor, "mel frame"]) -> AudioClip:
         """The clip of some features: one that was asked for, which may be encoded already."""

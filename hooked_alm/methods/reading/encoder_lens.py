@@ -1,4 +1,4 @@
-"""Encoder lens: what a decoder reads if the encoder ended at each depth (block M-BT-1).
+"""Encoder lens: what a decoder reads if the encoder ended at each depth.
 
 Depth k is the encoder's stream behind k blocks: 0 is what enters the first, L what leaves the last.
 Each passes the encoder's final norm once, and is the memory of cross-attention.
