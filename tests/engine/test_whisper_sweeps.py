@@ -123,6 +123,11 @@ def test_a_donor_with_another_clip_is_not_spliced(
         )
     assert moved(fast) > 1e-3
     assert not np.allclose(fast.base, fast.donor)
+    # Two rows of one prompt that hear two clips share nothing, either.
+    ids = {k: v[[0, 0]] for k, v in inputs.items() if k != "input_features"}
+    twice = model.encode(**ids, input_features=inputs["input_features"])
+    found, _ = both(model, twice, twice[[1, 0]], TAIL, site="resid_post", places=["text"])
+    assert not np.allclose(found.base[0], found.base[1])
     same, _ = both(model, x[[0]], x[[0]], TAIL, site="resid_post", places=["sink"], layers=[0])
     assert moved(same) < rounding(model, x)
 

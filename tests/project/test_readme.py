@@ -35,6 +35,7 @@ RUN = {
     "docs/own_experiment.md": "test_own_experiment.py",
     "docs/parity.md": "test_the_parity_page_runs",
     "docs/patching.md": "test_the_patching_example_runs",
+    "docs/whisper.md": "../converters/test_real_models.py",  # on trained weights alone
 }
 
 

@@ -204,7 +204,7 @@ class _Edges:
                 by_set = _summed(by_set.T, self.to_sets, self.receivers).T
                 table[:, :, place, row, runs[0].label] = by_set
         # A set without an edge: all of its receivers come before all of its senders.
-        never = 2 * len(self.model.path) + 1
+        never = np.iinfo(int).max
         writes = np.array([min((s.writes for s in one), default=never) for one in self.from_sets])
         reads = np.array([max((r.reads for r in one), default=-1) for one in self.to_sets])
         table[on_device(writes[:, None] >= reads, table)] = torch.nan

@@ -237,6 +237,11 @@ def _chain(model: HookedALM, names: Sequence[str]) -> tuple[Sender, list[Receive
     those: list[Receiver] = []
     writes = sender.writes
     for name in names[1:]:
+        if those and those[-1].is_stream:
+            raise InputError(
+                f"patching the chain {list(names)}: {those[-1].name} is no node that passes on. "
+                "Put the residual stream or logits last."
+            )
         receiver = _one(receivers(model, name), name)
         is_read = not receiver.is_of_memory if those else tells(sender, receiver)
         if not is_read or writes >= receiver.reads:
@@ -247,11 +252,6 @@ def _chain(model: HookedALM, names: Sequence[str]) -> tuple[Sender, list[Receive
         those.append(receiver)
         # What a relay passes on is written by its attention, or its MLP, behind what it reads.
         writes = receiver.reads
-    if on_the_way := [receiver.name for receiver in those[:-1] if receiver.is_stream]:
-        raise InputError(
-            f"patching the chain {list(names)}: {on_the_way[0]} is no node that passes on. Put "
-            "the residual stream or logits last."
-        )
     return sender, those
 
 

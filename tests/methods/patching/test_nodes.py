@@ -22,12 +22,12 @@ LAST = N_LAYERS - 1
     [
         ("hook_embed", Sender(0, "embed"), -1),
         ("blocks.0.attn.hook_z[5]", Sender(0, "head", 5), 0),
-        ("blocks.2.attn.hook_result[0]", Sender(2, "head", 0), 4),
-        ("blocks.2.attn.hook_z", Sender(2, "attn"), 4),
-        ("blocks.3.hook_attn_out", Sender(3, "attn"), 6),
-        ("blocks.0.hook_mlp_out", Sender(0, "mlp"), 1),
-        ("blocks.1.mlp.hook_post", Sender(1, "mlp"), 3),
-        ("blocks.3.mlp.hook_post[33]", Sender(3, "neuron", 33), 7),
+        ("blocks.2.attn.hook_result[0]", Sender(2, "head", 0), 6),
+        ("blocks.2.attn.hook_z", Sender(2, "attn"), 6),
+        ("blocks.3.hook_attn_out", Sender(3, "attn"), 9),
+        ("blocks.0.hook_mlp_out", Sender(0, "mlp"), 2),
+        ("blocks.1.mlp.hook_post", Sender(1, "mlp"), 5),
+        ("blocks.3.mlp.hook_post[33]", Sender(3, "neuron", 33), 11),
     ],
 )
 def test_senders(gqa: HookedALM, name: str, node: Sender, writes: int) -> None:
@@ -38,13 +38,13 @@ def test_senders(gqa: HookedALM, name: str, node: Sender, writes: int) -> None:
 @pytest.mark.parametrize(
     ("names", "node", "reads"),
     [
-        (("blocks.2.{}[5]", "hook_q_input"), Receiver(2, "q", 5), 4),
+        (("blocks.2.{}[5]", "hook_q_input"), Receiver(2, "q", 5), 6),
         (("blocks.0.{}[1]", "hook_k_input"), Receiver(0, "k", 1), 0),
-        (("blocks.3.{}[0]", "hook_v_input"), Receiver(3, "v", 0), 6),
-        (("blocks.1.{}", "hook_mlp_in"), Receiver(1, "mlp"), 3),
-        (("blocks.1.{}", "hook_resid_pre"), Receiver(1, "resid_pre"), 2),
-        (("blocks.1.{}", "hook_resid_mid"), Receiver(1, "resid_mid"), 3),
-        (("blocks.1.{}", "hook_resid_post"), Receiver(1, "resid_post"), 4),
+        (("blocks.3.{}[0]", "hook_v_input"), Receiver(3, "v", 0), 9),
+        (("blocks.1.{}", "hook_mlp_in"), Receiver(1, "mlp"), 5),
+        (("blocks.1.{}", "hook_resid_pre"), Receiver(1, "resid_pre"), 3),
+        (("blocks.1.{}", "hook_resid_mid"), Receiver(1, "resid_mid"), 4),
+        (("blocks.1.{}", "hook_resid_post"), Receiver(1, "resid_post"), 6),
     ],
 )
 def test_receivers(gqa: HookedALM, names: tuple[str, str], node: Receiver, reads: int) -> None:
@@ -62,7 +62,7 @@ def test_receivers(gqa: HookedALM, names: tuple[str, str], node: Receiver, reads
 def test_the_logits_are_the_last_stream(gqa: HookedALM) -> None:
     (found,) = receivers(gqa, "logits")
     assert found == receivers(gqa, f"blocks.{LAST}.hook_resid_post")[0]
-    assert (found.name, found.reads) == ("logits", 2 * N_LAYERS)
+    assert (found.name, found.reads) == ("logits", 3 * N_LAYERS)
 
 
 def test_wildcards(any_model: HookedALM) -> None:
