@@ -542,7 +542,7 @@ class HookedALM(
             InputError: no clips, or no encoder whose blocks are hooked.
         """
         self.towards("encoder")  # which says why there is none
-        if not isinstance(x, str) and isinstance(x, ALMInput) and x.memory is not None:
+        if isinstance(x, ALMInput) and x.memory is not None:
             raise InputError(
                 "reaching into the audio encoder: the prompts have a memory instead of what it "
                 "makes of clips. Give the clips."

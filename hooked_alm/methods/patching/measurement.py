@@ -33,6 +33,9 @@ CHUNK_BYTES = 2**28
 """Bytes of logits over the whole vocabulary that are held at once."""
 HEARD_BYTES = 2**27
 """Bytes of embeddings, of cells of the encoder, that wait to run through the decoder together."""
+MEMORY_BYTES = 2**24
+"""Bytes of memories that the decoder reads together; every block makes keys and values as large.
+On a CPU, 24 heads of Whisper tiny's encoder take 7.2 s so, and 7.5 to 8.7 with eight times as much."""
 
 
 class Measurement:
@@ -194,7 +197,7 @@ class Measurement:
         ):
             memory = heard_as(self.reader, self.base, self.encoder_rows, done.row, done.resid)
             positions = self.base_runs.records[done.row].where.numpy()[self._rows_read[done.row]]
-            n = max(HEARD_BYTES // memory[0].nbytes, 1)
+            n = max(MEMORY_BYTES // memory[0].nbytes, 1)
             for start in range(0, len(memory), n):
                 some = memory[start : start + n]
                 x = replace(self.base[[done.row] * len(some)], memory=some)
