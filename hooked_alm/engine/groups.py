@@ -102,11 +102,13 @@ class Group:
     masks: dict[object, Tensor | None] = field(default_factory=dict)
 
     @cached_property
-    def n_memory_rows(self) -> int:
-        """Number of rows of the memory that a cell has of its own; 0 where none is edited."""
-        is_own = any(len(one.entries) and one.mark.is_of_memory for one in self.marks)
-        assert not is_own or self.record.memory is not None
-        return self.record.memory[0][0].shape[1] if is_own and self.record.memory else 0
+    def n_own_memory(self) -> int:
+        """Rows of the memory, times heads, that a cell has of its own; 0 where none is edited."""
+        edited = [one.mark for one in self.marks if len(one.entries) and one.mark.is_of_memory]
+        if not edited or self.record.memory is None:
+            return 0
+        n_heads, n_rows, _ = self.record.memory[0][0].shape
+        return n_rows * (n_heads if any(mark.units is None for mark in edited) else 1)
 
     @cached_property
     def counts(self) -> CellIndices:

@@ -149,10 +149,10 @@ class Agreement(NamedTuple):
 
 
 def _same_memory(ours: Record, theirs: Record) -> bool:
-    """Whether cross-attention reads the same in both runs; its first block's keys tell."""
+    """Whether cross-attention reads the same in both runs: keys and values of its first block."""
     if ours.memory is None or theirs.memory is None:
         return ours.memory is theirs.memory
-    return torch.equal(ours.memory[0][0], theirs.memory[0][0])
+    return all(map(torch.equal, ours.memory[0], theirs.memory[0]))
 
 
 def _n_leading(flags: Bool[Tensor, " row"]) -> int:

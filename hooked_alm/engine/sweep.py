@@ -153,8 +153,8 @@ def _bytes(model: HookedALM, group: Group) -> CellIndices:
         per_row += size * (2 * cfg.d_model + 3 * heads)
         n_keys = max(n_keys, group.record.memory[0][0].shape[1])
     scores = cfg.n_heads * n_keys * (2 * size + 8)
-    # Keys and values of a memory that a cell has of its own, in one head if not in all.
-    own = 4 * size * group.n_memory_rows * cfg.d_head
+    # Keys and values of a memory that a cell has of its own, and copies of them.
+    own = 4 * size * group.n_own_memory * cfg.d_head
     return own + n_rows * (per_row + np.where(n_rows < KERNEL_ROWS, scores, 0))
 
 

@@ -35,7 +35,7 @@ HEARD_BYTES = 2**27
 """Bytes of embeddings, of cells of the encoder, that wait to run through the decoder together."""
 MEMORY_BYTES = 2**24
 """Bytes of memories that the decoder reads together; every block makes keys and values as large.
-On a CPU, 24 heads of Whisper tiny's encoder take 7.2 s so, and 7.5 to 8.7 with eight times as much."""
+On a CPU, 24 heads of Whisper tiny's encoder take 7.2 s so, and 7.5 to 8.7 with eight times more."""
 
 
 class Measurement:
