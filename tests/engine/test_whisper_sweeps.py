@@ -180,13 +180,23 @@ def test_paths_in_the_decoder(model: HookedALM, x: ALMInput, y: ALMInput, mode: 
     agree(model, x, run)
 
 
+@pytest.mark.parametrize("mode", ["edge", "ioi"])
 @torch.no_grad()
-def test_a_message_to_a_query_by_hand(model: HookedALM, x: ALMInput, y: ALMInput) -> None:
+def test_a_message_to_a_query_by_hand(
+    model: HookedALM, x: ALMInput, y: ALMInput, mode: str
+) -> None:
+    """Added to the stream that is read; or with the MLP between recomputed, heads frozen."""
     sent, stream = "blocks.0.cross_attn.hook_z", "blocks.1.hook_resid_mid"
-    base, donor = (model.run_with_cache(one, names_filter=[sent, stream])[1] for one in (x, y))
-    change = (donor[sent] - base[sent])[:, :, 1] @ model.blocks[0].cross_attn.W_O[1]
-    block = model.blocks[1]
-    query = block.cross_attn.q_proj(block.ln2(base[stream] + change)).unflatten(-1, (2, -1))
+    names = [sent, stream, "blocks.0.hook_resid_mid_cross", "blocks.1.hook_attn_out"]
+    base, donor = (model.run_with_cache(one, names_filter=names)[1] for one in (x, y))
+    first, block = model.blocks
+    change = (donor[sent] - base[sent])[:, :, 1] @ first.cross_attn.W_O[1]
+    if mode == "edge":
+        heard = base[stream] + change
+    else:
+        middle = base[names[2]] + change
+        heard = middle + first.mlp(first.ln3(middle)) + base[names[3]]
+    query = block.cross_attn.q_proj(block.ln2(heard)).unflatten(-1, (2, -1))
 
     def write(value: Tensor, hook: Any) -> Tensor:
         value = value.clone()
@@ -195,7 +205,8 @@ def test_a_message_to_a_query_by_hand(model: HookedALM, x: ALMInput, y: ALMInput
 
     point = "blocks.1.cross_attn.hook_q"
     expected = TAIL.function(model.run_with_hooks(x, fwd_hooks=[(point, write)]))
-    found = path_patch(model, x, y, TAIL, f"{sent}[1]", f"{point}[0]")
+    options: Any = {"mode": mode}
+    found = path_patch(model, x, y, TAIL, f"{sent}[1]", f"{point}[0]", **options)
     limit = rounding(model, x)
     np.testing.assert_allclose(found.values[0, 0, 0], expected.numpy(), rtol=0, atol=limit)
     assert moved(found) > 1e-4
@@ -293,7 +304,7 @@ def test_chains(model: HookedALM, x: ALMInput, y: ALMInput) -> None:
          "logits"),
     ]  # fmt: skip
     found = agree(
-        model, x, partial(patch_chains, model, x, y, TAIL, out, place="audio"), least=1e-6
+        model, x, partial(patch_chains, model, x, y, TAIL, out, place=Window(0.3, 0.6)), least=1e-6
     )
     # The first by hand: what the head then writes, added behind the last block.
     sent, end = f"{E}.0.attn.hook_z", f"{E}.2.hook_resid_post"
@@ -305,7 +316,7 @@ def test_chains(model: HookedALM, x: ALMInput, y: ALMInput) -> None:
 
     def write(value: Tensor, hook: Any) -> Tensor:
         value = value.clone()
-        value[:, :, 1] = heard[:, :, 1]
+        value[:, 15:30, 1] = heard[:, 15:30, 1]
         return value
 
     seen: list[Tensor] = []
