@@ -86,7 +86,7 @@ class WhisperLoop(WhisperGenerationMixin, GenerationLoop):
                 f"generating with Whisper: got {', '.join(sorted(given))}, which the prompt has in "
                 f"it. Give {', '.join(instead) or 'it'} to `prepare`."
             )
-        if options.get("do_sample"):
+        if options.get("do_sample") and not options.get("temperature"):
             raise InputError(
                 "generating with Whisper: got do_sample, which its loop ignores: it samples where "
                 "the temperature is above 0. Give temperature, a number or a tuple to fall back on."

@@ -11,7 +11,6 @@ from transformers.modeling_outputs import BaseModelOutput
 from hooked_alm import HookedALM, InputError
 from hooked_alm.inputs import ALMInput
 from whisper_toy import IDS, START, TIMES, Whispers, noise
-from whisper_toy import prompts as prompts_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 NEW = 10
@@ -46,6 +45,7 @@ ALIKE: dict[str, dict[str, Any]] = {
         "logprob_threshold": 0.0,
     },
     "sampled": {"temperature": 0.7},
+    "sampled several times": {"temperature": 0.7, "do_sample": True, "num_return_sequences": 2},
     "fallen back": {"temperature": (0.0, 0.4, 1.0), "logprob_threshold": -0.5},
 }
 
@@ -97,20 +97,34 @@ def test_prompts_of_every_kind(whispers: Whispers) -> None:
 
 
 def test_prompts_of_different_length(whispers: Whispers) -> None:
+    """Pads are not attended to, whatever they are, and count no position."""
     model, hf = whispers.hooked(), whispers.hf()
-    x = model.prepare([noise(0.4), noise(0.6)], ["", "What emotion"], language="en")
-    assert not x.attention_mask.all()
+    said = ["", "What emotion", "Answer with one word. system user", "happy"]
+    x = model.prepare([noise(0.2 + 0.2 * i, seed=i) for i in range(4)], said, language="en")
+    asked: dict[str, Any] = {"decoder_input_ids": x.tokens, "language": "en", "max_new_tokens": 20}
     expected = hf.generate(
-        features_of(x), decoder_input_ids=x.tokens, decoder_attention_mask=x.attention_mask,
-        language="en", max_new_tokens=NEW,
-    )  # fmt: skip
-    assert torch.equal(model.generate(x, NEW, return_type="tokens"), expected)
-    # The same whatever pads them.
+        features_of(x), decoder_attention_mask=x.attention_mask, num_beams=2, **asked
+    )
+    assert not torch.equal(hf.generate(features_of(x), num_beams=2, **asked), expected)
+    assert torch.equal(model.generate(x, 20, return_type="tokens", num_beams=2), expected)
     other = replace(x, tokens=x.tokens.masked_fill(x.attention_mask == 0, 5))
-    assert torch.equal(model.generate(other, NEW, return_type="tokens"), expected)
+    assert torch.equal(model.generate(other, 20, return_type="tokens", num_beams=2), expected)
     first = replace(x, tokens=x.tokens.masked_fill(x.tokens == START, IDS["<|endoftext|>"]))
     with pytest.raises(InputError, match="begin with the id that pads them"):
         model.generate(first, NEW, return_type="tokens")
+
+
+def test_long_form_after_what_was_said(whispers: Whispers) -> None:
+    """It goes before the first window, and before the tokens of earlier ones."""
+    model, hf = whispers.hooked(), whispers.hf()
+    x = model.prepare(noise(3.3, seed=3), "What emotion", language="en", long_form=True)
+    said = x.tokens[0, : int((x.tokens[0] == START).int().argmax())]
+    features = model.audio.features_and_mask(x.clips)[0]
+    options: dict[str, Any] = {"condition_on_prev_tokens": True, "max_new_tokens": 8}
+    expected = hf.generate(
+        features, language="en", return_timestamps=True, prompt_ids=said, **options
+    )
+    assert torch.equal(model.generate(x, return_type="tokens", **options), expected)
 
 
 LONG: dict[str, dict[str, Any]] = {
@@ -205,7 +219,6 @@ def test_hooks_act_once_per_step(whispers: Whispers) -> None:
 
 def test_a_memory_is_transcribed(whispers: Whispers) -> None:
     model, hf = whispers.hooked(), whispers.hf()
-    inputs = prompts_of()
     x = model.prepare([noise(0.4), noise(0.8)], language="en")
     draw = torch.Generator().manual_seed(4)
     memory = torch.randn(2, 50, model.cfg.d_model, generator=draw)
@@ -225,8 +238,13 @@ def test_a_memory_is_transcribed(whispers: Whispers) -> None:
     found = model.generate(timed, NEW, memory=memory[[0]], return_type="tokens")
     assert torch.equal(found, expected[:, timed.shape[1] :])
     assert (found >= TIMES).sum() > 2
-    both = model.generate(replace(x, memory=memory), NEW, return_type="tokens", num_beams=2)
-    assert both.shape[0] == len(inputs["decoder_input_ids"])
+    alone = [
+        model.generate(replace(x, memory=memory)[row], NEW, return_type="tokens")[0]
+        for row in (0, 1)
+    ]
+    both = model.generate(replace(x, memory=memory), NEW, return_type="tokens")
+    assert not torch.equal(*alone)
+    assert all(torch.equal(both[row], one) for row, one in enumerate(alone))
     given = model.generate(x, NEW, memory=memory, return_type="tokens")
     plain = model.generate(replace(x, memory=memory), NEW, return_type="tokens")
     assert torch.equal(given, plain)
