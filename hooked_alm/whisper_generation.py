@@ -29,7 +29,7 @@ _IN_THE_PROMPT = {
 }  # fmt: skip
 """Options of transformers' that a prompt of ours has in it -> the one of ``prepare``."""
 _OURS = {"self", "kwargs", "input_features", "attention_mask", "encoder_outputs"}
-_ONE_PASS = ("no_speech_threshold", "logprob_threshold", "compression_ratio_threshold")
+_HEARD_AGAIN = ("no_speech_threshold", "logprob_threshold", "compression_ratio_threshold")
 """Options for which a window may be heard again."""
 
 
@@ -79,33 +79,28 @@ class WhisperLoop(WhisperGenerationMixin, GenerationLoop):
             InputError: options that the prompts decide, or that Whisper's loop would ignore; a long
                 recording whose prompt is for one window, or activations of several passes.
         """
-        x = self.asked
-        if given := _IN_THE_PROMPT.keys() & options.keys():
-            instead = sorted({f"{_IN_THE_PROMPT[name]}=" for name in given if _IN_THE_PROMPT[name]})
-            raise InputError(
-                f"generating with Whisper: got {', '.join(sorted(given))}, which the prompt has in "
-                f"it. Give {', '.join(instead) or 'it'} to `prepare`."
-            )
-        if options.get("do_sample") and not options.get("temperature"):
-            raise InputError(
-                "generating with Whisper: got do_sample, which its loop ignores: it samples where "
-                "the temperature is above 0. Give temperature, a number or a tuple to fall back on."
-            )
-        asked = [name for name in _ONE_PASS if options.get(name) is not None]
-        if asked and options.get("temperature") is None:
-            raise InputError(
-                f"generating with Whisper: got {', '.join(asked)}, for which a window is heard "
-                "again at another temperature, and no temperature. Give a tuple, from 0.0 on."
-            )
-        mute = getattr(self.generation_config, "no_timestamps_token_id", None)
-        timed = [mute not in ids for ids in x.tokens.tolist()]
+        _check_options(options)
+        x, (features, mask) = self.asked, self._features()
+        is_long = features.shape[-1] > self.hooked.audio.feature_shape[1]
+        is_timed = self._is_timed(is_long)
+        if self.after_step is not None:
+            self._check_one_pass(options, is_long or is_timed)
+        found: dict[str, Any] = {"input_features": features, "return_timestamps": is_timed}
+        if (len(x) > 1 and is_long) or options.get("return_token_timestamps"):
+            found["attention_mask"] = mask
+        if (said := self._said()) is not None:
+            found["prompt_ids"] = said
+        return found
+
+    def _is_timed(self, is_long: bool) -> bool:
+        """Whether the prompts want timestamps, all of them or none; long recordings need some."""
+        x, mute = self.asked, getattr(self.generation_config, "no_timestamps_token_id", None)
+        timed = [mute is not None and mute not in ids for ids in x.tokens.tolist()]
         if len({*timed}) > 1:
             raise InputError(
                 "generating with Whisper: some prompts want timestamps and others do not. Prepare "
                 "them with one `timestamps`."
             )
-        features, mask = self._features()
-        is_long = features.shape[-1] > self.hooked.audio.feature_shape[1]
         if is_long and not timed[0]:
             raise InputError(
                 "generating from recordings that are longer than a window: their prompts leave no "
@@ -116,17 +111,10 @@ class WhisperLoop(WhisperGenerationMixin, GenerationLoop):
                 "generating from recordings that are longer than a window: their prompts differ in "
                 "length. Generate them one by one."
             )
-        if self.after_step is not None:
-            self._check_one_pass(options, is_long or timed[0])
-        found: dict[str, Any] = {"input_features": features, "return_timestamps": timed[0]}
-        if (len(x) > 1 and is_long) or options.get("return_token_timestamps"):
-            found["attention_mask"] = mask
-        if (said := self._said()) is not None:
-            found["prompt_ids"] = said
-        return found
+        return timed[0]
 
     def _check_one_pass(self, options: dict[str, Any], has_segments: bool) -> None:
-        several = [name for name in _ONE_PASS if options.get(name) is not None]
+        several = [name for name in _HEARD_AGAIN if options.get(name) is not None]
         if not isinstance(options.get("temperature", 1.0), int | float):
             several.append("temperature")
         if several or has_segments:
@@ -296,3 +284,28 @@ class WhisperLoop(WhisperGenerationMixin, GenerationLoop):
         if isinstance(found, Tensor):
             return found, {}
         return found["sequences"], {k: v for k, v in found.items() if k != "sequences"}
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Refuse what prompts decide, or what the loop would ignore.
+
+    Raises:
+        InputError: there is any.
+    """
+    if given := _IN_THE_PROMPT.keys() & options.keys():
+        instead = sorted({f"{_IN_THE_PROMPT[name]}=" for name in given if _IN_THE_PROMPT[name]})
+        raise InputError(
+            f"generating with Whisper: got {', '.join(sorted(given))}, which the prompt has in it. "
+            f"Give {', '.join(instead) or 'it'} to `prepare`."
+        )
+    if options.get("do_sample") and not options.get("temperature"):
+        raise InputError(
+            "generating with Whisper: got do_sample, which its loop ignores: it samples where the "
+            "temperature is above 0. Give temperature, a number or a tuple to fall back on."
+        )
+    asked = [name for name in _HEARD_AGAIN if options.get(name) is not None]
+    if asked and options.get("temperature") is None:
+        raise InputError(
+            f"generating with Whisper: got {', '.join(asked)}, for which a window is heard again "
+            "at another temperature, and no temperature. Give a tuple, from 0.0 on."
+        )
