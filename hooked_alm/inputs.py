@@ -113,11 +113,8 @@ class ALMInput(Shown):
                     f"making an ALMInput: {name} has shape {tuple(value.shape)}, expected that of "
                     f"the tokens, {tuple(self.tokens.shape)}."
                 )
-        if self.memory is not None and len(self.memory) != len(self):
-            raise InputError(
-                f"making an ALMInput: a memory of {len(self.memory)} rows for {len(self)} prompts. "
-                "Give one for each prompt."
-            )
+        if self.memory is not None:
+            check_memory(self.memory, len(self))
         rows = list(self.clip_rows)
         if len(self.clips) != len(rows) or rows != sorted(rows) or {*rows} - {*range(len(self))}:
             raise InputError(
@@ -425,6 +422,23 @@ def check_embedded(ids: Int[Tensor, "batch pos"], tokenizer: Any, d_vocab: int) 
             f"{d_vocab}, and its tokenizer {len(tokenizer)} tokens. Leave them out, or use the "
             "tokenizer that the weights came with."
         )
+
+
+def check_memory(memory: object, n_rows: int, d_model: int | None = None) -> None:
+    """Refuse what cross-attention could not read for some prompts.
+
+    Raises:
+        InputError: no real numbers ``[row, memory_pos, d_model]`` with a row for each prompt.
+    """
+    expected = f"expected [{n_rows}, memory_pos, {d_model or 'd_model'}], one for each prompt"
+    if not isinstance(memory, Tensor) or not memory.is_floating_point():
+        kind = str(memory.dtype) if isinstance(memory, Tensor) else type(memory).__name__
+        raise InputError(f"reading a memory of {kind}: {expected}, in a tensor of real numbers.")
+    sizes = (
+        [n_rows, max(memory.shape[1], 1), d_model or memory.shape[2]] if memory.ndim == 3 else []
+    )
+    if list(memory.shape) != sizes:
+        raise InputError(f"reading a memory {list(memory.shape)}: {expected}.")
 
 
 def unpadded_input(resid: Float[Tensor, "batch pos d_model"]) -> ALMInput:

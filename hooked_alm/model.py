@@ -44,6 +44,7 @@ from .inputs import (
     AudioClip,
     ModelInput,
     check_embedded,
+    check_memory,
     text_input,
     token_ids,
     unpadded_input,
@@ -240,11 +241,11 @@ class HookedALM(
     def prepare(
         self,
         audio: Any = None,
-        text: str | list[str] | None = None,
+        text: Any = None,
         *,
         conversation: Any = None,
         segments: Any = None,
-        answer_prefix: str | None = None,
+        answer_prefix: Any = None,
         truncate: bool = False,
         **options: Any,
     ) -> ALMInput:
@@ -255,7 +256,7 @@ class HookedALM(
                 clip from ``read_clip``; a list is one item per row, a nested list puts several
                 clips into one prompt. Samples in a tensor that requires a gradient get one from
                 the logits, through Whisper's spectrogram; the prompt serves one backward.
-            text: the instruction; a list is one per row.
+            text: the instruction, a string; a list is one per row.
             conversation: Hugging Face chat messages instead of audio and text; a list of lists is
                 one conversation per row.
             segments: ``[(name, text), ...]`` instead of ``text``: names parts of the instruction as
@@ -270,6 +271,15 @@ class HookedALM(
                 without processor files, or options that its family does not have.
         """
         prompts = self._prompts()
+        given = {
+            "text": text if isinstance(text, list) else [text],
+            "answer_prefix": [answer_prefix],
+        }
+        if wrong := [k for k, v in given.items() if not all(isinstance(t, str | None) for t in v)]:
+            raise InputError(
+                f"preparing a prompt: got {', '.join(wrong)} that is no text. Give words"
+                + ("; a list is one text per row." if "text" in wrong else ".")
+            )
         if conversation is not None:
             if audio is not None or text is not None:
                 raise InputError("preparing a prompt: give a conversation, or audio and text.")
@@ -499,12 +509,7 @@ class HookedALM(
                     "memory=, the states that an encoder has made."
                 )
             memory = self.audio.embed_clips(x.clips)
-        d_model = self.cfg.d_model
-        if memory.ndim != 3 or len(memory) != len(x) or memory.shape[2] != d_model:
-            raise InputError(
-                f"reading a memory {list(memory.shape)}: expected [{len(x)}, memory_pos, "
-                f"{d_model}], one for each prompt."
-            )
+        check_memory(memory, len(x), self.cfg.d_model)
         memory = memory.to(self.cfg.device, self.cfg.dtype)
         if given is not None or x.memory is not None:
             memory = memory.clone()  # hooks may write in place, and it is the caller's

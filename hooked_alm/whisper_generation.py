@@ -40,7 +40,7 @@ class WhisperLoop(WhisperGenerationMixin, GenerationLoop):
 
     def __init__(self, model: Any, prompt: ALMInput, after_step: Any) -> None:
         super().__init__(model, prompt, after_step)
-        self.__dict__.update(asked=prompt, patterns={})
+        self.__dict__.update(asked=prompt, patterns={}, begun=None)
         # transformers asks the encoder for its strides, and has its kernel exchanged where token
         # timestamps are wanted: not ours, whose patterns are computed beside any kernel.
         parts = SimpleNamespace(encoder=model.audio.encoder, config=SimpleNamespace())
@@ -85,12 +85,22 @@ class WhisperLoop(WhisperGenerationMixin, GenerationLoop):
         is_timed = self._is_timed(is_long)
         if self.after_step is not None:
             self._check_one_pass(options, is_long or is_timed)
+        if options.get("return_token_timestamps"):
+            self._check_times(options)
         found: dict[str, Any] = {"input_features": features, "return_timestamps": is_timed}
         if (len(x) > 1 and is_long) or options.get("return_token_timestamps"):
             found["attention_mask"] = mask
         if (said := self._said()) is not None:
             found["prompt_ids"] = said
         return found
+
+    def _check_times(self, options: dict[str, Any]) -> None:
+        """Refuse what transformers has no times of tokens for."""
+        if (options.get("num_return_sequences") or 1) > 1:
+            raise InputError(
+                "finding times of tokens of several sequences a prompt: transformers cannot. Ask "
+                "for one, or repeat the prompts."
+            )
 
     def _is_timed(self, is_long: bool) -> bool:
         """Whether the prompts want timestamps, all of them or none; long recordings need some."""
@@ -157,9 +167,17 @@ class WhisperLoop(WhisperGenerationMixin, GenerationLoop):
         self, *args: Any, generation_config: Any = None, **kwargs: Any
     ) -> Int[Tensor, "batch pos"]:
         """The prompts, whose pads are told by their id from here on."""
+        controls = self._controls()
+        if controls is not None:
+            self.__dict__["begun"] = self._padded(self.asked.tokens)
+            return controls.to(self.device)
         said = self._said()
         ids = self.asked.tokens if said is None else self.asked.tokens[:, len(said) :]
-        pad = generation_config.pad_token_id
+        return self._padded(ids)
+
+    def _padded(self, ids: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
+        """The last tokens of prompts with the id of pads where they have any."""
+        pad = self.generation_config.pad_token_id
         real = self.asked.attention_mask.bool()[:, -ids.shape[1] :]
         if not bool(real.all()):
             first = real.int().argmax(-1)
@@ -170,6 +188,43 @@ class WhisperLoop(WhisperGenerationMixin, GenerationLoop):
                 )
             ids = ids.masked_fill(~real, pad)
         return ids.to(self.device)
+
+    def _controls(self) -> Int[Tensor, "batch control"] | None:
+        """Control tokens alone, where the beginning of a transcript follows them; or None.
+
+        The transcript belongs to the first window: later ones begin with the control tokens.
+        """
+        start = self.generation_config.decoder_start_token_id
+        mute = getattr(self.generation_config, "no_timestamps_token_id", None) or start
+        found, has_begun = [], False
+        for ids in self.asked.tokens.tolist():
+            if start not in ids:
+                return None
+            rest = ids[ids.index(start) :]
+            n = next((i for i, id_ in enumerate(rest) if i and not start < id_ <= mute), len(rest))
+            found.append(rest[:n])
+            has_begun |= n < len(rest)
+        if not has_begun:
+            return None
+        if len({*map(len, found)}) > 1:
+            raise InputError(
+                "generating with Whisper: transcripts that have begun, behind different numbers of "
+                "control tokens. Generate them one by one."
+            )
+        return torch.tensor(found)
+
+    def _prepare_decoder_input_ids(
+        self, *, cur_bsz: int, kwargs: dict[str, Any], **more: Any
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """The prompt of a window: at first with the transcript so far, if one has begun."""
+        if self.begun is None:
+            found: tuple[Tensor, dict[str, Any]] = super()._prepare_decoder_input_ids(
+                cur_bsz=cur_bsz, kwargs=kwargs, **more
+            )
+            return found
+        ids, self.__dict__["begun"] = self.begun, None
+        kwargs.pop("decoder_attention_mask", None)
+        return ids.repeat_interleave(cur_bsz // len(ids), 0), kwargs
 
     def _prompt_of(
         self, features: Float[Tensor, "row mel frame"], ids: Tensor, mask: Tensor | None
@@ -192,8 +247,11 @@ class WhisperLoop(WhisperGenerationMixin, GenerationLoop):
         return found
 
     def _retrieve_segment(self, **given: Any) -> Any:
-        """Segments of a pass, and how far it went: of a memory, behind which there is none, all."""
-        if self.asked.memory is not None:
+        """Segments of a pass, and how far it went.
+
+        One pass is all that there is of a memory, and all that a cache can hold.
+        """
+        if self.asked.memory is not None or self.after_step is not None:
             given["timestamp_begin"] = self.hooked.cfg.d_vocab  # no token ends a segment
         return super()._retrieve_segment(**given)
 

@@ -18,7 +18,7 @@ from hooked_alm.config import HookedALMConfig
 from hooked_alm.encoder import AudioEncoder
 from hooked_alm.errors import InputError, nearest
 from hooked_alm.frontend import FrontEnd, Windows
-from hooked_alm.inputs import ALMInput, AudioClip, ids_and_mask
+from hooked_alm.inputs import ALMInput, AudioClip, check_memory, ids_and_mask
 from hooked_alm.prompts import Conversation, PromptBuilder, PromptRow, Segments
 from hooked_alm.spans import AudioTokens
 
@@ -88,9 +88,9 @@ class WhisperFrontEnd(FrontEnd):
         *,
         decoder_input_ids: Int[Tensor, "batch pos"] | None = None,
         decoder_attention_mask: Int[Tensor, "batch pos"] | None = None,
-        decoder_position_ids: Int[Tensor, "batch pos"] | None = None,
-        input_features: Float[Tensor, "clip mel frame"] | None = None,
-        attention_mask: Int[Tensor, "clip frame"] | None = None,
+        decoder_position_ids: Any = None,
+        input_features: Any = None,
+        attention_mask: Any = None,
         encoder_outputs: Any = None,
         **refused: object,
     ) -> ALMInput:
@@ -104,6 +104,13 @@ class WhisperFrontEnd(FrontEnd):
             "input_features, attention_mask, encoder_outputs", prefix=self.argument_prefix,
         )  # fmt: skip
         clips: list[AudioClip] = []
+        given = {"input_features": input_features, "attention_mask": attention_mask,
+                 "decoder_position_ids": decoder_position_ids}  # fmt: skip
+        if wrong := [k for k, v in given.items() if not isinstance(v, Tensor | None)]:
+            raise InputError(
+                f"encoding a processor's output: {', '.join(wrong)} came as no tensor. Ask the "
+                "processor for return_tensors='pt'."
+            )
         if input_features is not None:
             n_mels, n_frames = self.feature_shape
             if (
@@ -119,6 +126,11 @@ class WhisperFrontEnd(FrontEnd):
             frames = attention_mask
             if frames is None:
                 frames = torch.ones(input_features.shape[::2], dtype=torch.long)
+            if frames.shape != input_features.shape[::2]:
+                raise InputError(
+                    f"encoding a processor's output: got an attention_mask {list(frames.shape)}, "
+                    f"expected [batch, frame], {list(input_features.shape[::2])}."
+                )
             clips = self.clips_of(input_features, frames)
         if clips and len(clips) != len(ids):
             raise InputError(
@@ -126,8 +138,9 @@ class WhisperFrontEnd(FrontEnd):
                 "prompts. Give one for each: the decoder reads no more."
             )
         memory = encoder_outputs
-        if memory is not None:
-            memory = memory if isinstance(memory, Tensor) else memory[0]
+        if memory is not None and not isinstance(memory, Tensor):
+            memory = next(iter(memory[:1]), None)  # of a tuple, or of what an encoder returns
+            check_memory(memory, len(ids))
         return self.input_from_features(ids, mask, decoder_position_ids, clips, memory=memory)
 
     def hf_arguments(self, clips: Sequence[AudioClip]) -> dict[str, Tensor]:
@@ -153,10 +166,10 @@ class WhisperPrompts(PromptBuilder):
         truncate: bool,
         model: Any,
         *,
-        language: str | Sequence[str] | None = None,
-        task: str | None = None,
-        timestamps: bool = False,
-        long_form: bool = False,
+        language: Any = None,
+        task: Any = None,
+        timestamps: Any = False,
+        long_form: Any = False,
         **options: Any,
     ) -> ALMInput:
         """Left-padded rows, one per conversation.
@@ -185,6 +198,11 @@ class WhisperPrompts(PromptBuilder):
                 "naming segments of a prompt for Whisper: it takes no instruction. Its spans "
                 "'previous' and 'transcript' tell `text` and `answer_prefix` apart."
             )
+        for name, value in (("timestamps", timestamps), ("long_form", long_form)):
+            if not isinstance(value, bool):
+                raise InputError(
+                    f"preparing prompts with {name}={value!r}: expected True or False for all."
+                )
         if long_form and truncate:
             raise InputError("preparing a prompt: give long_form or truncate, not both.")
         if not self._is_multilingual(model) and (language, task) != (None, None):
@@ -247,7 +265,17 @@ class WhisperPrompts(PromptBuilder):
         )
 
     def _ids(self, text: str) -> list[int]:
-        return [token.id for token in self._tokens(text, add_special_tokens=False)] if text else []
+        """Tokens of words."""
+        if not text:
+            return []
+        found = [token.id for token in self._tokens(text, add_special_tokens=False)]
+        if controls := sorted({*found} & self.front_end.special_ids):
+            raise InputError(
+                f"preparing a prompt with {text[:40]!r}: it holds the control tokens "
+                f"{self.tokenizer.convert_ids_to_tokens(controls)}, which `language`, `task` and "
+                "`timestamps` set. Give words."
+            )
+        return found
 
     def _id(self, token: str) -> int:
         found: int | None = self.tokenizer.get_vocab().get(token)
@@ -271,9 +299,7 @@ class WhisperPrompts(PromptBuilder):
             ids = {f"<|{code}|>": known[f"<|{code}|>"] for code in own if f"<|{code}|>" in known}
         return {token.strip("<|>"): id_ for token, id_ in ids.items()}
 
-    def _codes(
-        self, language: str | Sequence[str] | None, n_rows: int, model: Any
-    ) -> list[str | None] | None:
+    def _codes(self, language: Any, n_rows: int, model: Any) -> list[str | None] | None:
         """The language of every row; None where it is to be heard."""
         if not self._is_multilingual(model):
             return [None] * n_rows
@@ -281,6 +307,11 @@ class WhisperPrompts(PromptBuilder):
             language = getattr(model.generation_config, "language", None)
         if language is None:
             return None
+        if not isinstance(language, str | list | tuple):
+            raise InputError(
+                f"preparing a prompt with language={language!r}: expected a code, an English name, "
+                "or a list of one for each row."
+            )
         names = [language] * n_rows if isinstance(language, str) else [*language]
         if len(names) != n_rows:
             raise InputError(
@@ -301,7 +332,7 @@ class WhisperPrompts(PromptBuilder):
             codes.append(code)
         return codes
 
-    def _task_ids(self, task: str | None, model: Any) -> list[int]:
+    def _task_ids(self, task: Any, model: Any) -> list[int]:
         if not self._is_multilingual(model):
             return []
         if task is None:
@@ -347,9 +378,12 @@ def _said(conversation: Conversation) -> str:
             "is no chat model."
         )
     content = conversation[0]["content"]
-    if isinstance(content, str):
-        return content
-    return "".join(item["text"] for item in content if item.get("type") == "text")
+    texts = [content]
+    if not isinstance(content, str):
+        texts = [item.get("text") for item in content if item.get("type") == "text"]
+    if not all(isinstance(text, str) for text in texts):
+        raise InputError(f"preparing a prompt for Whisper: got {texts} as text, expected words.")
+    return "".join(texts)
 
 
 _HANDLED = frozenset({

@@ -1,6 +1,7 @@
 """Whisper against Hugging Face: both stacks, steps, prompts, and everything that it refuses."""
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -362,6 +363,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "languages of other rows": ({"language": ["en", "zh"]}, "got 2 languages"),
     "unknown option": ({"langauge": "en"}, "nearest: language"),
     "segments": ({"segments": [("a", "b")]}, "takes no instruction"),
+    "a language that is none": ({"language": 3}, "expected a code, an English name, or a list"),
+    "a list of timestamps": ({"timestamps": [True]}, "expected True or False for all"),
+    "long form of a list": ({"long_form": [False]}, "expected True or False for all"),
+    "control tokens": ({"text": "<|startoftranscript|> hi", "language": "en"}, "Give words"),
+    "an end": ({"answer_prefix": "<|endoftext|>", "language": "en"}, "Give words"),
+    "no words": ({"text": 5, "language": "en"}, "got text that is no text"),
+    "no prefix": ({"answer_prefix": ["a"], "language": "en"}, "got answer_prefix that is no text"),
     "both": ({"long_form": True, "truncate": True}, "not both"),
 }
 
@@ -408,8 +416,23 @@ def test_more_that_is_refused(whispers: Whispers, tmp_path: Path) -> None:
         model(x, memory=torch.zeros(1, 50, 48))
     with pytest.raises(InputError, match="EncoderDecoderCache"):
         model(x, past_key_values=DynamicCache())
-    with pytest.raises(InputError, match="a memory of 1 rows for 2 prompts"):
+    with pytest.raises(InputError, match=r"reading a memory \[1, 50, 48\]"):
         ALMInput(**{**vars(x), "memory": torch.zeros(1, 50, 48)})
+    for memory, told in (
+        (np.zeros((2, 50, 48)), "of ndarray"), (torch.zeros(2, 0, 48), "[2, 0, 48]"),
+        (torch.ones(2, 50, 48).long(), "of torch.int64"), (torch.zeros(48), "[48]"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=re.escape(f"reading a memory {told}")):
+            model.encode(decoder_input_ids=ids.repeat(2, 1), encoder_outputs=(memory,))
+    for outputs in ((), "states", [[1.0]]):
+        with pytest.raises(InputError, match="reading a memory of"):
+            model.encode(decoder_input_ids=ids, encoder_outputs=outputs)
+    with pytest.raises(InputError, match="Ask the processor"):
+        model.encode(input_features=mel(1).numpy(), decoder_input_ids=ids)
+    with pytest.raises(InputError, match=r"expected \[batch, frame\], \[1, 100\]"):
+        model.encode(
+            input_features=mel(1), decoder_input_ids=ids, attention_mask=torch.ones(1, 3).long()
+        )
     with pytest.raises(HookNameError, match="read as they are"):
         model.run_with_cache(x, names_filter="audio.hook_projector_in")
     bare = tmp_path / "bare"

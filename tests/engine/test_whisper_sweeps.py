@@ -97,6 +97,33 @@ def test_donors(model: HookedALM, x: ALMInput, y: ALMInput, donor: str) -> None:
         assert moved(fast) > 1e-3
 
 
+def test_donors_of_another_model(
+    model: HookedALM, x: ALMInput, y: ALMInput, whispers: Whispers
+) -> None:
+    """A run of it, and its means over rows of the memory."""
+    other = HookedALM.from_pretrained(whispers.folder())
+    for parameter in other.parameters():
+        parameter.data.mul_(1.1)
+    for donor, places in ((y, ["audio"]), (Mean(y), [0, 20, Window(0.1, 0.3)])):
+        fast, _ = both(model, x, donor, TAIL, site="cross_attn.v", places=places, donor_model=other)
+        assert moved(fast) > 1e-4
+    name = "blocks.1.cross_attn.hook_v"
+    mean = other.run_with_cache(y, names_filter=name)[1][name][:, 20].mean(0)
+
+    def write(value: Tensor, hook: Any) -> Tensor:
+        value = value.clone()
+        value[:, 20] = mean
+        return value
+
+    expected = TAIL.function(model.run_with_hooks(x, fwd_hooks=[(name, write)])).detach()
+    found = patch(model, x, Mean(y), TAIL, site="cross_attn.v", places=[20], layers=[1],
+                  donor_model=other)  # fmt: skip
+    limit = rounding(model, x)
+    np.testing.assert_allclose(found.values[0, 0], expected.numpy(), rtol=0, atol=limit)
+    padded, _ = both(model, x, Mean(y, by_position=True), TAIL, site="z", places=[0, 1, 8])
+    assert moved(padded) > 1e-4
+
+
 def test_other_kernels_and_precision(whispers: Whispers) -> None:
     for dtype, attention in ((torch.float32, "eager"), (torch.bfloat16, "sdpa")):
         model = whispers.hooked(dtype, attention)
@@ -376,6 +403,16 @@ def test_what_is_refused(model: HookedALM, x: ALMInput, y: ALMInput) -> None:
     )
     with pytest.raises(InputError, match="a memory instead of"):
         patch(model, given, given, metric, site="cross_attn.k", places=["audio"])
+    for site, read in (("cross_attn.v", "k"), ("z", "cross_attn.k"), ("z", "resid_pre")):
+        with pytest.raises(InputError, match="expected values of the same axes"):
+            patch(model, x, y, metric, site=site, donor_site=read, places=[3])  # type: ignore[arg-type]
+    patch(model, x, y, metric, site="cross_attn.k", donor_site="cross_attn.v", places=[3])
+    short = model.encode(
+        decoder_input_ids=y.tokens, encoder_outputs=torch.zeros(2, 31, model.cfg.d_model)
+    )
+    for donor in (short, Mean(short)):
+        with pytest.raises(InputError, match="expected one size"):
+            patch(model, x, donor, metric, site="cross_attn.pattern", places=[3])
     with pytest.raises(InputError, match="this input has audio, padding"):
         patch(model, x, y, metric, site="cross_attn.k", places=["readout"])
 

@@ -1,5 +1,6 @@
 """TransformerLens' tools on Whisper's decoder, and lenses on both of its stacks."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -180,7 +181,9 @@ def test_lens_on_the_encoder(model: HookedALM, whispers: Whispers) -> None:
     assert torch.equal(texts, model.generate(x, 6, return_type="tokens"))
 
 
-def test_the_encoder_lens_is_whispers(gqa: HookedALM) -> None:
+def test_the_encoder_lens_is_whispers(model: HookedALM, x: ALMInput, gqa: HookedALM) -> None:
+    with pytest.raises(InputError, match="a memory instead of"):
+        encoder_lens(model, replace(x, memory=torch.zeros(2, 50, 48)))
     with pytest.raises(InputError, match="no cross-attention reads it"):
         memories_by_depth(gqa, gqa.encode(input_ids=[[3, 4, 5]]))
 

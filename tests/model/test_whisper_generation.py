@@ -114,6 +114,52 @@ def test_prompts_of_different_length(whispers: Whispers) -> None:
         model.generate(first, NEW, return_type="tokens")
 
 
+def test_a_transcript_that_has_begun_is_the_first_windows(whispers: Whispers) -> None:
+    """Later windows have the control tokens alone."""
+    model, hf = whispers.hooked(), whispers.hf()
+    for clip, options in ((noise(0.8), {}), (noise(2.7, seed=3), {"long_form": True})):
+        x = model.prepare(
+            clip, language="en", timestamps=True, answer_prefix=" happy", **options
+        )  # fmt: skip
+        expected = hf.generate(
+            model.audio.features_and_mask(x.clips)[0], decoder_input_ids=x.tokens, language="en",
+            max_new_tokens=8, return_timestamps=True,
+        )  # fmt: skip
+        seen: list[int] = []
+
+        def note(ids: Tensor, hook: Any, seen: list[int] = seen) -> None:
+            seen.append(ids.shape[1])
+
+        found = model.generate(x, 8, return_type="tokens", fwd_hooks=[("hook_tokens", note)])
+        assert torch.equal(found, expected)
+        prompts = [n for n in seen if n > 1]
+        assert prompts == [x.shape[1], *[3] * (len(prompts) - 1)]
+        assert len(prompts) > 1
+    several = model.generate(
+        model.prepare(noise(0.4), language="en", answer_prefix=" happy"), 8, return_type="tokens",
+        num_beams=3, num_return_sequences=2,
+    )  # fmt: skip
+    assert len(several) == 2
+
+
+def test_a_cache_holds_one_pass(whispers: Whispers) -> None:
+    """Also where a time is predicted that nobody asked for."""
+    model = whispers.hooked()
+    x = model.prepare(noise(0.6, seed=9), language="en")
+
+    def want(scores: Tensor, hook: Any) -> Tensor:
+        scores = scores.clone()
+        scores[..., TIMES + 5] += 1e4  # twice in a row ends a segment
+        return scores
+
+    tokens, cache = model.generate(
+        x, 8, return_type="tokens", fwd_hooks=[("unembed.hook_out", want)],
+        names_filter="blocks.1.hook_resid_post",
+    )  # fmt: skip
+    assert tokens.tolist() == [[TIMES + 5] * 8]
+    assert cache["blocks.1.hook_resid_post"].shape[1] == x.shape[1] + 7
+
+
 def test_long_form_after_what_was_said(whispers: Whispers) -> None:
     """It goes before the first window, and before the tokens of earlier ones."""
     model, hf = whispers.hooked(), whispers.hf()
@@ -283,6 +329,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "timestamps": ({"return_timestamps": True}, "Give timestamps= to `prepare`"),
     "previous text": ({"prompt_ids": torch.tensor([1])}, "Give text= to `prepare`"),
     "do_sample": ({"do_sample": True}, "Give temperature"),
+    "times of several": (
+        {"return_token_timestamps": True, "num_beams": 2, "num_return_sequences": 2},
+        "Ask for one",
+    ),
     "no temperature": ({"logprob_threshold": -1.0}, "from 0.0 on"),
     "unknown": ({"num_beam": 2}, "nearest: num_beams"),
     "several passes": (

@@ -82,11 +82,8 @@ class DonorValues:
         """
         if site == "pattern":
             self._check_pattern()
-        if site == "cross_attn.pattern" and isinstance(self.donor, Noise):
-            raise InputError(
-                "patching the pattern with Noise: its rows would not be patterns any more. Patch q "
-                "or k instead."
-            )
+        if site == "cross_attn.pattern":
+            self._check_memory_pattern()
         kept: dict[str, Tensor] = {}
         if self.run is not None and measured.donor_runs is not None:
             kept = measured.donor_runs.kept
@@ -120,6 +117,25 @@ class DonorValues:
                 f"patching the pattern: the base has {ours.shape[1]} positions, the donor "
                 f"{theirs.shape[1]}, or they are padded differently. Patterns are exchanged "
                 "between prompts whose keys are the same positions."
+            )
+
+    def _check_memory_pattern(self) -> None:
+        """Refuse what is no pattern over the memory that the base reads."""
+        if isinstance(self.donor, Noise):
+            raise InputError(
+                "patching the pattern with Noise: its rows would not be patterns any more. Patch q "
+                "or k instead."
+            )
+        other = self.donor.inputs if isinstance(self.donor, Mean) else self.run
+        given = [self.placement.given] + ([] if other is None else [other])
+        sizes = {None if x.memory is None else x.memory.shape[1] for x in given}
+        audio = self.model.audio
+        full = None if audio is None else audio.n_tokens(audio.feature_shape[1])
+        if len({full if size is None else size for size in sizes}) > 1:
+            raise InputError(
+                "patching the pattern of cross-attention: base and donor read memories of "
+                f"{sorted(map(str, sizes))} positions (None is the encoder's {full}), expected "
+                "one size."
             )
 
     def _keys(self, x: ALMInput) -> Bool[Tensor, "batch pos"]:
@@ -197,6 +213,9 @@ class DonorValues:
                     one = align_place(self.base[row], inputs[other], place)
                     n = len(one.base)
                     columns = one.base, one.lower, one.upper, one.weight
-                    parts.append([first + np.arange(n), np.full(n, other), *map(np.array, columns)])
+                    kinds = int, int, int, float  # of lists that may be empty
+                    typed = zip(columns, kinds, strict=True)
+                    arrays: list[np.ndarray] = [np.array(c, kind) for c, kind in typed]
+                    parts.append([first + np.arange(n), np.full(n, other), *arrays])
                 first += len(ours.base)
         return Spots(*(np.concatenate(column) for column in zip(*parts, strict=True)))

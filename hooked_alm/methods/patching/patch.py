@@ -141,9 +141,12 @@ def patch(
                 f"patching with donor {donor!r} and a donor_model: that donor is no run, so "
                 "there is nothing for another model to run. Give prompts, or a Mean of some."
             )
-        values_of = placed if other_model is None else other_model
-        values = DonorValues(values_of, donor, placement)
         read = options["donor_site"] or site
+        _check_donor_site(model, read, site)
+        values_of = placed
+        if other_model is not None:
+            values_of = other_model if placed is model else other_model.towards("encoder")
+        values = DonorValues(values_of, donor, placement)
         names = sorted({hook_name(read, model.path[b]) for joint in choice.layers for b in joint})
         measured = Measurement(
             model, base, other, metric, engine=options["engine"], max_bytes=options["max_bytes"],
@@ -169,6 +172,24 @@ def patch(
             choice.axes, found, noise, site=site, mode=mode,
             length_ratios=placement.length_ratios,
         )  # fmt: skip
+
+
+def _check_donor_site(model: HookedALM, read: Site, site: Site) -> None:
+    """Refuse values of another shape, or of other rows.
+
+    Raises:
+        InputError: the sites' axes differ; query and kv heads may be as many.
+    """
+    if read not in sites_of(model.path_cfg):
+        raise InputError(f"patching {site} with donor_site {read!r}: the blocks have no such site.")
+    axes = [SITES[one].axes for one in (read, site)]
+    if model.path_cfg.n_groups == 1:
+        axes = [one.replace("kv_head", "head") for one in axes]
+    if axes[0] != axes[1]:
+        raise InputError(
+            f"patching {site} [{SITES[site].axes}] with donor_site {read!r} [{SITES[read].axes}]: "
+            "expected values of the same axes."
+        )
 
 
 def _warn_of_whole_clips(placement: Placement, site: Site) -> None:

@@ -34,6 +34,7 @@ def memories_by_depth(
             f"reading the encoder of {model.cfg.model_name!r} at every depth: no cross-attention "
             "reads it. The lens is for Whisper; what other decoders hear is a projector's."
         )
+    model.encoder_rows(x)  # which refuses a memory in the place of clips, and prompts without
     last = encoder.cfg.n_layers - 1
     names = [hook_name("resid_pre", f"{ENCODER}blocks.{layer}") for layer in range(last + 1)]
     names.append(hook_name("resid_post", f"{ENCODER}blocks.{last}"))
@@ -53,7 +54,7 @@ def encoder_lens(model: HookedALM, x: ALMInput) -> Float[Tensor, "depth batch ta
     Raises:
         InputError: see ``memories_by_depth``.
     """
-    found = []
+    x, found = model.to_input(x), []
     real = x.attention_mask.bool()
     for memory in memories_by_depth(model, x):
         logits = model(x, memory=memory)[:, :-1].float()
