@@ -27,7 +27,7 @@ def put(folder: Path, out: Path, names: list[str], value: Tensor) -> Path:
     return edit_tensors(folder, out, lambda tensors: tensors | {n: value.clone() for n in names})
 
 
-@pytest.mark.parametrize("module", sorted({*FAMILIES.values()}))
+@pytest.mark.parametrize("module", sorted({*FAMILIES.values()} - {"whisper"}))  # not rotary
 def test_every_decoder_has_the_rule(module: str) -> None:
     """Where a family keeps the decoder's q projections, older files keep frequencies."""
     rules = load_family(module).rules

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...errors import InputError
 from ...model import HookedALM
-from ...points import SITES
+from ...points import SITES, sites_of
 from ...turns import restored
 from .alignment import Place, Window
 from .options import NodeOptions
@@ -74,7 +74,7 @@ def _units(model: HookedALM, options: NodeOptions) -> tuple[str | None, list[Uni
         ("neurons", neurons, ("neuron",)),
     ):
         if given is not None and unit not in fitting:
-            have = [s for s, point in SITES.items() if point.unit in fitting]
+            have = [one for one in sites_of(cfg) if SITES[one].unit in fitting]
             raise InputError(f"patching {name} {given} of {site}: only {', '.join(have)} have any.")
     chosen = heads if neurons is None else neurons
     if chosen is None:
