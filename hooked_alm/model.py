@@ -271,10 +271,8 @@ class HookedALM(
                 without processor files, or options that its family does not have.
         """
         prompts = self._prompts()
-        given = {
-            "text": text if isinstance(text, list) else [text],
-            "answer_prefix": [answer_prefix],
-        }
+        texts = text if isinstance(text, list | tuple) else [text]
+        given = {"text": texts, "answer_prefix": [answer_prefix]}
         if wrong := [k for k, v in given.items() if not all(isinstance(t, str | None) for t in v)]:
             raise InputError(
                 f"preparing a prompt: got {', '.join(wrong)} that is no text. Give words"

@@ -6,6 +6,7 @@ the windows that it is about, and its steps are those of ``GenerationLoop``.
 """
 
 import inspect
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,8 +25,7 @@ from .points import hook_name
 
 _IN_THE_PROMPT = {
     "language": "language", "task": "task", "is_multilingual": "language",
-    "return_timestamps": "timestamps", "prompt_ids": "text", "prompt_condition_type": None,
-    "decoder_input_ids": "answer_prefix",
+    "return_timestamps": "timestamps", "prompt_ids": "text", "decoder_input_ids": "answer_prefix",
 }  # fmt: skip
 """Options of transformers' that a prompt of ours has in it -> the one of ``prepare``."""
 _OURS = {"self", "kwargs", "input_features", "attention_mask", "encoder_outputs"}
@@ -322,9 +322,6 @@ class WhisperLoop(WhisperGenerationMixin, GenerationLoop):
         if not options.get("return_token_timestamps"):
             return []
 
-        def look(layer: int, pattern: Tensor, hook: HookPoint) -> None:
-            self.patterns[layer] = pattern
-
         heads = getattr(self.generation_config, "alignment_heads", None)
         if heads is None:
             raise InputError(
@@ -332,10 +329,10 @@ class WhisperLoop(WhisperGenerationMixin, GenerationLoop):
                 "generation_config.json names no alignment_heads. Add them."
             )
         points = {layer: hook_name("cross_attn.pattern", f"blocks.{layer}") for layer, _ in heads}
-        return [
-            (name, lambda pattern, hook, layer=layer: look(layer, pattern, hook))
-            for layer, name in points.items()
-        ]
+        return [(name, partial(self._look, layer)) for layer, name in points.items()]
+
+    def _look(self, layer: int, pattern: Tensor, hook: HookPoint) -> None:
+        self.patterns[layer] = pattern
 
     def results(self, found: Any) -> tuple[Tensor, dict[str, Any]]:
         """New tokens, and what else transformers was asked for."""
@@ -351,10 +348,10 @@ def _check_options(options: dict[str, Any]) -> None:
         InputError: there is any.
     """
     if given := _IN_THE_PROMPT.keys() & options.keys():
-        instead = sorted({f"{_IN_THE_PROMPT[name]}=" for name in given if _IN_THE_PROMPT[name]})
+        instead = sorted({f"{_IN_THE_PROMPT[name]}=" for name in given})
         raise InputError(
             f"generating with Whisper: got {', '.join(sorted(given))}, which the prompt has in it. "
-            f"Give {', '.join(instead) or 'it'} to `prepare`."
+            f"Give {', '.join(instead)} to `prepare`."
         )
     if options.get("do_sample") and not options.get("temperature"):
         raise InputError(

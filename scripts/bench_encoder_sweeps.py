@@ -101,9 +101,9 @@ def allowed(cells: list[tuple[int, float]], n_layers: int) -> float:
     return len(cells) * run / reuse
 
 
-def measure(
-    name: str, cells: list[tuple[int, float]], ours: Callable[..., Any], cell: Callable[[], Any],
-    n_layers: int, rounds: int,
+def measured(
+    name: str, n_cells: int, limit: float, ours: Callable[..., Any], cell: Callable[[], Any],
+    rounds: int,
 ) -> str:  # fmt: skip
     """The sweep and one cell of the loop in turn; ratios over the rounds."""
     times = np.empty((rounds, 2))
@@ -113,11 +113,10 @@ def measure(
                 start = time.perf_counter()
                 (ours, cell)[which]()
                 times[i, which] = time.perf_counter() - start - sum(runs)
-    ratio, (low, high) = median_and_interval(len(cells) * times[:, 1] / times[:, 0])
-    limit = allowed(cells, n_layers)
+    ratio, (low, high) = median_and_interval(n_cells * times[:, 1] / times[:, 0])
     seconds = np.median(times, axis=0)
     return (
-        f"{name}: {len(cells)} cells, ours {seconds[0]:.2f} s, a run {seconds[1]:.2f} s: "
+        f"{name}: {n_cells} cells, ours {seconds[0]:.2f} s, a run {seconds[1]:.3f} s: "
         f"ratio {ratio:.2f} [{low:.2f}, {high:.2f}], allowed {limit:.2f}, "
         f"reached {ratio / limit:.2f} [{low / limit:.2f}, {high / limit:.2f}]"
     )
@@ -144,20 +143,22 @@ def main() -> None:
     def loop(**cell: Any) -> Any:
         return patch(*run, engine="hooks", **cell)
 
-    print(measure(
-        "heads' z, whole clip", [(b, behind_z) for b in layers for _ in range(HEADS)],
+    heads = [(b, behind_z) for b in layers for _ in range(HEADS)]
+    print(measured(
+        "heads' z, whole clip", len(heads), allowed(heads, n),
         partial(patch, *run, site="z", heads="each", places=("audio",)),
         lambda: loop(site="z", heads=[int(rng.integers(HEADS))], layers=[int(rng.integers(n))],
                      places=("audio",)),
-        n, options.rounds,
+        options.rounds,
     ))  # fmt: skip
     windows = [Window(float(s), float(s + 1)) for s in range(0, 30, 5)]
     # The stream before a block: all of its rows run, and so do those above.
-    print(measure(
-        "stream, windows of a second", [(b, sum(block.values())) for b in layers for _ in windows],
+    streams = [(b, sum(block.values())) for b in layers for _ in windows]
+    print(measured(
+        "stream, windows of a second", len(streams), allowed(streams, n),
         partial(patch, *run, site="resid_pre", places=windows),
         lambda: loop(site="resid_pre", layers=[int(rng.integers(n))], places=windows[:1]),
-        n, options.rounds,
+        options.rounds,
     ))  # fmt: skip
 
 

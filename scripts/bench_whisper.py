@@ -12,16 +12,14 @@ decoder; a path from an encoder head into a decoder head's values makes those of
 
 import argparse
 import tempfile
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from bench_encoder_sweeps import measured
 from bench_forward import paired_ratio
-from bench_sweeps import median_and_interval, runs_timed
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
 from hooked_alm import ALMInput, HookedALM
@@ -112,28 +110,6 @@ def costs(size: str) -> dict[str, float]:
     }
 
 
-def measure(
-    name: str, n_cells: int, limit: float, ours: Callable[[], Any], cell: Callable[[], Any],
-    rounds: int,
-) -> None:  # fmt: skip
-    """The sweep and one cell of the loop in turn; ratios over the rounds."""
-    times = np.empty((rounds, 2))
-    for i in range(rounds):
-        for which in (0, 1) if i % 2 else (1, 0):
-            with runs_timed("cpu") as runs:
-                start = time.perf_counter()
-                (ours, cell)[which]()
-                times[i, which] = time.perf_counter() - start - sum(runs)
-    ratio, (low, high) = median_and_interval(n_cells * times[:, 1] / times[:, 0])
-    seconds = np.median(times, axis=0)
-    print(
-        f"{name}: {n_cells} cells, ours {seconds[0]:.2f} s, a run {seconds[1]:.3f} s: ratio "
-        f"{ratio:.2f} [{low:.2f}, {high:.2f}], allowed {limit:.2f}, reached {ratio / limit:.2f} "
-        f"[{low / limit:.2f}, {high / limit:.2f}]",
-        flush=True,
-    )
-
-
 def bench_sweeps(model: HookedALM, size: str, rounds: int) -> None:
     """Heads of the cross-attention, heads of the encoder, and paths from the one to the other."""
     n, _, heads = SIZES[size]
@@ -151,12 +127,12 @@ def bench_sweeps(model: HookedALM, size: str, rounds: int) -> None:
         return {"heads": [int(rng.integers(heads))], "layers": [int(rng.integers(n))]}
 
     decoding: dict[str, Any] = {"site": "cross_attn.z", "places": ["all"]}
-    measure(
+    print(measured(
         f"Whisper {size}: heads of the cross-attention, every position", n * heads,
         n * heads * run / cells,
         partial(patch, model, x, y, METRIC, heads="each", **decoding),
         lambda: patch(model, x, y, METRIC, engine="hooks", **decoding, **at_random()), rounds,
-    )  # fmt: skip
+    ), flush=True)  # fmt: skip
     whole = cost["stem"] + n * cost["encoder block"] + run
     cells = sum(
         heads * (cost["encoder behind z"] + a * cost["encoder block"]
@@ -164,24 +140,24 @@ def bench_sweeps(model: HookedALM, size: str, rounds: int) -> None:
         for a in above
     )  # fmt: skip
     hearing: dict[str, Any] = {"site": "z", "places": ["audio"]}
-    measure(
+    print(measured(
         f"Whisper {size}: heads of the encoder, whole clip", n * heads, n * heads * whole / cells,
         partial(patch, encoder, x, y, METRIC, heads="each", **hearing),
         lambda: patch(encoder, x, y, METRIC, engine="hooks", **hearing, **at_random()), rounds,
-    )  # fmt: skip
+    ), flush=True)  # fmt: skip
     last, pairs = n - 1, heads * heads
     senders = f"audio.encoder.blocks.{last}.attn.hook_z"
     values = "blocks.0.cross_attn.hook_v"
     cells = heads * (cost["norm and message"] + heads * cost["values of one head"]) + pairs * (
         cost["cross queries and behind"] + (n - 1) * cost["decoder block"]
     )
-    measure(
+    print(measured(
         f"Whisper {size}: encoder heads to values of decoder heads", pairs, pairs * run / cells,
         partial(path_patch, model, x, y, METRIC, f"{senders}[*]", f"{values}[*]", places=["all"]),
         lambda: path_patch(model, x, y, METRIC, f"{senders}[{rng.integers(heads)}]",
                            f"{values}[{rng.integers(heads)}]", places=["all"], engine="hooks"),
         rounds,
-    )  # fmt: skip
+    ), flush=True)  # fmt: skip
 
 
 @torch.no_grad()

@@ -13,7 +13,29 @@ from ..errors import InputError
 from ..hooks import HookPoint
 
 
-class Embed(nn.Embedding):
+class _Table(nn.Embedding):
+    """A table that refuses what it has no row for: a GPU would end the process, not the call."""
+
+    def forward(self, rows: Int[Tensor, "..."]) -> Float[Tensor, "... d_model"]:
+        """Rows of the table; see ``check``."""
+        self.check(rows)
+        return super().forward(rows)
+
+    def check(self, rows: Int[Tensor, "..."]) -> None:
+        """Refuse numbers that have no row.
+
+        Raises:
+            InputError: there are some.
+        """
+        if rows.is_meta or not bool(((rows < 0) | (rows >= self.num_embeddings)).any()):
+            return
+        raise InputError(self._refusal(int(rows.min()), int(rows.max())))
+
+    def _refusal(self, low: int, high: int) -> str:
+        raise NotImplementedError
+
+
+class Embed(_Table):
     """Token embedding."""
 
     def __init__(self, cfg: HookedALMConfig) -> None:
@@ -21,21 +43,9 @@ class Embed(nn.Embedding):
         super().__init__(cfg.d_vocab, cfg.d_model)
         self.multiplier = cfg.embedding_multiplier
 
-    def forward(self, ids: Int[Tensor, "..."]) -> Float[Tensor, "... d_model"]:
-        """Rows of the table, by ids that it has; see ``check``."""
-        self.check(ids)
-        return super().forward(ids)
-
-    def check(self, ids: Int[Tensor, "..."]) -> None:
-        """Refuse ids that have no row: on a GPU they would end the process, not the call.
-
-        Raises:
-            InputError: there are some.
-        """
-        if ids.is_meta or not bool(((ids < 0) | (ids >= self.num_embeddings)).any()):
-            return
-        raise InputError(
-            f"encoding ids from {int(ids.min())} to {int(ids.max())}: the vocabulary has 0 to "
+    def _refusal(self, low: int, high: int) -> str:
+        return (
+            f"encoding ids from {low} to {high}: the vocabulary has 0 to "
             f"{self.num_embeddings - 1}. Are they of this model's tokenizer?"
         )
 
@@ -45,31 +55,17 @@ class Embed(nn.Embedding):
         return self.weight if self.multiplier == 1 else self.weight * self.multiplier
 
 
-class PosEmbed(nn.Embedding):
+class PosEmbed(_Table):
     """Learned embedding of positions, which is added to that of the tokens (Whisper)."""
 
     def __init__(self, cfg: HookedALMConfig) -> None:
         """Allocate the table."""
         super().__init__(cfg.n_ctx, cfg.d_model)
 
-    def forward(self, positions: Int[Tensor, "..."]) -> Float[Tensor, "... d_model"]:
-        """Rows of the table, by positions that it has; see ``check``."""
-        self.check(positions)
-        return super().forward(positions)
-
-    def check(self, positions: Int[Tensor, "..."]) -> None:
-        """Refuse positions that have no row.
-
-        Raises:
-            InputError: there are some.
-        """
-        if positions.is_meta or not bool(
-            ((positions < 0) | (positions >= self.num_embeddings)).any()
-        ):
-            return
-        raise InputError(
-            f"embedding positions {int(positions.min())} to {int(positions.max())}: the model has "
-            f"{self.num_embeddings} of them, from 0 on. Give a shorter prompt."
+    def _refusal(self, low: int, high: int) -> str:
+        return (
+            f"embedding positions {low} to {high}: the model has {self.num_embeddings} of them, "
+            "from 0 on. Give a shorter prompt."
         )
 
     @property

@@ -295,6 +295,8 @@ def test_prompts_are_the_processors(whispers: Whispers) -> None:
     pair = model.prepare([clip, noise(0.7)], ["What", said], language=["en", "zh"])
     assert pair.attention_mask.sum(-1).tolist()[0] < pair.shape[1]
     assert pair.clip_rows == (0, 1)
+    same = model.prepare([clip, noise(0.7)], ("What", said), language=("en", "zh"))
+    assert torch.equal(same.tokens, pair.tokens)
     assert {*pair.tokens[0].tolist()} & {*LANGUAGES.values()} == {LANGUAGES["<|en|>"]}
     rows = model.encoder_rows(pair).prompts
     assert rows.spans["audio"] == [[(0, 20)], [(0, 35)]]

@@ -166,11 +166,14 @@ def test_long_form_after_what_was_said(whispers: Whispers) -> None:
     x = model.prepare(noise(3.3, seed=3), "What emotion", language="en", long_form=True)
     said = x.tokens[0, : int((x.tokens[0] == START).int().argmax())]
     features = model.audio.features_and_mask(x.clips)[0]
-    options: dict[str, Any] = {"condition_on_prev_tokens": True, "max_new_tokens": 8}
-    expected = hf.generate(
-        features, language="en", return_timestamps=True, prompt_ids=said, **options
-    )
-    assert torch.equal(model.generate(x, return_type="tokens", **options), expected)
+    for kind in ("first-segment", "all-segments"):
+        options: dict[str, Any] = {
+            "condition_on_prev_tokens": True, "prompt_condition_type": kind, "max_new_tokens": 8,
+        }  # fmt: skip
+        expected = hf.generate(
+            features, language="en", return_timestamps=True, prompt_ids=said, **options
+        )
+        assert torch.equal(model.generate(x, return_type="tokens", **options), expected)
 
 
 LONG: dict[str, dict[str, Any]] = {

@@ -182,14 +182,20 @@ def hf_inputs(clip_frames: list[list[int]], n_text: list[int], seed: int = 1) ->
     return inputs
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE with Qwen2-Audio's special tokens."""
+def byte_level_bpe(n: int = N_BPE) -> Tokenizer:
+    """Bytes, and merges up to so many tokens."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=N_BPE, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=n, initial_alphabet=alphabet, show_progress=False)
     bpe.train_from_iterator(CORPUS, trainer)
+    return bpe
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE with Qwen2-Audio's special tokens."""
+    bpe = byte_level_bpe()
     # Before the fast tokenizer, which would otherwise number its own special tokens first.
     bpe.add_special_tokens([AddedToken(word, special=True) for word in SPECIALS])
     tokenizer = PreTrainedTokenizerFast(

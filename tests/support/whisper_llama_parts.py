@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, processors
 from torch import Tensor
 from transformers import (
     LlamaConfig,
@@ -20,7 +20,7 @@ from transformers import (
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from family_case import Inputs, Run, residuals, save_hf
-from tiny import CORPUS, MELS, N_BPE, VOCAB
+from tiny import MELS, N_BPE, VOCAB, byte_level_bpe
 
 D_MODEL, D_AUDIO = 54, 24
 FRAMES = 100
@@ -71,12 +71,7 @@ LLAMA_3_SPECIALS = (
 
 def save_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """LLaMA 3's tokenizer in small: bytes, some merges, and a BOS before everything."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=N_BPE, initial_alphabet=alphabet, show_progress=False)
-    bpe.train_from_iterator(CORPUS, trainer)
+    bpe = byte_level_bpe()
     bpe.add_special_tokens([AddedToken(word, special=True) for word in LLAMA_3_SPECIALS])
     bos = LLAMA_3_SPECIALS[0]
     bpe.post_processor = processors.TemplateProcessing(

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken
 from torch import Tensor
 from transformers import (
     GenerationConfig,
@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from hooked_alm import HookedALM
-from tiny import CORPUS, randomise
+from tiny import byte_level_bpe, randomise
 
 MELS, POSITIONS, TARGETS = 10, 50, 60
 """Mel bins, positions of a second of audio, and of the decoder's prompts."""
@@ -70,12 +70,7 @@ def generation(is_multilingual: bool = True) -> GenerationConfig:
 @cache
 def tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE with Whisper's control tokens and times."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=N_BPE, initial_alphabet=alphabet, show_progress=False)
-    bpe.train_from_iterator(CORPUS, trainer)
+    bpe = byte_level_bpe(N_BPE)
     bpe.add_special_tokens([AddedToken(word, special=True) for word in SPECIALS])
     bpe.add_tokens([AddedToken(f"<|{i * 0.02:.2f}|>") for i in range(51)])
     made = PreTrainedTokenizerFast(
