@@ -40,15 +40,22 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Layout:
-    """A model whose parameters are still empty, and where they come from."""
+    """A model whose parameters are still empty, and where they come from.
+
+    It makes prompts and knows its hook points; `load_weights` makes it run.
+    """
 
     model: HookedALM
-    family: Family
     folder: Path
     parts: dict[str, Path]
     """Folders of the components."""
     dtype: torch.dtype | None
     """Dtype that the caller or the config asks for; None is that of the weights."""
+
+    @property
+    def family(self) -> Family:
+        """The model's family. Looked up, since what it is made of cannot be pickled."""
+        return family_of(read_config(self.folder), self.folder)
 
 
 def load_model(
@@ -85,27 +92,43 @@ def load_model(
         InputError: no such folder or id, or an option with a wrong value.
     """
     devices = None if device_map is None else read_device_map(device_map)
-    if isinstance(devices, dict) and [*devices] == [""]:
-        device, devices = devices[""], None
+    _check_machine(device, attn_implementation)
     layout = lay_out(
         name_or_dir,
         dtype=dtype,
-        device=device,
         attn_implementation=attn_implementation,
         revision=revision,
         components=components,
+        lora=lora,
     )
+    return load_weights(layout, device=device, device_map=devices, merge_lora=merge_lora)
+
+
+def load_weights(
+    layout: Layout,
+    *,
+    device: torch.device | str | None = None,
+    device_map: Any = None,
+    merge_lora: bool = True,
+) -> HookedALM:
+    """The model of a layout, with its weights; see ``load_model``.
+
+    Raises:
+        ConversionError: a tensor that does not fit.
+        InputError: a device or an attention kernel that is not there.
+    """
+    devices = None if device_map is None else read_device_map(device_map)
+    if isinstance(devices, dict) and [*devices] == [""]:
+        device, devices = devices[""], None
+    model = layout.model
+    _check_machine(device, model.cfg.attn_implementation)
     if devices is not None:
-        check_modules(layout.model, devices)
-    adapter = None if lora is None else find_folder(lora, None)
-    if adapter is not None:
-        read_adapter_config(adapter)  # before the weights
+        check_modules(model, devices)
+    model.cfg.device = torch.device("cpu" if device is None else device)
     _fill(layout)
-    model = layout.model.eval()
-    model.sources = {"model": layout.folder, **layout.parts}
-    if adapter is not None:
+    model.eval()
+    if (adapter := model.sources.get("lora")) is not None:
         apply_lora(model, layout.family, adapter, merge=merge_lora)
-        model.sources["lora"] = adapter
     if devices is not None:
         place(model, devices)
     return model
@@ -115,10 +138,10 @@ def lay_out(
     name_or_dir: str | Path,
     *,
     dtype: torch.dtype | str | None = None,
-    device: torch.device | str | None = None,
     attn_implementation: str = "sdpa",
     revision: str | None = None,
     components: dict[str, str] | None = None,
+    lora: str | Path | None = None,
 ) -> Layout:
     """The model without its weights: hook points, tokenizer and prompts; see ``load_model``.
 
@@ -126,7 +149,7 @@ def lay_out(
         ConversionError: an unsupported architecture or config field; see ``load_model``.
         InputError: no such folder or id, or an option with a wrong value.
     """
-    _check_machine(device, attn_implementation)
+    _check_kernel(attn_implementation)
     folder = find_folder(name_or_dir, revision)
     published = read_config(folder)
     family = family_of(published, folder)
@@ -145,11 +168,15 @@ def lay_out(
             model_name=str(name_or_dir),
             tokenizer_name=str(folder),
             dtype=torch.float32 if named is None else named,
-            device=torch.device("cpu" if device is None else device),
+            device=torch.device("cpu"),
             attn_implementation=attn_implementation,
         )
     model = _empty_model(family, cfg, config, folder, parts)
-    return Layout(model, family, folder, parts, named)
+    model.sources = {"model": folder, **parts}
+    if lora is not None:
+        model.sources["lora"] = adapter = find_folder(lora, None)
+        read_adapter_config(adapter)  # before the weights
+    return Layout(model, folder, parts, named)
 
 
 def _laid_out_from(path: Path) -> AbstractContextManager[None]:
@@ -161,14 +188,19 @@ def _laid_out_from(path: Path) -> AbstractContextManager[None]:
     )
 
 
-def _check_machine(device: torch.device | str | None, attn_implementation: str) -> None:
-    """Refuse a device or a kernel that is not there, before anything is read."""
+def _check_kernel(attn_implementation: str) -> None:
+    """Refuse what is no attention kernel."""
     kernels = get_args(AttentionImplementation)
     if attn_implementation not in kernels:
         raise InputError(
             f"loading a model: got attn_implementation={attn_implementation!r}, expected one of "
             f"{', '.join(kernels)}."
         )
+
+
+def _check_machine(device: torch.device | str | None, attn_implementation: str) -> None:
+    """Refuse a device or a kernel that is not there, before weights are read."""
+    _check_kernel(attn_implementation)
     if attn_implementation == "flash_attention_2" and not is_flash_attn_2_available():
         raise InputError(
             "loading a model with attn_implementation='flash_attention_2': the package flash-attn "

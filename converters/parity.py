@@ -187,7 +187,7 @@ def verify(
     """
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
     where: dict[str, Any] = {"device": device, "components": components}
-    layout = lay_out(name_or_dir, revision=revision, **where, **options)
+    layout = lay_out(name_or_dir, revision=revision, components=components, **options)
     family = layout.family
     if family.card.reference == "composed":
         found = plan_of(layout.model, open_checkpoint(layout), family.rules)

@@ -79,7 +79,8 @@ def main() -> None:
         experiment = PrefixComparison(config)
         # Once before, for imports and lazily made tables.
         HookedALM.from_pretrained(str(folder))(torch.ones(1, 8, dtype=torch.long))
-        experiment.open()
+        experiment.identify()
+        experiment.load()
         Path("/proc/self/clear_refs").write_text("5")
         before, began = memory("VmRSS"), time.perf_counter()
         for unit in experiment.units():

@@ -405,7 +405,7 @@ class Levels(Experiment[ExperimentConfig]):
     tables = {"levels": "a tenth of a second of a clip"}  # noqa: RUF012
     controls, claims, caveats = (), (), ()
 
-    def open(self) -> dict[str, Any]:
+    def identify(self) -> dict[str, Any]:
         """Nothing to load."""
         return {"model": {"name": "none", "blocks": 1}}
 

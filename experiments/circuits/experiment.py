@@ -22,7 +22,7 @@ from ..materials.clips import described_table
 from ..materials.confounds import add_confounds
 from ..materials.held_out import split_groups
 from ..materials.pairs import prepare_pairs, read_pairs
-from ..materials.subject import described, load_subject
+from ..materials.subject import described, lay_out_subject, load_subject
 from ..workbench.experiment import Experiment, Unit, UnitResult
 from ..workbench.page import Page
 from ..workbench.results import Row, Tables
@@ -60,8 +60,8 @@ class Circuits(Experiment[CircuitsConfig]):
         "used to choose it. Random circuits of equal size are the yardstick; the whole model is 1.",
     )
 
-    def open(self) -> dict[str, Any]:
-        """Load model and pairs, and check every prompt, answer and span before the first unit."""
+    def identify(self) -> dict[str, Any]:
+        """Reads the pairs, and checks every prompt, answer and span."""
         config = self.config
         is_bundled = config.pairs == "bundled"
         pairs = bundled_pairs(config.pairs_per_clip) if is_bundled else read_pairs(config.pairs)
@@ -75,7 +75,8 @@ class Circuits(Experiment[CircuitsConfig]):
                     f"({', '.join(groups[:5])}) fall into one part, expected some for choosing "
                     "and others for testing. Give pairs of more groups, or another seed."
                 )
-        self.model = load_subject(config)
+        self.layout = lay_out_subject(config)
+        self.model = self.layout.model
         self.pairs = prepare_pairs(self.model, pairs, truncate=config.truncate)
         self.places: dict[str, list[PlaceName]] = {}
         left_out = {}
@@ -93,23 +94,29 @@ class Circuits(Experiment[CircuitsConfig]):
             ],
         }
 
+    def load(self) -> None:
+        """Loads the weights; prompts go where the model is."""
+        load_subject(self.layout, self.config)
+        self.pairs = [one.to(self.model.cfg.device) for one in self.pairs]
+
     def units(self) -> list[Unit]:
         """A unit per pair: every head and MLP, and direct effects."""
-        return [Unit(f"nodes__{one.pair.id}", (one, ())) for one in self.pairs]
+        return [Unit(f"nodes__{one.pair.id}", (n, ())) for n, one in enumerate(self.pairs)]
 
     def further_units(self, tables: Tables) -> list[Unit]:
         """A unit per pair of a contrast with winners: paths, inputs, and circuits."""
         chosen = winners(node_cells(tables["nodes"], self.config), self.config)
         of_contrast = {name: nodes_of(of(chosen, name)) for name in self.places}
         return [
-            Unit(f"paths__{one.pair.id}", (one, nodes))
-            for one in self.pairs
+            Unit(f"paths__{one.pair.id}", (n, nodes))
+            for n, one in enumerate(self.pairs)
             if (nodes := of_contrast[one.pair.contrast])
         ]
 
     def measure(self, unit: Unit) -> UnitResult:
         """The sweeps of one pair, whose winners are known in the second stage."""
-        one, nodes = unit.payload
+        number, nodes = unit.payload
+        one = self.pairs[number]
         pair, places = one.pair, self.places[one.pair.contrast]
         who: Row = {"pair": pair.id, "contrast": pair.contrast, "group": pair.group}
         who["part"] = self.parts[pair.group]

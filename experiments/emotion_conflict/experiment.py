@@ -26,7 +26,7 @@ from ..materials.confounds import confound_table
 from ..materials.instructions import PromptSegments
 from ..materials.recordings import Recording, load_recordings, match_loudness
 from ..materials.records import collect
-from ..materials.subject import described, load_hearing_subject
+from ..materials.subject import described, lay_out_hearing_subject, load_subject
 from ..materials.trained_lens import described_lens, open_lens
 from ..workbench.experiment import Experiment, Unit, UnitResult
 from ..workbench.page import Page
@@ -52,14 +52,14 @@ class EmotionConflict(Experiment[EmotionConflictConfig]):
     tables, may_lack = TABLES, MAY_LACK
     defects, controls, claims, caveats = DEFECTS, CONTROLS, CLAIMS, CAVEATS
 
-    def open(self) -> dict[str, Any]:
-        """Reads the clips, loads the model, and checks every prompt before the first unit runs."""
+    def identify(self) -> dict[str, Any]:
+        """Reads the clips, and checks every prompt."""
         config = self.config
         source = CLIPS if config.audio == "bundled" else config.audio
         self.recordings = load_recordings(source, config.n_clips, label_column=config.label_column)
         self.corpus = Corpus(config, self.recordings)
-        self.model = load_hearing_subject(config, self.name)
-        self.lens = open_lens(config.tuned_lens, self.model, config.lens_norm)
+        self.layout = lay_out_hearing_subject(config, self.name)
+        self.model = self.layout.model
         config.patched_layers(self.model.cfg.n_layers)  # refuses blocks that the model lacks
         heard = collect(
             f"hearing {source}", self._read_clip, self.recordings, lambda one: one.where
@@ -85,6 +85,11 @@ class EmotionConflict(Experiment[EmotionConflictConfig]):
             "sweeps_without_a_clip_for_the_donor": self.plan.impossible_sweeps(),
             "clips": [self._clip_facts(one, self.clips[one.name]) for one in self.recordings],
         }
+
+    def load(self) -> None:
+        """Loads the weights, and the lens."""
+        load_subject(self.layout, self.config)
+        self.lens = open_lens(self.config.tuned_lens, self.model, self.config.lens_norm)
 
     def _read_clip(self, recording: Recording) -> AudioClip:
         config = self.config

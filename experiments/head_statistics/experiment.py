@@ -34,7 +34,7 @@ from hooked_alm.methods.reading.head_norms import (
 )
 from hooked_alm.methods.statistics.moments import Moments
 
-from ..materials.subject import described, load_subject
+from ..materials.subject import described, lay_out_subject, load_subject
 from ..workbench.experiment import Experiment, Unit, UnitResult
 from ..workbench.identity import file_hashes, to_json
 from ..workbench.page import Page
@@ -78,17 +78,15 @@ class HeadStatistics(Experiment[HeadStatisticsConfig]):
         "Items share the template's words, so that they vary less than free text would.",
     )
 
-    def open(self) -> dict[str, Any]:
-        """Load model and questions, and make every prompt before the first unit."""
+    def identify(self) -> dict[str, Any]:
+        """Reads the questions, and makes every prompt."""
         config = self.config
         file = find_file(config.data_dir)
         questions = read_questions(file)
-        placement = {} if config.device_map is None else {"device_map": config.device_map}
-        self.model = load_subject(config, **placement)
+        self.layout = lay_out_subject(config)
+        self.model = self.layout.model
         self.prompts = Prompts(self.model, config, questions)
         self.items, skipped = self.prompts.items()
-        how = config.model_dump(include={"token_agg", "weighting", "head_output"})
-        self.meter = HeadMeter(self.model, **how)
         return {
             "model": described(self.model, config),
             "data": {
@@ -103,6 +101,14 @@ class HeadStatistics(Experiment[HeadStatisticsConfig]):
             "position_ids": "cumulative sum of the attention mask",
             "letter_token_ids": self._letters(),
         }
+
+    def load(self) -> None:
+        """Loads the weights, and factorises the output projections."""
+        config = self.config
+        placement = {} if config.device_map is None else {"device_map": config.device_map}
+        load_subject(self.layout, config, **placement)
+        how = config.model_dump(include={"token_agg", "weighting", "head_output"})
+        self.meter = HeadMeter(self.model, **how)
 
     def _clips(self) -> list[Path]:
         """Every clip that is heard, in examples too."""

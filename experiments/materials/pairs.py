@@ -18,10 +18,11 @@ Any sweep takes what ``prepare_pairs`` makes: a base, a donor, and a token for e
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from hooked_alm import HookedALM
@@ -102,6 +103,10 @@ class PreparedPair:
     donor: ALMInput
     answers: tuple[int, int]
     """First tokens of the answers of base and donor."""
+
+    def to(self, device: torch.device) -> "PreparedPair":
+        """The pair with its prompts on another device."""
+        return replace(self, base=self.base.to(device), donor=self.donor.to(device))
 
 
 def read_pairs(file: str | Path) -> list[Pair]:

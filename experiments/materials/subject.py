@@ -7,6 +7,7 @@ from typing import Any
 
 from hooked_alm import HookedALM
 from hooked_alm.converters.folders import READ_FILES
+from hooked_alm.converters.loading import Layout, lay_out, load_weights
 from hooked_alm.errors import InputError
 
 from ..workbench.files import refusals
@@ -16,41 +17,50 @@ from ..workbench.settings import ExperimentConfig
 WEIGHT_FILES = {".safetensors", ".pt", ".pth"}
 
 
-def load_subject(config: ExperimentConfig, **placement: Any) -> HookedALM:
-    """The model that the settings name.
-
-    Args:
-        config: of the experiment.
-        placement: ``device_map``, instead of the setting ``device``.
+def lay_out_subject(config: ExperimentConfig) -> Layout:
+    """The model that the settings name, still without weights: enough to make every prompt.
 
     Raises:
-        InputError: a model, device or kernel that is not there.
+        InputError: a model that is not there.
     """
-    placement = placement or {"device": config.device}
-    return HookedALM.from_pretrained(
+    return lay_out(
         config.model,
         dtype=config.dtype,
         attn_implementation=config.attn_implementation,
         revision=config.revision,
         components=dict(config.components),
         lora=config.lora,
-        **placement,
     )
 
 
-def load_hearing_subject(config: ExperimentConfig, experiment: str) -> HookedALM:
-    """`load_subject` for an experiment whose model must have ears.
+def lay_out_hearing_subject(config: ExperimentConfig, experiment: str) -> Layout:
+    """`lay_out_subject` for an experiment whose model must have ears.
 
     Raises:
         InputError: a text model, or a folder without processor files.
     """
-    model = load_subject(config)
+    layout = lay_out_subject(config)
+    model = layout.model
     if model.audio is None or model.prompts is None:
         raise InputError(
             f"running {experiment} on {config.model!r}: the model has no audio front-end, or its "
             "folder no processor files. Give an audio model with both."
         )
-    return model
+    return layout
+
+
+def load_subject(layout: Layout, config: ExperimentConfig, **placement: Any) -> HookedALM:
+    """The model of a layout with its weights, where the settings want it.
+
+    Args:
+        layout: of the model; it is filled in place.
+        config: of the experiment.
+        placement: ``device_map``, instead of the setting ``device``.
+
+    Raises:
+        InputError: a device or kernel that is not there.
+    """
+    return load_weights(layout, **(placement or {"device": config.device}))
 
 
 def described(model: HookedALM, config: ExperimentConfig) -> dict[str, Any]:

@@ -9,6 +9,7 @@ token).
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -19,7 +20,7 @@ from hooked_alm.bundled import ASSETS
 from hooked_alm.errors import InputError
 
 from ..materials.clips import described_table
-from ..materials.subject import described, load_subject
+from ..materials.subject import described, lay_out_subject, load_subject
 from ..materials.trained_lens import described_lens, lens_name, open_lens
 from ..workbench.experiment import Experiment, Unit, UnitResult
 from ..workbench.page import Page
@@ -67,8 +68,8 @@ class PrefixComparison(Experiment[PrefixComparisonConfig]):
         "Nanda 2023. Lens by layer and token: Belrose et al. 2023.",
     )
 
-    def open(self) -> dict[str, Any]:
-        """Load model and items, and check every prompt before the first unit."""
+    def identify(self) -> dict[str, Any]:
+        """Reads the items, and checks every prompt."""
         config = self.config
         bundled = str(ASSETS / "prefix_comparison.jsonl")
         items = read_items(source := bundled if config.items == "bundled" else config.items)
@@ -79,13 +80,13 @@ class PrefixComparison(Experiment[PrefixComparisonConfig]):
                 f"choosing conditions: got a={a!r} and b={b!r}, expected two different "
                 f"ones of {', '.join(names)}. Set -s a=... and -s b=..."
             )
-        self.model = load_subject(config)
-        lens = open_lens(config.tuned_lens, self.model)
+        self.layout = lay_out_subject(config)
+        self.model = self.layout.model
         self.items = prepare_items(self.model, items, truncate=config.truncate)
         # All that a unit would otherwise find out after work was done.
         memory = check_memory(self.model, self.items, config)
         filler_ids(self.model, config.filler, 1)
-        self.comparison = TwoPrefixes(self.model, lens, config, self.items, a, b)
+        self.comparison = TwoPrefixes(self.model, config, self.items, a, b)
         self._check_runs()
         return {
             "model": described(self.model, config),
@@ -99,6 +100,13 @@ class PrefixComparison(Experiment[PrefixComparisonConfig]):
             "groups": {one.item.id: one.item.group for one in self.items},
             "prefixes": prefix_check(self.items),
         }
+
+    def load(self) -> None:
+        """Loads the weights, and the lens; prompts go where the model is."""
+        load_subject(self.layout, self.config)
+        self.items = [one.to(self.model.cfg.device) for one in self.items]
+        lens = open_lens(self.config.tuned_lens, self.model)
+        self.comparison = replace(self.comparison, items=self.items, lens=lens)
 
     def _check_runs(self) -> None:
         config, comparison = self.config, self.comparison
@@ -122,18 +130,18 @@ class PrefixComparison(Experiment[PrefixComparisonConfig]):
     def units(self) -> list[Unit]:
         """Per item the runs as they were, and one unit for each way to match their lengths."""
         a, b = self.comparison.a, self.comparison.b
-        work = [(one, "as_run") for one in self.items]
+        work = [(number, "as_run") for number in range(len(self.items))]
         for mode in self.config.pos_modes:
-            for one in self.items if mode != "as_run" else ():
+            for number, one in enumerate(self.items) if mode != "as_run" else ():
                 # Prefixes of one length are matched as they are.
                 if one.prefixes[a].x.shape[1] != one.prefixes[b].x.shape[1]:
-                    work.append((one, mode))
-        return [Unit(f"{one.item.id}__{mode}", (one, mode)) for one, mode in work]
+                    work.append((number, mode))
+        return [Unit(f"{self.items[n].item.id}__{mode}", (n, mode)) for n, mode in work]
 
     def measure(self, unit: Unit) -> UnitResult:
         """Two forwards, and one for every further prefix."""
-        one, mode = unit.payload
-        comparison = self.comparison
+        number, mode = unit.payload
+        one, comparison = self.items[number], self.comparison
         found = comparison.as_run(one) if mode == "as_run" else comparison.matched(one, mode)
         # Of many items' clips they would fill the memory; another unit hardly hears these again.
         for clip in comparison.clips:

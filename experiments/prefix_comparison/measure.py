@@ -1,7 +1,7 @@
 """What is measured on one item: its runs as they were, or made as long as each other."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -11,7 +11,7 @@ from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
 from hooked_alm.inputs import AudioClip
 from hooked_alm.methods.reading.divergence import Divergence, compare_depths, lockstep
-from hooked_alm.methods.reading.lens import Lens
+from hooked_alm.methods.reading.lens import Lens, LogitLens
 from hooked_alm.methods.reading.segment_mass import MassMeter
 
 from ..workbench.experiment import UnitResult
@@ -37,11 +37,11 @@ class TwoPrefixes:
     """The prefixes that a run compares; where its settings leave a choice, the items decide."""
 
     model: HookedALM
-    lens: Lens
     config: PrefixComparisonConfig
     items: Sequence[PreparedItem]
     a: str
     b: str
+    lens: Lens = field(default_factory=LogitLens)
 
     @property
     def clips(self) -> list[AudioClip]:

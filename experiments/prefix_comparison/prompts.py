@@ -58,6 +58,11 @@ class PreparedItem:
     offsets: list[tuple[int, int]]
     """Character range of each of its tokens in the continuation."""
 
+    def to(self, device: torch.device) -> "PreparedItem":
+        """The item with its prompts on another device."""
+        moved = {name: replace(one, x=one.x.to(device)) for name, one in self.prefixes.items()}
+        return replace(self, prefixes=moved)
+
 
 def prepare_items(
     model: HookedALM, items: Sequence[PrefixItem], *, truncate: bool = False

@@ -25,7 +25,7 @@ from ..materials.clips import described_table, manifest
 from ..materials.confounds import confound_table
 from ..materials.records import collect
 from ..materials.stand_ins import noise_like, silence_like
-from ..materials.subject import described, load_hearing_subject
+from ..materials.subject import described, lay_out_hearing_subject, load_subject
 from ..workbench.experiment import Experiment, Unit, UnitResult
 from ..workbench.page import Page
 from ..workbench.results import Row
@@ -68,13 +68,14 @@ class SemanticVsProsody(Experiment[SemanticVsProsodyConfig]):
     tables, may_lack = TABLES, MAY_LACK
     defects, controls, claims, caveats = DEFECTS, CONTROLS, CLAIMS, CAVEATS
 
-    def open(self) -> dict[str, Any]:
-        """Load model and clips, draw the pairs, and check every prompt before the first unit."""
+    def identify(self) -> dict[str, Any]:
+        """Reads the clips, draws the pairs, and checks every prompt."""
         config = self.config
         source = BUNDLED_ITEMS if config.audio == "bundled" else config.audio
         every = read_items(source, list(config.labels))
         self.items = conflict_items(every)
-        self.model = load_hearing_subject(config, self.name)
+        self.layout = lay_out_hearing_subject(config, self.name)
+        self.model = self.layout.model
         self.labels = LabelSet.from_texts(self.model.tokenizer, config.labels, config.label_mode)
         self.clips = self._heard(source)
         self.pairs = [pair for which in config.pair_types for pair in self._drawn(which)]
@@ -94,6 +95,10 @@ class SemanticVsProsody(Experiment[SemanticVsProsodyConfig]):
             "pairs": [pair.id for pair in self.pairs],
             "clips": [self._described(item) for item in self.items],
         }
+
+    def load(self) -> None:
+        """Loads the weights."""
+        load_subject(self.layout, self.config)
 
     def _heard(self, source: str | Path) -> dict[str, AudioClip]:
         """The items' clips by name; all that the model cannot hear are refused at once."""

@@ -33,9 +33,8 @@ from hooked_alm.methods.reading.tuned_lens import LensTrainer, TunedLens, unembe
 from ..materials.clips import described_table
 from ..materials.held_out import split_groups
 from ..materials.recordings import load_recordings
-from ..materials.subject import described, load_subject, weights_of
+from ..materials.subject import described, lay_out_subject, load_subject
 from ..materials.trained_lens import (
-    CONFIG,
     PARAMS,
     LensCard,
     lens_bytes,
@@ -70,12 +69,13 @@ class TuneLens(Experiment[TunedLensConfig]):
     title = "Tuned lens"
     question = "What can be read off each depth, once a translator is trained to?"
     Config = TunedLensConfig
-    schema_version = 2
+    schema_version = 3
+    leaves = ("checkpoints", "lens")
     tables, controls, claims = TABLES, CONTROLS, CLAIMS
     caveats = CAVEATS
 
-    def open(self) -> dict[str, Any]:
-        """Load model and prompts, and prepare every prompt before the first step."""
+    def identify(self) -> dict[str, Any]:
+        """Reads the prompts, and prepares every one."""
         config = self.config
         prompts, about = self._read_prompts()
         parts = split_groups([p.group for p in prompts], 1 - config.held_out_share, config.seed)
@@ -86,38 +86,50 @@ class TuneLens(Experiment[TunedLensConfig]):
                 f"splitting {len(prompts)} prompts into training and held-out ones: got one group "
                 f"({prompts[0].group}), expected at least two. Give prompts of more groups."
             )
-        self.model = load_subject(config)
+        self.layout = lay_out_subject(config)
+        self.model = self.layout.model
         self.inputs = prepare_prompts(self.model, prompts, truncate=config.truncate)
         self._check_positions()
-        self._kept: dict[str, Tensor] = {}
-        self._trainer: LensTrainer | None = None
-        self._trained: TunedLens | None = None
-        self.card = LensCard(
-            model=config.model,
-            architecture=self.model.cfg.original_architecture,
-            **weights_of(self.model.sources["model"]),
-            dtype=config.dtype,
-            n_layers=len(self.model.path),
-            d_model=self.model.cfg.d_model,
-            unembed_sha256=unembed_hash(self.model),
-            scored=config.scored,
-            training={
-                **config.model_dump(
-                    include={"n_steps", "prompts_per_step", "optimizer", "learning_rate",
-                             "weight_decay", "max_grad_norm", "seed"}
-                ),
-                "groups": sorted({p.group for p in self.train}),
-                "prompts": len(self.train),
-                "tokens": sum(len(self._positions(self.inputs[p.id])) for p in self.train),
-            },
-        )  # fmt: skip
+        self.training = {
+            **config.model_dump(
+                include={"n_steps", "prompts_per_step", "optimizer", "learning_rate",
+                         "weight_decay", "max_grad_norm", "seed"}
+            ),
+            "groups": sorted({p.group for p in self.train}),
+            "prompts": len(self.train),
+            "tokens": sum(len(self._positions(self.inputs[p.id])) for p in self.train),
+        }  # fmt: skip
+        self.of_model = described(self.model, config)
         return {
-            "model": described(self.model, config),
+            "model": self.of_model,
             **about,
-            "lens": self.card.model_dump(),
+            "training": self.training,
             "held_out_groups": sorted({p.group for p in self.held_out}),
             "prompts": [p.described() for p in prompts],
         }
+
+    def load(self) -> None:
+        """Loads the weights; prompts go where the model is."""
+        load_subject(self.layout, self.config)
+        device = self.model.cfg.device
+        self.inputs = {name: x.to(device) for name, x in self.inputs.items()}
+        self._kept: dict[str, Tensor] = {}
+        self._trainer: LensTrainer | None = None
+        self._trained: TunedLens | None = None
+
+    def _card(self) -> LensCard:
+        """What says of the trained lens whose it is."""
+        model = self.model
+        return LensCard(
+            **{key: self.of_model[key] for key in ("revision", "weights_sha256", "architecture")},
+            model=self.config.model,
+            dtype=self.config.dtype,
+            n_layers=len(model.path),
+            d_model=model.cfg.d_model,
+            unembed_sha256=unembed_hash(model),
+            scored=self.config.scored,
+            training=self.training,
+        )
 
     def _read_prompts(self) -> tuple[list[LensPrompt], dict[str, Any]]:
         """The prompts, and what identifies their table."""
@@ -174,6 +186,8 @@ class TuneLens(Experiment[TunedLensConfig]):
         write_tensors(self._checkpoint(steps.stop), trainer.state())
         # The one it began with stays: this unit's result is not on disk yet.
         self._forget_checkpoints({steps.start, steps.stop})
+        if steps.stop == self.config.n_steps:
+            save_lens(trainer.lens, self._card(), self._params.parent)
         lens = hashlib.sha256(lens_bytes(trainer.lens)).hexdigest()
         record = {"checkpoint": file_sha256(self._checkpoint(steps.stop)), "lens": lens}
         return UnitResult({"training": rows}, record)
@@ -278,17 +292,20 @@ class TuneLens(Experiment[TunedLensConfig]):
             if path not in paths:
                 path.unlink()
 
+    @property
+    def _params(self) -> Path:
+        return self.folder.inside(f"lens/{PARAMS}")
+
     def _lens(self) -> TunedLens:
-        """The trained lens: where the run has come to its end before, what it wrote."""
+        """The trained lens, as the last step has left it."""
         if self._trained is None:
-            if (self.folder.path / "lens" / CONFIG).exists():
-                params = self.folder.inside(f"lens/{PARAMS}")
-                self._trained = load_lens(params.parent, self.model)
-                self._check_whole(params, self.config.n_steps, "lens")
-            else:
-                self._trained = self._trainer_at(self.config.n_steps).lens
+            self._trained = load_lens(self._params.parent, self.model)
+            self._check_lens()
             self._trained.requires_grad_(False)
         return self._trained
+
+    def _check_lens(self) -> None:
+        self._check_whole(self._params, self.config.n_steps, "lens")
 
     # --- What is made of it
 
@@ -301,8 +318,8 @@ class TuneLens(Experiment[TunedLensConfig]):
         return lead(run)
 
     def page(self, page: Page, run: LensResults) -> None:
-        """Writes the lens; both lenses on held-out prompts, and the training."""
-        save_lens(self._lens(), self.card, self.folder.inside(f"lens/{PARAMS}").parent)
+        """Both lenses on held-out prompts, and the training."""
+        self._check_lens()
         self._forget_checkpoints(set())
         with contextlib.suppress(FileNotFoundError):
             self._checkpoint(0).parent.rmdir()

@@ -62,12 +62,11 @@ def fill_page(page: Page, run: LensResults) -> None:
 
 def method(run: LensResults) -> str:
     """How the lens was trained and judged."""
-    config, training, card = run.config, run.config.training(), run.inputs["lens"]
-    options = card["training"]
+    config, training, options = run.config, run.config.training(), run.inputs["training"]
     n_tokens = int(run["training"].drop_duplicates("step").n_tokens.sum())
     held_out = run["held_out"]
     return (
-        f"Model: {config.model}, {config.dtype}, {card['n_layers']} blocks, frozen. Trained "
+        f"Model: {config.model}, {config.dtype}, {run.n_blocks} blocks, frozen. Trained "
         f"on {options['prompts']} prompts of {len(options['groups'])} groups "
         f"({options['tokens']} scored tokens, {n_tokens} with repeats): {training.n_steps} "
         f"steps of {config.prompts_per_step} prompts, {training.optimizer}, highest rate "

@@ -10,7 +10,8 @@ import torch
 
 from .experiment import Experiment, Unit
 from .run_folder import RunFolder
-from .runner import measured, opened, set_threads
+from .work import identified, measured
+from .worker import loaded
 
 
 def dry_run(experiment: Experiment[Any], out: RunFolder) -> Iterator[str]:
@@ -23,9 +24,9 @@ def dry_run(experiment: Experiment[Any], out: RunFolder) -> Iterator[str]:
         InputError: what the run would be refused for before its first unit.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        set_threads(experiment.config.n_threads)
         began = time.perf_counter()
-        _, units = opened(experiment, RunFolder(scratch))
+        _, units = identified(experiment, RunFolder(scratch))
+        loaded(experiment)
         yield f"{experiment.source()}: opened in {time.perf_counter() - began:.1f} s"
         kinds: dict[str, list[Unit]] = {}
         for unit in units:

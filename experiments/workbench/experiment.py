@@ -42,10 +42,13 @@ class UnitResult:
 class Experiment(ABC, Generic[C]):
     """One question, asked of one model.
 
-    The runner calls `open`, `units`, `measure` for every unit that has no result yet, and the same
-    for `further_units`. From the tables alone it then makes summaries, judges controls and claims,
-    and writes the page. `measure` and what comes after it may run in different processes: what is
-    needed later comes from `open` and from the tables, never from what `measure` left on `self`.
+    The runner calls `identify` and `units`, then, where units are left to do, `load` and `measure`,
+    and the same for `further_units`. From the tables alone it then makes summaries, judges controls
+    and claims, and writes the page.
+
+    Workers in other processes get what `identify` left on `self`, pickled, and `load` by
+    themselves: what is needed later comes from `identify` and from the tables, never from what
+    `measure` left on `self`.
     """
 
     name: ClassVar[str]
@@ -65,9 +68,11 @@ class Experiment(ABC, Generic[C]):
     """What a reader has to bear in mind, a paragraph each."""
     location: ClassVar[Path | None] = None
     """The file of a user's own experiment; set where it is loaded."""
+    leaves: ClassVar[Sequence[str]] = ()
+    """Folders of the run in which units leave files of their own."""
     folder: RunFolder
-    """Where the run is kept: set before `open`, for work that is too large for JSON or goes on from
-    what an earlier unit left, such as a checkpoint."""
+    """Where the run is kept: set before `identify`, for work that is too large for JSON or goes on
+    from what an earlier unit left, such as a checkpoint."""
 
     def __init__(self, config: C) -> None:
         self.config = config
@@ -102,13 +107,17 @@ class Experiment(ABC, Generic[C]):
     # --- What is measured
 
     @abstractmethod
-    def open(self) -> dict[str, Any]:
-        """Loads model and inputs, refuses what cannot work, returns what identifies the inputs.
+    def identify(self) -> dict[str, Any]:
+        """Reads the inputs, refuses what cannot work, returns what identifies them.
 
-        The result goes into ``run.json`` as ``inputs`` and must be JSON and the same every time:
-        a run resumes only with equal inputs. Beside free keys, ``model`` (a mapping: name,
-        revision, weights_sha256, blocks, ...) is shown on the page.
+        Weights are not needed for it: a model that is laid out makes prompts. The result goes into
+        ``run.json`` as ``inputs`` and must be JSON and the same every time: a run resumes only with
+        equal inputs. Beside free keys, ``model`` (a mapping: name, revision, weights_sha256,
+        blocks, ...) is shown on the page.
         """
+
+    def load(self) -> None:
+        """Loads what `measure` needs besides, such as the model's weights; once in every worker."""
 
     @abstractmethod
     def units(self) -> list[Unit]:
@@ -117,14 +126,14 @@ class Experiment(ABC, Generic[C]):
     def further_units(self, tables: Tables) -> list[Unit]:
         """Work that the results of `units` decide, such as what to look at more closely.
 
-        A function of what `open` loaded and of the merged tables alone, so that a resumed run goes
-        on with the same work. Their results are merged after those of `units`.
+        A function of what `identify` read and of the merged tables alone, so that a resumed run
+        goes on with the same work. Their results are merged after those of `units`.
         """
         return []
 
     @abstractmethod
     def measure(self, unit: Unit) -> UnitResult:
-        """Does one unit; depends on nothing but `open`, the unit and the unit's own seed."""
+        """Does one unit; depends on nothing but the inputs, the unit and the unit's own seed."""
 
     # --- What is made of it
 

@@ -144,7 +144,7 @@ def provenance(run: dict[str, Any]) -> dict[str, Any]:
         **flatten(known, "model"),
         "dtype, device": f"{config.get('dtype')}, {config.get('device')}",
         "attention": config.get("attn_implementation"),
-        "seed, threads": f"{config.get('seed')}, {run.get('n_threads')}",
+        "seed, threads": f"{config.get('seed')}, {config.get('n_threads')}",
         **run["environment"],
         "fingerprint": run.get("config_hash"),
         "began": run.get("created"),

@@ -22,7 +22,7 @@ class Results(Generic[C]):
 
     config: C
     inputs: Mapping[str, Any]
-    """What `Experiment.open` returned."""
+    """What `Experiment.identify` returned."""
     tables: dict[str, pd.DataFrame]
     """Measured tables, then summaries, each as soon as it is made."""
 

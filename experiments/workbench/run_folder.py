@@ -28,10 +28,12 @@ from .inert import for_sheet, for_terminal
 
 # What a run that was killed while it began may leave: still an unused folder.
 UNUSED = {"lock", ".run.json.tmp"}
-IDENTITY = ("experiment", "schema_version", "config", "n_threads", "inputs")
+IDENTITY = ("experiment", "schema_version", "config", "inputs")
 RECORD = {"experiment": str, "config": dict, "inputs": dict, "environment": dict}
 """What is read of ``run.json``, and its kind."""
 CLIP_RATE_HZ = 16_000
+MOST_DEATHS = 3
+"""Workers that may die in a unit before the run stops: one that kills its worker ends them all."""
 
 
 class RunFolder(OwnFiles):
@@ -128,25 +130,34 @@ class RunFolder(OwnFiles):
             InputError: another process holds it, or the folder is none of a run's; see `check`.
         """
         self.check({})
-        doing = f"writing to the run in {self.path}"
-        with refusals(doing):
-            self.path.mkdir(parents=True, exist_ok=True)
-            held = os.open(self.inside("lock"), os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
-        try:
-            if sys.platform != "win32":
-                import fcntl
-
-                with refusals(doing):
-                    try:
-                        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    except BlockingIOError:
-                        raise InputError(
-                            f"{doing}: got a folder that another process is writing to, expected "
-                            "one writer. Wait for it, or choose another --out."
-                        ) from None
+        with self._held("lock") as held:
+            if held is None:
+                raise InputError(
+                    f"writing to the run in {self.path}: got a folder that another process is "
+                    "writing to, expected one writer. Wait for it, or choose another --out."
+                )
             yield
+
+    def is_locked(self) -> bool:
+        """Whether a process is writing to the run, on this or another machine."""
+        if not self.has("lock"):
+            return False
+        with self._held("lock") as held:
+            return held is None
+
+    @contextlib.contextmanager
+    def _held(self, name: str) -> Iterator[int | None]:
+        """A file that this process alone has; None if another one has it.
+
+        The system lets go of it when the process ends, however it ends.
+        """
+        with refusals(f"writing to the run in {self.path}"):
+            (path := self.inside(name)).parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | NO_LINK, 0o666)
+        try:
+            yield file if _is_taken(file) else None
         finally:
-            os.close(held)
+            os.close(file)
 
     def log(self, event: str, **fields: Any) -> None:
         """Appends a line to ``events.jsonl``, for people; no result depends on it.
@@ -160,6 +171,50 @@ class RunFolder(OwnFiles):
         self.append("events.jsonl", to_json({"time": now(), "event": event, **fields}) + "\n")
 
     # --- Units of work
+
+    @contextlib.contextmanager
+    def claim(self, unit_id: str) -> Iterator[bool]:
+        """Claims a unit for this process; False where another has it, or has done it.
+
+        A claim is a file of its own, held as the folder is: that of a dead worker is free at once.
+
+        Raises:
+            InputError: too many workers died in the unit.
+        """
+        if self.is_done(unit_id):
+            yield False
+            return
+        with self._held(name := f"claims/{unit_id}") as held:
+            # It may have been done while the file was opened.
+            if held is None or self.is_done(unit_id):
+                yield False
+                return
+            if os.fstat(held).st_size >= MOST_DEATHS:
+                raise InputError(
+                    f"measuring {unit_id}: {MOST_DEATHS} workers died in it, expected that one "
+                    "ends. Is the memory enough for it? See the system's log; try fewer workers, "
+                    "smaller batches or another device."
+                )
+            os.write(held, b".")
+            yield True
+            self.inside(name).unlink(missing_ok=True)
+
+    def forget_claims(self) -> None:
+        """Removes what earlier workers claimed and did not end."""
+        for path in (self.path / "claims").glob("*"):
+            self.inside(f"claims/{path.name}").unlink(missing_ok=True)
+
+    def claimed(self) -> list[str]:
+        """Units that were begun and are not done."""
+        return sorted(path.name for path in (self.path / "claims").glob("*"))
+
+    def done(self) -> set[str]:
+        """Ids of all units that have a shard."""
+        try:
+            with os.scandir(self.path / "units") as files:
+                return {one.name[:-5] for one in files if one.name.endswith(".json")}
+        except FileNotFoundError:
+            return set()
 
     def is_done(self, unit_id: str) -> bool:
         """Whether the unit has a shard."""
@@ -276,6 +331,19 @@ class RunFolder(OwnFiles):
         soundfile.write(data, samples, CLIP_RATE_HZ, format="WAV", subtype="PCM_16")
         self.write(path := f"clips/{name}.wav", data.getvalue())
         return path
+
+
+def _is_taken(file: int) -> bool:
+    """Whether an open file could be taken for this process."""
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def now() -> str:

@@ -66,8 +66,8 @@ class ExperimentConfig(BaseModel):
     variant: Literal["corrected", "seed"] = Field(
         default="corrected", description="seed makes the defaults what the seed document did"
     )
-    n_threads: int | None = Field(
-        default=None, ge=1, le=1024, description="None leaves torch's own number"
+    n_threads: int = Field(
+        default=1, ge=1, le=1024, description="threads of every worker; sums depend on them"
     )
     n_resamples: int = Field(
         default=2000, ge=1000, le=100_000, description="draws behind every interval"
@@ -91,10 +91,8 @@ class ExperimentConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _defaults_of_variant_and_model(cls, values: dict[str, Any]) -> dict[str, Any]:
+    def _defaults_of_variant(cls, values: dict[str, Any]) -> dict[str, Any]:
         defaults = dict(cls.SEED_DEFAULTS) if values.get("variant") == "seed" else {}
-        if str(values.get("model", cls.model_fields["model"].default)).startswith(PREFIX):
-            defaults["n_threads"] = 1  # matrices this small are slower on several threads
         return {**defaults, **values}
 
     @model_validator(mode="after")

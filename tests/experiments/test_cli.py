@@ -73,7 +73,10 @@ def test_a_run_resumes_by_its_own_command(
         (["compare", ".", "."], "opening the run .: got a folder without run.json"),
         (["run", "toy", "--dry-run", "-s", "n_units=51"], "counting units: got more than 50"),
         (["run", "head_statistics", "--audio", "mine"], "head_statistics with --audio: its items"),
-        (["verify", "none", "--device", "cudaa"], "on device 'cudaa': .*hooked-alm doctor"),
+        (
+            ["verify", "bundled:follows_text", "--device", "cudaa"],
+            "on device 'cudaa': .*hooked-alm doctor",
+        ),
         (["hooks", "bundled:follows_text", "--component", "x=y"], "components .'x'., but its"),
         (["hooks", "bundled:follows_text", "--component", "x"], "got x, expected NAME=PATH"),
     ],
@@ -151,7 +154,9 @@ def test_verbose_says_every_event(
     assert call(monkeypatch, "run", "toy", "-v", "--out", "run") == 0
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[1] for line in lines] == ["start:", *["unit:"] * 4, "done:"]
-    assert re.fullmatch(r"\d\d:\d\d:\d\d unit: unit zh_sad_3, seconds \d\.\d+", lines[1])
+    assert re.fullmatch(
+        r"\d\d:\d\d:\d\d unit: unit zh_sad_3, seconds \d\.\d+, worker \S+:\d+", lines[1]
+    )
 
 
 def test_open_shows_the_page(monkeypatch: pytest.MonkeyPatch) -> None:

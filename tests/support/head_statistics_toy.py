@@ -99,7 +99,8 @@ def experiment(model: Path, data: Path, **settings: Any) -> HeadStatistics:
 
 def tables(whole: HeadStatistics) -> dict[str, pd.DataFrame]:
     """Measured tables and summaries of a run that writes no folder."""
-    inputs = whole.open()
+    inputs = whole.identify()
+    whole.load()
     rows: dict[str, list[Any]] = {}
     for unit in whole.units():
         for name, found in whole.measure(unit).tables.items():

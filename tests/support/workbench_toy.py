@@ -33,7 +33,7 @@ class ToyConfig(ExperimentConfig):
     SEED_DEFAULTS: ClassVar[Mapping[str, Any]] = {"is_zero": True}
     KNOWN_WITH: ClassVar = ("audio",)
 
-    n_threads: int | None = Field(default=1, ge=1)
+    n_threads: int = Field(default=1, ge=1)
     n_units: int = 4
     delay_s: float = 0.0
     interrupt_at: int | None = None
@@ -90,7 +90,7 @@ class Toy(Experiment[ToyConfig]):
     interrupts: ClassVar[bool] = True
     n_run: ClassVar[int] = 0
 
-    def open(self) -> dict[str, Any]:
+    def identify(self) -> dict[str, Any]:
         if self.config.n_units > 50:
             raise InputError("counting units: got more than 50, expected fewer. Lower n_units.")
         return {

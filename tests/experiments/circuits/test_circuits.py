@@ -131,7 +131,7 @@ def test_what_the_run_says_of_itself(finished: RunFolder) -> None:
 
 
 def test_the_split_is_the_seeds(planted: tuple[Path, Path]) -> None:
-    splits = [toy(*planted, seed=seed).open()["split"] for seed in (0, 0, 1)]
+    splits = [toy(*planted, seed=seed).identify()["split"] for seed in (0, 0, 1)]
     assert splits[0] == splits[1] != splits[2]
 
 
@@ -348,4 +348,4 @@ def test_bad_pairs_stop_before_any_work(planted: tuple[Path, Path], tmp_path: Pa
     assert not (tmp_path / "run" / "units").exists()
     file.write_text(json.dumps(one), "utf-8")
     with pytest.raises(InputError, match="all their groups .* fall into one part"):
-        toy(planted[0], file).open()
+        toy(planted[0], file).identify()

@@ -137,7 +137,7 @@ def test_silence_is_a_warning_and_recorded(clips: Path) -> None:
     soundfile.write(clips / "zh_sad_strong.wav", np.zeros(RATE, np.float32), RATE)
     experiment = EmotionConflict(EmotionConflictConfig(audio=str(clips), **SMALL))
     with pytest.warns(UserWarning, match=r"zh_sad_strong\.wav: silent"):
-        inputs = experiment.open()
+        inputs = experiment.identify()
     [notes] = [clip["notes"] for clip in inputs["clips"] if clip["name"] == "zh_sad_strong"]
     assert notes == ["silent: its peak is 0 of full scale"]
 
@@ -224,7 +224,7 @@ def test_unusable_recordings(
 def test_a_strong_neutral_can_be_declared(clips: Path) -> None:
     _strong_neutral(clips)
     experiment = EmotionConflict(EmotionConflictConfig(audio=str(clips), n_clips=20, donors=()))
-    assert len(experiment.open()["clips"]) == 20
+    assert len(experiment.identify()["clips"]) == 20
 
 
 def test_a_number_of_clips_that_is_not_there(finished: RunFolder, clips: Path) -> None:
@@ -360,7 +360,8 @@ def test_labels_of_unequal_length_align_or_are_refused_before_the_first_unit(
         finished, "aligning span 'label'.* labels of equal token count", **settings, align="error"
     )
     experiment = EmotionConflict(EmotionConflictConfig(**settings, donors=("text_swap",)))
-    experiment.open()
+    experiment.identify()
+    experiment.load()
     sweeps = [experiment.measure(u) for u in experiment.units() if u.id.startswith("patch")]
     assert len(sweeps) == 2
     for sweep in sweeps:

@@ -47,7 +47,8 @@ by_engine = pytest.mark.parametrize("engine", ENGINES)
 @functools.cache
 def _opened(model: str) -> EmotionConflict:
     experiment = EmotionConflict(EmotionConflictConfig(model=f"bundled:{model}"))
-    experiment.open()
+    experiment.identify()
+    experiment.load()
     return experiment
 
 
@@ -462,7 +463,8 @@ def swept(unequal: Path, **settings: Any) -> tuple[EmotionConflict, UnitResult, 
     """A short clip patched with a longer one: ours, and the reference's two prompts."""
     config = EmotionConflictConfig(audio=str(unequal), patch_layers=SOME_BLOCKS, **settings)
     experiment = EmotionConflict(config)
-    experiment.open()
+    experiment.identify()
+    experiment.load()
     done = experiment.measure(unit_of(experiment, "patch__zh_sad_strong__cheerful__audio_swap"))
     hf = plain("follows_text")
     return (
@@ -701,8 +703,10 @@ def test_loudness_can_be_taken_from_the_clips() -> None:
     plain, matched = (
         EmotionConflict(EmotionConflictConfig(loudness_dbfs=level)) for level in (None, -30.0)
     )
-    plain.open()
-    described = matched.open()["clips"]
+    plain.identify()
+    plain.load()
+    described = matched.identify()["clips"]
+    matched.load()
     assert all(clip["notes"][-1] == "scaled to -30 dBFS" for clip in described)
     for name, clip in matched.clips.items():
         assert clip.n_tokens == plain.clips[name].n_tokens

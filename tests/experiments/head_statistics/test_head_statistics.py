@@ -126,7 +126,8 @@ def test_three_and_six_options_are_left_out(llama: Path, tmp_path: Path) -> None
     """They are no solved examples either."""
     made = [item(0, 3), item(1), item(2, 6), item(3, 5)]
     whole = experiment(llama, write_items(tmp_path / "q.jsonl", made), few_shot=1)
-    data = whole.open()["data"]
+    data = whole.identify()["data"]
+    whole.load()
     assert data["examples"] == ["item1"]
     assert [one.question.id for one in whole.items] == ["item3"]
     assert (data["n_questions"], data["n_measured"]) == (4, 1)
@@ -353,7 +354,8 @@ def test_a_data_set_of_its_own(
     made = [item(i, 5, question_concept=f"thing {i}") for i in range(3)]
     file = write_items(tmp_path / "csqa.jsonl", made)
     one = experiment(llama, file, template_name="csqa")
-    one.open()
+    one.identify()
+    one.load()
     assert [i.prompt[:8] for i in one.items] == ["thing 0?", "thing 1?", "thing 2?"]
     assert one.items[2].described()["meta"] == {"question_concept": "thing 2"}
 
@@ -375,7 +377,8 @@ def test_too_long_prompts(llama: Path, tmp_path: Path) -> None:
     assert lengths[1] > limit
 
     skips = experiment(llama, file, max_length=limit)
-    inputs = skips.open()
+    inputs = skips.identify()
+    skips.load()
     assert [one.question.id for one in skips.items] == ["item0", "item2"]
     assert inputs["data"]["n_measured"] == 2
     assert inputs["data"]["n_questions"] == 4
@@ -392,7 +395,8 @@ def test_too_long_prompts(llama: Path, tmp_path: Path) -> None:
     assert "Left out" in (run.path / "report.html").read_text("utf-8")
     for side, is_kept in (("left", True), ("right", False)):
         cuts = experiment(llama, file, max_length=limit, overflow=side)
-        cuts.open()
+        cuts.identify()
+        cuts.load()
         ids = cuts.items[1].ids
         assert len(ids) == limit == cuts.items[1].n_tokens
         assert tok.decode(ids).startswith(BOS)
@@ -401,18 +405,20 @@ def test_too_long_prompts(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"all 3 are too long: .*, over max_length 5\. Set max_len"
     ):
-        experiment(llama, file, max_length=5).open()
+        experiment(llama, file, max_length=5).identify()
 
 
 def test_longer_than_the_models_context(llama: Path, tmp_path: Path) -> None:
     """Whatever max_length says: rotary positions would go on where no training was."""
     file = write_items(tmp_path / "q.jsonl", [item(0), item(1, question="why " * 700 + "?")])
     skips = experiment(llama, file, max_length=5000)
-    skipped = skips.open()["data"]["skipped"]
+    skipped = skips.identify()["data"]["skipped"]
+    skips.load()
     assert [one.question.id for one in skips.items] == ["item0"]
     assert "positions, over the 2048 that the model was made for" in skipped[0]["reason"]
     cuts = experiment(llama, file, max_length=5000, overflow="left")
-    cuts.open()
+    cuts.identify()
+    cuts.load()
     assert [one.is_cut for one in cuts.items] == [False, True]
     assert len(cuts.items[1].ids) == 2048
 
@@ -645,10 +651,11 @@ def test_some_of_the_items(llama: Path, data: Path, tmp_path: Path) -> None:
     assert [text.count("Question:") for text in prompts] == [3, 3, 3]
     assert all("(A, B, C, D, or E)" in text for text in prompts[1:2])  # item3 has five
     few = experiment(llama, data, max_samples=-1)
-    few.open()
+    few.identify()
+    few.load()
     assert len(few.items) == 9
     with pytest.raises(InputError, match="taking 9 of 9 questions as solved examples"):
-        experiment(llama, data, few_shot=9).open()
+        experiment(llama, data, few_shot=9).identify()
 
 
 def test_stopped_and_resumed(llama: Path, data: Path, finished: RunFolder, tmp_path: Path) -> None:
@@ -717,27 +724,27 @@ def test_prompts_that_the_model_cannot_read(llama: Path, tmp_path: Path) -> None
     clip = str(CLIPS / "en_sad_strong.wav")
     heard = write_items(tmp_path / "heard.jsonl", [item(0), item(1, audio=clip)])
     with pytest.raises(InputError, match="heard.jsonl line 2 has audio, which needs a chat"):
-        experiment(llama, heard, prompt_format="raw").open()
+        experiment(llama, heard, prompt_format="raw").identify()
     with pytest.raises(InputError, match="prompt_format chat: the model has no audio front-end"):
-        experiment(llama, heard).open()
+        experiment(llama, heard).identify()
     bundled = model_folder("bundled:follows_text")
     with pytest.raises(InputError, match="seed's template ends a raw text with a space"):
-        experiment(bundled, heard, variant="seed").open()
+        experiment(bundled, heard, variant="seed").identify()
     three = write_items(tmp_path / "heard.jsonl", [item(0), item(1, audio=clip), item(2)])
     with pytest.raises(InputError, match="few_shot: heard.jsonl line 2 has audio"):
-        experiment(bundled, three, few_shot=2).open()
+        experiment(bundled, three, few_shot=2).identify()
     with pytest.raises(
         InputError, match="line 2: .* positions, over max_length 240: a chat prompt"
     ):
-        experiment(bundled, three, overflow="left", max_length=240).open()
+        experiment(bundled, three, overflow="left", max_length=240).identify()
     broken = tmp_path / "broken.wav"
     broken.write_bytes(b"RIFF no wave")
     bad = write_items(tmp_path / "bad.jsonl", [item(0), item(1, audio="broken.wav")])
     with pytest.raises(InputError, match="bad.jsonl line 2: audio: .*broken.wav"):
-        experiment(bundled, bad).open()
+        experiment(bundled, bad).identify()
     marked = write_items(tmp_path / "marked.jsonl", [item(0, question="What is <|AUDIO|>?")])
     with pytest.raises(InputError, match="marked.jsonl line 1: question: .*placeholder"):
-        experiment(bundled, marked).open()
+        experiment(bundled, marked).identify()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without the device")
@@ -753,7 +760,7 @@ def test_what_this_machine_has_not(
     llama: Path, data: Path, settings: dict[str, str], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        experiment(llama, data, **settings).open()
+        experiment(llama, data, **settings).identify()
 
 
 def test_no_tokenizer(llama: Path, data: Path, tmp_path: Path) -> None:
@@ -761,7 +768,7 @@ def test_no_tokenizer(llama: Path, data: Path, tmp_path: Path) -> None:
     for file in bare.glob("tokenizer*"):
         file.unlink()
     with pytest.raises(InputError, match="its folder has no tokenizer"):
-        experiment(bare, data).open()
+        experiment(bare, data).identify()
 
 
 def test_infinite_norms_name_item_and_head(llama: Path, data: Path, tmp_path: Path) -> None:

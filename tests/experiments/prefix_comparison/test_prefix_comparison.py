@@ -149,7 +149,8 @@ def test_the_variants_differ_at_the_last_depth_only(code: tuple[Path, Path]) -> 
     nll = []
     for source in ("hooks", "hf_tuple"):
         ours = experiment(*code, lens_source=source)
-        ours.open()
+        ours.identify()
+        ours.load()
         one = ours.items[0]
         runs = [teacher_forced(n, p.x, one.continuation) for n, p in one.prefixes.items()]
         nll.append(ours.comparison.compare(runs, [(0, 1)]).nll)
@@ -161,7 +162,8 @@ def test_a_tuned_lens_in_the_logit_lens_place(code: tuple[Path, Path], tmp_path:
     """Untrained it changes no bit; moved, it changes every depth but the output as it should."""
     settings: dict[str, Any] = {"interventions": [], "n_shown": 0, "pos_modes": ["as_run"]}
     plain = experiment(*code, **settings)
-    plain.open()
+    plain.identify()
+    plain.load()
     expected = plain.measure(plain.units()[0])
     lens = TunedLens.untrained(plain.model)
     card = LensCard(
@@ -176,7 +178,7 @@ def test_a_tuned_lens_in_the_logit_lens_place(code: tuple[Path, Path], tmp_path:
         experiment(*code, tuned_lens=str(tmp_path / name), **settings)
         for name in ("untrained", "moved")
     )
-    hashes = [one.open()["tuned_lens"]["params_sha256"] for one in (untrained, moved)]
+    hashes = [one.identify()["tuned_lens"]["params_sha256"] for one in (untrained, moved)]
     assert hashes[0] != hashes[1]
     same = untrained.measure(untrained.units()[0])
     assert to_json(asdict(same)) == to_json(asdict(expected))  # as text, NaN equals NaN
@@ -193,7 +195,7 @@ def test_a_tuned_lens_in_the_logit_lens_place(code: tuple[Path, Path], tmp_path:
     assert (abs(ours - theirs)[:, :-1].max(-1) > 0.01).all()
     assert (ours[:, -1] == theirs[:, -1]).all()
     with pytest.raises(InputError, match="got no config.json"):
-        experiment(*code, tuned_lens=str(tmp_path)).open()
+        experiment(*code, tuned_lens=str(tmp_path)).identify()
 
 
 @torch.no_grad()
@@ -276,7 +278,8 @@ def test_mass_is_the_sum_of_the_pattern_however_it_is_cut(gqa: HookedALM) -> Non
 
 def test_the_first_token_has_no_prior_output(finished: RunFolder, code: tuple[Path, Path]) -> None:
     ours = experiment(*code)
-    ours.open()
+    ours.identify()
+    ours.load()
     one = ours.items[0]
     run = teacher_forced("agentic", one.prefixes["agentic"].x, one.continuation)
     meter = MassMeter(ours.model, run.x, run.queries[:2])
@@ -550,21 +553,22 @@ def test_a_unit_holds_what_it_says(code: tuple[Path, Path], tmp_path: Path) -> N
     long = item(0, continuation="x = 1\n" * 55)
     file = write_items(tmp_path / "items.jsonl", [long, item(1)])
     whole = experiment(code[0], file)
-    whole.open()
+    whole.identify()
+    whole.load()
     longest = teacher_forced("a", whole.items[0].prefixes["agentic"].x, whole.items[0].continuation)
     block = peak_bytes(lambda: whole.model(longest.x, stop_at_layer=1))
     with pytest.raises(InputError, match="items.jsonl line 1: comparing 6 runs") as refused:
-        experiment(code[0], file, max_bytes=1).open()
+        experiment(code[0], file, max_bytes=1).identify()
     least = int(str(refused.value).split("expected ")[1].split()[0])
     peaks = {}
     for budget in (least, 2 * least, 2**29):
         ours = experiment(code[0], file, max_bytes=budget)
-        assert ours.open()["holds_most"]["item"] == "he-0"
+        assert ours.identify()["holds_most"]["item"] == "he-0"
         peaks[budget] = peak_bytes(lambda one=ours: one.measure(one.units()[0]))
         assert peaks[budget] <= budget + block
     assert peaks[least] < 0.5 * peaks[2**29]
     with pytest.raises(InputError, match=f"expected {least} or more"):
-        experiment(code[0], file, max_bytes=least - 1).open()
+        experiment(code[0], file, max_bytes=least - 1).identify()
 
 
 # --- Settings and bad input
@@ -601,7 +605,7 @@ def test_bad_settings_are_refused_before_work(
     code: tuple[Path, Path], settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        experiment(*code, **settings).open()
+        experiment(*code, **settings).identify()
 
 
 def test_bad_items_are_refused_before_work(code: tuple[Path, Path], tmp_path: Path) -> None:
@@ -609,11 +613,11 @@ def test_bad_items_are_refused_before_work(code: tuple[Path, Path], tmp_path: Pa
     del mixed["conditions"]["assisted"]["outcome"]
     file = write_items(tmp_path / "items.jsonl", [item(0), mixed])
     with pytest.raises(InputError, match=r"items.jsonl line 2 lacks conditions.agentic.outcome or"):
-        experiment(code[0], file).open()
-    assert experiment(code[0], file, outcomes="greedy").open()["outcomes"] == "greedy"
+        experiment(code[0], file).identify()
+    assert experiment(code[0], file, outcomes="greedy").identify()["outcomes"] == "greedy"
     blank = write_items(tmp_path / "blank.jsonl", [item(0), item(1, continuation="  \n")])
     with pytest.raises(InputError, match="blank.jsonl line 2: continuation: .*not blank"):
-        experiment(code[0], blank).open()
+        experiment(code[0], blank).identify()
 
 
 # --- Stopped and resumed

@@ -47,7 +47,8 @@ by_twin = pytest.mark.parametrize("model", TWINS)
 @functools.cache
 def _opened(model: str) -> SemanticVsProsody:
     experiment = SemanticVsProsody(SemanticVsProsodyConfig(model=f"bundled:{model}"))
-    experiment.open()
+    experiment.identify()
+    experiment.load()
     return experiment
 
 
@@ -218,7 +219,8 @@ def test_clips_of_unequal_length_are_resampled_as_in_plain_hf(tmp_path: Path) ->
     experiment = SemanticVsProsody(
         SemanticVsProsodyConfig(model="bundled:follows_semantics", **settings)
     )
-    experiment.open()
+    experiment.identify()
+    experiment.load()
     assert [p.id for p in experiment.pairs] == [
         f"semantic__{SAD_HAPPY}__b",
         f"semantic__b__{SAD_HAPPY}",

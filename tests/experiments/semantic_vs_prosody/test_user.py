@@ -64,7 +64,8 @@ def manifest(folder: Path, names: tuple[str, ...], **changed: object) -> Path:
 
 def opened(**settings: Any) -> SemanticVsProsody:
     experiment = SemanticVsProsody(SemanticVsProsodyConfig(**{**SMALL, **settings}))
-    experiment.open()
+    experiment.identify()
+    experiment.load()
     return experiment
 
 
@@ -183,7 +184,8 @@ def test_stereo_telephone_and_studio_recordings_are_heard(tmp_path: Path) -> Non
     table.assign(path=names).to_csv(folder / "manifest.csv", index=False)
     experiment = opened(audio=str(folder), controls=("silence", "noise"))
     assert {clip.n_tokens for clip in experiment.clips.values()} == {60}
-    described = experiment.open()["clips"]
+    described = experiment.identify()["clips"]
+    experiment.load()
     assert [clip["item"] for clip in described] == ["two-channels", "8-kHz", "44100"]
     notes = ["2 channels downmixed", "resampled from 8000 Hz", "resampled from 44100 Hz"]
     assert all(n in " ".join(clip["notes"]) for n, clip in zip(notes, described, strict=True))

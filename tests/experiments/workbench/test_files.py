@@ -298,7 +298,7 @@ def test_a_place_that_cannot_be_is_said_before_the_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(Toy, "open", lambda self: pytest.fail("it was opened"))
+    monkeypatch.setattr(Toy, "identify", lambda self: pytest.fail("it was opened"))
     with pytest.raises(InputError, match=r"got '(File name too long|Not a directory)' from"):
         run_toy(tmp_path / name)
 
