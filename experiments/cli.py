@@ -1,6 +1,7 @@
 """The command line. Nothing heavy is imported before a command needs it."""
 
 import os
+import re
 import sys
 import warnings
 from importlib.metadata import version
@@ -122,6 +123,20 @@ def run(
             help="One setting, such as dtype=bfloat16; wins over all others.",
         ),
     ] = None,
+    executor: Annotated[
+        Literal["serial", "process", "ray"],
+        typer.Option(help="Where units are measured: here, in processes, or by Ray."),
+    ] = "serial",
+    workers: Annotated[
+        int | None, typer.Option(help="How many processes or Ray actors; one per GPU.", min=1)
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="A Ray cluster, such as auto; none is one of its own.")
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Measure part I of N alone; see hooked-alm merge."),
+    ] = None,
     show_settings: Annotated[
         bool,
         typer.Option("--show-settings", help="Print all settings with their meaning and stop."),
@@ -152,7 +167,6 @@ def run(
         return
     from .workbench import runner
     from .workbench.dry_run import dry_run as lines_of_dry_run
-    from .workbench.report import read_report, report_lines
     from .workbench.run_folder import RunFolder
 
     try:
@@ -161,13 +175,64 @@ def run(
             for line in lines_of_dry_run(experiment(settings), where):
                 say(line)
             return
-        folder = runner.run(experiment(settings), out, is_verbose=verbose)
+        folder = runner.run(
+            experiment(settings),
+            out,
+            executor=_executor(executor, workers, ray_address),
+            shard=None if shard is None else _shard(shard),
+            is_verbose=verbose,
+        )
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+    _conclude(folder, show)
+
+
+def _conclude(folder: Any, show: bool) -> None:
+    """Says what a run found, or that units of other shards are left."""
+    from .workbench.report import read_report, report_lines
+
+    if not folder.has("report.json"):
+        config, source = folder.path / "config.yaml", folder.provenance["source"]
+        say(
+            f"{len(folder.done())} units are done, others are left. To go on, either of",
+            f"  hooked-alm merge {folder.path} ... --out FOLDER",
+            f"  hooked-alm run {source} --config {config} --out {folder.path}",
+        )
+        return
     page = folder.path / "report.html"
     say(*report_lines(read_report(folder)), page)
     if show:
         _show(page)
+
+
+def _executor(name: str, n_workers: int | None, ray_address: str | None) -> Any:
+    from .workbench.executors import InProcess, Processes
+
+    given = {"--workers": n_workers, "--ray-address": ray_address}
+    takes = {"serial": (), "process": ("--workers",), "ray": (*given,)}[name]
+    if wrong := [key for key, value in given.items() if value is not None and key not in takes]:
+        raise InputError(
+            f"running with --executor {name}: got {' and '.join(wrong)}, which it does not take. "
+            "Choose --executor process or ray, or leave it out."
+        )
+    if name == "process":
+        return Processes(n_workers)
+    if name == "ray":
+        from .workbench.ray_executor import RayActors
+
+        return RayActors(n_workers, ray_address)
+    return InProcess()
+
+
+def _shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    number, n = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= number <= n:
+        raise InputError(
+            f"reading --shard: got {text!r}, expected the part and the number of parts, such as "
+            "1/3, 2/3 and 3/3."
+        )
+    return number, n
 
 
 def _show(page: Path) -> None:
@@ -193,6 +258,37 @@ def compare(left: Run, right: Run) -> None:
     from .workbench.run_folder import RunFolder
 
     for line in lines_of(RunFolder(left), RunFolder(right)):
+        say(line)
+
+
+@app.command()
+def merge(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of all shards.", metavar="RUN...")],
+    out: Annotated[Path, typer.Option(help="Folder for the merged run.")],
+    show: Open = False,
+) -> None:
+    """Bring the shards of a run together, and conclude where no unit is left to do."""
+    from .workbench import runner
+    from .workbench.merge import check_shards, merge
+    from .workbench.run_folder import RunFolder
+    from .workbench.settings import load_settings
+    from .workbench.work import NO_PART
+
+    shards = [RunFolder(one) for one in runs]
+    about = check_shards(shards)
+    kind = load_experiment(about["source"])
+    settings = load_settings(kind.Config, options=about["config"])
+    merge(kind(settings), shards, RunFolder(out))
+    _conclude(runner.run(kind(settings), out, shard=NO_PART), show)
+
+
+@app.command()
+def status(folder: Run) -> None:
+    """Say how far a run is, also while it is at work elsewhere."""
+    from .workbench.run_folder import RunFolder
+    from .workbench.status import status_lines
+
+    for line in status_lines(RunFolder(folder)):
         say(line)
 
 

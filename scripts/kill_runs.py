@@ -1,9 +1,12 @@
 """Stops runs of every experiment at random moments, resumes them, and compares what they leave.
 
 A run is stopped by ``kill -9``, by SIGTERM, or by Ctrl-C twice; at a moment of its units, or while
-it concludes. Resumed to its end it must have the same bytes as a run that nobody stopped.
+it concludes. On several workers, one of these or Ray's head may be killed in its place. Resumed to
+its end it must have the same bytes as a run in one process that nobody stopped.
 
     .venv/bin/python scripts/kill_runs.py --moments 20 --seed 0
+    .venv/bin/python scripts/kill_runs.py --moments 20 --executor process
+    .venv/bin/python scripts/kill_runs.py --moments 20 --executor ray
 """
 
 import argparse
@@ -17,9 +20,11 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+
+import psutil
 
 from hooked_alm.bundled import ASSETS, CLIPS
 from hooked_alm.experiments import cli
@@ -38,6 +43,13 @@ WAYS: dict[str, tuple[signal.Signals, ...]] = {
     "kill -9": (signal.SIGKILL,),
     "SIGTERM": (signal.SIGTERM,),
     "Ctrl-C twice": (signal.SIGINT, signal.SIGINT),
+}
+VICTIMS = {"a worker": ("workbench.worker", "ray::Worker"), "Ray's head": ("gcs_server",)}
+"""Processes that may be killed in place of the run's own -> what their command lines have."""
+WAYS_BY_EXECUTOR = {
+    "serial": [*WAYS],
+    "process": ["a worker", "kill -9", "a worker", "Ctrl-C twice"],
+    "ray": ["a worker", "kill -9", "a worker", "Ray's head"],
 }
 
 
@@ -82,9 +94,11 @@ def command(words: list[str]) -> None:
     cli.main()
 
 
-def started(name: str, settings: list[str], out: Path) -> ForkServerProcess:
+def started(
+    name: str, settings: list[str], out: Path, how: Sequence[str] = ()
+) -> ForkServerProcess:
     """A run in a process of its own, forked from one that has the imports behind it."""
-    options = [word for one in (*settings, "n_resamples=1000") for word in ("-s", one)]
+    options = [word for one in (*settings, "n_resamples=1000") for word in ("-s", one)] + [*how]
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(PRELOADED)
     process = processes.Process(target=command, args=(["run", name, "--out", str(out), *options],))
@@ -124,8 +138,15 @@ def finished(name: str, settings: list[str], out: Path) -> tuple[Path, float, in
 
 
 def stop(process: ForkServerProcess, way: str) -> int | None:
-    """Stops a run; its exit code."""
-    for number in WAYS[way]:
+    """Stops a run, or kills one of its processes; its exit code."""
+    if way in VICTIMS:
+        with contextlib.suppress(psutil.Error):
+            found = psutil.Process(process.pid).children(recursive=True)
+            named = [(one, " ".join(one.cmdline())) for one in found]
+            chosen = [one for one, line in named if any(part in line for part in VICTIMS[way])]
+            for one in chosen[:1]:
+                one.kill()
+    for number in WAYS.get(way, ()):
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid or 0, number)
         time.sleep(0.02)
@@ -138,27 +159,32 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--moments", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--executor", choices=[*WAYS_BY_EXECUTOR], default="serial")
     options = parser.parse_args()
     draw, n_wrong = random.Random(options.seed), 0
     with tempfile.TemporaryDirectory() as scratch:
         settings, whole = small_settings(Path(scratch) / "inputs"), {}
+        is_alone = options.executor == "serial"
+        how = [] if is_alone else ["--executor", options.executor, "--workers", "2"]
+        ways = WAYS_BY_EXECUTOR[options.executor]
         print(f"{'experiment':<20} {'stopped by':<13} {'amid':<10} units  exit  the same bytes")
         for moment in range(options.moments):
             turn, number = divmod(moment, len(settings))
-            name, way = [*settings][number], [*WAYS][(number + turn) % len(WAYS)]
+            name, way = [*settings][number], ways[(number + turn) % len(ways)]
             if name not in whole:
                 whole[name] = finished(name, settings[name], Path(scratch) / f"{name} whole")
             reference, seconds, n_all = whole[name]
-            process = started(name, settings[name], out := Path(scratch) / f"{name} {moment}")
-            n_before = n_all if turn % 2 else draw.randrange(n_all)
+            process = started(name, settings[name], out := Path(scratch) / f"{name} {moment}", how)
+            n_before = n_all if turn % 2 and is_alone else draw.randrange(n_all)
             wait_for(lambda out=out, n=n_before: n_units(out) >= n and is_open(out), process)
             time.sleep(draw.uniform(0, seconds * (0.8 if turn % 2 else 0.1)))
             code, done = stop(process, way), n_units(out)
-            resumed = started(name, settings[name], out)
+            resumed = started(name, settings[name], out, how)
             resumed.join()
             is_same = resumed.exitcode == 0 and results(out) == results(reference)
             n_wrong += not is_same
-            row = f"{name:<20} {way:<13} {'report' if turn % 2 else 'units':<10}"
+            amid = "report" if turn % 2 and is_alone else "units"
+            row = f"{name:<20} {way:<13} {amid:<10}"
             same = "yes" if is_same else "NO"
             print(f"{row} {done:>2}/{n_all:<3} {code!s:>4}  {same}", flush=True)
     return int(n_wrong > 0)

@@ -15,6 +15,7 @@ defects C35, C36.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import takewhile
 from typing import Any
 
@@ -68,18 +69,21 @@ def find_template(
             "run."
         )
 
-    def prompt_and_target(question: Question, examples: Sequence[Question]) -> tuple[str, str]:
-        prompt = _TEMPLATES[name, form](question, examples)
-        if form == "seed":
-            return prompt, question.answer
-        if prompt != prompt.rstrip():
-            raise InputError(
-                f"template {name!r}: the prompt ends with {prompt[-1]!r}, expected no white space "
-                "at the end. Leave it to the answer."
-            )
-        return prompt, f" {question.answer}"
+    return partial(_prompt_and_target, name, form)
 
-    return prompt_and_target
+
+def _prompt_and_target(
+    name: str, form: Form, question: Question, examples: Sequence[Question]
+) -> tuple[str, str]:
+    prompt = _TEMPLATES[name, form](question, examples)
+    if form == "seed":
+        return prompt, question.answer
+    if prompt != prompt.rstrip():
+        raise InputError(
+            f"template {name!r}: the prompt ends with {prompt[-1]!r}, expected no white space "
+            "at the end. Leave it to the answer."
+        )
+    return prompt, f" {question.answer}"
 
 
 _INSTRUCTION = """You are a careful reasoner. Read the question and choose the single best answer \

@@ -144,8 +144,8 @@ class _Process:
         self.is_closed = False
         self._changing = threading.Lock()
 
-    def ask(self, *request: Any) -> Any:
-        """What the worker answers.
+    def ask(self, units: Sequence[Unit]) -> str:
+        """What the worker answers: the kind of its device, once the units are done.
 
         Raises:
             _DiedError: it died.
@@ -153,7 +153,20 @@ class _Process:
         """
         if self.process is None:
             self._start()
-        return self._asked(request)
+        process = self.process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            pickle.dump((self.brief, units), process.stdin)
+            process.stdin.flush()
+            is_answer, found = pickle.load(process.stdout)
+        except (EOFError, OSError, pickle.UnpicklingError):
+            self.stop()
+            raise _DiedError from None
+        if not is_answer:
+            raise found
+        return str(found)
 
     def _start(self) -> None:
         with self._changing:
@@ -164,23 +177,6 @@ class _Process:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 env={**os.environ, **self.environment},
             )  # fmt: skip
-        self._asked(self.brief)
-
-    def _asked(self, request: Any) -> Any:
-        process = self.process
-        assert process is not None
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            pickle.dump(request, process.stdin)
-            process.stdin.flush()
-            is_answer, found = pickle.load(process.stdout)
-        except (EOFError, OSError, pickle.UnpicklingError):
-            self.stop()
-            raise _DiedError from None
-        if not is_answer:
-            raise found
-        return found
 
     def stop(self) -> None:
         """Ends the process, if there is one."""
@@ -209,7 +205,7 @@ class _Processes:
     def load(self) -> str:
         """See `Workers.load`."""
         if self.device is None:
-            self.device = one_kind(self._each(lambda one: one.ask("load")))
+            self.device = one_kind(self._each(lambda one: one.ask(())))
         return self.device
 
     def work(self, units: Sequence[Unit]) -> None:
@@ -219,9 +215,9 @@ class _Processes:
             n_deaths = 0
             while not one.is_closed and n_deaths < MOST_DEATHS:
                 with contextlib.suppress(_DiedError):
-                    one.ask("load")
+                    one.ask(())
                     n_deaths = -1  # in a unit, as `RunFolder.claim` counts them
-                    one.ask("work", list(units))
+                    one.ask(units)
                     return
                 n_deaths += 1
             if not one.is_closed:

@@ -24,6 +24,8 @@ SECONDS_BETWEEN_TRIES = 0.1
 """For a unit that another worker has, or that waits for the result of one."""
 Shard = tuple[int, int]
 """Part i of n, counted from one."""
+NO_PART: Shard = (0, 1)
+"""None of the units: a run whose units are all done concludes, any other stays as it is."""
 
 
 def identified(

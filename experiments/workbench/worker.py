@@ -23,7 +23,7 @@ from hooked_alm.errors import HookedALMError
 
 from ..registry import load_experiment
 from .experiment import Experiment, Unit
-from .run_folder import RunFolder
+from .files import refusals
 from .work import set_threads, work
 
 
@@ -33,6 +33,8 @@ class Brief:
 
     location: Path | None
     """File of a user's own experiment, whose classes are known once it is loaded."""
+    start: Path
+    """Folder that relative paths begin in."""
     paths: tuple[str, ...]
     """Where Python looks for modules."""
     experiment: bytes
@@ -40,19 +42,17 @@ class Brief:
     @classmethod
     def of(cls, experiment: Experiment[Any]) -> "Brief":
         """The brief of an experiment that has identified its inputs."""
-        folder = experiment.folder
-        # Another process may stand elsewhere.
-        there = RunFolder(folder.path.absolute(), is_verbose=folder.is_verbose)
-        experiment.folder = there
-        try:
-            pickled = pickle.dumps(experiment)
-        finally:
-            experiment.folder = folder
-        location = experiment.location and experiment.location.absolute()
-        return cls(location, tuple(str(Path(one).absolute()) for one in sys.path), pickled)
+        paths = tuple(str(Path(one).absolute()) for one in sys.path)
+        return cls(experiment.location, Path.cwd(), paths, pickle.dumps(experiment))
 
     def read(self) -> Experiment[Any]:
-        """The experiment, in this process."""
+        """The experiment, in this process, which from now on stands where the first one stood.
+
+        Raises:
+            InputError: its folder is not there on this machine.
+        """
+        with refusals(f"starting a worker in {self.start}"):
+            os.chdir(self.start)
         sys.path += [path for path in self.paths if path not in sys.path]
         if self.location is not None:
             load_experiment(str(self.location))
@@ -61,22 +61,23 @@ class Brief:
 
 
 class Worker:
-    """Measures units of one experiment; in whatever process it is made."""
+    """Measures units of one experiment; one that stands in for a dead one needs nothing of it."""
 
-    def __init__(self, brief: Brief) -> None:
-        self.experiment = brief.read()
-        self.device: str | None = None
+    def __init__(self) -> None:
+        self.experiment: Experiment[Any] | None = None
+        self.device = ""
 
-    def load(self) -> str:
-        """Loads the experiment, once; the kind of device that it computes on."""
-        if self.device is None:
-            self.device = loaded(self.experiment)
-        return self.device
-
-    def work(self, units: Sequence[Unit]) -> None:
-        """Measures units until all of them are done; see `work.work`."""
-        self.load()
-        work(self.experiment, units)
+    def answer(self, brief: Brief, units: Sequence[Unit]) -> tuple[bool, Any]:
+        """True and the kind of device, once the units are done; or False and what was raised."""
+        try:
+            if self.experiment is None:
+                experiment = brief.read()
+                self.device = loaded(experiment)
+                self.experiment = experiment
+            work(self.experiment, units)
+            return True, self.device
+        except BaseException as error:
+            return False, portable(error)
 
 
 def loaded(experiment: Experiment[Any]) -> str:
@@ -116,7 +117,7 @@ def _listen(source: BinaryIO, requests: "queue.SimpleQueue[Any]") -> None:
 
 
 def main() -> None:
-    """Answers requests until its input ends: a `Brief`, then names of methods with arguments."""
+    """Answers requests, a `Brief` with units each, until its input ends."""
     # What is printed on the way must not reach the answers.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -124,19 +125,9 @@ def main() -> None:
     requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
     listener = threading.Thread(target=_listen, args=(sys.stdin.buffer, requests), daemon=True)
     listener.start()
-    worker: Worker | None = None
+    worker = Worker()
     while True:
-        request = requests.get()
-        answer: tuple[bool, Any]
-        try:
-            if worker is None:
-                worker, answer = Worker(request), (True, None)
-            else:
-                name, *arguments = request
-                answer = True, getattr(worker, name)(*arguments)
-        except BaseException as error:
-            answer = False, portable(error)
-        pickle.dump(answer, answers)
+        pickle.dump(worker.answer(*requests.get()), answers)
         answers.flush()
 
 

@@ -1,5 +1,7 @@
 """A small experiment to test the workbench: no model, awkward numbers, every report item."""
 
+import os
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +17,7 @@ from hooked_alm.errors import InputError
 from hooked_alm.experiments.workbench import figures, report, runner
 from hooked_alm.experiments.workbench.claims import Claim, Defect, Finding, judged, not_measured
 from hooked_alm.experiments.workbench.controls import Control, at_most
+from hooked_alm.experiments.workbench.executors import Executor
 from hooked_alm.experiments.workbench.experiment import Experiment, Unit, UnitResult
 from hooked_alm.experiments.workbench.page import Page
 from hooked_alm.experiments.workbench.results import Results
@@ -37,6 +40,9 @@ class ToyConfig(ExperimentConfig):
     n_units: int = 4
     delay_s: float = 0.0
     interrupt_at: int | None = None
+    fails_at: int | None = None
+    dies_at: int | None = None
+    chains: bool = False
     audio: str | None = None
     lens: Lens = Lens()
     is_zero: bool = False
@@ -101,12 +107,20 @@ class Toy(Experiment[ToyConfig]):
 
     def units(self) -> list[Unit]:
         # Not in the order of names: merging keeps the order given here.
-        return [Unit(f"zh_sad_{index}", index) for index in reversed(range(self.config.n_units))]
+        numbers = [*reversed(range(self.config.n_units))]
+        chains = {n: f"zh_sad_{n + 3}" for n in numbers[3:]} if self.config.chains else {}
+        return [Unit(f"zh_sad_{n}", n, after=chains.get(n)) for n in numbers]
 
     def measure(self, unit: Unit) -> UnitResult:
         time.sleep(self.config.delay_s)
         if unit.payload == self.config.interrupt_at and Toy.interrupts:
             raise KeyboardInterrupt
+        if unit.payload == self.config.fails_at:
+            raise InputError("measuring: got a unit that fails, expected another.")
+        if unit.payload == self.config.dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if unit.after is not None:
+            assert self.folder.is_done(unit.after)
         Toy.n_run += 1
         values = torch.rand(3, dtype=torch.float64) + np.random.rand()
         rows = [
@@ -141,6 +155,12 @@ class Toy(Experiment[ToyConfig]):
         page.note("Mind.", is_warning=True)
 
 
-def run_toy(out: Path, **settings: Any) -> RunFolder:
+def run_toy(
+    out: Path,
+    *,
+    executor: Executor | None = None,
+    shard: tuple[int, int] | None = None,
+    **settings: Any,
+) -> RunFolder:
     """Runs the toy; also in a process of its own."""
-    return runner.run(Toy(ToyConfig(**settings)), out)
+    return runner.run(Toy(ToyConfig(**settings)), out, executor=executor, shard=shard)

@@ -1,0 +1,196 @@
+"""Units of work measured by Ray: on this machine, or on a cluster.
+
+A session of our own is seen by nobody else: it listens on the loopback device, asks for a token,
+reports nothing, and keeps what it writes in a folder that ends with it.
+"""
+
+import contextlib
+import importlib.util
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hooked_alm.errors import InputError
+
+from .executors import Workers, one_kind
+from .experiment import Experiment, Unit
+from .worker import Brief, Worker
+
+LOOPBACK = "127.0.0.1"
+MOST_RESTARTS = 10
+"""Of one worker."""
+LONGEST_FOLDER = 40
+"""Bytes: the names of sockets in a session's folder have 107, of which Ray takes the rest."""
+
+
+class RayActors:
+    """Workers that Ray starts, and starts again where they die."""
+
+    def __init__(self, n_workers: int | None = None, address: str | None = None) -> None:
+        """Checks that Ray is installed.
+
+        Args:
+            n_workers: number of actors; None is one for every GPU.
+            address: of a cluster; None is a session of our own on this machine.
+
+        Raises:
+            InputError: it is not.
+        """
+        if importlib.util.find_spec("ray") is None:
+            raise InputError(
+                "running with --executor ray: got no package ray, expected it installed. "
+                "pip install 'hooked_alm[scale]'"
+            )
+        self.n_workers, self.address = n_workers, address
+
+    @contextlib.contextmanager
+    def open(self, experiment: Experiment[Any]) -> Iterator["Workers"]:
+        """Actors that have the experiment.
+
+        Raises:
+            InputError: no number of workers, or more than the cluster has room for.
+        """
+        is_verbose, n_threads = experiment.folder.is_verbose, experiment.config.n_threads
+        with _session(self.n_workers, n_threads, self.address, is_verbose) as ray:
+            has = ray.cluster_resources()
+            wants_gpu = experiment.config.device.startswith("cuda")
+            n_gpus = int(has.get("GPU", 0)) if wants_gpu else 0
+            n = self._n_actors(n_gpus, int(has.get("CPU", 0)), n_threads)
+            options = {
+                "num_cpus": n_threads, "num_gpus": n_gpus // n,
+                "max_restarts": MOST_RESTARTS, "max_task_retries": -1,
+            }  # fmt: skip
+            brief = ray.put(Brief.of(experiment))
+            actors = [ray.remote(**options)(Worker).remote() for _ in range(n)]
+            try:
+                yield _Actors(ray, brief, actors)
+            finally:
+                for actor in actors:
+                    ray.kill(actor)
+
+    def _n_actors(self, n_gpus: int, n_cpus: int, n_threads: int) -> int:
+        n = self.n_workers or n_gpus
+        if not n:
+            raise InputError(
+                "running with Ray: got no number of workers and no GPU to give one each, expected "
+                "a number. Add --workers 2, or as many as the memory holds models."
+            )
+        if (n_gpus and n > n_gpus) or n * n_threads > n_cpus:
+            raise InputError(
+                f"running with Ray: got {n} workers of {n_threads} threads for {n_cpus} cores and "
+                f"{n_gpus} GPUs, expected room for all of them. Give fewer --workers, or threads."
+            )
+        return n
+
+
+class _Actors:
+    def __init__(self, ray: Any, brief: Any, actors: Sequence[Any]) -> None:
+        self.ray, self.brief, self.actors = ray, brief, actors
+        self.device: str | None = None
+
+    def load(self) -> str:
+        """See `Workers.load`."""
+        if self.device is None:
+            self.device = one_kind(self._each(()))
+        return self.device
+
+    def work(self, units: Sequence[Unit]) -> None:
+        """See `Workers.work`."""
+        self._each(units)
+
+    def _each(self, units: Sequence[Unit]) -> list[str]:
+        """What the actors answer that live; those that die for good leave the work to them."""
+        given = self.ray.put(units)
+        left = [actor.answer.remote(self.brief, given) for actor in self.actors]
+        found = []
+        while left:
+            ended, left = self.ray.wait(left, timeout=1.0)
+            for one in ended:
+                try:
+                    is_answer, answer = self.ray.get(one)
+                except self.ray.exceptions.RayActorError:
+                    continue
+                if not is_answer:
+                    raise answer
+                found.append(answer)
+        if not found:
+            raise InputError(
+                f"running with Ray: all {len(self.actors)} workers died more than {MOST_RESTARTS} "
+                "times, expected that one lives. Is the memory enough for them? Give fewer."
+            )
+        return found
+
+
+@contextlib.contextmanager
+def _session(
+    n_workers: int | None, n_threads: int, address: str | None, is_verbose: bool
+) -> Iterator[Any]:
+    """Ray, joined to a cluster or with a session of our own."""
+    ours: dict[str, Any] = {"address": address}
+    with contextlib.ExitStack() as stack:
+        environment = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+        if address is None:
+            folder = stack.enter_context(_short_folder())
+            (token := folder / "token").touch(mode=0o600)
+            token.write_text(_token())
+            environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+            # Ray takes the loopback device for a mistake unless it knows of one machine alone.
+            environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+            ours = {
+                "address": "local", "include_dashboard": False, "_temp_dir": str(folder),
+                "_node_ip_address": LOOPBACK,
+            }  # fmt: skip
+            if n_workers is not None:
+                ours["num_cpus"] = n_workers * n_threads
+        stack.enter_context(_environment(environment))
+        import ray
+
+        ray.init(
+            **ours, logging_level=logging.ERROR, log_to_driver=is_verbose, configure_logging=False
+        )
+        stack.callback(ray.shutdown)
+        if address is None and {one["NodeManagerAddress"] for one in ray.nodes()} != {LOOPBACK}:
+            raise InputError(
+                "starting Ray on this machine: got a session that other machines can reach, "
+                f"expected one at {LOOPBACK}. Ray was imported before: run from a program that "
+                "does not import it, or give the --ray-address of a cluster."
+            )
+        yield ray
+
+
+@cache
+def _token() -> str:
+    """The token of this process's sessions; Ray reads it once."""
+    return secrets.token_hex(32)
+
+
+@contextlib.contextmanager
+def _short_folder() -> Iterator[Path]:
+    usual = tempfile.gettempdir()
+    where = usual if len(os.fsencode(usual)) <= LONGEST_FOLDER - 10 else "/tmp"
+    path = Path(tempfile.mkdtemp(prefix="r", dir=where))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Variables of the environment, for this process and those that it starts."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,357 @@
+"""Runs on several workers, in shards, and on Ray: the same bytes, whoever dies on the way."""
+
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from hooked_alm.bundled import CLIPS
+from hooked_alm.errors import InputError
+from hooked_alm.experiments import cli
+from hooked_alm.experiments.registry import load_experiment
+from hooked_alm.experiments.workbench import executors, runner, worker
+from hooked_alm.experiments.workbench.executors import Processes
+from hooked_alm.experiments.workbench.experiment import Experiment, Unit
+from hooked_alm.experiments.workbench.merge import check_shards, merge
+from hooked_alm.experiments.workbench.ray_executor import RayActors
+from hooked_alm.experiments.workbench.run_folder import RunFolder
+from hooked_alm.experiments.workbench.status import status_lines
+from hooked_alm.experiments.workbench.work import NO_PART, share
+from stopped_runs import kill, needs_kill, results, start, units, wait_for
+from workbench_toy import Toy, ToyConfig, run_toy
+
+FREE = ("recording.wav", "lock")
+SETTINGS: dict[str, Any] = {"n_units": 14, "delay_s": 0.15, "chains": True}
+pytestmark = needs_kill
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("serial") / "run"
+    run_toy(out, **SETTINGS)
+    return results(out, *FREE)
+
+
+def events(out: Path, kind: str) -> list[dict[str, Any]]:
+    if not (out / "events.jsonl").exists():
+        return []
+    lines = (out / "events.jsonl").read_text("utf-8").splitlines()
+    return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+
+def pids(out: Path) -> set[int]:
+    """Processes that have measured units of a run."""
+    return {int(event["worker"].rpartition(":")[2]) for event in events(out, "unit")}
+
+
+def is_gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+# --- Processes
+
+
+def test_two_processes_and_two_that_are_killed(tmp_path: Path, serial: dict[str, bytes]) -> None:
+    """A worker that dies in a unit is replaced, and its unit is done by whoever comes first."""
+    out = tmp_path / "run"
+    driver = start(run_toy, out, executor=Processes(2), **SETTINGS)
+    for n, chosen in ((2, max), (5, min)):
+        wait_for(lambda n=n: len(events(out, "unit")) >= n)
+        os.kill(chosen(pids(out)), signal.SIGKILL)
+    driver.join()
+    assert driver.exitcode == 0
+    assert os.getpid() not in pids(out)
+    assert len(pids(out)) >= 2
+    assert results(out, *FREE) == serial
+    assert not [*(out / "claims").glob("*")]
+
+
+def test_a_killed_driver_takes_its_workers_along(tmp_path: Path, serial: dict[str, bytes]) -> None:
+    out = tmp_path / "run"
+    driver = start(run_toy, out, executor=Processes(2), **SETTINGS)
+    wait_for(lambda: len(events(out, "unit")) >= 4)
+    workers = pids(out)
+    kill(driver)
+    wait_for(lambda: all(map(is_gone, workers)), seconds=10)
+    before = len(units(out))
+    assert before < 14
+    run_toy(out, **SETTINGS)
+    assert results(out, *FREE) == serial
+    assert len(events(out, "unit")) <= 14 + 2  # what was cut short is done again, nothing else
+
+
+def test_a_unit_that_fails_stops_all_workers(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(InputError, match="a unit that fails") as caught:
+        run_toy(out, executor=Processes(2), n_units=20, delay_s=0.2, fails_at=17)
+    assert "unit zh_sad_17" in caught.value.__notes__[0]
+    assert len(units(out)) < 19
+    assert all(map(is_gone, pids(out)))
+    (said,) = [line for line in status_lines(RunFolder(out)) if line.startswith("failed")]
+    assert "zh_sad_17: measuring: got a unit that fails" in said
+
+
+def test_a_unit_that_kills_its_workers_is_named(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+
+    def begin_and_die() -> None:
+        with folder.claim("x") as is_ours:
+            assert is_ours
+            os._exit(0)
+
+    for _ in range(3):
+        if not (child := os.fork()):
+            begin_and_die()
+        os.waitpid(child, 0)
+    with pytest.raises(InputError, match="measuring x: 3 workers died in it"), folder.claim("x"):
+        pytest.fail("it was claimed")
+    folder.forget_claims()
+    with folder.claim("x") as is_ours, folder.claim("x") as is_ours_twice:
+        assert (is_ours, is_ours_twice) == (True, False)
+
+
+def test_what_cannot_be_loaded_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executors, "MODULE", "hooked_alm.nowhere")
+    with pytest.raises(InputError, match="one ended before it had loaded the model"):
+        run_toy(tmp_path / "run", executor=Processes(1), n_units=1)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match="got no number of workers and no GPU"):
+        run_toy(tmp_path / "run", executor=Processes(), n_units=1)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(InputError, match="got 3 workers for 2 GPUs"):
+        run_toy(tmp_path / "run", executor=Processes(3), n_units=1, device="cuda")
+
+
+def test_gpus_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 5)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,2,3,5,7")
+    toy = Toy(ToyConfig(device="cuda", n_threads=3))
+
+    def seen(n: int | None) -> list[str]:
+        found = Processes(n)._environments(toy)
+        assert {one["OMP_NUM_THREADS"] for one in found} == {"3"}
+        return [one["CUDA_VISIBLE_DEVICES"] for one in found]
+
+    assert seen(2) == ["1,2", "3,5"]
+    assert seen(None) == ["1", "2", "3", "5", "7"]
+
+
+def test_devices_of_two_kinds_are_refused() -> None:
+    assert executors.one_kind(["NVIDIA H200"] * 2) == "NVIDIA H200"
+    with pytest.raises(InputError, match=r"2 kinds \(NVIDIA A100, NVIDIA H200\)"):
+        executors.one_kind(["NVIDIA H200", "NVIDIA A100"])
+
+
+def test_errors_travel() -> None:
+    class LocalError(Exception):
+        pass
+
+    error = InputError("no")
+    error.add_note("in unit x")
+    copy = worker.portable(error)
+    assert type(copy) is InputError
+    assert (str(copy), copy.__notes__) == ("no", ["in unit x"])
+    try:
+        raise LocalError("odd")
+    except LocalError as error:
+        copy = worker.portable(error)
+    assert type(copy) is RuntimeError
+    assert "LocalError: odd" in str(copy)
+    assert "test_executors.py" in copy.__notes__[-1]
+
+
+# --- Shards
+
+
+def test_shards_merge_to_the_same_bytes(tmp_path: Path, serial: dict[str, bytes]) -> None:
+    outs = [tmp_path / f"{i}" for i in (1, 2, 3)]
+    for i, out in enumerate(outs, start=1):
+        run_toy(out, shard=(i, 3), **SETTINGS)
+        assert not (out / "report.json").exists()
+    assert [len(units(out)) for out in outs] == [5, 5, 4]
+    cli_merge([outs[0], outs[1]], out := tmp_path / "merged")
+    assert not (out / "report.json").exists()
+    cli_merge(outs, out)
+    assert results(out, *FREE) == serial
+
+
+def cli_merge(runs: list[Path], out: Path, **settings: Any) -> None:
+    folders = [RunFolder(run) for run in runs]
+    check_shards(folders)
+    merge(Toy(ToyConfig(**(settings or SETTINGS))), folders, RunFolder(out))
+    run_toy(out, shard=NO_PART, **(settings or SETTINGS))
+
+
+def test_chains_stay_in_one_shard() -> None:
+    chain = [Unit("a"), Unit("b", after="a"), Unit("c"), Unit("d", after="b"), Unit("e")]
+    parts = ["".join(unit.id for unit in share(chain, (i, 2))) for i in (1, 2)]
+    assert parts == ["abde", "c"]
+    assert share(chain, None) == chain
+    assert share(chain, NO_PART) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("device", "NVIDIA H200", r"different environment.device \(now \"NVIDIA H200\""),
+        ("torch", "9.9", r"different environment.torch \(now \"9.9\""),
+    ],
+)
+def test_shards_of_other_kinds_are_refused(
+    tmp_path: Path, key: str, value: str, message: str
+) -> None:
+    runs = [RunFolder(tmp_path / name) for name in "ab"]
+    for i, run in enumerate(runs, start=1):
+        run_toy(run.path, shard=(i, 2), n_units=2)
+    about = runs[1].provenance
+    about["environment"][key] = value
+    runs[1].write_json("run.json", about)
+    with pytest.raises(InputError, match=message):
+        check_shards(runs)
+    with pytest.raises(InputError, match="each once"):
+        check_shards([runs[0], runs[0]])
+
+
+def test_shards_of_other_runs_and_other_results_are_refused(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run_toy(tmp_path / name, shard=(1, 1), n_units=1, seed=seed)
+    with pytest.raises(InputError, match=r"merging .*c with .*a: got a different config.seed"):
+        check_shards([RunFolder(tmp_path / name) for name in "ac"])
+    run = RunFolder(tmp_path / "b")
+    found = run.read_unit("zh_sad_0")
+    run.write_unit("zh_sad_0", found["tables"], {"x": 1})
+    with pytest.raises(InputError, match=r"its units/zh_sad_0.json differs from that of .*a"):
+        cli_merge([tmp_path / "a", tmp_path / "b"], tmp_path / "m", n_units=1)
+    assert not (tmp_path / "m").exists()
+
+
+# --- Ray
+
+
+def test_ray_makes_the_same_bytes_and_leaves_nothing_behind(
+    tmp_path: Path, serial: dict[str, bytes]
+) -> None:
+    """Nobody else hears the session; a worker that is killed is replaced."""
+    (home := tmp_path / "home").mkdir()
+    driver = start(_run_at_home, home, out := tmp_path / "run")
+    wait_for(lambda: len(events(out, "unit")) >= 3)
+    family = psutil.Process(driver.pid).children(recursive=True)
+    heard = [one.laddr.ip for some in family for one in some.net_connections("tcp")]
+    assert {ip.removeprefix("::ffff:") for ip in heard} == {"127.0.0.1"}
+    os.kill(max(pids(out)), signal.SIGKILL)
+    driver.join()
+    assert driver.exitcode == 0
+    assert len(pids(out)) >= 2
+    assert results(out, *FREE) == serial
+    assert all(map(is_gone, pids(out)))
+    assert {path.name for path in home.iterdir()} <= {".cache", ".config"}  # matplotlib's
+
+
+def _run_at_home(home: Path, out: Path) -> None:
+    os.environ["HOME"] = str(home)
+    os.environ["TMPDIR"] = str(home)
+    run_toy(out, executor=RayActors(2), **SETTINGS)
+
+
+# --- Real experiments
+
+
+def small(name: str, folder: Path) -> Experiment[Any]:
+    """An experiment that takes some seconds."""
+    clips = folder / "clips"
+    if not clips.exists():
+        clips.mkdir()
+        for clip in ("zh_sad_strong", "zh_cheerful_strong", "zh_cheerful_normal"):
+            (clips / f"{clip}.wav").symlink_to(CLIPS / f"{clip}.wav")
+    settings: dict[str, dict[str, Any]] = {
+        "head_statistics": {"max_samples": 8, "batch_size": 2, "unit_batches": 1},
+        "tuned_lens": {
+            "audio": str(clips), "n_steps": 4, "steps_per_checkpoint": 2, "prompts_per_step": 2,
+        },
+        "emotion_conflict": {
+            "audio": str(clips), "modes": ("audio_only", "conflict"), "donors": ("self",),
+            "patch_layers": (2, 9),
+        },
+    }  # fmt: skip
+    kind = load_experiment(name)
+    return kind(kind.Config(n_resamples=1000, **settings[name]))
+
+
+@pytest.mark.parametrize(
+    ("name", "executor"),
+    [("head_statistics", None), ("tuned_lens", Processes(2)), ("emotion_conflict", None)],
+)
+def test_experiments_make_the_same_bytes(
+    tmp_path: Path, name: str, executor: Processes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`scripts/kill_runs.py` compares all of them, on every executor, reports included."""
+    for drawing in ("conclude", "render"):  # takes longer than the runs
+        monkeypatch.setattr(runner, drawing, lambda *_: None)
+
+    def run(out: str, **how: Any) -> dict[str, bytes]:
+        return results(runner.run(small(name, tmp_path), tmp_path / out, **how).path, "lock")
+
+    expected = run("serial")
+    if executor is not None:
+        assert run("processes", executor=executor) == expected
+    shards = [RunFolder(tmp_path / f"{i}") for i in (1, 2, 3)]
+    for i in (1, 2, 3):
+        run(f"{i}", shard=(i, 3))
+    merge(small(name, tmp_path), shards, RunFolder(tmp_path / "merged"))
+    assert run("merged", shard=NO_PART) == expected
+
+
+# --- What is said of them
+
+
+def test_status_of_a_run_at_work_and_after(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    driver = start(run_toy, out, n_units=30, delay_s=0.1)
+    wait_for(lambda: len(units(out)) >= 2)
+    first, begun, done, work, *_ = status_lines(RunFolder(out))
+    assert first == "toy of bundled:follows_text: at work"
+    assert re.fullmatch(r"begun 2\S+; the last event, unit, 2\S+", begun)
+    assert re.fullmatch(r"\d+ units are done", done)
+    assert re.fullmatch(r"in work: zh_sad_\d+", work)
+    kill(driver)
+    lines = [*status_lines(RunFolder(out))]
+    assert lines[0].endswith("not at work")
+    assert lines[-1].startswith("begun and not ended: zh_sad_")
+    time.sleep(0.01)
+    with (out / "events.jsonl").open("a") as file:
+        file.write('{"time": "cut sho')
+    assert [*status_lines(RunFolder(out))] == lines
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--shard", "4/3"], "reading --shard: got '4/3', expected"),
+        (["--shard", "a"], "reading --shard: got 'a', expected"),
+        (["--workers", "2"], "--executor serial: got --workers, which it does not take"),
+        (["--executor", "process", "--ray-address", "x"], "process: got --ray-address"),
+    ],
+)
+def test_options_that_do_not_fit(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(
+        "sys.argv", ["hooked-alm", "run", "head_statistics", "--out", str(tmp_path / "x"), *words]
+    )
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
