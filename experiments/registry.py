@@ -3,7 +3,6 @@
 import ast
 import difflib
 import importlib.util
-import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +62,9 @@ def load_experiment(name: str) -> "type[Experiment[Any]]":
         InputError: no experiment has this name, or the file declares none, or several.
     """
     if name.endswith(".py"):
-        return _load_file(Path(name))
+        from .workbench.own_file import load_file
+
+        return load_file(Path(name))
     known = known_experiments()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
@@ -74,41 +75,3 @@ def load_experiment(name: str) -> "type[Experiment[Any]]":
         )
     module, _, attribute = known[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
-
-
-def _load_file(path: Path) -> "type[Experiment[Any]]":
-    from .workbench.experiment import Experiment
-
-    name = f"own_experiment_{path.stem}"  # shadows no module, whatever the file is called
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise InputError(
-            f"loading the experiment {path}: got no such file, expected a Python file that "
-            "declares one. Check the path."
-        )
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses and pydantic look their module up by name.
-    sys.modules[name] = module
-    # Beside it may lie modules of its own.
-    sys.path.insert(0, str(path.parent.resolve()))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.pop(0)
-    found = [
-        one
-        for one in vars(module).values()
-        if isinstance(one, type)
-        and issubclass(one, Experiment)
-        and one.__module__ == name
-        and not one.__abstractmethods__
-    ]
-    if len(found) != 1:
-        raise InputError(
-            f"loading the experiment {path}: got {len(found)} experiments "
-            f"({', '.join(one.__name__ for one in found) or 'no subclass of Experiment'}), "
-            "expected one class that has open, units, measure and page. Give each a file of its "
-            "own."
-        )
-    found[0].location = path
-    return found[0]

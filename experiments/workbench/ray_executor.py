@@ -5,6 +5,7 @@ reports nothing, and keeps what it writes in a folder that ends with it.
 """
 
 import contextlib
+import importlib
 import importlib.util
 import logging
 import os
@@ -149,13 +150,12 @@ def _session(
             if n_workers is not None:
                 ours["num_cpus"] = n_workers * n_threads
         stack.enter_context(_environment(environment))
-        import ray
-
+        ray: Any = importlib.import_module("ray")
         ray.init(
             **ours, logging_level=logging.ERROR, log_to_driver=is_verbose, configure_logging=False
         )
         stack.callback(ray.shutdown)
-        if address is None and {one["NodeManagerAddress"] for one in ray.nodes()} != {LOOPBACK}:
+        if address is None and ray.util.get_node_ip_address() != LOOPBACK:
             raise InputError(
                 "starting Ray on this machine: got a session that other machines can reach, "
                 f"expected one at {LOOPBACK}. Ray was imported before: run from a program that "

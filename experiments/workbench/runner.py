@@ -21,13 +21,13 @@ from .progress import Progress
 from .render import render
 from .run_folder import RunFolder
 from .settings import ExperimentConfig
-from .work import Shard, checked, identified, seed_everything, set_threads, share
+from .work import Part, checked, identified, seed_everything, set_threads, share
 
 LONGEST_MODEL = 80
 """Characters of a model's name in the name of a run."""
 
 
-def default_out(experiment: str, config: ExperimentConfig, shard: Shard | None = None) -> Path:
+def default_out(experiment: str, config: ExperimentConfig, shard: Part | None = None) -> Path:
     """``runs/{experiment}-{model}-{hash of the settings}``: the same command finds its own run.
 
     A shard has a folder of its own, ``...-{i}-of-{n}``.
@@ -43,7 +43,7 @@ def run(
     out: Path | str | None = None,
     *,
     executor: Executor | None = None,
-    shard: Shard | None = None,
+    shard: Part | None = None,
     is_verbose: bool = False,
 ) -> RunFolder:
     """Runs what is left to run, merges, concludes, and writes the report.
@@ -117,7 +117,7 @@ def _measured(
     workers: Workers,
     experiment: Experiment[Any],
     units: Sequence[Unit],
-    shard: Shard | None,
+    shard: Part | None,
     folder: RunFolder,
 ) -> Sequence[Unit]:
     """All units, measured; none if other shards have some left."""

@@ -22,9 +22,9 @@ LONGEST_ID = 240
 """Bytes: a unit's id and what is put around it name a file, and systems take 255."""
 SECONDS_BETWEEN_TRIES = 0.1
 """For a unit that another worker has, or that waits for the result of one."""
-Shard = tuple[int, int]
+Part = tuple[int, int]
 """Part i of n, counted from one."""
-NO_PART: Shard = (0, 1)
+NO_PART: Part = (0, 1)
 """None of the units: a run whose units are all done concludes, any other stays as it is."""
 
 
@@ -65,7 +65,7 @@ def checked(units: Sequence[Unit]) -> Sequence[Unit]:
     return units
 
 
-def share(units: Sequence[Unit], shard: Shard | None) -> list[Unit]:
+def share(units: Sequence[Unit], shard: Part | None) -> list[Unit]:
     """The units of one part; those that go on from each other stay together."""
     if shard is None:
         return list(units)

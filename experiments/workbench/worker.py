@@ -21,9 +21,9 @@ import torch
 
 from hooked_alm.errors import HookedALMError
 
-from ..registry import load_experiment
 from .experiment import Experiment, Unit
 from .files import refusals
+from .own_file import load_file
 from .work import set_threads, work
 
 
@@ -55,7 +55,7 @@ class Brief:
             os.chdir(self.start)
         sys.path += [path for path in self.paths if path not in sys.path]
         if self.location is not None:
-            load_experiment(str(self.location))
+            load_file(self.location)
         experiment: Experiment[Any] = pickle.loads(self.experiment)
         return experiment
 
