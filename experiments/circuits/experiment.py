@@ -22,8 +22,8 @@ from ..materials.clips import described_table
 from ..materials.confounds import add_confounds
 from ..materials.held_out import split_groups
 from ..materials.pairs import prepare_pairs, read_pairs
-from ..materials.subject import described, lay_out_subject, load_subject
-from ..workbench.experiment import Experiment, Unit, UnitResult
+from ..materials.subject import ModelExperiment, described
+from ..workbench.experiment import Unit, UnitResult
 from ..workbench.page import Page
 from ..workbench.results import Row, Tables
 from . import figures
@@ -35,7 +35,7 @@ from .settings import CircuitsConfig, PlaceName
 from .tables import MAY_LACK, TABLES, CircuitResults, node_cells, nodes_of, of, summarise, winners
 
 
-class Circuits(Experiment[CircuitsConfig]):
+class Circuits(ModelExperiment[CircuitsConfig]):
     """Exact patching of heads, paths and circuits on minimal pairs."""
 
     name = "circuits"
@@ -75,8 +75,7 @@ class Circuits(Experiment[CircuitsConfig]):
                     f"({', '.join(groups[:5])}) fall into one part, expected some for choosing "
                     "and others for testing. Give pairs of more groups, or another seed."
                 )
-        self.layout = lay_out_subject(config)
-        self.model = self.layout.model
+        self.model = self.lay_out()
         self.pairs = prepare_pairs(self.model, pairs, truncate=config.truncate)
         self.places: dict[str, list[PlaceName]] = {}
         left_out = {}
@@ -96,7 +95,7 @@ class Circuits(Experiment[CircuitsConfig]):
 
     def load(self) -> None:
         """Loads the weights; prompts go where the model is."""
-        load_subject(self.layout, self.config)
+        super().load()
         self.pairs = [one.to(self.model.cfg.device) for one in self.pairs]
 
     def units(self) -> list[Unit]:

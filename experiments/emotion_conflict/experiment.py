@@ -26,9 +26,9 @@ from ..materials.confounds import confound_table
 from ..materials.instructions import PromptSegments
 from ..materials.recordings import Recording, load_recordings, match_loudness
 from ..materials.records import collect
-from ..materials.subject import described, lay_out_hearing_subject, load_subject
+from ..materials.subject import ModelExperiment, described
 from ..materials.trained_lens import described_lens, open_lens
-from ..workbench.experiment import Experiment, Unit, UnitResult
+from ..workbench.experiment import Unit, UnitResult
 from ..workbench.page import Page
 from ..workbench.results import Row
 from .claims import CLAIMS
@@ -41,7 +41,7 @@ from .settings import DEFECTS, EmotionConflictConfig
 from .tables import MAY_LACK, TABLES, EmotionResults, summarise
 
 
-class EmotionConflict(Experiment[EmotionConflictConfig]):
+class EmotionConflict(ModelExperiment[EmotionConflictConfig]):
     """The experiment of seed 000, on any model with an audio front-end and any labels."""
 
     name = "emotion_conflict"
@@ -58,8 +58,7 @@ class EmotionConflict(Experiment[EmotionConflictConfig]):
         source = CLIPS if config.audio == "bundled" else config.audio
         self.recordings = load_recordings(source, config.n_clips, label_column=config.label_column)
         self.corpus = Corpus(config, self.recordings)
-        self.layout = lay_out_hearing_subject(config, self.name)
-        self.model = self.layout.model
+        self.model = self.lay_out(hears=True)
         config.patched_layers(self.model.cfg.n_layers)  # refuses blocks that the model lacks
         heard = collect(
             f"hearing {source}", self._read_clip, self.recordings, lambda one: one.where
@@ -88,7 +87,7 @@ class EmotionConflict(Experiment[EmotionConflictConfig]):
 
     def load(self) -> None:
         """Loads the weights, and the lens."""
-        load_subject(self.layout, self.config)
+        super().load()
         self.lens = open_lens(self.config.tuned_lens, self.model, self.config.lens_norm)
 
     def _read_clip(self, recording: Recording) -> AudioClip:

@@ -34,8 +34,8 @@ from hooked_alm.methods.reading.head_norms import (
 )
 from hooked_alm.methods.statistics.moments import Moments
 
-from ..materials.subject import described, lay_out_subject, load_subject
-from ..workbench.experiment import Experiment, Unit, UnitResult
+from ..materials.subject import ModelExperiment, described
+from ..workbench.experiment import Unit, UnitResult
 from ..workbench.identity import file_hashes, to_json
 from ..workbench.page import Page
 from ..workbench.report import Clip
@@ -59,7 +59,7 @@ TOP = {
 """Columns of the table of the largest heads, and what they are called there."""
 
 
-class HeadStatistics(Experiment[HeadStatisticsConfig]):
+class HeadStatistics(ModelExperiment[HeadStatisticsConfig]):
     """Norms of every head, on multiple-choice questions."""
 
     name = "head_statistics"
@@ -83,8 +83,7 @@ class HeadStatistics(Experiment[HeadStatisticsConfig]):
         config = self.config
         file = find_file(config.data_dir)
         questions = read_questions(file)
-        self.layout = lay_out_subject(config)
-        self.model = self.layout.model
+        self.model = self.lay_out()
         self.prompts = Prompts(self.model, config, questions)
         self.items, skipped = self.prompts.items()
         return {
@@ -104,10 +103,8 @@ class HeadStatistics(Experiment[HeadStatisticsConfig]):
 
     def load(self) -> None:
         """Loads the weights, and factorises the output projections."""
-        config = self.config
-        placement = {} if config.device_map is None else {"device_map": config.device_map}
-        load_subject(self.layout, config, **placement)
-        how = config.model_dump(include={"token_agg", "weighting", "head_output"})
+        super().load()
+        how = self.config.model_dump(include={"token_agg", "weighting", "head_output"})
         self.meter = HeadMeter(self.model, **how)
 
     def _clips(self) -> list[Path]:

@@ -10,57 +10,57 @@ from hooked_alm.converters.folders import READ_FILES
 from hooked_alm.converters.loading import Layout, lay_out, load_weights
 from hooked_alm.errors import InputError
 
+from ..workbench.experiment import Experiment
 from ..workbench.files import refusals
 from ..workbench.identity import file_hashes
+from ..workbench.results import C
 from ..workbench.settings import ExperimentConfig
 
 WEIGHT_FILES = {".safetensors", ".pt", ".pth"}
 
 
-def lay_out_subject(config: ExperimentConfig) -> Layout:
-    """The model that the settings name, still without weights: enough to make every prompt.
+class ModelExperiment(Experiment[C]):
+    """An experiment about the one model that its settings name."""
 
-    Raises:
-        InputError: a model that is not there.
-    """
-    return lay_out(
-        config.model,
-        dtype=config.dtype,
-        attn_implementation=config.attn_implementation,
-        revision=config.revision,
-        components=dict(config.components),
-        lora=config.lora,
-    )
+    model: HookedALM
+    """Without weights until `load`, which is enough to make every prompt."""
 
+    def lay_out(self, *, hears: bool = False) -> HookedALM:
+        """The model, still without weights.
 
-def lay_out_hearing_subject(config: ExperimentConfig, experiment: str) -> Layout:
-    """`lay_out_subject` for an experiment whose model must have ears.
+        Args:
+            hears: whether it must have ears.
 
-    Raises:
-        InputError: a text model, or a folder without processor files.
-    """
-    layout = lay_out_subject(config)
-    model = layout.model
-    if model.audio is None or model.prompts is None:
-        raise InputError(
-            f"running {experiment} on {config.model!r}: the model has no audio front-end, or its "
-            "folder no processor files. Give an audio model with both."
+        Raises:
+            InputError: a model that is not there; or a text model, or a folder without processor
+                files, where it must hear.
+        """
+        config = self.config
+        self._layout: Layout = lay_out(
+            config.model,
+            dtype=config.dtype,
+            attn_implementation=config.attn_implementation,
+            revision=config.revision,
+            components=dict(config.components),
+            lora=config.lora,
         )
-    return layout
+        model = self._layout.model
+        if hears and (model.audio is None or model.prompts is None):
+            raise InputError(
+                f"running {self.name} on {config.model!r}: the model has no audio front-end, or "
+                "its folder no processor files. Give an audio model with both."
+            )
+        return model
 
+    def load(self) -> None:
+        """Fills the model with its weights, where the settings want them.
 
-def load_subject(layout: Layout, config: ExperimentConfig, **placement: Any) -> HookedALM:
-    """The model of a layout with its weights, where the settings want it.
-
-    Args:
-        layout: of the model; it is filled in place.
-        config: of the experiment.
-        placement: ``device_map``, instead of the setting ``device``.
-
-    Raises:
-        InputError: a device or kernel that is not there.
-    """
-    return load_weights(layout, **(placement or {"device": config.device}))
+        Raises:
+            InputError: a device or kernel that is not there.
+        """
+        device_map = getattr(self.config, "device_map", None)
+        where = {"device": self.config.device} if device_map is None else {"device_map": device_map}
+        load_weights(self._layout, **where)
 
 
 def described(model: HookedALM, config: ExperimentConfig) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from hooked_alm.bundled import ASSETS
 from hooked_alm.errors import InputError
 
 from ..materials.clips import described_table
-from ..materials.subject import described, lay_out_subject, load_subject
+from ..materials.subject import ModelExperiment, described
 from ..materials.trained_lens import described_lens, lens_name, open_lens
-from ..workbench.experiment import Experiment, Unit, UnitResult
+from ..workbench.experiment import Unit, UnitResult
 from ..workbench.page import Page
 from . import figures
 from .claims import CLAIMS, CONTROLS, DEFECTS
@@ -42,7 +42,7 @@ TUNED_LENS = (
 RIGHT = {"file": "as the file says", "greedy": "if every token of it is the most likely one"}
 
 
-class PrefixComparison(Experiment[PrefixComparisonConfig]):
+class PrefixComparison(ModelExperiment[PrefixComparisonConfig]):
     """Teacher-forced comparison of two prefixes, on any model and any file of items."""
 
     name = "prefix_comparison"
@@ -80,8 +80,7 @@ class PrefixComparison(Experiment[PrefixComparisonConfig]):
                 f"choosing conditions: got a={a!r} and b={b!r}, expected two different "
                 f"ones of {', '.join(names)}. Set -s a=... and -s b=..."
             )
-        self.layout = lay_out_subject(config)
-        self.model = self.layout.model
+        self.model = self.lay_out()
         self.items = prepare_items(self.model, items, truncate=config.truncate)
         # All that a unit would otherwise find out after work was done.
         memory = check_memory(self.model, self.items, config)
@@ -103,7 +102,7 @@ class PrefixComparison(Experiment[PrefixComparisonConfig]):
 
     def load(self) -> None:
         """Loads the weights, and the lens; prompts go where the model is."""
-        load_subject(self.layout, self.config)
+        super().load()
         self.items = [one.to(self.model.cfg.device) for one in self.items]
         lens = open_lens(self.config.tuned_lens, self.model)
         self.comparison = replace(self.comparison, items=self.items, lens=lens)

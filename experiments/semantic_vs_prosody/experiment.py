@@ -25,8 +25,8 @@ from ..materials.clips import described_table, manifest
 from ..materials.confounds import confound_table
 from ..materials.records import collect
 from ..materials.stand_ins import noise_like, silence_like
-from ..materials.subject import described, lay_out_hearing_subject, load_subject
-from ..workbench.experiment import Experiment, Unit, UnitResult
+from ..materials.subject import ModelExperiment, described
+from ..workbench.experiment import Unit, UnitResult
 from ..workbench.page import Page
 from ..workbench.results import Row
 from .claims import CLAIMS
@@ -57,7 +57,7 @@ class ControlSweep:
     kind: SweepControl
 
 
-class SemanticVsProsody(Experiment[SemanticVsProsodyConfig]):
+class SemanticVsProsody(ModelExperiment[SemanticVsProsodyConfig]):
     """The experiment of seed 001 on any model with an audio front-end."""
 
     name = "semantic_vs_prosody"
@@ -74,8 +74,7 @@ class SemanticVsProsody(Experiment[SemanticVsProsodyConfig]):
         source = BUNDLED_ITEMS if config.audio == "bundled" else config.audio
         every = read_items(source, list(config.labels))
         self.items = conflict_items(every)
-        self.layout = lay_out_hearing_subject(config, self.name)
-        self.model = self.layout.model
+        self.model = self.lay_out(hears=True)
         self.labels = LabelSet.from_texts(self.model.tokenizer, config.labels, config.label_mode)
         self.clips = self._heard(source)
         self.pairs = [pair for which in config.pair_types for pair in self._drawn(which)]
@@ -95,10 +94,6 @@ class SemanticVsProsody(Experiment[SemanticVsProsodyConfig]):
             "pairs": [pair.id for pair in self.pairs],
             "clips": [self._described(item) for item in self.items],
         }
-
-    def load(self) -> None:
-        """Loads the weights."""
-        load_subject(self.layout, self.config)
 
     def _heard(self, source: str | Path) -> dict[str, AudioClip]:
         """The items' clips by name; all that the model cannot hear are refused at once."""

@@ -33,7 +33,7 @@ from hooked_alm.methods.reading.tuned_lens import LensTrainer, TunedLens, unembe
 from ..materials.clips import described_table
 from ..materials.held_out import split_groups
 from ..materials.recordings import load_recordings
-from ..materials.subject import described, lay_out_subject, load_subject
+from ..materials.subject import ModelExperiment, described
 from ..materials.trained_lens import (
     PARAMS,
     LensCard,
@@ -43,7 +43,7 @@ from ..materials.trained_lens import (
     save_lens,
     write_tensors,
 )
-from ..workbench.experiment import Experiment, Unit, UnitResult
+from ..workbench.experiment import Unit, UnitResult
 from ..workbench.identity import file_sha256
 from ..workbench.page import Page
 from .claims import CLAIMS, CONTROLS
@@ -57,7 +57,7 @@ PLACES = {"audio": ("audio",), "text": ("text",), "struct": ("audio_struct", "st
 """Where a lens is judged, beside ``scored``: every position that the loss counts."""
 
 
-class TuneLens(Experiment[TunedLensConfig]):
+class TuneLens(ModelExperiment[TunedLensConfig]):
     """Training and held-out evaluation of a tuned lens.
 
     Training is cut into units of some steps. A unit begins with the checkpoint that the one before
@@ -86,8 +86,7 @@ class TuneLens(Experiment[TunedLensConfig]):
                 f"splitting {len(prompts)} prompts into training and held-out ones: got one group "
                 f"({prompts[0].group}), expected at least two. Give prompts of more groups."
             )
-        self.layout = lay_out_subject(config)
-        self.model = self.layout.model
+        self.model = self.lay_out()
         self.inputs = prepare_prompts(self.model, prompts, truncate=config.truncate)
         self._check_positions()
         self.training = {
@@ -110,7 +109,7 @@ class TuneLens(Experiment[TunedLensConfig]):
 
     def load(self) -> None:
         """Loads the weights; prompts go where the model is."""
-        load_subject(self.layout, self.config)
+        super().load()
         device = self.model.cfg.device
         self.inputs = {name: x.to(device) for name, x in self.inputs.items()}
         self._kept: dict[str, Tensor] = {}

@@ -139,7 +139,7 @@ def _session(
         if address is None:
             folder = stack.enter_context(_short_folder())
             (token := folder / "token").touch(mode=0o600)
-            token.write_text(_token())
+            token.write_text(_token(), "utf-8")
             environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
             # Ray takes the loopback device for a mistake unless it knows of one machine alone.
             environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"

@@ -13,11 +13,12 @@ import torch
 
 from all_cases import CASES as ALL_CASES
 from cases.ultravox import CASES
+from hooked_alm import HookedALM
+from hooked_alm.converters.loading import lay_out
 from hooked_alm.errors import InputError
 from hooked_alm.experiments.materials.subject import (
     WEIGHT_FILES,
     described,
-    load_subject,
     weights_of,
 )
 from hooked_alm.experiments.workbench.experiment import ExperimentConfig
@@ -32,7 +33,12 @@ def sha256(file: Path) -> str:
 
 def record(folder: Path, **settings: object) -> dict[str, object]:
     config = ExperimentConfig(model=str(folder), **settings)
-    return described(load_subject(config), config)
+    return described(laid_out(config), config)
+
+
+def laid_out(config: ExperimentConfig) -> HookedALM:
+    components = dict(config.components)
+    return lay_out(config.model, components=components, lora=config.lora).model
 
 
 def test_a_folder_is_known_by_its_files_and_a_snapshot_by_its_commit(
@@ -77,7 +83,7 @@ def test_a_run_goes_on_only_with_the_same_files(tiny_models: TinyModels, tmp_pat
     """Each file in turn: the folder of the run refuses, and says which one it is."""
     folder = shutil.copytree(tiny_models.folder(), tmp_path / "model")
     config = ExperimentConfig(model=str(folder))
-    model = load_subject(config)
+    model = laid_out(config)
     templates = "additional_chat_templates/a.jinja"
     for name in ("vocab.json", "merges.txt", "tokenizer.model", templates):
         (folder / name).parent.mkdir(exist_ok=True)
