@@ -7,7 +7,8 @@ reads the label logits at every depth (lens), exchanges the text's and the voice
 Source: seed 000; M-000-1 to M-000-15.
 """
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -28,6 +29,7 @@ from ..materials.recordings import Recording, load_recordings, match_loudness
 from ..materials.records import collect
 from ..materials.subject import ModelExperiment, described
 from ..materials.trained_lens import described_lens, open_lens
+from ..workbench.batches import bucketed
 from ..workbench.experiment import Unit, UnitResult
 from ..workbench.page import Page
 from ..workbench.results import Row
@@ -48,7 +50,7 @@ class EmotionConflict(ModelExperiment[EmotionConflictConfig]):
     title = "Emotion conflict"
     question = "Where does the voice lose against the instruction?"
     Config = EmotionConflictConfig
-    schema_version = 3
+    schema_version = 4
     tables, may_lack = TABLES, MAY_LACK
     defects, controls, claims, caveats = DEFECTS, CONTROLS, CLAIMS, CAVEATS
 
@@ -72,7 +74,7 @@ class EmotionConflict(ModelExperiment[EmotionConflictConfig]):
         }
         for unit in self.units():
             self._check(unit)
-        spans = self.input(self.units()[0].payload).spans
+        spans = self.input(self.plan.runs[0]).spans
         return {
             "model": described(self.model, config),
             **described_lens(config.tuned_lens),
@@ -116,10 +118,9 @@ class EmotionConflict(ModelExperiment[EmotionConflictConfig]):
     def _prompts(self) -> dict[str, dict[str, str]]:
         """The first prompt of every language and condition, word for word."""
         found: dict[str, dict[str, str]] = {}
-        for unit in self.units():
-            if isinstance(run := unit.payload, PromptRun):
-                said = "".join(text for _, text in self._segments(run))
-                found.setdefault(run.language, {}).setdefault(run.condition, said)
+        for run in self.plan.runs:
+            said = "".join(text for _, text in self._segments(run))
+            found.setdefault(run.language, {}).setdefault(run.condition, said)
         return found
 
     def _label_ids(self, language: str) -> dict[str, Any]:
@@ -128,8 +129,9 @@ class EmotionConflict(ModelExperiment[EmotionConflictConfig]):
 
     def _check(self, unit: Unit) -> None:
         """Tokenise a unit's prompts and align its spans, which could fail in the midst of a run."""
-        if isinstance(unit.payload, PromptRun):
-            self.input(unit.payload)
+        if not isinstance(unit.payload, PatchRun):
+            for run in unit.payload:
+                self.input(run)
             return
         base, donor = self.input(unit.payload.base), self.input(unit.payload.donor)
         if self.config.align == "dtw":  # aligns spans of any length, by activations
@@ -141,10 +143,10 @@ class EmotionConflict(ModelExperiment[EmotionConflictConfig]):
             error.add_note(f"This would happen in unit {unit.id}; nothing was run.")
             raise
 
-    def input(self, run: PromptRun) -> ALMInput:
-        """The prompt of one run."""
-        segments = self._segments(run)
-        return self.model.prepare(self.clips[run.recording.name], segments=segments)
+    def input(self, *runs: PromptRun) -> ALMInput:
+        """The prompts of some runs, as one batch."""
+        clips = [self.clips[run.recording.name] for run in runs]
+        return self.model.prepare(clips, segments=[self._segments(run) for run in runs])
 
     def _segments(self, run: PromptRun) -> PromptSegments:
         labels, words = self.corpus.labels, self.corpus.words(run.language).items()
@@ -172,21 +174,41 @@ class EmotionConflict(ModelExperiment[EmotionConflictConfig]):
         return self.plan.units
 
     def measure(self, unit: Unit) -> UnitResult:
-        """One forward with its read-outs, or one sweep."""
+        """Some forwards with their read-outs, or one sweep."""
         work = unit.payload
-        run: PromptRun = work.base if isinstance(work, PatchRun) else work
-        x = self.input(run)
-        measures = ConflictMeasures(self.model, self.lens, self.labels[run.language], self.config)
-        record = self._described(run, x)
-        if isinstance(work, PatchRun):
-            donor = self.input(work.donor)
-            rows, found = measures.sweep(work, x, donor)
-            tables = {"patching": rows}
-            record["donor"] = self._described(work.donor, donor)
-        else:
-            tables, found = measures.run(work, x)
-        named = {name: [{"unit": unit.id, **row} for row in rows] for name, rows in tables.items()}
-        return UnitResult(tables=named, record=record | found)
+        return self._sweep(unit) if isinstance(work, PatchRun) else self._read(work)
+
+    def _measures(self, language: str) -> ConflictMeasures:
+        return ConflictMeasures(self.model, self.lens, self.labels[language], self.config)
+
+    def _sweep(self, unit: Unit) -> UnitResult:
+        work: PatchRun = unit.payload
+        x, donor = self.input(work.base), self.input(work.donor)
+        rows, found = self._measures(work.base.language).sweep(work, x, donor)
+        record = self._described(work.base, x) | {"donor": self._described(work.donor, donor)}
+        return UnitResult({"patching": [{"unit": unit.id, **row} for row in rows]}, record | found)
+
+    def _read(self, runs: Sequence[PromptRun]) -> UnitResult:
+        """The runs in batches of one language and about one length; results in their order."""
+        config, inputs = self.config, [self.input(run) for run in runs]
+        batches = bucketed(
+            [x.shape[1] for x in inputs], config.batch_size, config.batch_positions,
+            kinds=[run.language for run in runs],
+        )  # fmt: skip
+        found: dict[int, tuple[dict[str, list[Row]], Row]] = {}
+        for batch in batches:
+            some = [runs[index] for index in batch]
+            x = inputs[batch[0]] if len(batch) == 1 else self.input(*some)
+            found |= zip(batch, self._measures(some[0].language).runs(some, x), strict=True)
+        tables: dict[str, list[Row]] = defaultdict(list)
+        records = []
+        for index, run in enumerate(runs):
+            of_run, about = found[index]
+            name = {"unit": self.plan.run_id(run)}
+            for table, rows in of_run.items():
+                tables[table] += [{**name, **row} for row in rows]
+            records.append({**name, **self._described(run, inputs[index]), **about})
+        return UnitResult(dict(tables), {"runs": records})
 
     def _described(self, run: PromptRun, x: ALMInput) -> Row:
         return {

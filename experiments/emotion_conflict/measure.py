@@ -1,5 +1,6 @@
 """What ``emotion_conflict`` reads off a model: answer, lens and attention of a run; a sweep."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -12,9 +13,15 @@ from hooked_alm import HookedALM
 from hooked_alm.inputs import ALMInput
 from hooked_alm.methods.patching.metrics import LabelScores
 from hooked_alm.methods.patching.patch import patch
-from hooked_alm.methods.reading.attention_mass import attention_density, attention_mass
+from hooked_alm.methods.reading.attention_mass import AttentionMeter, attention_density
 from hooked_alm.methods.reading.labels import LabelSet
-from hooked_alm.methods.reading.lens import Lens, lens_fidelity, read_rows, residual_rows
+from hooked_alm.methods.reading.lens import (
+    Lens,
+    LensFidelity,
+    StreamReader,
+    lens_fidelity,
+    read_rows,
+)
 
 from ..workbench.results import Row
 from .plan import PatchRun, PromptRun
@@ -36,29 +43,40 @@ class ConflictMeasures:
     config: EmotionConflictConfig
 
     @torch.no_grad()
-    def run(self, run: PromptRun, x: ALMInput) -> tuple[dict[str, list[Row]], Row]:
-        """The tables of one forward; and what of it is kept beside them."""
+    def runs(
+        self, runs: Sequence[PromptRun], x: ALMInput
+    ) -> list[tuple[dict[str, list[Row]], Row]]:
+        """Of every run of a batch its tables, and what of it is kept beside them; one forward."""
         model, labels = self.model, self.labels
-        rows = residual_rows(model, x)
-        logits = model(x)[0, -1].float()
-        lens = labels.scores(read_rows(model, rows, labels.tokens, self.lens))[:, 0, 0]
+        reader, meter = StreamReader(model, x), AttentionMeter(model, x, SEGMENTS)
+        with model.hooks(fwd_hooks=[*reader.hooks, *meter.hooks]):
+            logits = model(x)[:, -1].float()
+        rows = reader.rows()
+        lens = labels.scores(read_rows(model, rows, labels.tokens, self.lens))[:, :, 0]
         lens = lens if self.config.lens_depths == "all" else lens[:-1]
-        curves = {target: self._contrast(lens, run, target).tolist() for target in run.targets}
-        mass = attention_mass(model, x, SEGMENTS)
-        tables = {
-            "runs": [self._answer_row(run, x, logits)],
-            "delta": [
-                {"target": target, "depth": depth, "delta": delta}
-                for target, curve in curves.items()
-                for depth, delta in enumerate(curve)
-            ],
-            "depths": self._depth_rows(rows, lens),
-            "attention": _attention_rows(x, mass),
-        }
-        by_head, curve = mass[:, 0, :, 0], curves[run.targets[0]]
-        return tables, {
+        fidelity, mass = lens_fidelity(model, rows, lens=self.lens), meter.mass()
+        attention = attention_rows(x, mass)
+        found = []
+        for n, run in enumerate(runs):
+            curves = {one: self._contrast(lens[:, n], run, one).tolist() for one in run.targets}
+            tables = {
+                "runs": [self._answer_row(run, x, n, logits[n])],
+                "delta": [
+                    {"target": target, "depth": depth, "delta": delta}
+                    for target, curve in curves.items()
+                    for depth, delta in enumerate(curve)
+                ],
+                "depths": self._depth_rows(fidelity, n, lens[:, n]),
+                "attention": attention[n],
+            }
+            found.append((tables, self._kept(mass[:, n, :, 0], curves[run.targets[0]])))
+        return found
+
+    def _kept(self, by_head: Float[Tensor, "layer head span"], curve: Sequence[float]) -> Row:
+        """What of a run is kept beside its tables."""
+        return {
             "delta_logit_by_depth": curve,
-            "delta_logit_by_text_layer": curve[: model.cfg.n_layers],
+            "delta_logit_by_text_layer": curve[: self.model.cfg.n_layers],
             "attention_mass_by_head": {
                 "segments": SEGMENTS,
                 "layer_head_segment": by_head.tolist(),
@@ -81,7 +99,9 @@ class ConflictMeasures:
     def _gap(self, scores: LabelRows, label: str, other: str) -> Float[Tensor, " *rows"]:
         return scores[..., self.labels.index(label)] - scores[..., self.labels.index(other)]
 
-    def _answer_row(self, run: PromptRun, x: ALMInput, logits: Float[Tensor, " vocab"]) -> Row:
+    def _answer_row(
+        self, run: PromptRun, x: ALMInput, row: int, logits: Float[Tensor, " vocab"]
+    ) -> Row:
         ours = logits[self.labels.tokens]
         scores = self.labels.scores(ours)
         return {
@@ -92,19 +112,20 @@ class ConflictMeasures:
             "label_mass": float(logits.log_softmax(-1)[self.labels.tokens].exp().sum()),
             "best_label_rank": int((logits > ours.max()).sum()) + 1,
             "top_token": self.model.tokenizer.decode([int(logits.argmax())]),
-            "n_tokens": int(x.attention_mask.sum()),
-            "n_audio_tokens": len(x.spans.positions("audio", 0)),
+            "n_tokens": int(x.attention_mask[row].sum()),
+            "n_audio_tokens": len(x.spans.positions("audio", row)),
         }
 
-    def _depth_rows(self, rows: Tensor, lens: Float[Tensor, "depth label"]) -> list[Row]:
-        fidelity = lens_fidelity(self.model, rows, lens=self.lens)
+    def _depth_rows(
+        self, fidelity: LensFidelity, row: int, lens: Float[Tensor, "depth label"]
+    ) -> list[Row]:
         return [
             {
                 "depth": depth,
                 **self._by_label("z", scores),
                 **self._by_label("p", scores.softmax(-1)),
                 "prediction": self._answer(scores),
-                **{name: float(getattr(fidelity, name)[depth, 0, 0]) for name in FIDELITY},
+                **{name: float(getattr(fidelity, name)[depth, row, 0]) for name in FIDELITY},
             }
             for depth, scores in enumerate(lens)
         ]
@@ -180,17 +201,22 @@ class ConflictMeasures:
         return dict(zip(names, values.tolist(), strict=True))
 
 
-def _attention_rows(x: ALMInput, mass: Float[Tensor, "layer batch head query span"]) -> list[Row]:
-    """Means over heads, of the readout."""
+def attention_rows(
+    x: ALMInput, mass: Float[Tensor, "layer batch head query span"]
+) -> list[list[Row]]:
+    """Means over heads, of the readout, prompt by prompt."""
     sink = SEGMENTS.index("sink")
     without_sink = mass / (1 - mass[..., [sink]])
     without_sink[..., sink] = torch.nan
     density = attention_density(mass, x, SEGMENTS)
     measures = {"mass": mass, "density": density, "mass_without_sink": without_sink}
-    rows = []
-    for index, span in enumerate(SEGMENTS):
-        means = {name: one[:, 0, :, 0, index].mean(-1).tolist() for name, one in measures.items()}
-        for layer in range(len(mass)):
-            row = {"layer": layer, "span": span, **{name: means[name][layer] for name in means}}
-            rows.append(row | {"n_tokens": len(x.spans.positions(span, 0))})
-    return rows
+    found = []
+    for n in range(len(x)):
+        rows: list[Row] = []
+        for index, span in enumerate(SEGMENTS):
+            means = {k: one[:, n, :, 0, index].mean(-1).tolist() for k, one in measures.items()}
+            for layer in range(len(mass)):
+                row = {"layer": layer, "span": span, **{name: means[name][layer] for name in means}}
+                rows.append(row | {"n_tokens": len(x.spans.positions(span, n))})
+        found.append(rows)
+    return found

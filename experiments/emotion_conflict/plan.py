@@ -101,10 +101,21 @@ class WorkPlan:
     corpus: Corpus
 
     @cached_property
+    def runs(self) -> list[PromptRun]:
+        """Every run, in its order."""
+        return [*self._runs()]
+
+    @cached_property
     def units(self) -> list[Unit]:
-        """All runs, then all sweeps."""
-        runs = [Unit(self._run_id(run), run) for run in self._runs()]
-        return runs + [Unit(name, sweep) for name, sweep in self._sweeps() if sweep]
+        """All runs, some batches a unit, then all sweeps."""
+        every, size = self.runs, self.config.batch_size * self.config.unit_batches
+        runs = [tuple(every[first : first + size]) for first in range(0, len(every), size)]
+        units = [Unit(self._unit_id(some), some) for some in runs]
+        return units + [Unit(name, sweep) for name, sweep in self._sweeps() if sweep]
+
+    def _unit_id(self, runs: Sequence[PromptRun]) -> str:
+        """The first run's name, and how many follow."""
+        return self.run_id(runs[0]) + (f"+{len(runs) - 1}" if runs[1:] else "")
 
     def impossible_sweeps(self) -> list[str]:
         """Sweeps that were asked for, but that no clip of this set can be the donor of."""
@@ -122,7 +133,8 @@ class WorkPlan:
                     named = voice if mode == "consistent" else None
                     yield PromptRun(clip, language, mode, named, targets)
 
-    def _run_id(self, run: PromptRun) -> str:
+    def run_id(self, run: PromptRun) -> str:
+        """The run's name in the tables."""
         has_several = len(self.corpus.targets(run.recording)) > 1
         names_one = has_several and run.condition in NAMES_TARGET
         suffix = f"_{file_safe(str(run.named))}" if names_one else ""
@@ -130,7 +142,7 @@ class WorkPlan:
 
     def _sweeps(self) -> Iterator[tuple[str, PatchRun | None]]:
         """Every sweep that is asked for, by its name; None if no clip can play the donor."""
-        for base in self._runs():
+        for base in self.runs:
             if base.condition == "conflict":
                 for kind in self.config.donors:
                     name = f"patch__{base.recording.name}__{file_safe(str(base.named))}__{kind}"

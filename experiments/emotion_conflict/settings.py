@@ -17,6 +17,7 @@ from hooked_alm.methods.reading.lens import LensNorm
 from hooked_alm.methods.statistics.critical_layer import CriticalMethod
 
 from ..materials.instructions import Instructions, PromptMode
+from ..workbench.batches import BatchPositions, BatchSize, UnitBatches
 from ..workbench.claims import Defect
 from ..workbench.settings import EngineBytes, ExperimentConfig, Truncate, TunedLensFolder
 
@@ -133,6 +134,9 @@ class EmotionConflictConfig(ExperimentConfig):
     engine: Engine = Field(
         default="fast", description="of the patching; hooks is one whole forward per cell"
     )
+    batch_size: BatchSize = 1
+    unit_batches: UnitBatches = 1
+    batch_positions: BatchPositions = None
     max_bytes: EngineBytes = 2**30
     min_effect: float = Field(
         default=0.5,

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from hooked_alm.methods.reading.head_norms import HeadOutput, TokenAgg, Weighting
 
+from ..workbench.batches import BatchPositions, BatchSize, UnitBatches
 from ..workbench.settings import ExperimentConfig
 
 Form = Literal["corrected", "seed"]
@@ -34,13 +35,9 @@ class HeadStatisticsConfig(ExperimentConfig):
     max_samples: int = Field(
         default=5000, ge=-1, le=10**8, description="items of the file; -1 is all"
     )
-    batch_size: int = Field(default=4, ge=1, le=10_000, description="prompts that run together")
-    unit_batches: int = Field(
-        default=16,
-        ge=1,
-        le=10**6,
-        description="batches that are kept together; a killed run loses fewer",
-    )
+    batch_size: BatchSize = 4
+    unit_batches: UnitBatches = 16
+    batch_positions: BatchPositions = None
     max_length: int = Field(
         default=384, ge=1, le=10**7, description="positions of a prompt, audio included"
     )

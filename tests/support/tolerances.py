@@ -178,3 +178,6 @@ against transformers' extractor with torchaudio (4.2e-6)."""
 UNMERGED = 2e-4
 """Logits in fp32 under a merged adapter, against PEFT's layers that keep it apart:
 two products for one (measured 5.1e-5)."""
+
+BATCHED_ROWS = 2e-4
+"""What is read of a prompt in a left-padded batch against the same alone, on bundled models."""

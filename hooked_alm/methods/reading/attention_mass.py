@@ -16,6 +16,68 @@ from ...points import hook_name
 from .lens import readout_positions
 
 
+class AttentionMeter:
+    """Hooks that sum attention by span while a model runs, for `attention_mass`."""
+
+    def __init__(
+        self,
+        model: HookedALM,
+        x: ALMInput,
+        spans: Sequence[str],
+        *,
+        layers: Sequence[int] | None = None,
+        queries: Int[Tensor, "batch query"] | None = None,
+    ) -> None:
+        """Holds nothing yet; see `attention_mass`.
+
+        Raises:
+            InputError: a block, a position or a span that does not exist, or no block.
+        """
+        model.refuse_encoder("measuring attention to spans")
+        self.layers = range(len(model.path)) if layers is None else layers
+        wrong = [layer for layer in self.layers if not 0 <= layer < len(model.path)]
+        if wrong or not self.layers:
+            raise InputError(
+                f"measuring attention in blocks {wrong}: the model has blocks 0 to "
+                f"{len(model.path) - 1}. Name at least one of them."
+            )
+        where = (readout_positions(x) if queries is None else queries).to(x.device)
+        if bool(((where < -x.shape[1]) | (where >= x.shape[1])).any()):
+            raise InputError(
+                f"measuring attention of positions {where.tolist()}: the prompts have positions 0 "
+                f"to {x.shape[1] - 1}; negative ones count from the end."
+            )
+        self.model, self.x = model, x
+        self.where = torch.where(where < 0, where + x.shape[1], where)
+        self.segments = torch.stack([x.spans.mask(name) for name in spans], dim=-1).to(x.device)
+        self._held: dict[int, Tensor] = {}
+        self._masses: dict[int, Tensor] = {}
+
+    @property
+    def hooks(self) -> list[Hook]:
+        """Hooks for one forward."""
+        found: list[Hook] = []
+        for layer in self.layers:
+            block = self.model.path[layer]
+            found += [(hook_name("rot_q", block), partial(self._hold_queries, layer=layer))]
+            found += [(hook_name("rot_k", block), partial(self._sum_over_spans, layer=layer))]
+        return found
+
+    def mass(self) -> Float[Tensor, "layer batch head query span"]:
+        """What the forward has shown."""
+        return torch.stack([self._masses[layer] for layer in self.layers])
+
+    def _hold_queries(self, q: Tensor, hook: HookPoint, layer: int) -> None:
+        batch = torch.arange(len(self.x), device=self.x.device)[:, None]
+        self._held[layer] = q[batch, self.where]
+
+    def _sum_over_spans(self, k: Tensor, hook: HookPoint, layer: int) -> None:
+        visible = visible_keys(self.model, self.x, layer, self.where)
+        pattern = attention_rows(self.model, layer, self._held.pop(layer), k, visible)
+        segments = self.segments.to(pattern.dtype)
+        self._masses[layer] = torch.einsum("bhqk,bks->bhqs", pattern, segments)
+
+
 @torch.no_grad()
 def attention_mass(
     model: HookedALM,
@@ -44,43 +106,10 @@ def attention_mass(
     Raises:
         InputError: a block, a position or a span that does not exist, or no block.
     """
-    model.refuse_encoder("measuring attention to spans")
-    chosen = range(len(model.path)) if layers is None else layers
-    wrong = [layer for layer in chosen if not 0 <= layer < len(model.path)]
-    if wrong or not chosen:
-        raise InputError(
-            f"measuring attention in blocks {wrong}: the model has blocks 0 to "
-            f"{len(model.path) - 1}. Name at least one of them."
-        )
-    where = (readout_positions(x) if queries is None else queries).to(x.device)
-    if bool(((where < -x.shape[1]) | (where >= x.shape[1])).any()):
-        raise InputError(
-            f"measuring attention of positions {where.tolist()}: the prompts have positions 0 to "
-            f"{x.shape[1] - 1}; negative ones count from the end."
-        )
-    where = torch.where(where < 0, where + x.shape[1], where)
-    batch = torch.arange(len(x), device=x.device)[:, None]
-    segments = torch.stack([x.spans.mask(name) for name in spans], dim=-1).to(x.device)
-    held: dict[int, Tensor] = {}
-    masses: dict[int, Tensor] = {}
-
-    def hold_queries(q: Tensor, hook: HookPoint, layer: int) -> None:
-        held[layer] = q[batch, where]
-
-    def sum_over_spans(k: Tensor, hook: HookPoint, layer: int) -> None:
-        pattern = attention_rows(
-            model, layer, held.pop(layer), k, visible_keys(model, x, layer, where)
-        )
-        masses[layer] = torch.einsum("bhqk,bks->bhqs", pattern, segments.to(pattern.dtype))
-
-    hooks: list[Hook] = []
-    for layer in chosen:
-        block = model.path[layer]
-        hooks += [(hook_name("rot_q", block), partial(hold_queries, layer=layer))]
-        hooks += [(hook_name("rot_k", block), partial(sum_over_spans, layer=layer))]
-    with model.hooks(fwd_hooks=hooks):
-        model(x, stop_at_layer=max(chosen) + 1)
-    return torch.stack([masses[layer] for layer in chosen])
+    meter = AttentionMeter(model, x, spans, layers=layers, queries=queries)
+    with model.hooks(fwd_hooks=meter.hooks):
+        model(x, stop_at_layer=max(meter.layers) + 1)
+    return meter.mass()
 
 
 def visible_keys(

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...errors import InputError
-from ...hooks import HookPoint
+from ...hooks import Hook, HookPoint
 from ...inputs import ALMInput
 from ...model import HookedALM
 from ..result import MethodResult
@@ -93,6 +93,32 @@ def readout_positions(x: ALMInput) -> Int[Tensor, "batch 1"]:
     return torch.tensor([[x.spans.positions("readout", row)[-1]] for row in range(len(x))])
 
 
+class StreamReader:
+    """Hooks that keep the residual stream at chosen positions while a model runs."""
+
+    def __init__(
+        self, model: HookedALM, x: ALMInput, positions: Int[Tensor, "batch pos"] | None = None
+    ) -> None:
+        """Holds nothing yet; see `residual_rows`."""
+        model.refuse_encoder("reading the stream at every depth")
+        where = readout_positions(x) if positions is None else positions
+        self.model, self.where = model, where.to(x.device)
+        self.batch = torch.arange(len(x), device=x.device)[:, None]
+        self._kept: list[Tensor] = []
+
+    @property
+    def hooks(self) -> list[Hook]:
+        """Hooks for one forward."""
+        return [(name, self._keep) for name in self.model.depth_names()]
+
+    def rows(self) -> Rows:
+        """What the forward has shown, of every depth 0..L."""
+        return torch.stack(self._kept)
+
+    def _keep(self, value: Tensor, hook: HookPoint) -> None:
+        self._kept.append(value[self.batch, self.where].detach())
+
+
 @torch.no_grad()
 def residual_rows(
     model: HookedALM, x: ALMInput, positions: Int[Tensor, "batch pos"] | None = None
@@ -104,18 +130,10 @@ def residual_rows(
         x: prompts.
         positions: per row; None is the readout.
     """
-    model.refuse_encoder("reading the stream at every depth")
-    where = readout_positions(x) if positions is None else positions
-    where = where.to(x.device)
-    batch = torch.arange(len(x), device=x.device)[:, None]
-    kept: list[Tensor] = []
-
-    def keep(value: Tensor, hook: HookPoint) -> None:
-        kept.append(value[batch, where].detach())
-
-    with model.hooks(fwd_hooks=[(name, keep) for name in model.depth_names()]):
+    reader = StreamReader(model, x, positions)
+    with model.hooks(fwd_hooks=reader.hooks):
         model(x, return_type=None)
-    return torch.stack(kept)
+    return reader.rows()
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ import soundfile
 import torch
 from torch import Tensor
 
+from hooked_alm import HookedALM
 from hooked_alm.bundled import CLIPS, MODELS
 from hooked_alm.experiments.emotion_conflict.corpus import Corpus
 from hooked_alm.experiments.emotion_conflict.experiment import EmotionConflict
@@ -28,7 +29,7 @@ from hooked_alm.experiments.workbench.experiment import Unit, UnitResult
 from hooked_alm.methods.patching.options import Engine
 from hooked_alm.methods.reading.lens import LogitLens
 from ob1_reference import PATCHED, PlainOB1, Prompt
-from tolerances import ATTENTION_MASS, FAST_ENGINE, LENS_ROWS, RESAMPLED_DONOR
+from tolerances import ATTENTION_MASS, BATCHED_ROWS, FAST_ENGINE, LENS_ROWS, RESAMPLED_DONOR
 
 TWINS = ("follows_text", "follows_voice")
 N_BLOCKS = 10
@@ -137,14 +138,15 @@ RUNS = [
 
 @pytest.mark.parametrize(("model", "unit_id"), RUNS)
 def test_a_run_agrees_with_plain_hf(model: str, unit_id: str) -> None:
-    run: PromptRun = unit_of(opened(model), unit_id).payload
+    (run,) = unit_of(opened(model), unit_id).payload
     hf, prompt = plain(model), prompt_of(model, run)
     ids = hf.label_ids(run.recording.language)
     done = result(unit_id, model)
+    (record,) = done.record["runs"]
 
-    assert done.record["token_ids"] == prompt.inputs["input_ids"][0].tolist()
-    assert done.record["position_ids"] == prompt.inputs["position_ids"][0].tolist()
-    spans = positions(done.record["spans"])
+    assert record["token_ids"] == prompt.inputs["input_ids"][0].tolist()
+    assert record["position_ids"] == prompt.inputs["position_ids"][0].tolist()
+    spans = positions(record["spans"])
     assert spans == {name: where for name, where in prompt.spans.items() if name in spans}
     assert spans.keys() - {"label"} == prompt.spans.keys() - {"label"}
     assert ("label" in spans) == bool(prompt.spans["label"])
@@ -179,8 +181,8 @@ def test_a_run_agrees_with_plain_hf(model: str, unit_id: str) -> None:
     delta = pd.DataFrame(done.tables["delta"])
     assert list(delta["target"].unique()) == [target]
     assert_close(delta["delta"].to_numpy(), contrast(lens[:, ids], target, voice), LENS_ROWS)
-    assert done.record["delta_logit_by_depth"] == delta["delta"].tolist()
-    assert done.record["delta_logit_by_text_layer"] == delta["delta"].tolist()[:N_BLOCKS]
+    assert record["delta_logit_by_depth"] == delta["delta"].tolist()
+    assert record["delta_logit_by_text_layer"] == delta["delta"].tolist()[:N_BLOCKS]
     # M-000-5: the last depth is the model's own answer.
     assert_close(delta["delta"].iloc[-1], row["delta_final"], LENS_ROWS)
 
@@ -191,7 +193,7 @@ def test_a_run_agrees_with_plain_hf(model: str, unit_id: str) -> None:
             for pattern in hf.attention(prompt)
         ]
     )
-    by_head = done.record["attention_mass_by_head"]
+    by_head = record["attention_mass_by_head"]
     assert_close(by_head["layer_head_segment"], mass, ATTENTION_MASS)
     assert_close(mass.sum(-1), torch.ones(mass.shape[:2]), ATTENTION_MASS)  # I9
     attention = pd.DataFrame(done.tables["attention"]).set_index(["span", "layer"])
@@ -202,7 +204,7 @@ def test_a_run_agrees_with_plain_hf(model: str, unit_id: str) -> None:
         assert set(rows["n_tokens"]) == {n}
         density = mean * prompt.n / n
         assert_close(rows["density"].to_numpy(), density, ATTENTION_MASS * prompt.n)
-    probe = done.record["attn_probe_last_token"]
+    probe = record["attn_probe_last_token"]
     assert probe["mass_text"] == attention.loc["text", "mass"].tolist()
     assert probe["mass_audio"] == attention.loc["audio", "mass"].tolist()
 
@@ -215,7 +217,7 @@ def test_a_run_agrees_with_plain_hf(model: str, unit_id: str) -> None:
     ],
 )
 def test_the_seeds_run_agrees_with_plain_hf(model: str, unit_id: str) -> None:
-    run: PromptRun = unit_of(opened(model), unit_id).payload
+    (run,) = unit_of(opened(model), unit_id).payload
     hf, prompt = plain(model), prompt_of(model, run)
     ids = hf.label_ids(run.recording.language)
     done = result(unit_id, model, variant="seed")
@@ -230,8 +232,8 @@ def test_the_seeds_run_agrees_with_plain_hf(model: str, unit_id: str) -> None:
     target = voice if run.condition == "consistent" else CONFLICT_MAP[voice]
     delta = [row["delta"] for row in done.tables["delta"]]
     assert_close(delta, contrast(lens, target, voice), LENS_ROWS)
-    assert done.record["delta_logit_by_depth"] == delta
-    assert done.record["delta_logit_by_text_layer"] == delta
+    (record,) = done.record["runs"]
+    assert record["delta_logit_by_depth"] == record["delta_logit_by_text_layer"] == delta
 
 
 SWEEPS = [
@@ -433,7 +435,7 @@ def test_the_runs_before_the_first_difference_are_bit_equal() -> None:
     runs = [
         unit_of(experiment, f"zh_sad_strong__{mode}").payload for mode in ("conflict", "consistent")
     ]
-    a, b = (experiment.input(run) for run in runs)
+    a, b = (experiment.input(*run) for run in runs)
     label = a.spans.positions("label", 0)
     assert a.tokens.shape == b.tokens.shape
     assert (a.tokens != b.tokens).nonzero()[:, 1].tolist() == label
@@ -512,7 +514,9 @@ def test_c10_the_seed_counts_from_the_start_and_misses_the_readout(
 
 
 def runs_of(experiment: EmotionConflict) -> list[Unit]:
-    return [unit for unit in experiment.units() if isinstance(unit.payload, PromptRun)]
+    """Units of one run each, which is their payload."""
+    every = [unit for unit in experiment.units() if not isinstance(unit.payload, PatchRun)]
+    return [Unit(unit.id, *unit.payload) for unit in every]
 
 
 def test_54_runs_and_108() -> None:
@@ -580,7 +584,7 @@ def test_the_order_of_a_list_is_counterbalanced() -> None:
 def test_the_control_prompt_that_only_mentions_has_a_label_to_patch() -> None:
     experiment = opened()
     for mode in ("conflict", "consistent", "mention_only"):
-        x = experiment.input(unit_of(experiment, f"en_sad_normal__{mode}").payload)
+        x = experiment.input(*unit_of(experiment, f"en_sad_normal__{mode}").payload)
         label, text = (x.spans.positions(name, 0) for name in ("label", "text"))
         assert set(label) < set(text)
         word = "sad" if mode == "consistent" else "cheerful"
@@ -711,3 +715,43 @@ def test_loudness_can_be_taken_from_the_clips() -> None:
     for name, clip in matched.clips.items():
         assert clip.n_tokens == plain.clips[name].n_tokens
         assert not torch.equal(clip.features, plain.clips[name].features)
+
+
+# --- Batches
+
+
+def test_batches_are_the_single_runs_to_rounding() -> None:
+    """Of unequal lengths and both languages; rows come in the order of the runs, by their names."""
+    settings: dict[str, Any] = {"modes": ("audio_only", "conflict", "list_all"), "donors": ()}
+    single = opened(**settings)
+    batched = opened(**settings, batch_size=4, unit_batches=3, batch_positions=420)
+    units = batched.units()
+    names = [unit.id for unit in single.units()]
+    assert len(names) == 54
+    assert [unit.id for unit in units][:2] == [f"{names[0]}+11", f"{names[12]}+11"]
+    assert units[-1].id == f"{names[48]}+5"
+    unit = next(one for one in units if len({run.language for run in one.payload}) == 2)
+    sizes = []
+    with pytest.MonkeyPatch.context() as patched:
+        run = HookedALM.forward
+
+        def counted(self: HookedALM, x: Any, **options: Any) -> Any:
+            sizes.append(tuple(x.shape))
+            return run(self, x, **options)
+
+        patched.setattr(HookedALM, "forward", counted)
+        found = batched.measure(unit)
+    assert sum(n for n, _ in sizes) == 12
+    assert max(n for n, _ in sizes) > 1
+    assert all(n <= 4 and (n == 1 or n * longest <= 420) for n, longest in sizes)
+
+    first = names.index(unit.id.partition("+")[0])
+    alone = [single.measure(one) for one in single.units()[first : first + 12]]
+    for name, rows in found.tables.items():
+        expected = pd.DataFrame([row for one in alone for row in one.tables[name]])
+        pd.testing.assert_frame_equal(pd.DataFrame(rows), expected, rtol=1e-4, atol=BATCHED_ROWS)
+    assert [one["unit"] for one in found.record["runs"]] == names[first : first + 12]
+    for ours, theirs in zip(found.record["runs"], alone, strict=True):
+        (record,) = theirs.record["runs"]
+        assert ours["token_ids"] == record["token_ids"]
+        assert ours["spans"] == record["spans"]

@@ -11,11 +11,10 @@ from hooked_alm.bundled import CLIPS
 from hooked_alm.errors import InputError
 from hooked_alm.experiments.emotion_conflict.corpus import Corpus
 from hooked_alm.experiments.emotion_conflict.experiment import EmotionConflict
-from hooked_alm.experiments.emotion_conflict.plan import PromptRun
 from hooked_alm.experiments.emotion_conflict.settings import EmotionConflictConfig
 from hooked_alm.experiments.materials.ob1 import CONFLICT_MAP, EMOTIONS
 from hooked_alm.experiments.materials.recordings import load_recordings
-from hooked_alm.experiments.workbench import runner
+from hooked_alm.experiments.workbench import runner, work
 from hooked_alm.experiments.workbench.provenance import command_line
 from hooked_alm.experiments.workbench.report import read_report
 from hooked_alm.experiments.workbench.run_folder import RunFolder
@@ -146,6 +145,6 @@ def test_units_are_named_as_files_can_be(corpus: Path) -> None:
     experiment = EmotionConflict(found.config)
     experiment.corpus = found
     ids = [unit.id for unit in experiment.units()]
-    assert all(runner.FILE_NAME_SAFE.fullmatch(one) for one in ids)
-    named = {u.payload.named for u in experiment.units() if isinstance(u.payload, PromptRun)}
+    assert all(work.FILE_NAME_SAFE.fullmatch(one) for one in ids)
+    named = {run.named for run in experiment.plan.runs}
     assert "so / so" in named
