@@ -34,8 +34,12 @@ def expanded(path: str | Path) -> Path:
         return Path(path)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, *parts: bytes | memoryview) -> None:
     """Writes a file so that, whenever the process dies, the path holds all of it or nothing.
+
+    Args:
+        path: the file; folders on the way to it are made.
+        parts: what it holds, one behind the other.
 
     One process at a time may write to a path; what a kill left is replaced by a later try.
     """
@@ -45,7 +49,8 @@ def write_atomic(path: Path, data: bytes) -> None:
     partial.unlink(missing_ok=True)
     try:
         with partial.open("xb") as file:
-            file.write(data)
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
