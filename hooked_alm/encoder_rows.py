@@ -18,7 +18,7 @@ from torch import Tensor
 from .encoder import WindowPart
 from .errors import InputError
 from .frontend import FrontEnd
-from .inputs import ALMInput
+from .inputs import ALMInput, AudioClip
 from .points import ENCODER, point_of
 from .spans import Range, SpanMap, as_ranges
 
@@ -69,13 +69,7 @@ class EncoderRows:
         heard = zip(x.clips, x.clip_rows, front_end.parts(x.clips), strict=True)
         for clip, prompt, windows in heard:
             real[prompt].append([])
-            # Some families count padding of a window as frames; the clip's duration does not.
-            left = sum(map(front_end.n_states, clip.n_frames))
-            if clip.seconds is not None:
-                left = ceil(round(clip.seconds / SECONDS_PER_ROW, 6))
-            for n_frames, parts in zip(clip.n_frames, windows, strict=True):
-                n_left = min(front_end.n_states(n_frames), left)
-                left -= n_left
+            for n_left, parts in zip(n_real_states(front_end, clip), windows, strict=True):
                 for part in parts:
                     n_real = min(part.n_seen, n_left)
                     n_left -= n_real
@@ -165,6 +159,19 @@ class EncoderRows:
         if "encoder_key_pos" in point_of(name).axes:
             return n, value.shape[1], n_pos, n_pos
         return n, n_pos, *value.shape[2:]
+
+
+def n_real_states(front_end: FrontEnd, clip: AudioClip) -> list[int]:
+    """Number of states that hear a clip, and not what pads it, by window; nothing runs."""
+    # Some families count padding of a window as frames; the clip's duration does not.
+    left = sum(map(front_end.n_states, clip.n_frames))
+    if clip.seconds is not None:
+        left = ceil(round(clip.seconds / SECONDS_PER_ROW, 6))
+    found = []
+    for n_frames in clip.n_frames:
+        found.append(min(front_end.n_states(n_frames), left))
+        left -= found[-1]
+    return found
 
 
 def _without(row: Bool[np.ndarray, " pos"], taken: list[Range]) -> list[Range]:
