@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .hooks import ActivationCache as ActivationCache
     from .inputs import ALMInput as ALMInput
     from .inputs import AudioClip as AudioClip
+    from .methods.activations.reader import ActivationReader as ActivationReader
+    from .methods.activations.writer import ActivationWriter as ActivationWriter
     from .methods.attribution.edges import attribute_edges as attribute_edges
     from .methods.attribution.nodes import attribute_nodes as attribute_nodes
     from .methods.attribution.trust import Attribution as Attribution
@@ -60,6 +62,8 @@ _EXPORTS = {
     "converters.parity": "compare_with_hf",
     "hooks": "ActivationCache",
     "inputs": "ALMInput AudioClip",
+    "methods.activations.reader": "ActivationReader",
+    "methods.activations.writer": "ActivationWriter",
     "methods.attribution.edges": "attribute_edges",
     "methods.attribution.nodes": "attribute_nodes",
     "methods.attribution.trust": "Attribution",

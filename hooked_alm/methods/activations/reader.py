@@ -1,0 +1,345 @@
+"""Reading a store of activations: at random, shuffled within a memory bound, split by group."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from ...errors import InputError
+from ...storage import FilePath
+from .rows import DTYPES, IndexColumn
+from .selection import select_names, width_of
+from .store import as_folder, check_hashes, check_sizes, mapped_tensors, read_card, read_index
+
+RowNumbers = Int64[np.ndarray, " _row"]
+RawRows = UInt8[np.ndarray, "row byte"]
+N_CHUNKS = 256
+"""Chunks of neighbouring rows that a full buffer mixes."""
+MOST_OF_A_CHUNK = 4096
+"""Rows that are read in one piece."""
+FEWEST_OF_A_PIECE = 32
+"""Mean number of neighbours from which on pieces are copied; fewer are picked row by row."""
+
+
+class ActivationBatch(NamedTuple):
+    """Some rows of a store."""
+
+    values: dict[str, Tensor]
+    """Point -> ``[row, width]``; memory of its own."""
+    rows: RowNumbers
+    """Their numbers in the store, for its columns."""
+
+
+class ActivationReader:
+    """A finished store; ``len`` is its number of rows, numbered from 0 in the order of its shards.
+
+    ::
+
+        reader = ActivationReader("activations")
+        train, held_out = reader.split("speaker", share=0.2)
+        for batch in reader.epoch(point, batch_size=4096, rows=train, seed=0, epoch=3):
+            train_on(batch.values[point], reader.column("emotion")[batch.rows])
+
+    Files are mapped into memory: what is read stays in the system's cache, which gives way to
+    others. ``card`` says what the store holds, and what it was written about.
+    """
+
+    def __init__(self, folder: FilePath) -> None:
+        """Open a store, whose files must be there in their sizes; ``check`` reads them.
+
+        Raises:
+            InputError: no store, one that is not finished, or a shard that is damaged.
+        """
+        self.folder = as_folder(folder)
+        self.card = read_card(self.folder)
+        for number, record in enumerate(self.card.shards):
+            check_sizes(self.folder, number, record)
+        ends = np.cumsum([0, *(record.rows for record in self.card.shards)], dtype=np.int64)
+        self._starts = ends
+        self._mapped: dict[int, dict[str, RawRows]] = {}
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return int(self._starts[-1])
+
+    def __reduce__(self) -> Any:
+        """Open it anew in another process."""
+        return ActivationReader, (str(self.folder),)
+
+    @property
+    def points(self) -> list[str]:
+        """Points that were kept."""
+        return [*self.card.contents.points]
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns of the index."""
+        return self.card.contents.columns
+
+    def shape(self, point: str) -> tuple[int, ...]:
+        """Shape of a row of a point: ``(d_model,)``, or ``(head, d_head)``."""
+        (name,) = self._names([point])
+        return (*self.card.contents.points[name],)
+
+    def check(self) -> None:
+        """Reads every shard once and compares it with its hash.
+
+        Raises:
+            InputError: the first that is not what was written, by its name.
+        """
+        for number, record in enumerate(self.card.shards):
+            check_hashes(self.folder, number, record)
+
+    # --- What the rows are
+
+    @cached_property
+    def index(self) -> Any:
+        """All columns, a ``pyarrow.Table``; ``to_pandas()`` makes a data frame of it.
+
+        Raises:
+            InputError: a shard's index is damaged.
+        """
+        tables = [read_index(self.folder, number) for number in range(len(self.card.shards))]
+        return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+
+    def column(self, name: str) -> IndexColumn:
+        """A column of the index, one value a row; texts are Python's.
+
+        Raises:
+            InputError: there is none of that name.
+        """
+        found: IndexColumn = self._column(name).to_numpy(zero_copy_only=False)
+        return found
+
+    def _column(self, name: str) -> Any:
+        if name not in self.columns:
+            raise InputError(
+                f"reading a column of {self.folder}: got {name!r}, expected one of "
+                f"{', '.join(self.columns)}."
+            )
+        chunks = self.index.column(name).combine_chunks()
+        return chunks.chunk(0) if isinstance(chunks, pa.ChunkedArray) else chunks
+
+    def rows_where(self, **conditions: Any) -> RowNumbers:
+        """Numbers of the rows in which every column has the value, or one of the values.
+
+        ``rows_where(span="audio", emotion=["sad", "angry"])``
+
+        Raises:
+            InputError: no such column, or a value of another type.
+        """
+        chosen = np.ones(len(self), bool)
+        for name, wanted in conditions.items():
+            column = self._column(name)
+            several = isinstance(wanted, Iterable) and not isinstance(wanted, str)
+            values = [*wanted] if several else [wanted]
+            plain = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+            try:
+                is_in = pc.is_in(column, value_set=pa.array(values, type=plain))
+            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+                raise InputError(
+                    f"choosing rows by {name!r}: got {values!r}, expected values of the column "
+                    f"({error})."
+                ) from None
+            chosen &= is_in.to_numpy(zero_copy_only=False)
+        return chosen.nonzero()[0]
+
+    def split(
+        self, by: str, share: float, *, seed: int = 0, rows: RowNumbers | None = None
+    ) -> tuple[RowNumbers, RowNumbers]:
+        """Rows to learn from, and held-out ones; all rows of a group are on one side.
+
+        Args:
+            by: column that names the group, such as the speaker or the clip.
+            share: share of the groups that is held out; at least one is, and one is not.
+            seed: of the draw of groups.
+            rows: among which; None is all.
+
+        Raises:
+            InputError: a share outside of 0 to 1, one group alone, or rows without a group.
+        """
+        among = self._chosen(rows)
+        names = self.column(by)[among]
+        groups = np.unique(names)
+        doing = f"splitting {len(among)} rows by {by!r}"
+        if not 0 < share < 1 or len(groups) < 2:
+            raise InputError(
+                f"{doing}: got share={share} of {len(groups)} groups, expected one between 0 and "
+                "1, of two groups or more. Take another column."
+            )
+        if "" in groups:
+            raise InputError(
+                f"{doing}: {int((names == '').sum())} rows have none, and could be of either side. "
+                "Complete the labels, or choose rows that have one."
+            )
+        n_held_out = min(max(round(share * len(groups)), 1), len(groups) - 1)
+        order = np.random.default_rng(seed).permutation(len(groups))
+        is_held_out = np.isin(names, groups[order[:n_held_out]])
+        return among[~is_held_out], among[is_held_out]
+
+    # --- Their values
+
+    def read(self, point: str, rows: RowNumbers | Sequence[int]) -> Tensor:
+        """Values ``[row, width]`` of some rows, in their order.
+
+        Raises:
+            InputError: no such point or rows.
+        """
+        (name,) = self._names([point])
+        chosen = self._chosen(np.asarray(rows, dtype=np.int64))
+        out = self._memory(name, len(chosen))
+        self._fill(name, chosen, _raw(out))
+        return out
+
+    def epoch(
+        self,
+        points: str | Iterable[str],
+        batch_size: int,
+        *,
+        rows: RowNumbers | None = None,
+        seed: int = 0,
+        epoch: int = 0,
+        max_bytes: int = 2**28,
+        start: int = 0,
+    ) -> Iterator[ActivationBatch]:
+        """Batches of shuffled rows, each row once; the last batch may be smaller.
+
+        Chunks of neighbouring rows from anywhere in the store fill a buffer, of which batches are
+        drawn at random. A buffer that holds everything shuffles everything. The order follows from
+        the arguments, so that a training that was stopped goes on at batch ``start``.
+
+        Args:
+            points: names or patterns of points that were kept; see ``select_names``.
+            batch_size: rows of a batch.
+            rows: which to read; None is all.
+            seed: of the order.
+            epoch: of the order, too: every epoch has another.
+            max_bytes: of the buffer; beside it there is one batch.
+            start: number of the first batch, from 0; those before it are not read.
+
+        Raises:
+            InputError: no such points or rows, or a buffer smaller than a batch.
+        """
+        names, chosen = self._names(points), None if rows is None else self._chosen(rows)
+        row_bytes = self._width(names) * DTYPES[self.card.contents.dtype].itemsize
+        n_buffer = max_bytes // row_bytes // max(batch_size, 1) * batch_size
+        if batch_size < 1 or n_buffer < 1 or min(start, seed, epoch) < 0:
+            raise InputError(
+                f"reading {self.folder} shuffled: got batch_size={batch_size}, start={start}, "
+                f"seed={seed}, epoch={epoch}, max_bytes={max_bytes}, expected nothing below 0, and "
+                f"a batch of one row or more that the buffer holds: {row_bytes} bytes a row. Give "
+                "smaller batches, or a larger buffer."
+            )
+        n = len(self) if chosen is None else len(chosen)
+        return self._batches(names, batch_size, chosen, (seed, epoch), min(n_buffer, n), start, n)
+
+    def _batches(
+        self,
+        names: Sequence[str],
+        batch_size: int,
+        rows: RowNumbers | None,
+        key: tuple[int, int],
+        n_buffer: int,
+        start: int,
+        n: int,
+    ) -> Iterator[ActivationBatch]:
+        if n == 0:
+            return
+        # Whole batches, but where the buffer holds all there is.
+        n_chunk = min(max(n_buffer // N_CHUNKS, 1), MOST_OF_A_CHUNK)
+        order = np.random.default_rng(key).permutation(-(-n // n_chunk))
+        ends = np.cumsum(np.minimum(n - order * n_chunk, n_chunk))
+        buffers = {name: self._memory(name, n_buffer) for name in names}
+        for first in range(start * batch_size // n_buffer * n_buffer, n, n_buffer):
+            numbers = _stretch(order, ends, n_chunk, first, min(first + n_buffer, n))
+            if rows is not None:
+                numbers = rows[numbers]
+            for name in names:
+                self._fill(name, numbers, _raw(buffers[name])[: len(numbers)])
+            mixed = np.random.default_rng((*key, first)).permutation(len(numbers))
+            for at in range(max(start * batch_size - first, 0), len(numbers), batch_size):
+                picked = mixed[at : at + batch_size]
+                index = torch.from_numpy(picked)
+                values = {name: buffers[name].index_select(0, index) for name in names}
+                yield ActivationBatch(values, numbers[picked])
+
+    def _names(self, points: str | Iterable[str]) -> list[str]:
+        return select_names(points, self.points)
+
+    def _width(self, names: Iterable[str]) -> int:
+        return sum(width_of(self.card.contents.points[name]) for name in names)
+
+    def _memory(self, name: str, n: int) -> Tensor:
+        return _memory(n, self._width([name]), DTYPES[self.card.contents.dtype])
+
+    def _chosen(self, rows: RowNumbers | None) -> RowNumbers:
+        if rows is None:
+            return np.arange(len(self))
+        if rows.ndim != 1 or (len(rows) and not 0 <= rows.min() <= rows.max() < len(self)):
+            raise InputError(
+                f"reading {self.folder}: got rows {list(rows.shape)} that are not all there, "
+                f"expected numbers from 0 to {len(self) - 1}."
+            )
+        return rows
+
+    def _raw(self, number: int, name: str) -> RawRows:
+        """A point's rows of a shard as bytes, in memory that the file is mapped to."""
+        if number not in self._mapped:
+            found = mapped_tensors(self.folder, number, self.card.contents)
+            self._mapped[number] = {point: _raw(one) for point, one in found.items()}
+        return self._mapped[number][name]
+
+    def _fill(self, name: str, rows: RowNumbers, out: RawRows) -> None:
+        """Copy rows, neighbours in one piece."""
+        if not len(rows):
+            return
+        shards = np.searchsorted(self._starts, rows, side="right") - 1
+        at = rows - self._starts[shards]
+        is_new, breaks = np.diff(shards) != 0, np.diff(at) != 1
+        # Scattered rows are picked, a shard's at a time.
+        is_scattered = breaks.sum() * FEWEST_OF_A_PIECE > len(rows)
+        bounds = [0, *((is_new if is_scattered else is_new | breaks).nonzero()[0] + 1), len(rows)]
+        begins = bounds[:-1]
+        pieces = zip(pairwise(bounds), shards[begins].tolist(), at[begins].tolist(), strict=True)
+        for (begin, end), number, first in pieces:
+            values = self._raw(number, name)
+            if is_scattered:
+                np.take(values, at[begin:end], axis=0, out=out[begin:end], mode="clip")
+            else:
+                out[begin:end] = values[first : first + end - begin]
+
+
+def _raw(values: Tensor) -> RawRows:
+    found: RawRows = values.view(torch.uint8).numpy()
+    return found
+
+
+def _memory(n: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Memory for rows, not filled; numpy asks the system for large pages, which are faster."""
+    raw = np.empty(max(n, 1) * width * dtype.itemsize, np.uint8)
+    return torch.from_numpy(raw).view(dtype).view(-1, width)[:n]
+
+
+def _stretch(
+    order: Int64[np.ndarray, " chunk"],
+    ends: Int64[np.ndarray, " chunk"],
+    n_chunk: int,
+    first: int,
+    stop: int,
+) -> RowNumbers:
+    """Rows ``first`` to ``stop`` of all, chunk by chunk in the order of chunks."""
+    low, high = np.searchsorted(ends, [first, stop - 1], side="right")
+    chunks = order[low : high + 1]
+    stops = np.minimum(ends[low : high + 1], stop)
+    begins = np.concatenate([[first], stops[:-1]])
+    starts = chunks * n_chunk
+    if low or first:  # the first chunk may have begun in the buffer before
+        starts[0] += first - (ends[low - 1] if low else 0)
+    return np.repeat(starts - begins, stops - begins) + np.arange(first, stop)
