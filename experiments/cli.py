@@ -404,6 +404,71 @@ def _named(words: list[str]) -> dict[str, str]:
 
 
 @app.command()
+def activations(
+    points: Annotated[
+        str,
+        typer.Option(
+            help="Hook points, with commas between: * is anything without a dot, {0,4} either, "
+            "{0..4} the numbers from 0 to 4."
+        ),
+    ],
+    spans: Annotated[
+        str, typer.Option(help="Positions, with commas between: audio, text, readout, ... or all.")
+    ] = "audio",
+    manifest: Annotated[
+        str | None, typer.Option(help="Your clips: a table with the column path, or a folder.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Folder, id or bundled:NAME.", autocompletion=_models)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/...")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings in a YAML file.")] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("-s", metavar="KEY=VALUE", help="One setting of the experiment activations."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how many rows and bytes it would be, and stop.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say what happens, unit by unit.")
+    ] = False,
+) -> None:
+    """Store activations of your clips, for probes and dictionaries; resumes what was begun.
+
+    Their size is told before the model is loaded. ActivationReader reads RUN/activations/....
+    """
+    from hooked_alm.methods.activations.selection import split_patterns
+
+    from .activations.experiment import StoreActivations
+    from .workbench import runner
+    from .workbench.report import read_report, report_lines
+    from .workbench.settings import load_settings
+
+    given = {
+        "model": model, "audio": manifest, "points": split_patterns(points),
+        "spans": split_patterns(spans),
+    }  # fmt: skip
+    options = {key: value for key, value in given.items() if value is not None}
+    settings = load_settings(
+        StoreActivations.Config, file=config, options=options, words=setting or []
+    )
+    experiment = StoreActivations(settings)
+    say(*experiment.planned().lines())
+    where = out or runner.default_out(experiment.name, settings)
+    experiment.check_room(where)
+    if dry_run:
+        return
+    try:
+        folder = runner.run(experiment, where, is_verbose=verbose)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    say(*report_lines(read_report(folder)))
+    say(*(folder.path / name for name in folder.read_table("stores")["folder"]))
+    say(folder.path / "report.html")
+
+
+@app.command()
 def models(
     markdown: Annotated[bool, typer.Option(help="As the README has it.")] = False,
 ) -> None:

@@ -16,6 +16,7 @@ GROUP = "hooked_alm.experiments"
 EXPERIMENTS = {
     name: f"hooked_alm.experiments.{name}.experiment:{cls}"
     for name, cls in {
+        "activations": "StoreActivations",
         "circuits": "Circuits",
         "emotion_conflict": "EmotionConflict",
         "prefix_comparison": "PrefixComparison",

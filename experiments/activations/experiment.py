@@ -1,0 +1,200 @@
+"""Activations: rows of any hook points at any spans of your clips, stored on disk.
+
+What is stored is read by ``hooked_alm.ActivationReader``: shuffled within a memory bound, split by
+speaker, by probes and dictionaries alike. The run folder has a store for each kind of rows:
+``activations/prompt`` of the decoder's points, ``activations/encoder`` of the audio encoder's.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+
+from hooked_alm.converters.loading import lay_out
+from hooked_alm.errors import InputError
+from hooked_alm.methods.activations.collect import rows_of
+from hooked_alm.methods.activations.rows import ActivationRows
+from hooked_alm.methods.activations.selection import RowKind
+from hooked_alm.methods.activations.store import StoreCard, read_shard
+from hooked_alm.methods.activations.writer import ActivationWriter
+
+from ..materials.clips import described_table
+from ..materials.subject import described, load_hearing_subject
+from ..workbench.experiment import Experiment, Unit, UnitResult
+from ..workbench.page import Page
+from ..workbench.run_folder import RunFolder
+from .pages import CAVEATS, fill_page, lead, method
+from .plan import (
+    StoragePlan,
+    check_room,
+    clips_of,
+    cut,
+    labels_of,
+    plan_storage,
+    prompts_of,
+    read_clip,
+)
+from .settings import ActivationsConfig
+from .tables import CONTROLS, TABLES, StoredResults, summarise
+
+
+class StoreActivations(Experiment[ActivationsConfig]):
+    """A unit is a shard: the rows of some clips, in batches that do not depend on what is left."""
+
+    name = "activations"
+    title = "Activations"
+    question = "What is at these points of the model, at these spans of my clips?"
+    Config = ActivationsConfig
+    tables, controls = TABLES, CONTROLS
+    caveats = CAVEATS
+    leaves: ClassVar[tuple[str, ...]] = ("activations",)
+
+    def __init__(self, config: ActivationsConfig) -> None:
+        super().__init__(config)
+        self._planned: StoragePlan | None = None
+
+    def planned(self) -> StoragePlan:
+        """What will be stored; clips are read once, and no weight is loaded.
+
+        Raises:
+            InputError: clips, spans or a model that cannot be used.
+            HookNameError: points that cannot be kept.
+        """
+        if self._planned is None:
+            config = self.config
+            self.clips = clips_of(config.audio)
+            self.labels = labels_of(self.clips)
+            layout = lay_out(
+                config.model,
+                dtype=config.dtype,
+                attn_implementation=config.attn_implementation,
+                revision=config.revision,
+                components=dict(config.components),
+            )
+            self._planned = plan_storage(layout.model, self.clips, config)
+        return self._planned
+
+    def check_room(self, out: Path) -> None:
+        """Refuse a disk without room for what is still to be written into a run folder.
+
+        Raises:
+            InputError: it is so.
+        """
+        plan, folder = self.planned(), RunFolder(out)
+        names = {number: self._unit_id(number) for number in range(len(plan.shards))}
+        done = {number: folder.is_done(name) for number, name in names.items()}
+        check_room(plan, folder.path, done)
+
+    def open(self) -> dict[str, Any]:
+        """Count what will be stored, then load the model."""
+        plan = self.planned()
+        self._check_shards()
+        points: dict[str, dict[str, list[int]]] = {kind: {} for kind in plan.kinds}
+        for point in plan.points:
+            points[point.kind][point.name] = [*point.shape]
+        self.model = load_hearing_subject(self.config, self.name)
+        self.about = {
+            "model": described(self.model, self.config),
+            "prompt": self.config.prompt,
+            "spans": self.config.spans,
+        }
+        source = self.config.audio
+        return {
+            "model": self.about["model"],
+            **({} if source == "bundled" else described_table(source)),
+            "points": points,
+            "rows": {kind: plan.n_rows(kind) for kind in plan.kinds},
+            "clips": {clip.name: clip.sha256 for clip in self.clips},
+            "labels": self.labels,
+        }
+
+    def _check_shards(self) -> None:
+        """Refuse to resume a run whose finished units have left shards that are not whole."""
+        for unit in self.units():
+            if not self.folder.is_done(unit.id):
+                continue
+            try:
+                for kind in self.planned().kinds:
+                    read_shard(self._store(kind), unit.payload)
+            except InputError as error:
+                done = self.folder.path / "units" / f"{unit.id}.json"
+                raise InputError(f"{error} Delete {done}, too: the unit is then redone.") from None
+
+    # --- Units
+
+    @staticmethod
+    def _unit_id(number: int) -> str:
+        return f"shard__{number:05d}"
+
+    def units(self) -> list[Unit]:
+        """A unit for each shard."""
+        numbers = range(len(self.planned().shards))
+        return [Unit(self._unit_id(number), number) for number in numbers]
+
+    def measure(self, unit: Unit) -> UnitResult:
+        """Runs the clips of a shard and writes their rows."""
+        plan, number = self.planned(), unit.payload
+        clips = plan.shards[number]
+        parts: dict[RowKind, list[ActivationRows]] = {kind: [] for kind in plan.kinds}
+        for some in cut(clips, self.config.batch_size):
+            for kind, rows in self._rows(some).items():
+                parts[kind].append(rows)
+        shards, counted = [], []
+        for kind in plan.kinds:
+            rows = ActivationRows.joined(parts.pop(kind))
+            record = self._writer(kind).write(number, rows)
+            shards.append({
+                "shard": number, "kind": kind, "clips": len(clips), "rows": record.rows,
+                "planned": plan.n_rows(kind, clips),
+                "bytes": record.tensor_bytes + record.index_bytes,
+                "sha256": record.tensor_sha256, "index_sha256": record.index_sha256,
+            })  # fmt: skip
+            found = pd.DataFrame({key: rows.index[key] for key in ("clip", "span")})
+            sizes = found.groupby(["clip", "span"], sort=False).size()
+            counted += [
+                {"kind": kind, "clip": clip, "span": span, "rows": int(n)}
+                for (clip, span), n in sizes.items()
+            ]
+        return UnitResult({"shards": shards, "clips": counted})
+
+    def _rows(self, numbers: Sequence[int]) -> dict[RowKind, ActivationRows]:
+        config = self.config
+        clips = [read_clip(self.model, self.clips[number], config) for number in numbers]
+        return rows_of(
+            self.model,
+            prompts_of(self.model, clips, config),
+            config.points,
+            config.spans,
+            labels={name: [texts[i] for i in numbers] for name, texts in self.labels.items()},
+            first_prompt=numbers[0],
+        )
+
+    def _store(self, kind: RowKind) -> Path:
+        return self.folder.inside(f"activations/{kind}/store.json").parent
+
+    def _writer(self, kind: RowKind) -> ActivationWriter:
+        dtype = self.config.kept_dtype
+        return ActivationWriter(self._store(kind), dtype=dtype, about=self.about)
+
+    # --- What is made of it
+
+    def summaries(self, run: StoredResults) -> Iterable[tuple[str, pd.DataFrame]]:
+        """Sizes, and rows by span and label."""
+        return summarise(run)
+
+    def lead(self, run: StoredResults) -> str:
+        """What is stored, and where."""
+        return lead(run)
+
+    def page(self, page: Page, run: StoredResults) -> None:
+        """Finishes the stores, then shows what they hold."""
+        plan = self.planned()
+        cards: dict[str, StoreCard] = {
+            kind: self._writer(kind).finish(len(plan.shards)) for kind in plan.kinds
+        }
+        fill_page(page, run, cards)
+
+    def method(self, run: StoredResults) -> str:
+        """How clips were run."""
+        return method(run)

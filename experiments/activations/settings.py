@@ -1,0 +1,71 @@
+"""Settings of ``activations``."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from hooked_alm.errors import HookNameError
+from hooked_alm.methods.activations.rows import StoreDtype
+from hooked_alm.methods.activations.selection import select_names
+
+from ..workbench.settings import ExperimentConfig, Truncate
+
+
+class ActivationsConfig(ExperimentConfig):
+    """Which clips, which points of the model, at which spans, and how they are kept."""
+
+    KNOWN_WITH: ClassVar = ()
+
+    audio: str = Field(
+        default="bundled",
+        description="a table of clips (column path; all others become columns of the index), a "
+        "folder with a manifest.csv, or a folder of clips",
+    )
+    points: list[str] = Field(
+        default=["blocks.*.hook_resid_post"],
+        min_length=1,
+        description="hook points: * is anything without a dot, {0,4} either, {0..4} the numbers "
+        "from 0 to 4; `hooked-alm hooks MODEL` lists them",
+    )
+    spans: list[str] = Field(
+        default=["audio"],
+        min_length=1,
+        description="positions that are kept: audio, text, readout, ... or all; of the audio "
+        "encoder, audio",
+    )
+    prompt: str | None = Field(
+        default="What do you hear?",
+        description="instruction under which clips are heard; Whisper is given none",
+    )
+    language: str | None = Field(
+        default=None, description="spoken in all clips; Whisper's prompts name one"
+    )
+    truncate: Truncate = False
+    store_dtype: StoreDtype | None = Field(
+        default=None, description="of what is kept; None is that of the run, which loses nothing"
+    )
+    batch_size: Annotated[
+        int, Field(ge=1, le=10**4, description="clips that run at once; padding is not kept")
+    ] = 8
+    batches_per_shard: Annotated[
+        int,
+        Field(ge=1, le=10**5, description="a killed run goes on behind the last shard; its rows "
+              "have to fit into memory"),
+    ] = 4  # fmt: skip
+
+    @property
+    def kept_dtype(self) -> StoreDtype:
+        """Dtype of the stored values."""
+        dtype: Literal["float32", "bfloat16", "float16"] = self.store_dtype or self.dtype
+        return dtype
+
+    @field_validator("points")
+    @classmethod
+    def _are_patterns(cls, points: list[str]) -> list[str]:
+        for pattern in points:
+            try:
+                select_names(pattern, [pattern])
+            except HookNameError as error:
+                if "matches none" not in str(error):
+                    raise ValueError(str(error)) from None
+        return points
