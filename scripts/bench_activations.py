@@ -1,4 +1,4 @@
-"""Time the activation store: forwards that keep rows, and shuffled reads, each against the bare work.
+"""Time the activation store: forwards that keep rows, and shuffled reads, against bare work.
 
     write    clips whose rows are written to a store, against the same runs of the model that write
              nothing. The stream behind every block is kept, at every position; a shard is the rows
@@ -17,7 +17,7 @@ import itertools
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from bench_forward import make_checkpoint, prompt
 from hooked_alm import ActivationReader, ActivationWriter, HookedALM
 from hooked_alm.methods.activations.collect import rows_of
 from hooked_alm.methods.activations.rows import DTYPES, ActivationRows, StoreDtype
+from hooked_alm.methods.activations.selection import KeptPoint, kept_points
 
 POINTS = "blocks.*.hook_resid_post"
 
@@ -65,11 +66,16 @@ def bench_write(
         prompts = [prompt(model, n_pos) for _ in range(n_clips)]
         for x in prompts:  # clips are encoded once, and reused by both sides
             model(x, stop_at_layer=0)
-        numbers = itertools.count()
+        numbers, points = itertools.count(), kept_points(model, POINTS)
         writer = ActivationWriter(folder / f"store{n_pos}", dtype=dtype)
 
-        def written(prompts: list[Any] = prompts, writer: ActivationWriter = writer) -> object:
-            parts = [rows_of(model, x, POINTS, "all")["prompt"] for x in prompts]
+        def written(
+            prompts: list[Any] = prompts,
+            points: list[KeptPoint] = points,
+            writer: ActivationWriter = writer,
+            numbers: Iterator[int] = numbers,
+        ) -> object:
+            parts = [rows_of(model, x, points, "all")["prompt"] for x in prompts]
             return writer.write(next(numbers), ActivationRows.joined(parts))
 
         def bare(prompts: list[Any] = prompts) -> object:

@@ -164,7 +164,7 @@ class StoreActivations(Experiment[ActivationsConfig]):
         return rows_of(
             self.model,
             prompts_of(self.model, clips, config),
-            config.points,
+            self.planned().points,
             config.spans,
             labels={name: [texts[i] for i in numbers] for name, texts in self.labels.items()},
             first_prompt=numbers[0],

@@ -30,6 +30,7 @@ def run_page(page: str) -> dict[str, Any]:
 # Page -> the test that runs its blocks.
 RUN = {
     "README.md": "test_the_example_runs",
+    "docs/activations.md": "test_the_activations_page_runs",
     "docs/encoders.md": "test_the_encoder_page_runs",
     "docs/kimi_audio.md": "test_the_kimi_page_runs",
     "docs/own_experiment.md": "test_own_experiment.py",
@@ -74,6 +75,15 @@ def test_the_patching_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert np.nanmax(edges.effect) > 2, "an example that shows an effect"
     assert round(edges.total_effect.item()) == 22
     assert "blocks.8.hook_mlp_out  logits" in capsys.readouterr().out
+
+
+def test_the_activations_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """The emotion of clips that no mean has seen is read, more often than by chance."""
+    names = run_page("docs/activations.md")
+    share, chance = re.findall(r"\d\.\d\d", capsys.readouterr().out)
+    assert float(share) > 2 * float(chance)
+    assert names["rows"].index["position"].tolist() == [*range(49), *range(29)]
+    assert len(names["ActivationReader"]("hubert")) == 49 + 29
 
 
 def test_the_encoder_page_runs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,7 +43,7 @@ class _Chosen:
 def rows_of(
     model: HookedALM,
     x: ALMInput,
-    points: str | Iterable[str],
+    points: str | Iterable[str] | Sequence[KeptPoint],
     spans: str | Sequence[str] = "audio",
     *,
     labels: Mapping[str, Sequence[str]] | None = None,
@@ -57,7 +57,8 @@ def rows_of(
     Args:
         model: to run; what hooks it has act.
         x: prompts. In the encoder, rows are those of ``model.encoder_rows(x)``.
-        points: names or patterns of points; see ``select_names``.
+        points: names or patterns of points, or what ``kept_points`` made of them, once for many
+            runs.
         spans: of ``x.spans`` for points of the decoder, ``audio`` and ``padding`` for those of the
             encoder; ``all`` is every one but pads and padding.
         labels: further columns, one text for each prompt: the speaker, an emotion.

@@ -45,20 +45,25 @@ def width_of(shape: Sequence[int]) -> int:
     return width
 
 
-def kept_points(model: HookedALM, patterns: str | Iterable[str]) -> list[KeptPoint]:
+def kept_points(
+    model: HookedALM, patterns: str | Iterable[str] | Sequence[KeptPoint]
+) -> list[KeptPoint]:
     """The points of a model that patterns select, in the order of the model; no weight is read.
 
     Args:
         model: with or without its weights.
-        patterns: names, or patterns; see ``select_names``.
+        patterns: names, or patterns; see ``select_names``. Points that were selected before are
+            given back, which is faster.
 
     Raises:
         HookNameError: a pattern that matches nothing, or a point that has no row for every position
             of a prompt or of the encoder.
     """
-    shapes = model.hook_shapes()
     given = [patterns] if isinstance(patterns, str) else [*patterns]
-    plain = [one if _is_pattern(one) else model.resolve(one) for one in given]
+    if given and all(isinstance(one, KeptPoint) for one in given):
+        return [one for one in given if isinstance(one, KeptPoint)]
+    shapes = model.hook_shapes()
+    plain = [str(one) if _is_pattern(one) else model.resolve(one) for one in given]
     found, refused = [], []
     for name in select_names(plain, shapes):
         reason = _without_rows(model, name)
