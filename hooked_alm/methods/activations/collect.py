@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -32,11 +32,15 @@ class _Chosen:
     prompt: RowPlaces
     position: RowPlaces
     index: dict[str, IndexColumn]
+    at: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """The same on the devices of the points, where each would wait for them otherwise."""
 
     def of(self, value: Tensor) -> Tensor:
         """Those rows of ``[batch, pos, ...]``, the axes behind laid side by side."""
-        at = (torch.from_numpy(i).to(value.device) for i in (self.prompt, self.position))
-        return value.detach()[tuple(at)].flatten(1)
+        if value.device not in self.at:
+            prompt, position = map(torch.from_numpy, (self.prompt, self.position))
+            self.at[value.device] = prompt.to(value.device), position.to(value.device)
+        return value.detach()[self.at[value.device]].flatten(1)
 
 
 @torch.no_grad()
