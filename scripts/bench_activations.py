@@ -107,7 +107,7 @@ def bench_read(folder: Path, width: int, sizes: list[int], dtype: StoreDtype, n_
         reader, epochs = ActivationReader(where), itertools.count()
         files = sorted((where / "shards").glob("*.safetensors"))
         n_bytes = sum(file.stat().st_size for file in files)
-        for max_bytes in (2**24, 2**26, 2**28):
+        for max_bytes in (2**25, 2**26, 2**29):
 
             def epoch(
                 reader: ActivationReader = reader, epochs: Any = epochs, bound: int = max_bytes
@@ -121,7 +121,7 @@ def bench_read(folder: Path, width: int, sizes: list[int], dtype: StoreDtype, n_
             assert epoch() == len(reader)
             ratio = paired_throughput(epoch, raw, n_pairs, n_bytes)
             print(
-                f"read, {n_shards} shards of {shard_bytes >> 20} MiB, buffer of "
+                f"read, {n_shards} shards of {shard_bytes >> 20} MiB, buffers of "
                 f"{max_bytes >> 20} MiB: {ratio}"
             )
         shutil.rmtree(where)

@@ -143,17 +143,16 @@ def test_labels_of_clips_without_a_table_are_none() -> None:
     assert label_table(run).empty
 
 
-@pytest.mark.parametrize("dtype", [None, "bfloat16"])
-def test_the_dtype_is_the_runs_own_or_another(
-    tiny_models: TinyModels, manifest: Path, tmp_path: Path, gqa: HookedALM, dtype: Any
+def test_the_dtype_is_the_runs_own_if_none_is_given(
+    tiny_models: TinyModels, manifest: Path, tmp_path: Path, gqa: HookedALM
 ) -> None:
-    config = settings(tiny_models, manifest, store_dtype=dtype, spans=["readout"], points=[RESID])
+    config = settings(tiny_models, manifest, store_dtype=None, spans=["readout"], points=[RESID])
     folder = runner.run(StoreActivations(ActivationsConfig(**config)), tmp_path / "run")
     reader = ActivationReader(folder.path / "activations/prompt")
-    assert reader.card.contents.dtype == (dtype or "float32")
+    assert reader.card.contents.dtype == "float32"
     x = gqa.prepare([str(manifest.parent / f"tone{i}.wav") for i in (0, 1)], "What do you hear?")
     expected = gqa.run_with_cache(x, names_filter=RESID)[1][RESID][:, -1]
-    assert torch.equal(reader.read(RESID, [0, 1]), expected.to(reader.read(RESID, [0]).dtype))
+    assert torch.equal(reader.read(RESID, [0, 1]), expected)
 
 
 def test_whisper(whispers: Whispers, manifest: Path, tmp_path: Path) -> None:
@@ -184,7 +183,7 @@ class Killed(BaseException):
     """What a process that is gone would not do."""
 
 
-@pytest.mark.parametrize("stop", [2, 5, 12, 14])
+@pytest.mark.parametrize("stop", [6, 14])
 def test_stopped_anywhere_it_ends_with_the_same_bytes(
     finished: RunFolder, toy: StoreActivations, tmp_path: Path, stop: int,
     tiny_models: TinyModels, manifest: Path, monkeypatch: pytest.MonkeyPatch,
@@ -221,14 +220,13 @@ def test_kill(finished: RunFolder, tmp_path: Path, tiny_models: TinyModels, mani
         assert results(out)[name] == results(finished.path)[name], name
 
 
-@pytest.mark.parametrize("name", ["00001.safetensors", "00001.parquet"])
 def test_a_damaged_shard_of_a_finished_unit_is_refused_by_name(
-    finished: RunFolder, toy: StoreActivations, tmp_path: Path, name: str,
+    finished: RunFolder, toy: StoreActivations, tmp_path: Path,
     tiny_models: TinyModels, manifest: Path,
 ) -> None:  # fmt: skip
     """Before anything runs; and the cure that it names is one."""
     shutil.copytree(finished.path, out := tmp_path / "run")
-    damaged = out / "activations/encoder/shards" / name
+    damaged = out / "activations/encoder/shards" / (name := "00001.safetensors")
     damaged.write_bytes(damaged.read_bytes()[:-3])
     message = rf"{name}: .* damaged.* Delete .*units/shard__00001\.json, too"
     with pytest.raises(InputError, match=message):

@@ -141,14 +141,14 @@ def test_killed_processes(whole: Path, tmp_path: Path) -> None:
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload([__name__, "hooked_alm.methods.activations.writer"])
     ended = []
-    for i in range(8):
+    for i in range(5):
         folder = tmp_path / f"store{i % 2}"
         process = processes.Process(target=write_slowly, args=(str(folder),))
         process.start()
         deadline = time.monotonic() + 60
         while not folder.exists() and process.is_alive() and time.monotonic() < deadline:
             time.sleep(0.0005)
-        time.sleep(0.004 * (i + 1))
+        time.sleep(0.006 * (i + 1))
         process.kill()
         process.join()
         ended.append(process.exitcode)
