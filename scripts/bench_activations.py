@@ -121,7 +121,7 @@ def bench_read(folder: Path, width: int, sizes: list[int], dtype: StoreDtype, n_
             assert epoch() == len(reader)
             ratio = paired_throughput(epoch, raw, n_pairs, n_bytes)
             print(
-                f"read, {n_shards} shards of {shard_bytes >> 20} MiB, buffers of "
+                f"read, {n_shards} shards of {shard_bytes >> 20} MiB, buffer of "
                 f"{max_bytes >> 20} MiB: {ratio}"
             )
         shutil.rmtree(where)
