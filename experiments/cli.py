@@ -49,6 +49,29 @@ Model = Annotated[
     ),
 ]
 Run = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
+Setting = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-s",
+        metavar="KEY=VALUE",
+        help="One setting, such as dtype=bfloat16; wins over all others.",
+    ),
+]
+ExecutorName = Annotated[
+    Literal["serial", "process", "ray"],
+    typer.Option("--executor", help="Where units are measured: here, in processes, or by Ray."),
+]
+WorkerCount = Annotated[
+    int | None, typer.Option(help="How many processes or Ray actors; one per GPU.", min=1)
+]
+RayAddress = Annotated[
+    str | None, typer.Option(help="A Ray cluster, such as auto; none is one of its own.")
+]
+ShardOf = Annotated[
+    str | None,
+    typer.Option(metavar="I/N", help="Measure part I of N alone; see hooked-alm merge."),
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what happens, unit by unit.")]
 Open = Annotated[bool, typer.Option("--open", help="Show report.html in the browser.")]
 Components = Annotated[
     list[str] | None,
@@ -115,28 +138,11 @@ def run(
     audio: Annotated[str | None, typer.Option(help="Your own recordings: a folder or CSV.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/...")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings in a YAML file.")] = None,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-s",
-            metavar="KEY=VALUE",
-            help="One setting, such as dtype=bfloat16; wins over all others.",
-        ),
-    ] = None,
-    executor: Annotated[
-        Literal["serial", "process", "ray"],
-        typer.Option(help="Where units are measured: here, in processes, or by Ray."),
-    ] = "serial",
-    workers: Annotated[
-        int | None, typer.Option(help="How many processes or Ray actors; one per GPU.", min=1)
-    ] = None,
-    ray_address: Annotated[
-        str | None, typer.Option(help="A Ray cluster, such as auto; none is one of its own.")
-    ] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(metavar="I/N", help="Measure part I of N alone; see hooked-alm merge."),
-    ] = None,
+    setting: Setting = None,
+    executor: ExecutorName = "serial",
+    workers: WorkerCount = None,
+    ray_address: RayAddress = None,
+    shard: ShardOf = None,
     show_settings: Annotated[
         bool,
         typer.Option("--show-settings", help="Print all settings with their meaning and stop."),
@@ -145,9 +151,7 @@ def run(
         bool,
         typer.Option("--dry-run", help="Say what it would take, from its first units, and stop."),
     ] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Say what happens, unit by unit.")
-    ] = False,
+    verbose: Verbose = False,
     show: Open = False,
 ) -> None:
     """Run an experiment, or resume it: finished work is kept and found again."""
@@ -175,13 +179,8 @@ def run(
             for line in lines_of_dry_run(experiment(settings), where):
                 say(line)
             return
-        folder = runner.run(
-            experiment(settings),
-            out,
-            executor=_executor(executor, workers, ray_address),
-            shard=None if shard is None else _shard(shard),
-            is_verbose=verbose,
-        )
+        how = _how(executor, workers, ray_address, shard)
+        folder = runner.run(experiment(settings), out, is_verbose=verbose, **how)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     _conclude(folder, show)
@@ -203,6 +202,16 @@ def _conclude(folder: Any, show: bool) -> None:
     say(*report_lines(read_report(folder)), page)
     if show:
         _show(page)
+
+
+def _how(
+    executor: str, n_workers: int | None, ray_address: str | None, shard: str | None
+) -> dict[str, Any]:
+    """Where the units of a run are measured, and which."""
+    return {
+        "executor": _executor(executor, n_workers, ray_address),
+        "shard": None if shard is None else _shard(shard),
+    }
 
 
 def _executor(name: str, n_workers: int | None, ray_address: str | None) -> Any:
@@ -423,16 +432,15 @@ def activations(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/...")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings in a YAML file.")] = None,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option("-s", metavar="KEY=VALUE", help="One setting of the experiment activations."),
-    ] = None,
+    setting: Setting = None,
+    executor: ExecutorName = "serial",
+    workers: WorkerCount = None,
+    ray_address: RayAddress = None,
+    shard: ShardOf = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say how many rows and bytes it would be, and stop.")
     ] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Say what happens, unit by unit.")
-    ] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Store activations of your clips, for probes and dictionaries; resumes what was begun.
 
@@ -442,7 +450,6 @@ def activations(
 
     from .activations.experiment import StoreActivations
     from .workbench import runner
-    from .workbench.report import read_report, report_lines
     from .workbench.settings import load_settings
 
     given = {
@@ -455,17 +462,18 @@ def activations(
     )
     experiment = StoreActivations(settings)
     say(*experiment.planned().lines())
-    where = out or runner.default_out(experiment.name, settings)
+    how = _how(executor, workers, ray_address, shard)
+    where = out or runner.default_out(experiment.name, settings, how["shard"])
     experiment.check_room(where)
     if dry_run:
         return
     try:
-        folder = runner.run(experiment, where, is_verbose=verbose)
+        folder = runner.run(experiment, where, is_verbose=verbose, **how)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
-    say(*report_lines(read_report(folder)))
-    say(*(folder.path / name for name in folder.read_table("stores")["folder"]))
-    say(folder.path / "report.html")
+    if folder.has("report.json"):
+        say(*(folder.path / name for name in folder.read_table("stores")["folder"]))
+    _conclude(folder, show=False)
 
 
 @app.command()

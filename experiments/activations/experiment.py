@@ -7,11 +7,10 @@ speaker, by probes and dictionaries alike. The run folder has a store for each k
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pandas as pd
 
-from hooked_alm.converters.loading import lay_out
 from hooked_alm.errors import InputError
 from hooked_alm.methods.activations.collect import rows_of
 from hooked_alm.methods.activations.rows import ActivationRows
@@ -20,8 +19,8 @@ from hooked_alm.methods.activations.store import StoreCard, read_shard
 from hooked_alm.methods.activations.writer import ActivationWriter
 
 from ..materials.clips import described_table
-from ..materials.subject import described, load_hearing_subject
-from ..workbench.experiment import Experiment, Unit, UnitResult
+from ..materials.subject import ModelExperiment, described
+from ..workbench.experiment import Unit, UnitResult
 from ..workbench.page import Page
 from ..workbench.run_folder import RunFolder
 from .pages import CAVEATS, fill_page, lead, method
@@ -39,7 +38,7 @@ from .settings import ActivationsConfig
 from .tables import CONTROLS, TABLES, StoredResults, summarise
 
 
-class StoreActivations(Experiment[ActivationsConfig]):
+class StoreActivations(ModelExperiment[ActivationsConfig]):
     """A unit is a shard: the rows of some clips, in batches that do not depend on what is left."""
 
     name = "activations"
@@ -48,7 +47,7 @@ class StoreActivations(Experiment[ActivationsConfig]):
     Config = ActivationsConfig
     tables, controls = TABLES, CONTROLS
     caveats = CAVEATS
-    leaves: ClassVar[tuple[str, ...]] = ("activations",)
+    leaves = ("activations",)
 
     def __init__(self, config: ActivationsConfig) -> None:
         super().__init__(config)
@@ -65,14 +64,8 @@ class StoreActivations(Experiment[ActivationsConfig]):
             config = self.config
             self.clips = clips_of(config.audio)
             self.labels = labels_of(self.clips)
-            layout = lay_out(
-                config.model,
-                dtype=config.dtype,
-                attn_implementation=config.attn_implementation,
-                revision=config.revision,
-                components=dict(config.components),
-            )
-            self._planned = plan_storage(layout.model, self.clips, config)
+            self.model = self.lay_out(hears=True)
+            self._planned = plan_storage(self.model, self.clips, config)
         return self._planned
 
     def check_room(self, out: Path) -> None:
@@ -86,14 +79,13 @@ class StoreActivations(Experiment[ActivationsConfig]):
         done = {number: folder.is_done(name) for number, name in names.items()}
         check_room(plan, folder.path, done)
 
-    def open(self) -> dict[str, Any]:
-        """Count what will be stored, then load the model."""
+    def identify(self) -> dict[str, Any]:
+        """Counts what will be stored."""
         plan = self.planned()
         self._check_shards()
         points: dict[str, dict[str, list[int]]] = {kind: {} for kind in plan.kinds}
         for point in plan.points:
             points[point.kind][point.name] = [*point.shape]
-        self.model = load_hearing_subject(self.config, self.name)
         self.about = {
             "model": described(self.model, self.config),
             "prompt": self.config.prompt,

@@ -125,20 +125,15 @@ def plan_storage(
     """What will be stored of some clips; every clip is read, and nothing runs.
 
     Args:
-        model: laid out; it needs no weights.
+        model: laid out; it has ears, and needs no weights.
         clips: to be heard.
         config: of the run.
 
     Raises:
-        InputError: a model without ears, clips that cannot be heard, spans that they lack.
+        InputError: clips that cannot be heard, spans that they lack.
         HookNameError: points that cannot be kept.
     """
     points = kept_points(model, config.points)
-    if model.audio is None or model.prompts is None:
-        raise InputError(
-            f"running activations on {config.model!r}: the model has no audio front-end, or its "
-            "folder no processor files. Give an audio model with both."
-        )
 
     def counted(clip: ClipFile) -> dict[RowKind, dict[str, int]]:
         # Counts do not depend on the language, which some models would have to hear first.
@@ -146,7 +141,7 @@ def plan_storage(
         return n_rows_of(model, x, points, config.spans)
 
     rows = collect("hearing the clips", counted, clips, lambda clip: clip.where)
-    shards = cut(range(len(clips)), config.batch_size * config.batches_per_shard)
+    shards = cut(range(len(clips)), config.batch_size * config.unit_batches)
     return StoragePlan(points, rows, shards, config.kept_dtype)
 
 

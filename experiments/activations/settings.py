@@ -1,6 +1,6 @@
 """Settings of ``activations``."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -8,6 +8,7 @@ from hooked_alm.errors import HookNameError
 from hooked_alm.methods.activations.rows import StoreDtype
 from hooked_alm.methods.activations.selection import select_names
 
+from ..workbench.batches import BatchSize, UnitBatches
 from ..workbench.settings import ExperimentConfig, Truncate
 
 
@@ -44,14 +45,8 @@ class ActivationsConfig(ExperimentConfig):
     store_dtype: StoreDtype | None = Field(
         default=None, description="of what is kept; None is that of the run, which loses nothing"
     )
-    batch_size: Annotated[
-        int, Field(ge=1, le=10**4, description="clips that run at once; padding is not kept")
-    ] = 8
-    batches_per_shard: Annotated[
-        int,
-        Field(ge=1, le=10**5, description="a killed run goes on behind the last shard; its rows "
-              "have to fit into memory"),
-    ] = 4  # fmt: skip
+    batch_size: BatchSize = 8
+    unit_batches: UnitBatches = 4
 
     @property
     def kept_dtype(self) -> StoreDtype:

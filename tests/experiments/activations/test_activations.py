@@ -49,7 +49,7 @@ def settings(tiny_models: TinyModels, manifest: Path, **changes: Any) -> dict[st
     return {
         "model": str(tiny_models.folder()), "audio": str(manifest), "points": [RESID, ENCODED],
         "spans": ["audio", "readout"], "store_dtype": "float16", "batch_size": 2,
-        "batches_per_shard": 1, "n_threads": 1, "n_resamples": 1000, **changes,
+        "unit_batches": 1, "n_threads": 1, "n_resamples": 1000, **changes,
     }  # fmt: skip
 
 
@@ -158,7 +158,7 @@ def test_the_dtype_is_the_runs_own_if_none_is_given(
 def test_whisper(whispers: Whispers, manifest: Path, tmp_path: Path) -> None:
     """Without an instruction, in a language that is given or heard."""
     config = ActivationsConfig(
-        model=str(whispers.folder()), audio=str(manifest), batch_size=3, batches_per_shard=2,
+        model=str(whispers.folder()), audio=str(manifest), batch_size=3, unit_batches=2,
         points=["audio.encoder.blocks.{0,2}.hook_resid_post", "blocks.1.cross_attn.hook_z"],
         spans=["audio", "readout"], language="en", n_threads=1,
     )  # fmt: skip
@@ -252,7 +252,7 @@ def words(tiny_models: TinyModels, manifest: Path, out: Path) -> list[object]:
         "--points", f"blocks.{{2,}}.hook_resid_post,{ENCODED}".replace(",}", "}"),
         "--spans", "audio,readout", "--manifest", manifest, "--model", tiny_models.folder(),
         "--out", out, "-s", "store_dtype=float16", "-s", "batch_size=2", "-s",
-        "batches_per_shard=1", "-s", "n_threads=1", "-s", "n_resamples=1000",
+        "unit_batches=1", "-s", "n_threads=1", "-s", "n_resamples=1000",
     ]  # fmt: skip
 
 

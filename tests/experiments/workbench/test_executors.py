@@ -272,6 +272,7 @@ def small(name: str, folder: Path) -> Experiment[Any]:
         for clip in ("zh_sad_strong", "zh_cheerful_strong", "zh_cheerful_normal"):
             (clips / f"{clip}.wav").symlink_to(CLIPS / f"{clip}.wav")
     settings: dict[str, dict[str, Any]] = {
+        "activations": {"audio": str(clips), "batch_size": 1, "unit_batches": 1},
         "head_statistics": {"max_samples": 8, "batch_size": 2, "unit_batches": 1},
         "tuned_lens": {
             "audio": str(clips), "n_steps": 4, "steps_per_checkpoint": 2, "prompts_per_step": 2,
@@ -287,7 +288,12 @@ def small(name: str, folder: Path) -> Experiment[Any]:
 
 @pytest.mark.parametrize(
     ("name", "executor"),
-    [("head_statistics", None), ("tuned_lens", Processes(2)), ("emotion_conflict", None)],
+    [
+        ("activations", None),
+        ("head_statistics", None),
+        ("tuned_lens", Processes(2)),
+        ("emotion_conflict", None),
+    ],
 )
 def test_experiments_make_the_same_bytes(
     tmp_path: Path, name: str, executor: Processes | None, monkeypatch: pytest.MonkeyPatch
