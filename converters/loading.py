@@ -1,7 +1,7 @@
 """The loader that all families share."""
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,7 +18,17 @@ from hooked_alm.config import AttentionImplementation, HookedALMConfig, check_de
 from hooked_alm.errors import ConversionError, InputError, any_failure
 from hooked_alm.model import HookedALM
 
-from .devices import check_modules, place, read_device_map
+from .devices import (
+    DISK,
+    Destinations,
+    DeviceMap,
+    MaxMemory,
+    check_modules,
+    read_device_map,
+    read_max_memory,
+    spread,
+    whole_modules,
+)
 from .family import Family
 from .folders import find_folder, read_config
 from .lora import apply_lora, read_adapter_config
@@ -29,7 +39,7 @@ from .processors import (
     processor_parts,
 )
 from .registry import architectures_of, family_of
-from .rules import fill, plan_of
+from .rules import WeightPlan, fill, plan_of
 
 DTYPES = {
     "float32": torch.float32,
@@ -64,6 +74,8 @@ def load_model(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     device_map: Any = None,
+    max_memory: Any = None,
+    offload_folder: str | Path | None = None,
     attn_implementation: str = "sdpa",
     revision: str | None = None,
     components: dict[str, str] | None = None,
@@ -78,7 +90,13 @@ def load_model(
         dtype: dtype of the weights; None keeps the checkpoint's.
         device: where the weights go; None is the CPU.
         device_map: placement over several devices as transformers takes it, instead of ``device``:
-            "auto", "balanced", "balanced_low_0", "sequential", a device, or module -> device.
+            "auto", "balanced", "balanced_low_0", "sequential", a device, or module -> device. The
+            device "disk" leaves weights in files, and reads them whenever they are needed.
+        max_memory: bytes that a strategy may use of each device, such as ``{0: "20GiB", "cpu":
+            "60GiB"}``; the rest of the model stays on the disk. None is what is free.
+        offload_folder: folder for copies of weights on the disk that no safetensors file holds as
+            they are; None is the system's for temporary files. What is made there goes with the
+            model.
         attn_implementation: "sdpa", "eager" or "flash_attention_2".
         revision: branch, tag or commit on the hub.
         components: folders or hub ids of parts that the checkpoint leaves to others, such as
@@ -91,8 +109,10 @@ def load_model(
             tensor that does not fit.
         InputError: no such folder or id, or an option with a wrong value.
     """
-    devices = None if device_map is None else read_device_map(device_map)
-    _check_machine(device, attn_implementation)
+    devices = _devices(device, device_map)
+    read_max_memory(max_memory, devices)
+    _offload_folder(offload_folder)
+    _check_machine(attn_implementation)
     layout = lay_out(
         name_or_dir,
         dtype=dtype,
@@ -101,7 +121,13 @@ def load_model(
         components=components,
         lora=lora,
     )
-    return load_weights(layout, device=device, device_map=devices, merge_lora=merge_lora)
+    return load_weights(
+        layout,
+        device_map=devices,
+        max_memory=max_memory,
+        offload_folder=offload_folder,
+        merge_lora=merge_lora,
+    )
 
 
 def load_weights(
@@ -109,29 +135,59 @@ def load_weights(
     *,
     device: torch.device | str | None = None,
     device_map: Any = None,
+    max_memory: Any = None,
+    offload_folder: str | Path | None = None,
     merge_lora: bool = True,
 ) -> HookedALM:
-    """The model of a layout, with its weights; see ``load_model``.
+    """The model of a layout, filled with its weights; see ``load_model``.
 
     Raises:
         ConversionError: a tensor that does not fit.
         InputError: a device or an attention kernel that is not there.
     """
-    devices = None if device_map is None else read_device_map(device_map)
-    if isinstance(devices, dict) and [*devices] == [""]:
-        device, devices = devices[""], None
-    model = layout.model
-    _check_machine(device, model.cfg.attn_implementation)
-    if devices is not None:
-        check_modules(model, devices)
-    model.cfg.device = torch.device("cpu" if device is None else device)
-    _fill(layout)
+    devices = _devices(device, device_map)
+    memory = read_max_memory(max_memory, devices)
+    folder, model = _offload_folder(offload_folder), layout.model
+    _check_machine(model.cfg.attn_implementation)
+    check_modules(model, devices)
+    adapter = model.sources.get("lora")
+    placement = _fill(layout, devices, memory, folder, passes_memory=adapter is not None)
     model.eval()
-    if (adapter := model.sources.get("lora")) is not None:
+    if adapter is not None:
         apply_lora(model, layout.family, adapter, merge=merge_lora)
-    if devices is not None:
-        place(model, devices)
+    placement.dispatch(model)
     return model
+
+
+def _devices(device: torch.device | str | None, device_map: Any) -> DeviceMap:
+    """The map that was given, or one device as a map.
+
+    Raises:
+        InputError: both were given, or something that is no map.
+    """
+    if device is not None and device_map is not None:
+        raise InputError(
+            f"loading a model: got device={str(device)!r} and device_map={device_map!r:.60}, "
+            "expected one of them. A device_map may be one device, too."
+        )
+    if device_map is not None:
+        return read_device_map(device_map)
+    check_device("loading a model on", device)
+    return {"": "cpu" if device is None else str(device)}
+
+
+def _offload_folder(folder: str | Path | None) -> Path | None:
+    """The folder for copies of weights, before anything is read.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    if folder is not None and not Path(folder).is_dir():
+        raise InputError(
+            f"loading a model: got offload_folder={str(folder)!r:.80}, expected a folder that "
+            "exists. Make it, or leave it out: then a temporary one is made."
+        )
+    return None if folder is None else Path(folder)
 
 
 def lay_out(
@@ -198,15 +254,14 @@ def _check_kernel(attn_implementation: str) -> None:
         )
 
 
-def _check_machine(device: torch.device | str | None, attn_implementation: str) -> None:
-    """Refuse a device or a kernel that is not there, before weights are read."""
+def _check_machine(attn_implementation: str) -> None:
+    """Refuse a kernel that is not there, before weights are read."""
     _check_kernel(attn_implementation)
     if attn_implementation == "flash_attention_2" and not is_flash_attn_2_available():
         raise InputError(
             "loading a model with attn_implementation='flash_attention_2': the package flash-attn "
             "is missing, or there is no GPU for it. Install it, or take 'sdpa'."
         )
-    check_device("loading a model on", device)
 
 
 def _find_parts(
@@ -312,17 +367,50 @@ def open_checkpoint(layout: Layout) -> Checkpoint:
     return JoinedCheckpoint(own, parts) if parts else own
 
 
-def _fill(layout: Layout) -> None:
+def _fill(
+    layout: Layout,
+    devices: DeviceMap,
+    max_memory: MaxMemory | None,
+    folder: Path | None,
+    *,
+    passes_memory: bool,
+) -> Destinations:
+    """Fill a model with its weights, each where it belongs.
+
+    Arguments are those of `load_model`, read, and `Destinations.passes_memory`.
+    """
     model, cfg = layout.model, layout.model.cfg
     checkpoint = open_checkpoint(layout)
     cfg.dtype = layout.dtype or _named_dtype(checkpoint.dtype)
     found = plan_of(model, checkpoint, layout.family.rules)
     if model.prompts is not None:
         check_extractor(model.prompts, layout.folder)
-    fill(model, cfg, checkpoint, found)
     # Hugging Face's rule: a checkpoint that stores a head of its own is believed over its config.
     cfg.tie_word_embeddings = "unembed.weight" not in found.sources
     if cfg.tie_word_embeddings:
+        model.unembed.weight = model.embed.weight  # counted once by a strategy
+    if isinstance(devices, str):
+        devices = spread(model, devices, max_memory, found.dtypes)
+    placement = Destinations(whole_modules(model, devices), folder, passes_memory)
+    is_shared = cfg.tie_word_embeddings and _is_together(placement)
+    fill(model, cfg, checkpoint, found if is_shared else _untied(found), placement)
+    if is_shared:
         model.unembed.weight = model.embed.weight
     if layout.family.check is not None:
         layout.family.check(model, checkpoint)
+    return placement
+
+
+def _is_together(placement: Destinations) -> bool:
+    """Whether embedding and unembedding are on one device, which can hold them as one."""
+    embed, unembed = (placement.device_of(f"{name}.weight") for name in ("embed", "unembed"))
+    return embed == unembed != DISK
+
+
+def _untied(found: WeightPlan) -> WeightPlan:
+    """A plan in which a tied unembedding is read by itself, from the embedding's tensor."""
+    if "unembed.weight" in found.sources:
+        return found
+    return replace(
+        found, sources={**found.sources, "unembed.weight": found.sources["embed.weight"]}
+    )

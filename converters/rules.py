@@ -16,6 +16,8 @@ from hooked_alm.config import HookedALMConfig
 from hooked_alm.errors import ConversionError
 from hooked_alm.model import HookedALM
 
+from .devices import Destinations
+
 N_SHOWN = 10
 """Tensors that a refusal names."""
 
@@ -238,7 +240,13 @@ def target_of(rules: Sequence[Rule], name: str) -> str | None:
 
 
 @torch.inference_mode(mode=False)  # inference tensors do not count the edits made to them
-def fill(model: nn.Module, cfg: HookedALMConfig, checkpoint: Checkpoint, found: WeightPlan) -> None:
+def fill(
+    model: nn.Module,
+    cfg: HookedALMConfig,
+    checkpoint: Checkpoint,
+    found: WeightPlan,
+    placement: Destinations,
+) -> None:
     """Put tensors in place of the model's empty parameters and buffers, one at a time.
 
     Raises:
@@ -250,20 +258,23 @@ def fill(model: nn.Module, cfg: HookedALMConfig, checkpoint: Checkpoint, found: 
     for target, source in found.sources.items():
         owner_name, _, leaf = target.rpartition(".")
         owner = model.get_submodule(owner_name)
-        value = checkpoint.read(source, found.dtypes.get(target, cfg.dtype)).to(cfg.device)
+        device = placement.filled_on(target)
+        value = checkpoint.read(source, found.dtypes.get(target, cfg.dtype)).to(device)
+        stored = checkpoint.stored_at(source)
         if target in found.rows:  # of its own memory, or each part would keep the whole
-            value = value[slice(*found.rows[target])].clone()
+            value, stored = value[slice(*found.rows[target])].clone(), None
         if (update := found.updates.get(target)) is not None:
             a, b = (
-                checkpoint.read(name, torch.float32).to(cfg.device) for name in (update.a, update.b)
+                checkpoint.read(name, torch.float32).to(device) for name in (update.a, update.b)
             )
-            value = plus_low_rank(value, a, b, update.scaling)
+            value, stored = plus_low_rank(value, a, b, update.scaling), None
         if leaf not in owner._buffers:
+            value = placement.put(target, value, stored)
             value = nn.Parameter(value, requires_grad=value.is_floating_point())
         setattr(owner, leaf, value)
-    for module in model.modules():
+    for name, module in model.named_modules():
         for leaf, buffer in module.named_buffers(recurse=False):  # those that no file holds, too
-            setattr(module, leaf, buffer.to(cfg.device))
+            setattr(module, leaf, placement.put_buffer(f"{name}.{leaf}", buffer))
 
 
 def _check_frequencies(

@@ -68,6 +68,11 @@ class Checkpoint(Mapping[str, tuple[int, ...]]):
                 )
         return stored.to(dtype)
 
+    def stored_at(self, name: str) -> tuple[Path, str] | None:
+        """The safetensors file of a tensor and its name there; None where no such file has it."""
+        path = self._file_of[name]
+        return (path, name) if path.suffix == ".safetensors" else None
+
     @property
     def dtype(self) -> str:
         """Dtype of the weights: the first one of floating-point numbers, as transformers has it."""
@@ -162,6 +167,11 @@ class JoinedCheckpoint(Checkpoint):
         """A tensor of whichever part has it; see ``Checkpoint.read``."""
         part, own = self._owner[name]
         return part.read(own, dtype)
+
+    def stored_at(self, name: str) -> tuple[Path, str] | None:
+        """The file of a tensor of whichever part has it; see ``Checkpoint.stored_at``."""
+        part, own = self._owner[name]
+        return part.stored_at(own)
 
     def _stored(self, name: str) -> Tensor:
         part, own = self._owner[name]

@@ -139,7 +139,7 @@ class EncoderRows:
     ) -> Float[Tensor, "window encoder_pos d_audio"]:
         """States of the windows of one prompt in many cells, from those of the rows that run."""
         flat = streams.new_zeros(len(streams), self.prompts.shape[1], streams.shape[-1])
-        flat[:, self.prompts.attention_mask[prompt].bool()] = streams
+        flat[:, self.prompts.attention_mask[prompt].bool().to(flat.device)] = streams
         mine = [one for one in self.placed if one.prompt == prompt]
         pieces = [flat[:, at : at + part.n_pos] for _, at, part in mine]
         if self.is_packed:

@@ -20,6 +20,7 @@ from .encoder import HookedEncoder, WindowPart, halved
 from .errors import InputError
 from .hooks import HookPoint
 from .inputs import ALMInput, AudioClip, WeightsVersion, positions_from_mask
+from .offload import home_of
 from .spans import AudioTokens, clip_ranges, span_flags, span_map
 from .turns import restored
 
@@ -274,7 +275,8 @@ class FrontEnd(nn.Module, ABC):
         Buffers are weights here. Writing through ``.data`` leaves no trace but the values, so that
         all of these are read.
         """
-        tensors = (*self.parameters(), *self.buffers())
+        # What a device_map keeps elsewhere cannot be written to.
+        tensors = [t for t in (*self.parameters(), *self.buffers()) if not t.is_meta]
         switches = tuple(update.is_on for _, update in updates_of(self))
         traces = ((t.data_ptr(), t._version, t.dtype) for t in tensors)
         return (*traces, switches, checksum(tensors))
@@ -346,7 +348,7 @@ class FrontEnd(nn.Module, ABC):
 
     def _windows(self, clips: Sequence[AudioClip]) -> Windows:
         """Windows of some clips, one clip after the other, where the weights are."""
-        device = next(self.parameters()).device
+        device = home_of(self)
         features, mask = (part.to(device) for part in self.features_and_mask(clips))
         place = [i for clip in clips for i in range(len(clip.n_frames))]
         width = [clip.features.shape[-1] for clip in clips for _ in clip.n_frames]
@@ -466,6 +468,8 @@ def checksum(tensors: Iterable[Tensor]) -> int:
             sums += [table.sum(0), table.sum(1)]
             words = words[n_rows * _TABLE_WIDTH :]
         sums += [words, rest]
+    if not sums:
+        return 0
     joined = torch.cat([part.to(sums[0].device) for part in sums])
     weights = torch.arange(1, 2 * len(joined), 2, device=joined.device)
     return int((joined * weights).sum())

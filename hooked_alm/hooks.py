@@ -174,6 +174,18 @@ class ActivationCache(Shown, TransformerLensCache):
             )
             raise HookNameError(f"looking up {key!r} in the cache: {reason}") from None
 
+    def _ensure_head_results(self) -> bool:
+        """What every head writes, computed where its block's weights are."""
+        if getattr(self.model, "is_spread", False):
+            for layer, block in enumerate(self.model.blocks):
+                name = hook_name("result", f"blocks.{layer}")
+                z = self.cache_dict.get(hook_name("z", f"blocks.{layer}"))
+                if name not in self.cache_dict and z is not None:
+                    W_O = block.attn.W_O
+                    result = torch.einsum("...hd,hdm->...hm", z.to(W_O.device), W_O)
+                    self.cache_dict[name] = result.to(z.device)
+        return bool(super()._ensure_head_results())
+
     @property
     def _is_crossed(self) -> bool:
         cfg = getattr(self.model, "cfg", None)

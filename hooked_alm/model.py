@@ -206,6 +206,8 @@ class HookedALM(
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         device_map: Any = None,
+        max_memory: Any = None,
+        offload_folder: str | Path | None = None,
         attn_implementation: str = "sdpa",
         revision: str | None = None,
         components: dict[str, str] | None = None,
@@ -226,7 +228,8 @@ class HookedALM(
         from hooked_alm.converters import load_model  # the one import that points back up
 
         options = {
-            "dtype": dtype, "device": device, "device_map": device_map, "revision": revision,
+            "dtype": dtype, "device": device, "device_map": device_map, "max_memory": max_memory,
+            "offload_folder": offload_folder, "revision": revision,
             "attn_implementation": attn_implementation, "components": components, "lora": lora,
             "merge_lora": merge_lora,
         }  # fmt: skip
@@ -698,10 +701,21 @@ class HookedALM(
 
     def _apply(self, fn: Any, recurse: bool = True) -> "HookedALM":
         """Keep ``cfg`` true under ``.to()``, ``.bfloat16()`` and their kin."""
+        if self.is_spread:
+            raise InputError(
+                "moving or casting a model whose device_map spreads it: got modules that run where "
+                "they were placed, expected a model in one piece. Load it with the device_map and "
+                "the dtype that it is to have."
+            )
         with self.turn:
             super()._apply(fn, recurse)
         self.cfg.dtype, self.cfg.device = self.embed.weight.dtype, self.embed.weight.device
         return self
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether a device_map keeps the weights on several devices, or off them."""
+        return hasattr(self, "hf_device_map")
 
     @in_turn
     def run_with_hooks(
@@ -744,7 +758,9 @@ class HookedALM(
         them: None, a name, an iterable of names, or a predicate.
 
         Returns:
-            The model's output, and an ``ActivationCache`` (or a plain dict).
+            The model's output, and an ``ActivationCache`` (or a plain dict). Of a model over
+            several devices the cache is on that of the embedding, if no ``device`` is given; a
+            dict keeps activations where they were made.
 
         Raises:
             HookNameError: a name that matches nothing or cannot fire.
@@ -754,6 +770,8 @@ class HookedALM(
                 f"removing the batch axis: the input has {len(args[0])} rows, expected one. Leave "
                 "remove_batch_dim out."
             )
+        if return_cache_object and self.is_spread and kwargs.get("device") is None:
+            kwargs["device"] = self.cfg.device  # its methods add activations of all blocks up
         output, cache = super().run_with_cache(*args, remove_batch_dim=remove_batch_dim, **kwargs)
         if not return_cache_object:
             return output, cache

@@ -35,7 +35,6 @@ from hooked_alm.methods.reading.head_norms import (
 from hooked_alm.methods.statistics.moments import Moments
 
 from ..materials.subject import ModelExperiment, described
-from ..workbench.batches import bucketed
 from ..workbench.experiment import Unit, UnitResult
 from ..workbench.identity import file_hashes, to_json
 from ..workbench.page import Page
@@ -67,7 +66,6 @@ class HeadStatistics(ModelExperiment[HeadStatisticsConfig]):
     title = "Head statistics"
     question = "How large is every head's output, and how much of it reaches the residual stream?"
     Config = HeadStatisticsConfig
-    schema_version = 2
     tables, controls, claims, defects = TABLES, CONTROLS, CLAIMS, DEFECTS
     caveats = (
         "A norm says how much a head writes, not what for: a head that writes much may change no "
@@ -135,19 +133,17 @@ class HeadStatistics(ModelExperiment[HeadStatisticsConfig]):
         indices: range = unit.payload
         moments: MomentsOf = defaultdict(Moments)
         errors, kept, spans = [], [], []
-        lengths = [self.items[index].n_tokens for index in indices]
-        for batch in bucketed(lengths, self.config.batch_size, self.config.batch_positions):
-            numbers = np.array([indices[index] for index in batch])
-            items = [self.items[number] for number in numbers]
+        for first in indices[:: self.config.batch_size]:
+            items = self.items[first : min(first + self.config.batch_size, indices.stop)]
             x = self.prompts.batch(items)
             norms = self.meter(x)
             _check_finite(norms, items)
             errors.append(norms.identity_error)
             kept.append(float(norms.kept.max()))
-            spans.append({"items": numbers.tolist(), **x.spans.to_json()})
+            spans.append(x.spans.to_json())
             measured = {**norms.heads, KEPT: norms.kept}
             for half, (name, values) in product((0, 1), measured.items()):
-                moments[half, name].update(values[numbers[norms.rows] % 2 == half])
+                moments[half, name].update(values[(norms.rows + first) % 2 == half])
         asked = [self.items[i].described() for i in indices]
         sizes = {"n_items": len(indices), "identity_error": max(errors), "most_kept": max(kept)}
         tables = {

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from hooked_alm.methods.reading.head_norms import HeadOutput, TokenAgg, Weighting
 
-from ..workbench.batches import BatchPositions, BatchSize, UnitBatches
+from ..workbench.batches import BatchSize, UnitBatches
 from ..workbench.settings import ExperimentConfig
 
 Form = Literal["corrected", "seed"]
@@ -37,7 +37,6 @@ class HeadStatisticsConfig(ExperimentConfig):
     )
     batch_size: BatchSize = 4
     unit_batches: UnitBatches = 16
-    batch_positions: BatchPositions = None
     max_length: int = Field(
         default=384, ge=1, le=10**7, description="positions of a prompt, audio included"
     )
@@ -67,7 +66,6 @@ class HeadStatisticsConfig(ExperimentConfig):
     prompt_format: Literal["auto", "raw", "chat"] = Field(
         default="auto", description="chat template, or raw text; auto is chat if items have audio"
     )
-    device_map: str | None = Field(default=None, description="accelerate's placement, such as auto")
 
     @model_validator(mode="before")
     @classmethod
@@ -91,6 +89,4 @@ class HeadStatisticsConfig(ExperimentConfig):
             raise ValueError("weighting tokens needs token_agg all: last has one token an item")
         if self.head_output == "pattern_times_v" and self.attn_implementation.startswith("flash"):
             raise ValueError("head_output pattern_times_v needs a pattern, which flash has not")
-        if self.device_map is not None and self.device != "cpu":
-            raise ValueError("give device or device_map, not both")
         return self

@@ -58,8 +58,10 @@ class ModelExperiment(Experiment[C]):
         Raises:
             InputError: a device or kernel that is not there.
         """
-        device_map = getattr(self.config, "device_map", None)
-        where = {"device": self.config.device} if device_map is None else {"device_map": device_map}
+        config = self.config
+        where: dict[str, Any] = {"device": config.device}
+        if config.device_map is not None:
+            where = {"device_map": config.device_map, "offload_folder": config.offload_folder}
         load_weights(self._layout, **where)
 
 

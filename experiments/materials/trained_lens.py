@@ -13,6 +13,7 @@ from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
 from hooked_alm.methods.reading.lens import Lens, LensNorm, LogitLens
 from hooked_alm.methods.reading.tuned_lens import TunedLens
+from hooked_alm.offload import home_of
 
 from ..workbench.files import OwnFiles
 from ..workbench.identity import file_sha256, to_json
@@ -81,7 +82,7 @@ def load_lens(folder: str | Path, model: HookedALM) -> TunedLens:
         )
     lens.load_state_dict(tensors)
     lens.check(model)
-    return lens.to(model.head_unembed.weight.device)
+    return lens.to(home_of(model.head_unembed))
 
 
 def read_card(folder: Path) -> LensCard:

@@ -22,7 +22,7 @@ from hooked_alm.errors import InputError
 from .experiment import Experiment, Unit
 from .run_folder import MOST_DEATHS
 from .work import work
-from .worker import Brief, loaded
+from .worker import Brief, loaded, wants_gpus
 
 MODULE = "hooked_alm.experiments.workbench.worker"
 
@@ -107,7 +107,7 @@ class Processes:
 
     def _environments(self, experiment: Experiment[Any]) -> list[dict[str, str]]:
         config = experiment.config
-        n_gpus = torch.cuda.device_count() if config.device.startswith("cuda") else 0
+        n_gpus = torch.cuda.device_count() if wants_gpus(config) else 0
         n = self.n_workers or n_gpus
         if not n:
             raise InputError(

@@ -56,7 +56,12 @@ def source_revision() -> str | None:
 def command_line(experiment: str, config: ExperimentConfig) -> str:
     """The shortest command that gives these settings, however they were given."""
     words = ["hooked-alm", "run", experiment]
-    for key, value in flatten(config.model_dump(mode="json", exclude_defaults=True)).items():
+    given = config.model_dump(mode="json", exclude_defaults=True)
+    # One word: names of modules have dots, which would be read as settings below settings.
+    whole = {key: given.pop(key) for key in ("device_map",) if key in given}
+    if config.offload_folder is not None:
+        whole["offload_folder"] = config.offload_folder
+    for key, value in (flatten(given) | whole).items():
         words += ["-s", f"{key}={value if _is_plain(value) else to_json(value)}"]
     return shlex.join(words)
 

@@ -21,7 +21,7 @@ from hooked_alm.errors import InputError
 
 from .executors import Workers, one_kind
 from .experiment import Experiment, Unit
-from .worker import Brief, Worker
+from .worker import Brief, Worker, wants_gpus
 
 LOOPBACK = "127.0.0.1"
 MOST_RESTARTS = 10
@@ -60,8 +60,7 @@ class RayActors:
         is_verbose, n_threads = experiment.folder.is_verbose, experiment.config.n_threads
         with _session(self.n_workers, n_threads, self.address, is_verbose) as ray:
             has = ray.cluster_resources()
-            wants_gpu = experiment.config.device.startswith("cuda")
-            n_gpus = int(has.get("GPU", 0)) if wants_gpu else 0
+            n_gpus = int(has.get("GPU", 0)) if wants_gpus(experiment.config) else 0
             n = self._n_actors(n_gpus, int(has.get("CPU", 0)), n_threads)
             options = {
                 "num_cpus": n_threads, "num_gpus": n_gpus // n,

@@ -142,7 +142,7 @@ def provenance(run: dict[str, Any]) -> dict[str, Any]:
     facts = {
         "Command": run.get("command"),
         **flatten(known, "model"),
-        "dtype, device": f"{config.get('dtype')}, {config.get('device')}",
+        "dtype, device": f"{config.get('dtype')}, {config.get('device_map') or config['device']}",
         "attention": config.get("attn_implementation"),
         "seed, threads": f"{config.get('seed')}, {config.get('n_threads')}",
         **run["environment"],

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictInt,
+    ValidationError,
+    model_validator,
+)
 
 from hooked_alm.bundled import PREFIX
 from hooked_alm.errors import InputError
@@ -28,6 +35,7 @@ TunedLensFolder = Annotated[
     Field(description="folder of a trained lens, such as RUN/lens of tuned_lens; None is the "
           "logit lens"),
 ]  # fmt: skip
+DeviceNumber = Annotated[StrictInt, Field(ge=0, lt=1024)]
 MOST_BYTES = 2**44
 EngineBytes = Annotated[
     int,
@@ -57,6 +65,16 @@ class ExperimentConfig(BaseModel):
         default="float32", description="of weights and activations"
     )
     device: str = Field(default="cpu", description="as torch names it: cpu, cuda, cuda:1, mps")
+    device_map: str | DeviceNumber | dict[str, str | DeviceNumber] | None = Field(
+        default=None,
+        description="instead of device, as transformers takes it: auto, or module to device; disk "
+        "leaves weights in files",
+    )
+    offload_folder: str | None = Field(
+        default=None,
+        exclude=True,  # of a run's identity: where copies lie decides no number
+        description="for copies of weights that device_map leaves on the disk; None is temporary",
+    )
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = Field(
         default="sdpa", description="attention kernel, as transformers names it"
     )
@@ -94,6 +112,14 @@ class ExperimentConfig(BaseModel):
     def _defaults_of_variant(cls, values: dict[str, Any]) -> dict[str, Any]:
         defaults = dict(cls.SEED_DEFAULTS) if values.get("variant") == "seed" else {}
         return {**defaults, **values}
+
+    @model_validator(mode="after")
+    def _is_placed_once(self) -> "ExperimentConfig":
+        if self.device_map is not None and self.device != "cpu":
+            raise ValueError("give device or device_map, not both")
+        if self.offload_folder is not None and self.device_map is None:
+            raise ValueError("offload_folder needs a device_map that leaves weights on the disk")
+        return self
 
     @model_validator(mode="after")
     def _has_the_variant(self) -> "ExperimentConfig":
@@ -167,8 +193,9 @@ def read_yaml(file: Path) -> dict[str, Any]:
 def as_yaml(settings: BaseModel) -> str:
     """All settings as a YAML file, each below a comment: what it means, and what it may be."""
     lines = []
-    for key, value in settings.model_dump(mode="json").items():
-        field = type(settings).model_fields[key]
+    values = settings.model_dump(mode="json")
+    for key, field in type(settings).model_fields.items():
+        value = values.get(key, getattr(settings, key))
         is_choice = get_origin(field.annotation) is Literal
         choices = f"one of {', '.join(map(str, get_args(field.annotation)))}" if is_choice else ""
         if comment := "; ".join(filter(None, [field.description, choices])):

@@ -24,6 +24,7 @@ from hooked_alm.errors import HookedALMError
 from .experiment import Experiment, Unit
 from .files import refusals
 from .own_file import load_file
+from .settings import ExperimentConfig
 from .work import set_threads, work
 
 
@@ -84,14 +85,19 @@ def loaded(experiment: Experiment[Any]) -> str:
     """The kind of device that an experiment computes on, once it is loaded."""
     set_threads(experiment.config.n_threads)
     experiment.load()
-    return device_kind(experiment.config.device)
+    return device_kind(experiment.config)
 
 
-def device_kind(device: str) -> str:
-    """What decides how a device rounds: the name of a GPU, or what a CPU's kernels are made for."""
-    kind = torch.device(device).type
-    if kind == "cuda":
-        return torch.cuda.get_device_name(device)
+def wants_gpus(config: ExperimentConfig) -> bool:
+    """Whether a run computes on GPUs, or on those that there are."""
+    return config.device.startswith("cuda") or config.device_map is not None
+
+
+def device_kind(config: ExperimentConfig) -> str:
+    """What decides how a run rounds: the name of a GPU, or what a CPU's kernels are made for."""
+    if wants_gpus(config) and torch.cuda.is_available():
+        return torch.cuda.get_device_name(config.device if config.device_map is None else 0)
+    kind = torch.device(config.device).type
     return kind if kind != "cpu" else f"CPU with {torch.backends.cpu.get_cpu_capability()}"
 
 

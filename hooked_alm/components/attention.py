@@ -1,7 +1,7 @@
 """Grouped-query attention that runs a fused kernel until scores or pattern are intervened on."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -46,6 +46,24 @@ class AttentionContext:
     engine's way to run rows of many runs as one."""
     attend_memory: Callable[..., Heads] | None = None
     """Function of ``(attention, q)`` that does so for cross-attention, whose memories it knows."""
+    moved: dict[torch.device, "AttentionContext"] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """The context on other devices, for the blocks that run there."""
+
+    def to(self, device: torch.device | str | int, **_: Any) -> "AttentionContext":
+        """The context on a device; accelerate moves what modules are given by this name."""
+        device = torch.device(device)
+        if device not in self.moved:
+            rotary = self.rotary
+            self.moved[device] = replace(
+                self,
+                rotary=None if rotary is None else (rotary[0].to(device), rotary[1].to(device)),
+                kernel_masks=_moved(self.kernel_masks, device),
+                additive_masks=_moved(self.additive_masks, device),
+                memory=None if self.memory is None else self.memory.to(device),
+            )
+        return self.moved[device]
 
 
 class Attention(nn.Module):
@@ -295,6 +313,10 @@ class Attention(nn.Module):
         """Output bias; zeros where the projection has none."""
         bias: Tensor | None = self.o_proj.bias
         return self.o_proj.weight.new_zeros(self.cfg.d_model) if bias is None else bias
+
+
+def _moved(masks: Mapping[LayerType, Any], device: torch.device) -> dict[LayerType, Any]:
+    return {kind: one.to(device) if hasattr(one, "to") else one for kind, one in masks.items()}
 
 
 def _ungroup(x: KeyValues, n_groups: int) -> Float[Tensor, "batch head key_pos d_head"]:

@@ -23,8 +23,10 @@ def run_block(block: Block, stack: Stack, bundles: Sequence[Bundle]) -> list[Fla
     """The residual stream of every bundle one block of a stack deeper, edits applied."""
     # All rows of all cells run as one prompt. Norms, projections and MLP treat a row by itself;
     # attention alone must know which rows belong together, so it mixes by ``_attend_all``.
+    streams = torch.cat([bundle.resid for bundle in bundles])[None]
+    rows = [(bundle.record, bundle.rows.flat) for bundle in bundles]
     context = AttentionContext(
-        rotary=rotary_tables([(bundle.record, bundle.rows.flat) for bundle in bundles]),
+        rotary=rotary_tables(rows, streams.device),
         kernel_masks={},
         additive_masks={},
         attend=partial(attend_all, bundles, stack, block),
@@ -41,13 +43,13 @@ def run_block(block: Block, stack: Stack, bundles: Sequence[Bundle]) -> list[Fla
         for bundle in bundles
     ]  # fmt: skip
     with _edits_attached(block, bundles, inside):
-        out = block(torch.cat([bundle.resid for bundle in bundles])[None], context)[0]
+        out = block(streams, context)[0]
     return list(out.split([len(bundle.rows) for bundle in bundles]))
 
 
 def own_key_values(block: Block, bundle: Bundle) -> FlatKeyValue:
     """Keys and values of the rows of a bundle, edits applied."""
-    rotary = rotary_tables([(bundle.record, bundle.rows.flat)])
+    rotary = rotary_tables([(bundle.record, bundle.rows.flat)], bundle.resid.device)
     with _edits_attached(block, [bundle], [("k", "v")]):
         keys, values = block.attn.keys_values(block.ln1(bundle.resid[None]), rotary)
     return keys[0], values[0]

@@ -90,7 +90,7 @@ class Bundle:
         sets = [self.rows.sets.sets[of].tobytes() for of in pairs[0]]
         if self.own_rows is not None:
             sets += [self.own_rows.sets.sets[of].tobytes() for of in pairs[1]]
-        key = stack, window, self.own_rows is None, *sets, self.shared_rows.tobytes()
+        key = stack, window, self.own_rows is None, *sets, self.shared_rows.tobytes(), like.device
         if key not in self.masks:
             seen = self._seen(stack, window, *pairs)
             self.masks[key] = None if bool(seen.all()) else seen.to(like.device, non_blocking=True)
@@ -129,9 +129,9 @@ class Bundle:
 
 
 def rotary_tables(
-    parts: Sequence[tuple[Record, Int[np.ndarray, " _row"]]],
+    parts: Sequence[tuple[Record, Int[np.ndarray, " _row"]]], device: torch.device
 ) -> RotaryTables | None:
-    """Tables ``cos`` and ``sin`` of some rows of some records, ``[1, row, d_head]``."""
+    """Tables ``cos`` and ``sin`` of some rows of some records on a device, ``[1, row, d_head]``."""
     tables = [
         [table[on_device(rows, table)] for table in record.rotary]
         for record, rows in parts
@@ -139,7 +139,7 @@ def rotary_tables(
     ]
     if not tables:
         return None
-    cos, sin = (torch.cat(some)[None] for some in zip(*tables, strict=True))
+    cos, sin = (torch.cat(some)[None].to(device) for some in zip(*tables, strict=True))
     return cos, sin
 
 

@@ -76,8 +76,8 @@ class Edits(Marks):
     """Positions of the entries in those runs; -1 where the value is not a row of theirs."""
 
     def act(self, own: Tensor, entries: Indices) -> Tensor:
-        """The values to write."""
-        return self.write(own, entries).to(own.dtype)
+        """The values to write, where the block runs."""
+        return self.write(own, entries).to(own)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -109,8 +109,8 @@ class Given:
 
     def __call__(self, own: Tensor, entries: Indices) -> Tensor:
         """The values, or what they are added to."""
-        values = self.values[on_device(entries, own)]
-        return own + values if self.is_added else values
+        values = self.values[on_device(entries, self.values)]
+        return own + values.to(own.device) if self.is_added else values
 
 
 class Called:

@@ -239,8 +239,9 @@ class Group:
         assert self.resid is not None
         cells = np.arange(self.n_joined)
         changed, rows = self.changed.rows(cells), self.changed.rows(cells, among)
-        index, shared_rows = self._shared
+        shared_rows = self._shared
         keys, values = self.beside.key_values(layer)
+        index = _index(shared_rows, keys)
         bundle = Bundle(
             record=self.record, rows=rows, resid=self.resid,
             shared=(keys[:, index], values[:, index]), shared_rows=shared_rows, own_rows=changed,
@@ -265,8 +266,8 @@ class Group:
         bundle.marks = [one for one in bundle.marks if one.mark.site not in ("k", "v")] + edited
 
     @cached_property
-    def _shared(self) -> tuple[slice | Tensor, RecordRows]:
-        """Keys that all cells read, as index and rows; each cell has its changed rows' own."""
+    def _shared(self) -> RecordRows:
+        """Rows of the keys that all cells read; each cell has its changed rows' own."""
         n = len(self.record) if isinstance(self.beside, Record) else self.beside.stop
         used = [self.changed.sets.sets[of] for of in np.unique(self.changed.of)]
         left = np.zeros(n, bool)
@@ -275,12 +276,14 @@ class Group:
         rows = left.nonzero()[0]
         if len(self.seen) < len(self.record):
             rows = rows[np.isin(rows, self.seen)]
-        return _index(rows, self.record.resid[0]), rows
+        return rows
 
     def absorb(self, outputs: Sequence[FlatStream], layer: int, is_last: bool) -> None:
         """Take the outputs over; entrants get the base run's rows where nothing changed."""
         among = self.read if is_last else None
-        outputs = list(outputs)
+        base = self.record.resid[layer + 1]
+        # To where the next block runs, which is where it ran in the base run.
+        outputs = [one.to(base.device) for one in outputs]
         if self.n_joined:
             self.resid = outputs.pop(0)
         first = self.n_joined
@@ -288,7 +291,6 @@ class Group:
         if stop == first:
             return
         arrived = self.changed.rows(np.arange(first, stop), among)
-        base = self.record.resid[layer + 1]
         new = base[on_device(arrived.flat, base)]
         if outputs:
             places = [

@@ -77,7 +77,7 @@ def _attend_touched(
     place = on_device(first, q)
     queries, base = q[:, place], bundle.resid[place]
     if bundle.at("q"):  # the cells' own are not the base's
-        rotary = rotary_tables([(bundle.record, run)])
+        rotary = rotary_tables([(bundle.record, run)], q.device)
         queries = block.attn.queries(block.ln1(base[None]), rotary)[0]
     alone = Bundle(
         record=bundle.record, rows=CellRows(RowSets([run], len(bundle.record)), np.zeros(1, int)),

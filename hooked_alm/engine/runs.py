@@ -146,7 +146,7 @@ def _joined(
     for row, branch in branches.items():
         record, parent, n = embedded[row], branch.record, branch.n_rows
         record.resid = [
-            torch.cat([old[:n], seen[f"resid {depth}"][row]])
+            torch.cat([old[:n], seen[f"resid {depth}"][row].to(old.device)])
             for depth, old in enumerate(parent.resid)
         ]
         for layer, block in enumerate(model.path):

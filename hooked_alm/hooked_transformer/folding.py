@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..offload import refuse_offloaded
 from .weights import NORM_SCALES, Weights
 
 _BUFFERS = (".attn.mask", ".attn.IGNORE", ".attn.rotary_sin", ".attn.rotary_cos")
@@ -85,7 +86,7 @@ class WeightProcessing(Weights):
         a pattern, or z) has another effect on a processed model, where the bias stays. Pad rows,
         which attend to nothing, change.
         """
-        self.refuse_beyond_hooked_transformer()
+        self._refuse_to_process()
         for block in self.blocks if "v" in self.cfg.attn_bias else ():
             attn = block.attn
             b_V, W_O = _wide(attn.b_V), _wide(attn.W_O)
@@ -142,6 +143,7 @@ class WeightProcessing(Weights):
                 is not zero where the model has none; the model is then unchanged.
         """
         self._refuse(center_writing_weights, refactor_factored_attn_matrices)
+        self._refuse_to_process()
         self._load(self._checked(state_dict))
         self.process_weights_(
             fold_ln=fold_ln,
@@ -216,7 +218,7 @@ class WeightProcessing(Weights):
 
     @torch.no_grad()
     def _fold_into_blocks(self) -> None:
-        self.refuse_beyond_hooked_transformer()
+        self._refuse_to_process()
         for block in self.blocks:
             readers = {
                 block.ln1: (block.attn.q_proj, block.attn.k_proj, block.attn.v_proj),
@@ -230,7 +232,7 @@ class WeightProcessing(Weights):
     @torch.no_grad()
     def _rewrite_unembed(self, *, fold: bool, center: bool) -> None:
         """Fold and centre the unembedding at once, so that a bf16 head is rounded once."""
-        self.refuse_beyond_hooked_transformer()
+        self._refuse_to_process()
         weight = _wide(self.unembed.weight)
         if fold:
             weight = weight * _wide(self.ln_final.weight).to(weight.device)
@@ -242,6 +244,11 @@ class WeightProcessing(Weights):
             self._record("center_unembed")
         _replace(self.unembed, "weight", weight)
         self.cfg.tie_word_embeddings = False
+
+    def _refuse_to_process(self) -> None:
+        self.refuse_beyond_hooked_transformer()
+        assert isinstance(self, nn.Module)
+        refuse_offloaded(self, "processing the weights")
 
     def _record(self, step: str) -> None:
         if step not in self.cfg.weight_processing:

@@ -60,7 +60,8 @@ class HookedTransformerSurface(TokenMethods, WeightProcessing):
                 f"scoring logits {list(logits.shape)}: the prompt has {list(prompt.shape)} "
                 "positions. Give the one of the run."
             )
-        targets, mask = prompt.tokens[:, 1:], prompt.attention_mask
+        targets = prompt.tokens[:, 1:].to(logits.device)
+        mask = prompt.attention_mask.to(logits.device)
         scored = (mask[:, 1:] * mask[:, :-1]).bool()
         scored &= ~prompt.spans.heard[:, 1:].to(scored.device)
         nll = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, reduction="none")
@@ -129,7 +130,9 @@ class HookedTransformerSurface(TokenMethods, WeightProcessing):
         if isinstance(tokens, str):
             tokens = self.to_single_token(tokens)
         ids = torch.as_tensor(tokens)
-        return self.unembed.directions(ids.squeeze() if ids.numel() == 1 else ids) * self.ln_final.w
+        rows = self.unembed.directions(ids.squeeze() if ids.numel() == 1 else ids)
+        # Where a cache is, which they are for.
+        return (rows * self.ln_final.w.to(rows.device)).to(self.cfg.device)
 
     def input_to_embed(
         self, input: Any, **reading: Any

@@ -58,7 +58,8 @@ class BlockWeights:
         blocks: Any
 
     def _stacked(self, part: str, name: str) -> Tensor:
-        return torch.stack([getattr(getattr(block, part), name) for block in self.blocks])
+        found = [getattr(getattr(block, part), name) for block in self.blocks]
+        return torch.stack([one.to(found[0].device) for one in found])
 
     @property
     def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:

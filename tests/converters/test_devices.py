@@ -13,7 +13,7 @@ from tiny import TinyModels, hf_inputs
 @pytest.mark.parametrize(
     "device_map",
     [*STRATEGIES, "cpu", torch.device("cpu"), {"": "cpu"}, {"": torch.device("cpu")},
-     {"": "cpu", "blocks.1": "cpu"}],
+     {"": "cpu", "blocks.1": "cpu"}, "disk", {"": "cpu", "audio": "disk", "audio.encoder": "cpu"}],
 )  # fmt: skip
 @torch.no_grad()
 def test_placements(tiny_models: TinyModels, device_map: Any) -> None:
@@ -34,7 +34,8 @@ def test_placements(tiny_models: TinyModels, device_map: Any) -> None:
         ([], r"got device_map=\[\], expected"),
         ({}, "got device_map={}, expected"),
         ({"": None}, "got device_map={'': None}, expected"),
-        ({"": "disk"}, "got device_map={'': 'disk'}, .*Weights are not left on the disk"),
+        ("meta", "got device_map={'': 'meta'}, expected"),
+        ({"": "cpu", "blocks.1.attn": "cpu"}, "names 'blocks.1.attn', expected blocks whole"),
         ({3: "cpu"}, "got device_map={3: 'cpu'}, expected"),
         ({"model.layers.0": "cpu"}, "names 'model.layers.0' .*as they are called here"),
         ({"blocks": "cpu"}, "has no place for .* tensors, audio.encoder.conv1.weight among"),

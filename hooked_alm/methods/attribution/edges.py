@@ -248,12 +248,13 @@ class _Edges:
         n = max(CHUNK_BYTES // per_spot, 1)
         for start in range(0, len(spots), n):
             part = spots[start : start + n]
-            messages = torch.cat([*self._messages(part)]).flatten(1)
+            parts = [one.to(total.device) for one in self._messages(part)]
+            messages = torch.cat(parts).flatten(1)
             first = 0
             for nodes, slopes in self._slopes(runs, at, part):
                 n_heard = int(np.searchsorted(writes, nodes[0].reads))
                 stop = first + len(nodes)
-                heard = messages[:n_heard] @ slopes.flatten(1).T
+                heard = messages[:n_heard] @ slopes.flatten(1).T.to(total.device)
                 total[:n_heard, first:stop] += heard
                 first = stop
         return total
@@ -280,12 +281,14 @@ class _Edges:
         self, runs: Sequence[GradientRun], at: int, part: Chosen
     ) -> Iterator[tuple[list[Receiver], Float[Tensor, "receiver pos d_model"]]]:
         """Gradients at receivers' inputs, by point and in order; means over the runs."""
-        where = on_device(self.placement.spots.positions[part], self.measured.base_values)
+        positions = self.placement.spots.positions[part]
         for point, some in groupby(self.receivers, _receiving_point):
             nodes = list(some)
             total: Tensor | None = None
             for run in runs:
-                one = self._slope(run, nodes, run.gradients[point][at, where].float(), at, where)
+                gradient = run.gradients[point][at]
+                where = on_device(positions, gradient)
+                one = self._slope(run, nodes, gradient[where].float(), at, where)
                 total = one if total is None else total.add_(one)
             assert total is not None
             yield nodes, total / len(runs)

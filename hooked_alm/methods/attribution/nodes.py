@@ -147,13 +147,12 @@ class _Nodes:
         n_at_once = self.options["rows_at_once"]
         for run in gradient_runs(self.measured, embeddings, names, rows_at_once=n_at_once):
             mine = np.flatnonzero(np.isin(self.spots.rows, run.rows))
-            cells = on_device(self.spots.cells[mine], found)
             for i, layer in enumerate(self.layers):
                 by_spot = self._by_unit(run, layer, mine).double()
                 by_cell = by_spot.new_zeros(n_places * n_rows, by_spot.shape[1])
-                by_cell.index_add_(0, cells, by_spot)
+                by_cell.index_add_(0, on_device(self.spots.cells[mine], by_cell), by_spot)
                 chosen = by_cell @ _members(self.choice.units, by_spot)
-                table[i, ..., run.label] += chosen.T.unflatten(1, (n_places, n_rows))
+                table[i, ..., run.label] += chosen.T.unflatten(1, (n_places, n_rows)).to(found)
         return found
 
     def exact(self, cells: Sequence[int]) -> Tensor:

@@ -81,7 +81,8 @@ def _received(messages: Messages, receivers: Mapping[int, Receiver], message: To
     if first.is_stream:
         values, is_added = message.stream, True
     else:
-        stream = message.of(messages.kept[first.stream]) + message.stream
+        base = message.of(messages.kept[first.stream])
+        stream = base + message.stream.to(base.device)
         values, is_added = messages.of_stream(first, stream), False
         if first.unit is not None:
             units = np.array([receivers[i].unit for i in message.chains.tolist()], int)
@@ -124,7 +125,8 @@ def _passed_on(messages: Messages, relays: Mapping[int, Receiver], message: Told
         touched = own[:, None] == np.arange(change.shape[1]) // per_unit
         change = change * on_device(touched, change)[..., None]
         there = on_device(mine, stream)
-        stream[there] = change.flatten(1) @ attn.W_O.flatten(0, 1).to(change.dtype)
+        written = change.flatten(1) @ attn.W_O.flatten(0, 1).to(change.dtype)
+        stream[there] = written.to(stream.device)
     return heard._replace(stream=stream)
 
 

@@ -238,7 +238,7 @@ class _Receive:
         heard, sets, spots = self.heard.rows(pair[first]), self.depends[pair[first]], spot[first]
         at = on_device(row, own)
         if self.graph.mode == "ioi":
-            stream = messages.reached(self.edges, heard, spots, receiver.reads)
+            stream = messages.reached(self.edges, heard, spots, receiver.reads).to(own.device)
             if receiver.is_stream:
                 return stream[at]
             base = None
@@ -246,12 +246,12 @@ class _Receive:
             delta = messages.delta(self.edges, heard, sets, spots, self.looks)
             if receiver.is_stream:
                 # Added to whatever the stream holds by then.
-                return own + delta[at]
+                return own + delta.to(own.device)[at]
             base = messages.spots.of_base(messages.kept[receiver.stream], spots)
             if (is_late := sets != NO_SET).any():
                 seen = self.looks[receiver.stream].at(sets[is_late], spots[is_late])
                 base = base.index_copy(0, on_device(is_late.nonzero()[0], base), seen)
-            stream = base + delta
+            stream = base + delta.to(base.device)
         values = messages.of_stream(receiver, stream, base)
         if self.units is None:
             return values[at]

@@ -22,6 +22,7 @@ from ...engine.sweep import observe, sweep
 from ...errors import InputError
 from ...inputs import ALMInput
 from ...model import HookedALM
+from ...offload import home_of
 from ...points import ENCODER
 from ...precision import head_in_float32, in_float32
 from .metrics import Metric, OnLogits, Reference, with_ids
@@ -379,7 +380,7 @@ class Measurement:
         tokens = self.metric.tokens(row)
         if tokens is None:
             return slice(None)
-        return torch.as_tensor(list(tokens), device=self.model.unembed.weight.device)
+        return torch.as_tensor(list(tokens), device=home_of(self.model.reader.head_unembed))
 
     def _directions(self, row: int, model: HookedALM) -> Float[Tensor, "token d_model"]:
         assert not isinstance(self.metric, OnLogits)
@@ -517,7 +518,8 @@ def _logits(
 ) -> Float[Tensor, "cell token"]:
     """Logits of some tokens in fp32, from the stream after the last block."""
     dtype = torch.promote_types(model.cfg.dtype, torch.float32)
-    return F.linear(model.head_norm(resid.to(dtype)), directions.to(dtype)).float()
+    read = model.head_norm(resid.to(dtype)).to(directions.device)
+    return F.linear(read, directions.to(dtype)).float()
 
 
 def _readout_positions(x: ALMInput) -> list[int]:

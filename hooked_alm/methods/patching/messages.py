@@ -127,7 +127,7 @@ class Messages:
             units, asked = tuple(s.unit for s in senders), (here, mine.which, spot)
             key = point, units, *(part.tobytes() for part in asked)
             found = self._messages.of(key, make) if ours is None else make()
-            total.index_add_(0, on_device(rows, total), found)
+            total.index_add_(0, on_device(rows, total), found.to(total.device))
         return total
 
     def zeros(self, n_rows: int) -> Stream:
@@ -171,7 +171,8 @@ class Messages:
                         part = Hearings(members, which[told])
                         senders = [edges.senders[i] for i in nodes]
                         sent = self._written(at, senders, part, spot[told], np.zeros(0, int), None)
-                        total = total.index_add(0, on_device(target[told], total), sent)
+                        told_to = on_device(target[told], total)
+                        total = total.index_add(0, told_to, sent.to(total.device))
                 # The base runs beside them: where nothing is told, nothing changes by rounding.
                 streams = torch.cat([base[None], total.unflatten(0, (len(some), -1))])
                 entering = heard_as(self.model, measured.base, measured.encoder_rows, row, streams)
@@ -247,14 +248,15 @@ class Messages:
             if not some.members.any():
                 return stream
             nobody = np.full(len(stream), NO_SET)
-            return stream + self.delta(edges, some, nobody, spots[: len(stream)], {})
+            told = self.delta(edges, some, nobody, spots[: len(stream)], {})
+            return stream + told.to(stream.device)
 
         for layer in range(n_layers):
             block, name = self.model.block(layer), self.model.path[layer]
             # Up to its first sender a row is the base run.
             begins = spots[first == layer]
             base = self.spots.of_base(self.kept[hook_name("resid_pre", name)], begins)
-            stream = torch.cat([stream, base])
+            stream = torch.cat([stream.to(base.device), base])
             if not len(stream):
                 continue
             found[3 * layer] = stream = with_messages(sent(("embed",), layer))

@@ -69,11 +69,12 @@ class AttentionMeter:
 
     def _hold_queries(self, q: Tensor, hook: HookPoint, layer: int) -> None:
         batch = torch.arange(len(self.x), device=self.x.device)[:, None]
-        self._held[layer] = q[batch, self.where]
+        self._held[layer] = q.to(self.x.device)[batch, self.where]
 
     def _sum_over_spans(self, k: Tensor, hook: HookPoint, layer: int) -> None:
         visible = visible_keys(self.model, self.x, layer, self.where)
-        pattern = attention_rows(self.model, layer, self._held.pop(layer), k, visible)
+        keys = k.to(self.x.device)
+        pattern = attention_rows(self.model, layer, self._held.pop(layer), keys, visible)
         segments = self.segments.to(pattern.dtype)
         self._masses[layer] = torch.einsum("bhqk,bks->bhqs", pattern, segments)
 

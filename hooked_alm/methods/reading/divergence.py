@@ -22,6 +22,7 @@ from ...errors import InputError
 from ...hooks import Hook
 from ...inputs import ALMInput
 from ...model import HookedALM
+from ...offload import home_of
 from ..result import MethodResult
 from .lens import LOGIT_LENS, Lens, LensNorm, check_depths, normalised
 
@@ -123,11 +124,12 @@ def compare_depths(
     kinds = {"nll": (n_runs, torch.float32), "hit": (n_runs, torch.bool)}
     kinds |= dict.fromkeys(("js", "kl", "kl_back"), (n_pairs, torch.float32))
     for depth, rows in enumerate(depths):
+        rows = rows.to(home_of(model.head_unembed))
         # Before the logits: small tensors kept after large ones would split the heap.
         kept = {name: rows.new_empty(n, n_pos, dtype=dtype) for name, (n, dtype) in kinds.items()}
         for at in torch.arange(rows.shape[1], device=rows.device).split(n_rows):
             some = lens.translate(rows[:, at], depth)
-            aims = targets[:, at].to(rows.device)
+            aims = targets.to(rows.device)[:, at]
             part = _compare_block(model, some, aims, pairs, lens.norm)
             for name, value in kept.items():
                 value[..., at] = getattr(part, name)
@@ -138,9 +140,10 @@ def compare_depths(
 
 def row_bytes(model: HookedALM, n_runs: int) -> tuple[int, int]:
     """Bytes that comparing runs holds: once, and for every position at work."""
-    chunk = min(_tile(model.head_unembed.weight)[1], len(model.head_unembed.weight))
+    head = model.head_unembed
+    chunk = min(_tile(home_of(head))[1], head.out_features)
     # Logits, what is summed from them, and the row in fp32: squared, normed, and weighted.
-    per_row = len(model.head_unembed.weight) + TEMPORARIES * chunk + 4 * model.cfg.d_model
+    per_row = head.out_features + TEMPORARIES * chunk + 4 * model.cfg.d_model
     return 4 * chunk * model.cfg.d_model, 4 * n_runs * per_row
 
 
@@ -152,16 +155,16 @@ def rows_at_once(model: HookedALM, n_runs: int, max_bytes: int) -> int:
     """
     weights, per_row = row_bytes(model, n_runs)
     if (n := (max_bytes - weights) // per_row) >= 1:
-        return min(n, _tile(model.head_unembed.weight)[0])
+        return min(n, _tile(home_of(model.head_unembed))[0])
     raise InputError(
-        f"comparing {n_runs} runs over a vocabulary of {len(model.head_unembed.weight)}: got "
+        f"comparing {n_runs} runs over a vocabulary of {model.head_unembed.out_features}: got "
         f"max_bytes={max_bytes}, expected {weights + per_row} or more, which is one position. "
         "Raise it."
     )
 
 
-def _tile(weight: Tensor) -> tuple[int, int]:
-    return TILE if weight.device.type == "cpu" else TILE_ELSEWHERE
+def _tile(device: torch.device) -> tuple[int, int]:
+    return TILE if device.type == "cpu" else TILE_ELSEWHERE
 
 
 def _compare_block(
@@ -172,7 +175,7 @@ def _compare_block(
     norm: LensNorm,
 ) -> Divergence:
     logits = _logits(model, rows, norm)
-    parts = logits.split(_tile(logits)[1], dim=-1)
+    parts = logits.split(_tile(logits.device)[1], dim=-1)
     log_sum = torch.stack([part.logsumexp(-1) for part in parts]).logsumexp(0)
     largest = torch.stack([part.amax(-1) for part in parts]).amax(0)
     own = logits.gather(-1, targets[..., None])[..., 0]
@@ -191,9 +194,9 @@ def _logits(
     model: HookedALM, rows: Float[Tensor, "run pos d_model"], norm: LensNorm
 ) -> Float[Tensor, "run pos vocab"]:
     """Lens logits in fp32. Only a chunk of the unembedding is ever cast."""
-    x = normalised(model, rows, norm)
     head = model.head_unembed
-    n_vocab, n_tokens = len(head.weight), _tile(head.weight)[1]
+    x = normalised(model, rows, norm)
+    n_vocab, n_tokens = head.out_features, _tile(x.device)[1]
     logits = x.new_empty(*x.shape[:-1], n_vocab)
     for start in range(0, n_vocab, n_tokens):
         tokens = range(start, min(start + n_tokens, n_vocab))

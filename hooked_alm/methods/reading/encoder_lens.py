@@ -57,7 +57,7 @@ def encoder_lens(model: HookedALM, x: ALMInput) -> Float[Tensor, "depth batch ta
     x, found = model.to_input(x), []
     real = x.attention_mask.bool()
     for memory in memories_by_depth(model, x):
-        logits = model(x, memory=memory)[:, :-1].float()
+        logits = model(x, memory=memory)[:, :-1].float().to(x.device)
         targets = x.tokens[:, 1:, None]
         scores = logits.log_softmax(-1).gather(-1, targets)[..., 0]
         found.append(scores.where(real[:, 1:] & real[:, :-1], 0.0))

@@ -16,7 +16,6 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ...errors import InputError
 from ...inputs import ALMInput
 from ...model import HookedALM
 from ...points import hook_name
@@ -62,20 +61,10 @@ class HeadMeter:
         weighting: Weighting = "samples",
         head_output: HeadOutput = "hook_z",
     ) -> None:
-        """Factorise the output projections, once.
-
-        Raises:
-            InputError: weights that are on no device, as accelerate leaves what it offloads.
-        """
+        """Factorise the output projections, once."""
         model.refuse_encoder("measuring heads")
         self.model, self.head_output = model, head_output
         self.token_agg, self.weighting = token_agg, weighting
-        weights = [block.attn.o_proj.weight for block in model.blocks]
-        if any(weight.is_meta for weight in weights):
-            raise InputError(
-                "measuring heads: the device_map offloads some blocks, whose weights cannot be "
-                "read. Give a device_map that keeps all of them on devices."
-            )
         self.factors = [contribution_factors(block.attn.W_O) for block in model.blocks]
 
     @torch.no_grad()

@@ -102,8 +102,8 @@ class StreamReader:
         """Holds nothing yet; see `residual_rows`."""
         model.refuse_encoder("reading the stream at every depth")
         where = readout_positions(x) if positions is None else positions
-        self.model, self.where = model, where.to(x.device)
-        self.batch = torch.arange(len(x), device=x.device)[:, None]
+        self.model, self.device = model, x.device
+        self.where, self.batch = where, torch.arange(len(x))[:, None]
         self._kept: list[Tensor] = []
 
     @property
@@ -116,7 +116,8 @@ class StreamReader:
         return torch.stack(self._kept)
 
     def _keep(self, value: Tensor, hook: HookPoint) -> None:
-        self._kept.append(value[self.batch, self.where].detach())
+        there = self.batch.to(value.device), self.where.to(value.device)
+        self._kept.append(value[there].detach().to(self.device))
 
 
 @torch.no_grad()
@@ -155,13 +156,13 @@ def unembed_rows(
     Raises:
         InputError: an id that the vocabulary lacks.
     """
-    size = model.head_unembed.weight.shape[0]
+    size = model.head_unembed.out_features
     if wrong := [token for token in tokens or () if not 0 <= token < size]:
         raise InputError(
             f"reading the lens at tokens {wrong}: the vocabulary has ids 0 to {size - 1}."
         )
     weight = model.head_unembed.directions(tokens)
-    return F.linear(normalised(model, rows, norm), weight.float())
+    return F.linear(normalised(model, rows, norm).to(weight.device), weight.float())
 
 
 def normalised(
@@ -173,9 +174,9 @@ def normalised(
         return x
     # Gradients may reach the rows (a lens is trained so), never the model.
     ln = model.head_norm
-    scaled = ln.normalize(x) * ln.weight.detach().float()
+    scaled = ln.normalize(x) * ln.weight.detach().to(x)
     shift: Tensor | None = getattr(ln, "bias", None)
-    return scaled if shift is None else scaled + shift.detach().float()
+    return scaled if shift is None else scaled + shift.detach().to(x)
 
 
 def logit_lens(

@@ -90,11 +90,12 @@ class MassMeter:
         return hooks
 
     def _hold(self, q: Tensor, hook: HookPoint) -> None:
-        self.held = q[:, self.queries]
+        self.held = q.to(self.x.device)[:, self.queries]
 
     @torch.no_grad()
     def _sum(self, k: Tensor, hook: HookPoint, layer: int) -> None:
         assert self.held is not None
+        k = k.to(self.x.device)
         for at in torch.arange(len(self.queries), device=k.device).split(self.at_once):
             queries = self.queries[at]
             visible = visible_keys(self.model, self.x, layer, queries[None])

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from ...errors import InputError
 from ...model import HookedALM
+from ...offload import home_of
 from .lens import LensNorm, normalised
 
 LensOptimizer = Literal["sgd", "adam"]
@@ -63,13 +64,13 @@ class TunedLens(nn.Module):
     def untrained(cls, model: HookedALM) -> "TunedLens":
         """The lens of a model before training: exactly its logit lens."""
         lens = cls(len(model.path), model.cfg.d_model, unembed_sha256=unembed_hash(model))
-        return lens.to(model.head_unembed.weight.device)
+        return lens.to(home_of(model.head_unembed))
 
     def translate(
         self, rows: Float[Tensor, "*rows d_model"], depth: int
     ) -> Float[Tensor, "*rows d_model"]:
         """Rows of one depth in fp32, translated; those of depth L are only cast."""
-        x = rows.float()
+        x = rows.to(home_of(self)).float()
         return x if depth == len(self.translators) else x + self.translators[depth](x)
 
     def check(self, model: HookedALM) -> None:
@@ -101,7 +102,7 @@ def unembed_hash(model: HookedALM) -> str:
     """
     norm, unembed = model.head_norm, model.head_unembed.directions()
     digest = hashlib.sha256(repr(float(norm.eps)).encode())
-    weights = [one[None] for one in norm.parameters()]
+    weights = [getattr(norm, name)[None] for name, _ in norm.named_parameters()]
     for part in (*weights, *unembed.split(_HASHED_ROWS)):
         digest.update(part.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

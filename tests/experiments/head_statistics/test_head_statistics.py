@@ -624,6 +624,29 @@ def test_nothing_depends_on_batches(llama: Path, data: Path, how: dict[str, str]
         compare(other, alone, PADDED_ROW[torch.float32])
 
 
+def test_half_of_the_blocks_on_the_disk_give_the_same_tables(
+    llama: Path, data: Path, finished: RunFolder, tmp_path: Path
+) -> None:
+    """The same bytes; and where copies of weights lie is no part of what identifies a run."""
+    devices = {"": "cpu", **{f"blocks.{i}": "disk" for i in range(0, N_LAYERS, 2)}}
+    options = {"unit_batches": 1, "device_map": devices}
+    placed = experiment(llama, data, **options, offload_folder=str(tmp_path))
+    run = runner.run(placed, tmp_path / "run")
+    blocks = placed.model.blocks
+    assert [block.ln1._parameters["weight"].is_meta for block in blocks] == [
+        i % 2 == 0 for i in range(N_LAYERS)
+    ]
+    files = sorted(path.name for path in (finished.path / "tables").iterdir())
+    assert files
+    for file in files:
+        assert (run.path / "tables" / file).read_bytes() == (
+            finished.path / "tables" / file
+        ).read_bytes(), file
+    elsewhere = experiment(llama, data, **options).config.model_dump(mode="json")
+    assert run.provenance["config"] == elsewhere
+    assert "device_map={" in run.provenance["command"]
+
+
 def test_ddof_and_weighting(llama: Path, data: Path, tmp_path: Path) -> None:
     """C36: recorded, and they act."""
     runs = {
@@ -759,8 +782,10 @@ def test_prompts_that_the_model_cannot_read(llama: Path, tmp_path: Path) -> None
 def test_what_this_machine_has_not(
     llama: Path, data: Path, settings: dict[str, str], message: str
 ) -> None:
+    one = experiment(llama, data, **settings)
+    one.identify()
     with pytest.raises(InputError, match=message):
-        experiment(llama, data, **settings).identify()
+        one.load()
 
 
 def test_no_tokenizer(llama: Path, data: Path, tmp_path: Path) -> None:
