@@ -10,6 +10,7 @@ import torch
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from cases import kimi_audio
+from hooked_alm import HookedALM
 from hooked_alm.converters import model_table
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +37,7 @@ RUN = {
     "docs/own_experiment.md": "test_own_experiment.py",
     "docs/parity.md": "test_the_parity_page_runs",
     "docs/patching.md": "test_the_patching_example_runs",
+    "docs/scale.md": "test_the_scale_page_runs",
     "docs/whisper.md": "../converters/test_real_models.py",  # on trained weights alone
 }
 
@@ -62,6 +64,13 @@ def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.fullmatch(r"torch\.Size\(\[1, 6, (\d+), \1\]\)", shape)
     assert answers == "['cheerful'] ['sad']"
     assert answers in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_scale_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """A model half on the disk answers as the whole one does."""
+    names = run_page("docs/scale.md")
+    whole = HookedALM.from_pretrained("bundled:follows_text")
+    assert capsys.readouterr().out.strip() == str(whole.generate(names["x"]))
 
 
 def test_the_patching_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
