@@ -122,29 +122,25 @@ def _measured(
 ) -> Sequence[Unit]:
     """All units, measured; none if other shards have some left."""
     folder.forget_claims()
-    _measure(workers, experiment, units, share(units, shard), folder)
+    _measure(workers, experiment, share(units, shard), folder)
     if not _are_done(units, folder):
         return ()
     if further := experiment.further_units(_merged(units, folder)):
         units = checked([*units, *further])
-        _measure(workers, experiment, units, share(further, shard), folder)
+        _measure(workers, experiment, share(further, shard), folder)
     return units if _are_done(units, folder) else ()
 
 
 def _measure(
-    workers: Workers,
-    experiment: Experiment[Any],
-    units: Sequence[Unit],
-    ours: Sequence[Unit],
-    folder: RunFolder,
+    workers: Workers, experiment: Experiment[Any], units: Sequence[Unit], folder: RunFolder
 ) -> None:
-    """Measures those of our units that have no result yet.
+    """Measures those units that have no result yet.
 
     Raises:
         InputError: results that are damaged; better found before the work than after.
     """
     left, damaged, done = [], [], folder.done()
-    for unit in ours:
+    for unit in units:
         if unit.id not in done:
             left.append(unit)
             continue
