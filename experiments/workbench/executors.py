@@ -158,7 +158,7 @@ class _Process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            pickle.dump((self.brief, units), process.stdin)
+            pickle.dump((self.brief, pickle.dumps(units)), process.stdin)
             process.stdin.flush()
             is_answer, found = pickle.load(process.stdout)
         except (EOFError, OSError, pickle.UnpicklingError):

@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import pickle
 import secrets
 import shutil
 import tempfile
@@ -106,7 +107,7 @@ class _Actors:
 
     def _each(self, units: Sequence[Unit]) -> list[str]:
         """What the actors answer that live; those that die for good leave the work to them."""
-        given = self.ray.put(units)
+        given = self.ray.put(pickle.dumps(units))
         left = [actor.answer.remote(self.brief, given) for actor in self.actors]
         found = []
         while left:

@@ -12,7 +12,6 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,7 +20,7 @@ import torch
 
 from hooked_alm.errors import HookedALMError
 
-from .experiment import Experiment, Unit
+from .experiment import Experiment
 from .files import refusals
 from .own_file import load_file
 from .settings import ExperimentConfig
@@ -68,14 +67,19 @@ class Worker:
         self.experiment: Experiment[Any] | None = None
         self.device = ""
 
-    def answer(self, brief: Brief, units: Sequence[Unit]) -> tuple[bool, Any]:
-        """True and the kind of device, once the units are done; or False and what was raised."""
+    def answer(self, brief: Brief, units: bytes) -> tuple[bool, Any]:
+        """True and the kind of device, once the units are done; or False and what was raised.
+
+        Args:
+            brief: of the experiment, in whose file the units' own classes may be.
+            units: pickled; none loads the experiment alone.
+        """
         try:
             if self.experiment is None:
                 experiment = brief.read()
                 self.device = loaded(experiment)
                 self.experiment = experiment
-            work(self.experiment, units)
+            work(self.experiment, pickle.loads(units))
             return True, self.device
         except BaseException as error:
             return False, portable(error)

@@ -361,3 +361,43 @@ def test_options_that_do_not_fit(
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+OWN = '''
+"""An experiment of a user's own, whose units hold a class of its file."""
+
+from dataclasses import dataclass
+
+from hooked_alm.experiments.workbench.experiment import Experiment, Unit, UnitResult
+from hooked_alm.experiments.workbench.settings import ExperimentConfig
+
+
+@dataclass(frozen=True)
+class Work:
+    number: int
+
+
+class Own(Experiment[ExperimentConfig]):
+    name, title, question, Config = "own", "Own", "Does it travel?", ExperimentConfig
+    tables = {"rows": "a number"}
+
+    def identify(self):
+        return {"model": {"blocks": 1}}
+
+    def units(self):
+        return [Unit(f"u{number}", Work(number)) for number in range(3)]
+
+    def measure(self, unit):
+        return UnitResult({"rows": [{"number": unit.payload.number}]})
+
+    def page(self, page, run):
+        page.section("Rows")
+'''
+
+
+def test_an_experiment_of_a_users_own_file_travels(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN, "utf-8")
+    kind = load_experiment(str(tmp_path / "own.py"))
+    folder = runner.run(kind(kind.Config()), tmp_path / "run", executor=Processes(1))
+    assert folder.read_table("rows")["number"].tolist() == [0, 1, 2]
+    assert os.getpid() not in pids(folder.path)
