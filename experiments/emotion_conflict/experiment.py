@@ -72,8 +72,7 @@ class EmotionConflict(ModelExperiment[EmotionConflictConfig]):
             )
             for language in self.corpus.languages
         }
-        for unit in self.units():
-            self._check(unit)
+        self._check()
         spans = self.input(self.plan.runs[0]).spans
         return {
             "model": described(self.model, config),
@@ -127,12 +126,28 @@ class EmotionConflict(ModelExperiment[EmotionConflictConfig]):
         labels = self.labels[language]
         return dict(zip(labels.names, labels.spellings, strict=True))
 
-    def _check(self, unit: Unit) -> None:
-        """Tokenise a unit's prompts and align its spans, which could fail in the midst of a run."""
-        if not isinstance(unit.payload, PatchRun):
-            for run in unit.payload:
-                self.input(run)
-            return
+    def _check(self) -> None:
+        """Tokenise prompts and align spans, which could fail in the midst of a run.
+
+        Prompts of the same words and as much audio are one for this, of however many clips.
+        """
+        seen = set[tuple[object, ...]]()
+        for unit in self.units():
+            work = unit.payload
+            runs = (work.base, work.donor) if isinstance(work, PatchRun) else work
+            lengths = [self.clips[run.recording.name].n_tokens for run in runs]
+            prompts = [(n, *self._segments(run)) for n, run in zip(lengths, runs, strict=True)]
+            if isinstance(work, PatchRun):
+                if (alike := tuple(prompts)) not in seen:
+                    seen.add(alike)
+                    self._check_sweep(unit)
+                continue
+            for run, prompt in zip(runs, prompts, strict=True):
+                if prompt not in seen:
+                    seen.add(prompt)
+                    self.input(run)
+
+    def _check_sweep(self, unit: Unit) -> None:
         base, donor = self.input(unit.payload.base), self.input(unit.payload.donor)
         if self.config.align == "dtw":  # aligns spans of any length, by activations
             return
