@@ -13,6 +13,7 @@ from torch import Tensor
 from ...errors import InputError
 from ...inputs import ALMInput
 from ...spans import SPAN_NAMES
+from .warping import dtw_indices
 
 AlignPolicy = Literal[
     "error", "resample_linear", "nearest", "truncate", "pad_last", "dtw", "min_len"
@@ -271,34 +272,6 @@ def _align_lists(
     base, lower, upper, weight = part
     ratio = {name: len(theirs) / len(ours)}
     return Alignment(base=base, lower=lower, upper=upper, weight=weight, length_ratio=ratio)
-
-
-def dtw_indices(
-    base: Float[Tensor, "base_pos d"], donor: Float[Tensor, "donor_pos d"]
-) -> list[int]:
-    """Indices of donor rows: for each base row the middle of its stretch of the best warping path.
-
-    Of two in the middle, the earlier is taken. Cost is the cosine distance; steps are (1,0), (0,1),
-    (1,1).
-
-    Source: Sakoe & Chiba 1978.
-    """
-    a = torch.nn.functional.normalize(base.float(), dim=-1)
-    b = torch.nn.functional.normalize(donor.float(), dim=-1)
-    cost = (1 - a @ b.T).cpu().numpy()
-    total = np.full((len(cost) + 1, cost.shape[1] + 1), np.inf)
-    total[0, 0] = 0.0
-    for i, j in np.ndindex(cost.shape):
-        total[i + 1, j + 1] = cost[i, j] + min(total[i, j], total[i, j + 1], total[i + 1, j])
-    i, j = len(cost) - 1, cost.shape[1] - 1
-    stretches: list[list[int]] = [[] for _ in range(len(cost))]
-    while i >= 0 and j >= 0:
-        stretches[i].append(j)
-        # The diagonal first: on a tie, the shorter path.
-        moves = {(1, 1): total[i, j], (1, 0): total[i, j + 1], (0, 1): total[i + 1, j]}
-        di, dj = min(moves, key=lambda move: moves[move])
-        i, j = i - di, j - dj
-    return [stretch[len(stretch) // 2] for stretch in stretches]
 
 
 def _align_from_start(base: ALMInput, donor: ALMInput, spans: Sequence[str], row: int) -> Alignment:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from hooked_alm import ALMInput, HookedALM, InputError
-from hooked_alm.methods.patching.alignment import dtw_indices
 from hooked_alm.methods.patching.metrics import Logits, OnLogits
 from hooked_alm.methods.patching.patch import PatchMode, patch
 from hooked_alm.methods.patching.results import PatchResult
+from hooked_alm.methods.patching.warping import dtw_indices
 from hooked_alm.points import Site
 from tiny import N_LAYERS, PLACEHOLDER, TinyModels, hf_inputs
 from tolerances import ENGINE, PADDED_ROW, RESAMPLED_DONOR
