@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 
 from ...errors import InputError
+from .draws import drawn_counts
 
 NanPolicy = Literal["raise", "omit"]
 Band = Literal["pointwise", "simultaneous"]
@@ -84,9 +85,8 @@ def bootstrap_mean(
 
     Source: Hesterberg 2015 (The American Statistician 69); docs/methods.md, S-7.
     """
-    rng = np.random.default_rng(seed)
     options = _Options(n_resamples, confidence, band, nan_policy)
-    return _bootstrap(samples, clusters, rng, options)[0]
+    return _bootstrap(samples, clusters, seed, options)[0]
 
 
 def widened(z: float, n_units: int) -> float:
@@ -118,6 +118,7 @@ def resampled_means(
     """The bootstrap replicates of the mean; NaN throughout where there are fewer than two units.
 
     Without clusters these are the replicates of ``scipy.stats.bootstrap`` with the same seed.
+    Memory for the draws is bounded by `draws.MOST_BYTES`, whatever the number of samples.
 
     Args:
         samples: finite; see ``bootstrap_mean`` for what raises.
@@ -146,14 +147,14 @@ def resampled_means(
     np.add.at(sums, unit_of, samples - origin)
     sizes = np.bincount(unit_of).astype(np.float64)
 
-    draws = np.random.default_rng(seed).integers(0, n_units, (n_resamples, n_units))
-    draws += n_units * np.arange(n_resamples)[:, None]
-    counts = np.bincount(draws.ravel(), minlength=n_resamples * n_units)
-    counts = counts.reshape(n_resamples, n_units).astype(np.float64)
-    # einsum rather than @: a BLAS may sum in another order on another number of threads.
-    total = np.einsum("ru,u...->r...", counts, sums)
-    size = np.einsum("ru,u->r", counts, sizes)
-    means = origin + total / size.reshape(-1, *[1] * (samples.ndim - 1))
+    means = np.empty((n_resamples, *samples.shape[1:]))
+    first = 0
+    for counts in drawn_counts(seed, n_resamples, n_units):
+        # einsum rather than @: a BLAS may sum in another order on another number of threads.
+        total = np.einsum("ru,u...->r...", counts, sums)
+        size = np.einsum("ru,u->r", counts, sizes).reshape(-1, *[1] * (samples.ndim - 1))
+        means[first : first + len(counts)] = origin + total / size
+        first += len(counts)
     return Resampled(means, n_units)
 
 
@@ -229,7 +230,10 @@ def stratified_bootstrap(
     Source: docs/methods.md, S-8.
     """
     _check_labels(strata, len(samples), "strata")
-    names = list(dict.fromkeys(strata))
+    members: dict[Hashable, list[int]] = {}
+    for i, stratum in enumerate(strata):
+        members.setdefault(stratum, []).append(i)
+    names = [*members]
     if difference is not None and (difference[0] == difference[1] or {*difference} - {*names}):
         raise InputError(
             f"comparing two strata: got {difference!r}, expected two different ones of {names}. "
@@ -240,8 +244,7 @@ def stratified_bootstrap(
     if clusters is not None:
         _check_labels(clusters, len(samples), "clusters")
     drawn = {}
-    for name in names:
-        chosen = [i for i, stratum in enumerate(strata) if stratum == name]
+    for name, chosen in members.items():
         together = None if clusters is None else [clusters[i] for i in chosen]
         drawn[name] = _bootstrap(samples[chosen], together, rng, options)
     groups = {name: interval for name, (interval, _) in drawn.items()}
@@ -318,7 +321,7 @@ class _Options(NamedTuple):
 def _bootstrap(
     samples: Samples,
     clusters: Sequence[Hashable] | None,
-    rng: np.random.Generator,
+    seed: int | np.random.Generator,
     options: _Options,
 ) -> tuple[Interval, Resampled]:
     """The mean's interval, and the replicates that it comes from."""
@@ -327,7 +330,7 @@ def _bootstrap(
         _check_labels(clusters, len(samples), "clusters")
         clusters = [clusters[i] for i in np.flatnonzero(kept).tolist()]
     values = samples[kept].astype(np.float64)
-    drawn = resampled_means(values, seed=rng, n_resamples=options.n_resamples, clusters=clusters)
+    drawn = resampled_means(values, seed=seed, n_resamples=options.n_resamples, clusters=clusters)
     # From the first sample on: the mean of equal values is that value, to the last bit.
     mean = np.asarray(values[0] + (values - values[0]).mean(axis=0))
     low, high = _limits(drawn, mean, options.confidence, options.band)
