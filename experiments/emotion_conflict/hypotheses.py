@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from hooked_alm.methods.statistics.critical_layer import resolve_depths
+from hooked_alm.methods.statistics.draws import chunks
 from hooked_alm.methods.statistics.significance import sign_test
 
 from ..workbench.claims import Finding, around_zero, few, judged, shown
@@ -56,12 +57,10 @@ def late_consolidation_test(
     # A contrast and its negative settle at the same depth, so unordered pairs are enough.
     choices = list(combinations(range(n_labels), 2))
     by_pair = np.stack([resolve_depths(scores[..., i] - scores[..., j]) for i, j in choices], 1)
-    items = np.arange(n_items)
-    asked = [choices.index((min(pair), max(pair))) for pair in pairs.tolist()]
-    chosen = np.random.default_rng(draws.seed).integers(0, len(choices), (n_permutations, n_items))
-    depths = by_pair[items, asked]
-    drawn = by_pair[items, chosen]
-    null = np.nanmean(drawn[np.isfinite(drawn).any(axis=1)], axis=1)
+    places = {pair: place for place, pair in enumerate(choices)}
+    asked = [places[min(pair), max(pair)] for pair in pairs.tolist()]
+    depths = by_pair[np.arange(n_items), asked]
+    null = _means_of_random_pairs(by_pair, draws.seed, n_permutations)
     found = numbers(draws.mean(depths, clusters))
     p = float((1 + (null >= found["mean"]).sum()) / (1 + len(null)))
     low, high = np.quantile(null, [0.025, 0.975]) if len(null) else (np.nan, np.nan)
@@ -81,6 +80,19 @@ def late_consolidation_test(
     }
     finding = counted("The conflict is settled late", facts, why_not, found, "blocks")
     return LateConsolidation(finding, depths, null, p)
+
+
+def _means_of_random_pairs(
+    by_pair: Float[np.ndarray, "item pair"], seed: int, n_permutations: int
+) -> Float[np.ndarray, " permutation"]:
+    """Mean over the items of a random pair's value each; without those of which none is defined."""
+    (n_items, n_pairs), rng = by_pair.shape, np.random.default_rng(seed)
+    items, null = np.arange(n_items), [np.empty(0)]
+    # Memory for an item: its pair, the pair's value, and two copies of this in the mean.
+    for rows in chunks(n_permutations, 32 * n_items):
+        drawn = by_pair[items, rng.integers(0, n_pairs, (rows.stop - rows.start, n_items))]
+        null.append(np.nanmean(drawn[np.isfinite(drawn).any(axis=1)], axis=1))
+    return np.concatenate(null)
 
 
 def dominance_test(

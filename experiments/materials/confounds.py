@@ -5,12 +5,14 @@ without hearing what the label means. A feature is such a confound if it goes wi
 closely than with labels dealt out at random.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
+
+from hooked_alm.methods.statistics.draws import chunks
 
 from ..workbench.page import Page
 from ..workbench.results import Results
@@ -22,6 +24,8 @@ LEVEL = 0.05
 """Of the test of all features together; each is tested at its share (Bonferroni)."""
 N_DEALS = 2000
 MOST_SHOWN = 5
+Labels = Int[np.ndarray, " clip"]
+"""Labels, or values of a feature, as numbers from 0."""
 
 
 class Confound(NamedTuple):
@@ -45,41 +49,69 @@ def confounds(
         seed: of the deals.
         without: features that cannot tell it, such as a level that was made equal.
     """
+    clips = clips[clips[label].notna()]
     present = [name for name in (*NUMBERS, *CATEGORIES) if name in clips and name != label]
     varying = [name for name in present if clips[name].nunique() > 1 and name not in without]
     codes = clips[label].factorize()[0].astype(np.int64)
-    rng = np.random.default_rng(seed)
-    deals = np.stack([codes, *(rng.permutation(codes) for _ in range(N_DEALS))])
+    features = {
+        name: _ranks(clips[name]) if name in NUMBERS else _places(clips[name]) for name in varying
+    }
+    fits: dict[str, list[np.ndarray]] = {name: [] for name in varying}
+    for deals in _deals(codes, seed, features.values()):
+        for name, values in features.items():
+            fits[name].append((_kruskal if name in NUMBERS else _pearson)(values, deals))
     found = []
     for name in varying:
-        scores = _ranks(clips[name]) if name in NUMBERS else _indicators(clips[name])
-        fit = _between(scores, deals)
+        fit = np.concatenate(fits[name])
         p = float((fit >= fit[0] - 1e-9).mean())  # the observed deal is one of them
         if p <= LEVEL / len(varying):
             found.append(Confound(name, p, _described(clips, name, label)))
     return pd.DataFrame(found, columns=Confound._fields)
 
 
-def _ranks(values: pd.Series) -> Float[np.ndarray, "clip 1"]:
+def _deals(
+    codes: Labels, seed: int, features: Iterable[np.ndarray]
+) -> Iterator[Int[np.ndarray, "deal clip"]]:
+    """The labels as they are, then dealt out at random, as many deals at once as memory allows."""
+    rng, n_labels = np.random.default_rng(seed), int(codes.max(initial=0)) + 1
+    n_cells = n_labels * (1 + int(max((one.max() for one in features), default=0)))
+    # Of a clip its label, where that is counted, and its weight; of a cell its count and share.
+    for rows in chunks(1 + N_DEALS, 32 * len(codes) + 24 * n_cells):
+        deals = range(rows.start, rows.stop)
+        yield np.stack([rng.permutation(codes) if deal else codes for deal in deals])
+
+
+def _ranks(values: pd.Series) -> Float[np.ndarray, " clip"]:
     ranks = values.fillna(values.min()).rank()  # digital silence has no level, and is the quietest
-    return ((ranks - ranks.mean()) / (ranks.std(ddof=0) or 1)).to_numpy(np.float64)[:, None]
+    return ((ranks - ranks.mean()) / (ranks.std(ddof=0) or 1)).to_numpy(np.float64)
 
 
-def _indicators(values: pd.Series) -> Float[np.ndarray, "clip value"]:
-    """Each value's presence, so scaled that sums over labels make Pearson's χ²."""
-    there = pd.get_dummies(values.astype(str)).to_numpy(np.float64)
-    return (there - there.mean(0)) / np.sqrt(there.mean(0))
+def _places(values: pd.Series) -> Labels:
+    return values.astype(str).factorize()[0].astype(np.int64)
 
 
-def _between(
-    scores: Float[np.ndarray, "clip value"], deals: Int[np.ndarray, "deal clip"]
+def _kruskal(
+    ranks: Float[np.ndarray, " clip"], deals: Int[np.ndarray, "deal clip"]
 ) -> Float[np.ndarray, " deal"]:
-    """Sum of squares between labels: Kruskal and Wallis' H for ranks, χ² for indicators."""
-    total = np.zeros(len(deals))
-    for code in range(int(deals.max()) + 1):
-        chosen = deals == code
-        total += ((chosen @ scores) ** 2).sum(1) / chosen.sum(1)
-    return total
+    """Kruskal and Wallis' H times n / (n − 1), for standardised ranks."""
+    sums = _by_label(deals, int(deals[0].max()) + 1, np.tile(ranks, len(deals)))
+    return np.asarray((sums**2 / np.bincount(deals[0])).sum(axis=1))
+
+
+def _pearson(values: Labels, deals: Int[np.ndarray, "deal clip"]) -> Float[np.ndarray, " deal"]:
+    """Pearson's χ² of labels and values. A table of counts: every clip may have its own value."""
+    n_of_label, n_of_value = np.bincount(deals[0]), np.bincount(values)
+    expected = np.outer(n_of_label, n_of_value).ravel() / len(values)
+    counts = _by_label(deals * len(n_of_value) + values, len(expected))
+    return np.asarray((counts**2 / expected).sum(axis=1) - len(values))
+
+
+def _by_label(
+    cells: Int[np.ndarray, "deal clip"], n_cells: int, weights: np.ndarray | None = None
+) -> Real[np.ndarray, "deal cell"]:
+    """Clips of every cell, or the sum of their weights, deal by deal."""
+    at = (cells + n_cells * np.arange(len(cells))[:, None]).ravel()
+    return np.bincount(at, weights, len(cells) * n_cells).reshape(len(cells), n_cells)
 
 
 def _described(clips: pd.DataFrame, feature: str, label: str) -> str:

@@ -13,6 +13,8 @@ MOST_BYTES = 2**27
 """Memory for draws: 128 MiB for a chunk at work, and as much for counts that are kept."""
 DRAWING_BYTES = 32
 """A drawn unit's share of a chunk: its index, its place in all counts, its counts twice."""
+TOSSING_BYTES = 16
+"""A tossed sign's share of a chunk: both orders before and after, and the sign."""
 
 
 def chunks(n_rows: int, bytes_per_row: int) -> Iterator[slice]:
@@ -60,3 +62,38 @@ def _count(rng: np.random.Generator, n_resamples: int, n_units: int) -> Iterator
         draws = rng.integers(0, n_units, (n, n_units))
         draws += n_units * np.arange(n)[:, None]
         yield np.bincount(draws.ravel(), minlength=n * n_units).reshape(n, n_units)
+
+
+def drawn_signs(
+    seed: int, n_resamples: int, n_samples: int
+) -> Iterator[Float[np.ndarray, "resample sample"]]:
+    """A coin toss for every sample's sign, ±1, some resamples at a time.
+
+    They are those of ``scipy.stats.permutation_test`` with the same seed, and kept for the next
+    call as `drawn_counts` are.
+    """
+    rows = list(chunks(n_resamples, n_samples * TOSSING_BYTES))
+    if n_resamples * n_samples <= 8 * MOST_BYTES:
+        kept = _kept_tosses(seed, n_resamples, n_samples)
+        made = (np.unpackbits(kept[some], axis=1, count=n_samples) for some in rows)
+    else:
+        made = _toss(seed, n_resamples, n_samples)
+    return (1.0 - 2.0 * tosses for tosses in made)
+
+
+@lru_cache(maxsize=1)
+def _kept_tosses(seed: int, n_resamples: int, n_samples: int) -> UInt8[np.ndarray, "resample byte"]:
+    packed = np.empty((n_resamples, -(-n_samples // 8)), np.uint8)
+    made = _toss(seed, n_resamples, n_samples)
+    for rows, tosses in zip(chunks(n_resamples, n_samples * TOSSING_BYTES), made, strict=True):
+        packed[rows] = np.packbits(tosses, axis=1)
+    packed.setflags(write=False)
+    return packed
+
+
+def _toss(seed: int, n_resamples: int, n_samples: int) -> Iterator[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    for rows in chunks(n_resamples, n_samples * TOSSING_BYTES):
+        # A value and its negative, in either order.
+        pairs = np.tile(np.arange(2, dtype=np.uint8), (rows.stop - rows.start, n_samples, 1))
+        yield rng.permuted(pairs, axis=-1)[..., 0]

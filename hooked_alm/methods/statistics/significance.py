@@ -8,6 +8,7 @@ from jaxtyping import Float
 from scipy import stats
 
 from .bootstrap import usable_samples
+from .draws import drawn_signs
 
 Alternative = Literal["two-sided", "greater", "less"]
 
@@ -54,14 +55,34 @@ def sign_flip_test(
     method = f"sign-flip test of the mean, {alternative}, {kind}"
     if len(values) < 2:
         return Significance(p=np.nan, statistic=float(values[0]), n=1, method=method)
+    values = values.astype(np.float64)
+    if kind != "exact":
+        p = _p_of_tosses(values, seed, n_resamples, alternative)
+        return Significance(p=p, statistic=float(values.mean()), n=len(values), method=method)
     result = stats.permutation_test(
-        (values.astype(np.float64),),
+        (values,),
         np.mean,
         permutation_type="samples",
         vectorized=True,
         n_resamples=n_resamples,
         alternative=alternative,
-        rng=np.random.default_rng(seed),
     )
     p, mean = float(result.pvalue), float(result.statistic)
     return Significance(p=p, statistic=mean, n=len(values), method=method)
+
+
+def _p_of_tosses(
+    values: Float[np.ndarray, " sample"], seed: int, n_resamples: int, alternative: Alternative
+) -> float:
+    """As ``scipy.stats.permutation_test`` finds it, which would hold all draws at once."""
+    tossed = drawn_signs(seed, n_resamples, len(values))
+    null = np.concatenate([np.einsum("rs,s->r", signs, values) for signs in tossed]) / len(values)
+    mean = values.mean()
+    # Sums of the same values in another order are the same mean.
+    rounding = 100 * np.finfo(np.float64).eps * abs(mean)
+    n_beyond = {
+        "less": 1 + (null <= mean + rounding).sum(),
+        "greater": 1 + (null >= mean - rounding).sum(),
+    }
+    n_beyond["two-sided"] = 2 * min(n_beyond.values())
+    return min(1.0, float(n_beyond[alternative] / (n_resamples + 1)))

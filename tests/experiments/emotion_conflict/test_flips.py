@@ -11,6 +11,7 @@ from hooked_alm.experiments.emotion_conflict.hypotheses import (
 from hooked_alm.experiments.emotion_conflict.tables import flip_cells, flip_summary
 from hooked_alm.experiments.materials.ob1 import EMOTIONS
 from hooked_alm.experiments.workbench.intervals import Draws
+from hooked_alm.methods.statistics import draws
 
 DRAWS = Draws(0, 2000)
 METHODS = ["second_diff_abs", "second_diff_pos", "half_rise", "resolve", "changepoint"]
@@ -91,7 +92,7 @@ def scores_settling_at(depth: int, n: int = 18, n_depths: int = 29) -> np.ndarra
 PAIRS = np.tile([0, 1], (18, 1))
 
 
-def test_late_consolidation_is_found_where_it_is() -> None:
+def test_late_consolidation_is_found_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     got = late_consolidation_test(scores_settling_at(20), PAIRS, DRAWS)
     assert got.depths.tolist() == [20.0] * 18
     assert (got.finding.estimate, got.finding.low, got.finding.high) == (20, 20, 20)
@@ -104,6 +105,9 @@ def test_late_consolidation_is_found_where_it_is() -> None:
     )
     again = late_consolidation_test(scores_settling_at(20), PAIRS, DRAWS)
     assert np.array_equal(got.null, again.null)
+    monkeypatch.setattr(draws, "MOST_BYTES", 100_000)
+    in_chunks = late_consolidation_test(scores_settling_at(20), PAIRS, DRAWS)
+    assert np.array_equal(got.null, in_chunks.null), "to the last bit"
     # The order within a pair is the sign of the contrast, which settles at the same depth.
     swapped = late_consolidation_test(scores_settling_at(20), PAIRS[:, ::-1].copy(), DRAWS)
     assert np.array_equal(got.depths, swapped.depths)

@@ -1,5 +1,7 @@
 """What else tells clips apart: the statistics against SciPy's, and what is found or passed over."""
 
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +9,7 @@ from scipy.stats import chi2_contingency, kruskal
 
 from hooked_alm.experiments.materials import confounds as module
 from hooked_alm.experiments.materials.confounds import confounds
+from hooked_alm.methods.statistics import draws
 
 
 def clips(n: int = 18, seed: int = 0) -> pd.DataFrame:
@@ -28,11 +31,47 @@ def test_statistics_are_those_of_kruskal_and_pearson() -> None:
     table = clips()
     codes = table.emotion.factorize()[0][None]
     parts = [part for _, part in table.groupby("emotion").rms_dbfs]
-    ranks = module._between(module._ranks(table.rms_dbfs), codes)[0]
+    ranks = module._kruskal(module._ranks(table.rms_dbfs), codes)[0]
     assert ranks * 17 / 18 == pytest.approx(kruskal(*parts).statistic)  # theirs divides by n − 1
     counts = pd.crosstab(table.emotion, table.speaker)
-    found = module._between(module._indicators(table.speaker), codes)[0]
+    found = module._pearson(module._places(table.speaker), codes)[0]
     assert found == pytest.approx(chi2_contingency(counts, correction=False).statistic)
+
+
+@pytest.mark.parametrize("most_bytes", [2**27, 1])
+def test_deals_are_as_many_at_once_as_memory_allows(
+    monkeypatch: pytest.MonkeyPatch, most_bytes: int
+) -> None:
+    """The same deals, dealt by the definition."""
+    monkeypatch.setattr(module, "N_DEALS", 300)
+    monkeypatch.setattr(module, "LEVEL", 5.0)  # whatever it is, it is told
+    table = clips(40)
+    table["rms_dbfs"] += table.emotion.factorize()[0]
+    codes, ranks = table.emotion.factorize()[0], table.rms_dbfs.rank()
+    rng = np.random.default_rng(4)
+    deals = [codes, *(rng.permutation(codes) for _ in range(module.N_DEALS))]
+    fits = [kruskal(*(ranks[deal == code] for code in range(3))).statistic for deal in deals]
+    monkeypatch.setattr(draws, "MOST_BYTES", most_bytes)
+    found = confounds(table, "emotion", seed=4).set_index("feature").p
+    assert found["rms_dbfs"] == np.mean(np.array(fits) >= fits[0] - 1e-9)
+    assert 0 < found["rms_dbfs"] < 1
+
+
+def test_a_speaker_for_every_clip_needs_no_table_of_clips_by_speakers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(draws, "MOST_BYTES", 2**22)
+    monkeypatch.setattr(module, "N_DEALS", 200)
+    n = 6000
+    table = clips(n)[["emotion", "duration_s"]].assign(speaker=[f"s{i}" for i in range(n)])
+    tracemalloc.start()
+    try:
+        found = confounds(table, "emotion", seed=0)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.empty, "whoever speaks once tells nothing apart"
+    assert peak < 2 * 2**22 + 500 * n < 8 * n**2 / 10
 
 
 @pytest.mark.parametrize(

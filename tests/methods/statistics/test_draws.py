@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from hooked_alm.methods.statistics import draws
 from hooked_alm.methods.statistics.bootstrap import (
@@ -12,6 +13,7 @@ from hooked_alm.methods.statistics.bootstrap import (
     resampled_means,
     stratified_bootstrap,
 )
+from hooked_alm.methods.statistics.significance import Alternative, sign_flip_test
 
 N_UNITS, N_RESAMPLES = 301, 1000
 SAMPLES = np.random.default_rng(2).normal(size=(N_UNITS, 7))
@@ -20,9 +22,12 @@ SAMPLES = np.random.default_rng(2).normal(size=(N_UNITS, 7))
 @pytest.fixture(autouse=True)
 def _forgotten() -> Iterator[None]:
     """No test meets the counts of another."""
-    draws._kept.cache_clear()
+    kept = (draws._kept, draws._kept_tosses)
+    for one in kept:
+        one.cache_clear()
     yield
-    draws._kept.cache_clear()
+    for one in kept:
+        one.cache_clear()
 
 
 def all_at_once(clusters: list[int] | None) -> np.ndarray:
@@ -83,6 +88,37 @@ def test_counts_are_kept_for_the_next_curve_and_no_other() -> None:
         assert not np.array_equal(other.low, first.low)
     assert not np.array_equal(bootstrap_mean(SAMPLES[1:], seed=0).low, first.low)
     assert draws._kept.cache_info().hits == 1
+
+
+@pytest.mark.parametrize("alternative", ["two-sided", "greater", "less"])
+@pytest.mark.parametrize("most_bytes", [2**27, 5000])
+def test_sign_flips_are_those_of_scipy(
+    monkeypatch: pytest.MonkeyPatch, most_bytes: int, alternative: Alternative
+) -> None:
+    monkeypatch.setattr(draws, "MOST_BYTES", most_bytes)
+    rng = np.random.default_rng(0)
+    # Whole numbers have many ties, and small ones sum to the same in any order.
+    for values in (rng.normal(0.3, 1, 23), rng.integers(-2, 4, 16).astype(float), np.full(20, 0.1)):
+        theirs = stats.permutation_test(
+            (values,), np.mean, permutation_type="samples", vectorized=True, n_resamples=1000,
+            alternative=alternative, rng=np.random.default_rng(7),
+        )  # fmt: skip
+        ours = sign_flip_test(values, seed=7, n_resamples=1000, alternative=alternative)
+        assert ours.p == theirs.pvalue
+        assert ours.statistic == pytest.approx(float(theirs.statistic), rel=1e-12)
+
+
+def test_memory_of_sign_flips_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All at once would be 160 MB for each of several arrays."""
+    monkeypatch.setattr(draws, "MOST_BYTES", 2**21)
+    values = np.random.default_rng(0).normal(size=10_000)
+    tracemalloc.start()
+    try:
+        sign_flip_test(values, seed=0, n_resamples=1000)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * 2**21 + 20 * values.nbytes
 
 
 def test_a_row_wider_than_the_memory_is_a_chunk() -> None:
