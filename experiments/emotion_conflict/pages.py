@@ -96,9 +96,11 @@ def _asked(page: Page, run: EmotionResults, recordings: Sequence[Recording]) -> 
         ],
     )
     limits = limits_of(items[items.condition.isin(draw.MAIN)].delta)
+    shown = page.sample(recordings, lambda one: one.label, seed=run.config.seed)
+    items = items[items["clip"].isin([one.name for one in shown.clips])]
     final = items.drop_duplicates(["clip", "target", "condition"]).set_index(["clip", "condition"])
     clips = []
-    for one in recordings:
+    for one in shown.clips:
         figure = draw.save_clip_curve(page, one.name, items, limits)
         path = page.folder.add_clip(one.name, one.path)
         answers = {
@@ -106,18 +108,17 @@ def _asked(page: Page, run: EmotionResults, recordings: Sequence[Recording]) -> 
             for mode in draw.MAIN
             if mode in modes
         }
-        if page.has_room(one.seconds):
-            clips.append(Clip(path, one.name, figure, answers))
-    caption = (
-        "Each clip (mono, 16 kHz), its Δlogit by depth (T minus A, above zero the "
-        "instruction leads; one scale for all clips), and the answers."
+        clips.append(Clip(path, one.name, figure, answers))
+    which = f"{len(clips)} of the {shown.n_of} clips" if shown.how else "Each clip"
+    page.clips(
+        clips,
+        f"{which} (mono, 16 kHz), its Δlogit by depth (T minus A, above zero the "
+        f"instruction leads; one scale for all clips), and the answers. {shown.how}".rstrip(),
     )
-    if len(clips) < len(recordings):
-        caption += f" {len(recordings) - len(clips)} more are in the run's folder, under clips/."
-    page.clips(clips, caption)
     page.table(
         "The clips, and what was measured of them",
         run["manifest"].drop(columns=["sha256", "voiced_fraction"]),
+        of="manifest",
     )
     add_confounds(page, run["confounds"], run.config)
 

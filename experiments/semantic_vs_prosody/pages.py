@@ -72,13 +72,15 @@ def fill_page(page: Page, run: ProsodyResults, items: Sequence[SpokenItem]) -> N
 
 def _asked(page: Page, run: ProsodyResults, items: Sequence[SpokenItem]) -> None:
     lens = read_lens(run)
+    limits = limits_of(lens.margin)
     prediction = run["runs"].set_index("item").prediction
+    sample = page.sample(
+        items, lambda one: (one.semantic, one.prosody), seed=run.config.seed, most=MAX_CLIPS
+    )
     clips = []
-    for item in _across_labels(items)[:MAX_CLIPS]:
-        if not page.has_room(item.seconds):
-            break
+    for item in sample.clips:
         table = lens[lens["item"] == item.name][["depth", "margin"]]
-        figure = draw.save_clip_curve(page, item.name, table, limits_of(lens.margin))
+        figure = draw.save_clip_curve(page, item.name, table, limits)
         path = page.folder.add_clip(item.name, item.path)
         about = {"words": item.semantic, "voice": item.prosody}
         about |= {"answer": prediction[item.name], "speaker": item.speaker}
@@ -87,21 +89,12 @@ def _asked(page: Page, run: ProsodyResults, items: Sequence[SpokenItem]) -> None
     page.clips(
         clips,
         f"{len(clips)} of the {len(items)} clips (mono, 16 kHz), and the margin by depth "
-        "(above zero the voice leads; one scale for all).",
+        f"(above zero the voice leads; one scale for all). {sample.how}".rstrip(),
     )
     shown = ["duration_s", "rms_dbfs", "f0_median_hz", "f0_iqr_hz"]
     means = run["manifest"].groupby("prosody_label", sort=False)[shown].mean().reset_index()
     page.table("The voices, by their label", means)
     add_confounds(page, run["confounds"], run.config)
-
-
-def _across_labels(items: Sequence[SpokenItem]) -> list[SpokenItem]:
-    """One clip of every pair of labels first, each of another speaker where there are several."""
-    by_labels: dict[tuple[str, str], list[SpokenItem]] = {}
-    for item in items:
-        by_labels.setdefault((item.semantic, item.prosody), []).append(item)
-    first = [of[index % len(of)] for index, of in enumerate(by_labels.values())]
-    return first + [item for item in items if item not in first]
 
 
 def _patching(page: Page, run: ProsodyResults) -> None:

@@ -1,18 +1,46 @@
 """A report in the making: sections, and the figures and clips that they show."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure as Drawing
 
 from .figures import save_figure
 from .intervals import NOT_DRAWN
-from .report import Clip, Clips, Figure, Note, Section, SectionItem, Table
+from .report import MAX_ROWS, Clip, Clips, Figure, Note, Section, SectionItem, Table
 from .run_folder import CLIP_RATE_HZ, RunFolder
 
+MAX_CLIPS = 60
+"""Recordings that a page lets one hear, each with its own small figure."""
 MAX_CLIP_BYTES = 4_000_000
 """Sound that a page carries; a folder of long recordings would make it too large to send."""
+HOW_CHOSEN = "The labels take turns, each with its clips in an order drawn with seed {}."
+
+
+@runtime_checkable
+class Heard(Protocol):
+    """Something that can be heard."""
+
+    @property
+    def seconds(self) -> float:
+        """How long it is."""
+
+
+H = TypeVar("H", bound=Heard)
+
+
+@dataclass(frozen=True)
+class Sample(Generic[H]):
+    """The clips that a page shows."""
+
+    clips: list[H]
+    n_of: int
+    """All clips."""
+    how: str
+    """How they were chosen, in a sentence; empty where all are shown."""
 
 
 class Page:
@@ -55,27 +83,84 @@ class Page:
         self._add(Figure(name, caption, how, controls))
 
     def table(
-        self, caption: str, rows: pd.DataFrame | Sequence[dict[str, Any]] | str, max_rows: int = 30
+        self,
+        caption: str,
+        rows: pd.DataFrame | Sequence[dict[str, Any]] | str,
+        max_rows: int = MAX_ROWS,
+        *,
+        of: str | None = None,
     ) -> None:
-        """Shows a table of the run by its name, or rows that are given."""
+        """Shows a table of the run by its name, or the first of rows that are given.
+
+        Args:
+            caption: what it shows.
+            rows: name of a table of the run, or rows.
+            max_rows: rows that are shown; the page says how many there are.
+            of: the table of the run that holds what is given, and all of its rows.
+        """
         if isinstance(rows, str):
             self._add(Table(caption, name=rows, max_rows=max_rows))
             return
-        given = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else rows
+        first = rows[:max_rows]
+        given = first.to_dict("records") if isinstance(first, pd.DataFrame) else first
         found = [{str(key): value for key, value in row.items()} for row in given]
-        self._add(Table(caption, rows=found, max_rows=max_rows))
+        self._add(Table(caption, rows=found, max_rows=max_rows, n_rows=len(rows), of=of))
 
     def note(self, text: str, *, is_warning: bool = False) -> None:
         """Shows a paragraph that stands out."""
         self._add(Note(text, "warning" if is_warning else "info"))
 
-    def has_room(self, seconds: float) -> bool:
-        """Whether the page can carry another clip of this length; counts it if so."""
-        size = int(seconds * CLIP_RATE_HZ * 2)
-        fits = self._bytes_of_clips + size <= MAX_CLIP_BYTES
-        self._bytes_of_clips += size if fits else 0
-        return fits
+    def sample(
+        self,
+        clips: Sequence[H],
+        label: Callable[[H], Hashable],
+        *,
+        seed: int,
+        most: int = MAX_CLIPS,
+    ) -> Sample[H]:
+        """The clips to show: all, if there is room on the page, else some of every label.
+
+        Everything that is drawn clip by clip is drawn of these alone.
+
+        Args:
+            clips: the run's.
+            label: clip -> what takes turns, so that every label is heard.
+            seed: of the draw.
+            most: clips to show.
+
+        Returns:
+            Clips in their own order. One that is too long for what is left is passed over.
+        """
+        order = range(len(clips))
+        if len(clips) > most or self._size(clips) > MAX_CLIP_BYTES - self._bytes_of_clips:
+            order = _in_turns([label(one) for one in clips], seed)
+        chosen: list[int] = []
+        for index in order:
+            if len(chosen) == most:
+                break
+            size = self._size([clips[index]])
+            if self._bytes_of_clips + size <= MAX_CLIP_BYTES:
+                self._bytes_of_clips += size
+                chosen.append(index)
+        how = "" if len(chosen) == len(clips) else HOW_CHOSEN.format(seed)
+        return Sample([clips[index] for index in sorted(chosen)], len(clips), how)
+
+    @staticmethod
+    def _size(clips: Sequence[Heard]) -> int:
+        return sum(int(one.seconds * CLIP_RATE_HZ * 2) for one in clips)
 
     def clips(self, clips: list[Clip], caption: str) -> None:
         """Shows recordings to play."""
         self._add(Clips(clips, caption))
+
+
+def _in_turns(labels: Sequence[Hashable], seed: int) -> list[int]:
+    """Indices in which labels take turns, each with its own in an order that is drawn."""
+    place: dict[Hashable, int] = {}
+    turns = []
+    for index in np.random.default_rng(seed).permutation(len(labels)).tolist():
+        label = labels[index]
+        place[label] = place.get(label, -1) + 1
+        turns.append((place[label], index))
+    first = {label: rank for rank, label in enumerate(dict.fromkeys(labels))}
+    return [index for _, index in sorted(turns, key=lambda at: (at[0], first[labels[at[1]]]))]

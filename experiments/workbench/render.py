@@ -19,13 +19,25 @@ from .report import Table, read_report
 from .run_folder import RunFolder
 
 DESCRIPTION = ".//{http://purl.org/dc/elements/1.1/}description"
+MAX_PAGE_BYTES = 20_000_000
+"""A page that can still be sent, and opens on a phone."""
+TEXT_BYTES = 5_000_000
+"""What of it is kept for text, tables and settings; all of these are bounded themselves."""
+MAX_SVG_BYTES = 1_000_000
+"""A figure of more lines or cells than this is shown as PNG."""
+MAX_LISTED = 200
+"""Entries of a list or mapping of settings or inputs that a page shows."""
+MAX_JSON = 500_000
+"""Letters of all settings, or of all inputs, that a page shows."""
+MAX_CELL = 1000
+"""Letters of a table's cell that a page shows."""
 WORD = re.compile(r"(https?://[^\s<>\"]+|[\w.+=@,/-]+)")
 """What may be an address, or the path of a file, with what punctuation follows."""
 
 
 def render(folder: RunFolder) -> Path:
     """Writes ``report.html`` from ``report.json``, ``run.json`` and the run's files."""
-    run, report = folder.provenance, read_report(folder)
+    run, report, room = folder.provenance, read_report(folder), Room(MAX_PAGE_BYTES - TEXT_BYTES)
     # Everything is escaped but what the template itself says.
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -39,13 +51,27 @@ def render(folder: RunFolder) -> Path:
         report=report,
         facts=provenance(run),
         details={"All settings": as_json(run["config"]), "All inputs": as_json(run["inputs"])},
-        picture=lambda name: picture(folder, name),
-        sound=lambda name: data_uri(_read(folder, name), "audio/wav"),
+        picture=lambda name: room.left_for(picture(folder, name)),
+        sound=lambda name: room.left_for({"src": data_uri(_read(folder, name), "audio/wav")}),
         with_links=lambda text: with_links(text, folder.path),
         cells=lambda item: cells(folder, item),
     )
     folder.write("report.html", page)
     return folder.path / "report.html"
+
+
+class Room:
+    """What a page can still carry of pictures and sound."""
+
+    def __init__(self, n_bytes: int) -> None:
+        self.n_bytes = n_bytes
+
+    def left_for(self, found: dict[str, str]) -> dict[str, str]:
+        """What there is room for as it is; else without its data, for a line that says so."""
+        if len(found["src"]) > self.n_bytes:
+            return {**found, "src": ""}
+        self.n_bytes -= len(found["src"])
+        return found
 
 
 def paragraphs(value: str) -> list[str]:
@@ -98,6 +124,9 @@ def picture(folder: RunFolder, name: str) -> dict[str, str]:
             f"rendering the report of {folder.path}: got a damaged {path} ({error}), expected SVG. "
             "Run the experiment again; its finished units are kept."
         ) from None
+    if len(svg) > MAX_SVG_BYTES:
+        png = _read(folder, f"figures/{name}.png")
+        return {"src": data_uri(png, "image/png"), "alt": alt}
     light = "".join(f"--c{one[1:]}: {one}; " for one in DARK)
     dark = "".join(f"--c{one[1:]}: {other}; " for one, other in DARK.items())
     for colour in DARK:
@@ -126,11 +155,19 @@ def cells(folder: RunFolder, item: Table) -> dict[str, Any]:
     """Columns and first rows of a table, and how many rows there are."""
     if item.rows is not None:
         rows, columns = item.rows, list(dict.fromkeys(key for row in item.rows for key in row))
+        n_rows = len(rows) if item.n_rows is None else item.n_rows
     else:
         frame = folder.read_table(item.name or "")
-        columns, rows = [str(column) for column in frame], frame.to_dict(orient="records")
-    shown = [[row.get(column) for column in columns] for row in rows[: item.max_rows]]
-    return {"columns": columns, "rows": shown, "n_rows": len(rows)}
+        columns, n_rows = [str(column) for column in frame], len(frame)
+        rows = frame.head(item.max_rows).to_dict(orient="records")
+    shown = [[_cut(row.get(column)) for column in columns] for row in rows[: item.max_rows]]
+    return {"columns": columns, "rows": shown, "n_rows": n_rows}
+
+
+def _cut(value: Any) -> Any:
+    """A cell; of a long text, how it begins."""
+    is_long = isinstance(value, str) and len(value) > MAX_CELL
+    return f"{value[:MAX_CELL]} … ({len(value) - MAX_CELL} more letters)" if is_long else value
 
 
 def provenance(run: dict[str, Any]) -> dict[str, Any]:
@@ -153,5 +190,18 @@ def provenance(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_json(value: Any) -> str:
-    """JSON to read."""
-    return json.dumps(value, indent=1, ensure_ascii=False)
+    """JSON to read; of long lists and mappings, how they begin."""
+    text = json.dumps(_first_of(value), indent=1, ensure_ascii=False)
+    return text if len(text) <= MAX_JSON else f"{text[:MAX_JSON]}\n… and more, in run.json"
+
+
+def _first_of(value: Any) -> Any:
+    if not isinstance(value, dict | list):
+        return _cut(value)
+    n_more = len(value) - MAX_LISTED
+    more = f"… {n_more} more, in run.json"
+    if isinstance(value, list):
+        found = [_first_of(one) for one in value[:MAX_LISTED]]
+        return [*found, more] if n_more > 0 else found
+    some = {key: _first_of(value[key]) for key in list(value)[:MAX_LISTED]}
+    return {**some, "…": more} if n_more > 0 else some

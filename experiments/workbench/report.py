@@ -10,6 +10,9 @@ from hooked_alm.errors import InputError
 
 from .run_folder import RunFolder
 
+MAX_ROWS = 30
+"""Rows of a table that a page shows."""
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -29,7 +32,11 @@ class Table:
     caption: str
     name: str | None = None
     rows: list[dict[str, Any]] | None = None
-    max_rows: int = 30
+    max_rows: int = MAX_ROWS
+    n_rows: int | None = None
+    """Rows that those given here are the first of; None where they are all."""
+    of: str | None = None
+    """The table of the run that holds all of them."""
     type: Literal["table"] = "table"
 
 

@@ -75,7 +75,9 @@ def drawn_signs(
     rows = list(chunks(n_resamples, n_samples * TOSSING_BYTES))
     if n_resamples * n_samples <= 8 * MOST_BYTES:
         kept = _kept_tosses(seed, n_resamples, n_samples)
-        made = (np.unpackbits(kept[some], axis=1, count=n_samples) for some in rows)
+        made: Iterator[np.ndarray] = (
+            np.unpackbits(kept[some], axis=1, count=n_samples) for some in rows
+        )
     else:
         made = _toss(seed, n_resamples, n_samples)
     return (1.0 - 2.0 * tosses for tosses in made)

@@ -19,6 +19,7 @@ from hooked_alm.experiments.emotion_conflict.curves import (
     patching_summary,
 )
 from hooked_alm.experiments.emotion_conflict.experiment import EmotionConflict
+from hooked_alm.experiments.emotion_conflict.pages import _asked
 from hooked_alm.experiments.emotion_conflict.settings import EmotionConflictConfig
 from hooked_alm.experiments.emotion_conflict.tables import (
     EmotionResults,
@@ -30,11 +31,12 @@ from hooked_alm.experiments.emotion_conflict.tables import (
     summarise,
 )
 from hooked_alm.experiments.materials.ob1 import EMOTIONS
+from hooked_alm.experiments.workbench import page
 from hooked_alm.experiments.workbench.claims import Finding
 from hooked_alm.experiments.workbench.conclude import conclude
 from hooked_alm.experiments.workbench.controls import FAIL, PASS, ROUNDING, SKIPPED
 from hooked_alm.experiments.workbench.intervals import Draws
-from hooked_alm.experiments.workbench.report import Report, read_report
+from hooked_alm.experiments.workbench.report import Clips, Report, read_report
 from hooked_alm.experiments.workbench.run_folder import RunFolder
 from hooked_alm.methods.statistics.bootstrap import handoff_index
 
@@ -376,6 +378,24 @@ def test_the_report_is_whole_and_the_same_again(tmp_path: Path) -> None:
         *("clip__zh_neutral_normal", "clip__zh_cheerful_normal"),
     ]
     assert cards[0].numbers["answer, conflict"] == "angry"
+
+
+def test_of_many_clips_the_page_and_its_files_are_of_a_sample(
+    tmp_path: Path, run: EmotionResults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "MAX_CLIP_BYTES", 25_000)  # three toy clips
+    recordings = toy_recordings(tmp_path / "audio", 10)
+    run.tables["manifest"] = pd.DataFrame({"clip": range(40), "sha256": 0, "voiced_fraction": 0.0})
+    shown = page.Page(folder := RunFolder(tmp_path / "run"))
+    _asked(shown, run, recordings)
+    (clips,) = (one for one in shown.sections[0].items if isinstance(one, Clips))
+    assert clips.caption.startswith("3 of the 10 clips (mono")
+    assert clips.caption.endswith("an order drawn with seed 0.")
+    names = {card.label for card in clips.clips}
+    assert len({name.split("_")[1] for name in names}) == 3, "of three emotions"
+    assert {path.stem for path in (folder.path / "clips").iterdir()} == names
+    drawn = {path.stem for path in (folder.path / "figures").glob("clip__*")}
+    assert drawn == {f"clip__{name}" for name in names}
 
 
 def test_the_seed_variant_shows_the_seeds_figures(tmp_path: Path) -> None:
