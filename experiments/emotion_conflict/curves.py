@@ -76,28 +76,34 @@ def critical_layer_table(items: pd.DataFrame, run: Results[EmotionConflictConfig
     # Without the final norm the output is on another scale than the depths before it.
     exclude_last = config.lens_norm == "none" and config.lens_depths == "all"
     methods = sorted(get_args(CriticalMethod), key=lambda one: one != config.critical_method)
-    rows: list[Row] = []
+    parts = []
     for condition, part in items.groupby("condition", sort=False):
         what, values, _ = curves(part, "depth", "delta")
         for method in methods:
             names = {"condition": condition, "method": method}
             find = partial(critical_layers, method=method, exclude_last=exclude_last)
-            turned = _rising(values, values.mean(axis=0)) if method == "half_rise" else values
+            is_rise = method == "half_rise"
+            turned = _rising(values, values.mean(axis=0)[None]) if is_rise else values
             whole = run.draws.where(turned, what["clip"].tolist(), find)
             found = {"depth": whole.at, "low": whole.low, "high": whole.high, "n": len(values)}
-            rows.append({"file": MEAN_CURVE} | names | found | {"undefined": whole.undefined})
-            for (clip, target), curve in zip(what.itertuples(index=False), values, strict=True):
-                own = _rising(curve, curve) if method == "half_rise" else curve
-                row = {"file": clip, "target": target} | names
-                rows.append(row | {"depth": float(find(own[None])[0]), "n": 1})
-    table = pd.DataFrame(rows)
+            mean = {"file": MEAN_CURVE} | names | found | {"undefined": whole.undefined}
+            depths = find(_rising(values, values) if is_rise else values)
+            each = {"file": what["clip"], **names, "depth": depths, "n": 1}
+            each["target"] = what["target"]
+            parts += [pd.DataFrame([mean]), pd.DataFrame(each)]
+    table = pd.concat(parts, ignore_index=True)
     table.insert(4, "relative_depth", table.depth / run.n_blocks)
     return table
 
 
-def _rising(values: np.ndarray, judged_by: np.ndarray) -> np.ndarray:
-    """The curves for ``half_rise``, which looks for a rise: turned over where the voice won."""
-    return -values if judged_by[-1] < 0 else values
+def _rising(
+    values: Float[np.ndarray, "item depth"], judged_by: Float[np.ndarray, "judge depth"]
+) -> Float[np.ndarray, "item depth"]:
+    """The curves for ``half_rise``, which looks for a rise: turned over where the voice won.
+
+    Each is judged by a curve of its own, or all by one.
+    """
+    return np.where(judged_by[:, -1:] < 0, -values, values)
 
 
 def patching_summary(patching: pd.DataFrame, draws: Draws) -> pd.DataFrame:
