@@ -131,7 +131,7 @@ class Page:
         Returns:
             Clips in their own order. One that is too long for what is left is passed over.
         """
-        order = range(len(clips))
+        order: Sequence[int] = range(len(clips))
         if len(clips) > most or self._size(clips) > MAX_CLIP_BYTES - self._bytes_of_clips:
             order = _in_turns([label(one) for one in clips], seed)
         chosen: list[int] = []
