@@ -163,3 +163,10 @@ def test_a_full_page_says_what_it_leaves_out(
     text = written(with_noise(tmp_path))
     assert 'the figure is <a href="figures/noise.svg">' in text
     assert len(text) < 100_000
+
+
+def test_room_is_used_up() -> None:
+    room = render.Room(100)
+    sizes = [len(room.left_for({"src": "x" * n, "alt": "A."})["src"]) for n in (60, 60, 40, 1)]
+    assert sizes == [60, 0, 40, 0]
+    assert room.left_for({"src": "x", "alt": "A."})["alt"] == "A."
