@@ -46,6 +46,8 @@ def means_by(
     table: pd.DataFrame, measures: Sequence[str], by: list[str], x: str, draws: Draws
 ) -> pd.DataFrame:
     """Mean curves of several measures, by group."""
+    # A group is a copy: of what is read alone, as a table may have millions of rows.
+    table = table[["clip", "target", *by, x, *measures]]
     rows = [
         dict(zip(by, group, strict=True)) | row
         for group, part in table.groupby(by, sort=False)
@@ -112,6 +114,8 @@ def patching_summary(patching: pd.DataFrame, draws: Draws) -> pd.DataFrame:
     A recovery is undefined where donor and base hardly differ; such items are counted.
     """
     rows = []
+    measures = ["flip", "shift", "recovery"]
+    patching = patching[["clip", "target", "donor", "span", "block", *measures]]
     for (donor, span), part in patching.groupby(["donor", "span"], sort=False):
         flips = part.groupby("block").flip.agg(lambda cells: [rate(cells > 0)])
         shifts, recoveries = (

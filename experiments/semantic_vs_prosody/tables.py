@@ -120,7 +120,8 @@ def scores_of(
 
 def label_index(run: ProsodyResults, labels: pd.Series) -> Labels:
     """Labels as columns of the scores."""
-    return np.array([list(run.config.labels).index(label) for label in labels], np.int64)
+    places = {label: place for place, label in enumerate(run.config.labels)}
+    return np.array([places[label] for label in labels], np.int64)
 
 
 def read_lens(run: ProsodyResults) -> pd.DataFrame:
