@@ -24,8 +24,8 @@ LEVEL = 0.05
 """Of the test of all features together; each is tested at its share (Bonferroni)."""
 N_DEALS = 2000
 MOST_SHOWN = 5
-Labels = Int[np.ndarray, " clip"]
-"""Labels, or values of a feature, as numbers from 0."""
+Codes = Int[np.ndarray, " clip"]
+"""Codes, or values of a feature, as numbers from 0."""
 
 
 class Confound(NamedTuple):
@@ -70,7 +70,7 @@ def confounds(
 
 
 def _deals(
-    codes: Labels, seed: int, features: Iterable[np.ndarray]
+    codes: Codes, seed: int, features: Iterable[np.ndarray]
 ) -> Iterator[Int[np.ndarray, "deal clip"]]:
     """The labels as they are, then dealt out at random, as many deals at once as memory allows."""
     rng, n_labels = np.random.default_rng(seed), int(codes.max(initial=0)) + 1
@@ -86,7 +86,7 @@ def _ranks(values: pd.Series) -> Float[np.ndarray, " clip"]:
     return ((ranks - ranks.mean()) / (ranks.std(ddof=0) or 1)).to_numpy(np.float64)
 
 
-def _places(values: pd.Series) -> Labels:
+def _places(values: pd.Series) -> Codes:
     return values.astype(str).factorize()[0].astype(np.int64)
 
 
@@ -98,7 +98,7 @@ def _kruskal(
     return np.asarray((sums**2 / np.bincount(deals[0])).sum(axis=1))
 
 
-def _pearson(values: Labels, deals: Int[np.ndarray, "deal clip"]) -> Float[np.ndarray, " deal"]:
+def _pearson(values: Codes, deals: Int[np.ndarray, "deal clip"]) -> Float[np.ndarray, " deal"]:
     """Pearson's χ² of labels and values. A table of counts: every clip may have its own value."""
     n_of_label, n_of_value = np.bincount(deals[0]), np.bincount(values)
     expected = np.outer(n_of_label, n_of_value).ravel() / len(values)
