@@ -176,10 +176,11 @@ def provenance(run: dict[str, Any]) -> dict[str, Any]:
     model = run["inputs"].get("model")
     # Not the many hashes of files, which are among the inputs.
     known = {k: v for k, v in model.items() if k != "files"} if isinstance(model, dict) else {}
+    device = config.get("device_map") or config.get("device")
     facts = {
         "Command": run.get("command"),
         **flatten(known, "model"),
-        "dtype, device": f"{config.get('dtype')}, {config.get('device_map') or config['device']}",
+        "dtype, device": f"{config.get('dtype')}, {device}",
         "attention": config.get("attn_implementation"),
         "seed, threads": f"{config.get('seed')}, {config.get('n_threads')}",
         **run["environment"],
