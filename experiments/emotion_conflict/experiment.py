@@ -24,6 +24,7 @@ from hooked_alm.methods.reading.labels import LabelSet
 
 from ..materials.clips import described_table, manifest
 from ..materials.confounds import confound_table
+from ..materials.hearing import Hearing
 from ..materials.instructions import PromptSegments
 from ..materials.recordings import Recording, load_recordings, match_loudness
 from ..materials.records import collect
@@ -62,9 +63,8 @@ class EmotionConflict(ModelExperiment[EmotionConflictConfig]):
         self.corpus = Corpus(config, self.recordings)
         self.model = self.lay_out(hears=True)
         config.patched_layers(self.model.cfg.n_layers)  # refuses blocks that the model lacks
-        heard = collect(
-            f"hearing {source}", self._read_clip, self.recordings, lambda one: one.where
-        )
+        hearing = Hearing(self._read_clip)
+        heard = collect(f"hearing {source}", hearing.clip, self.recordings, lambda one: one.where)
         self.clips = {one.name: clip for one, clip in zip(self.recordings, heard, strict=True)}
         self.labels = {
             language: LabelSet.from_texts(

@@ -19,6 +19,7 @@ Any sweep takes what ``prepare_pairs`` makes: a base, a donor, and a token for e
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +31,7 @@ from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput, AudioClip
 
 from ..workbench.identity import file_sha256
+from .hearing import Hearing
 from .records import Files, LineRecord, Name, Parts, Words, collect, read_records
 
 SIDES = ("base", "donor")
@@ -131,10 +133,10 @@ def prepare_pairs(
             f"preparing pairs for {model.cfg.model_name!r}: it has no audio front-end, or its "
             "folder no processor files. Give an audio model with both."
         )
-    clips: dict[Path, AudioClip] = {}
+    clips = HeardClips(model, truncate)
 
     def prepared(pair: Pair) -> PreparedPair:
-        base, donor = (prepare_side(model, getattr(pair, n), n, clips, truncate) for n in SIDES)
+        base, donor = (prepare_side(model, getattr(pair, n), n, clips) for n in SIDES)
         tokens = [_first_token(model, pair, i) for i in range(2)]
         if tokens[0] == tokens[1]:
             raise InputError(
@@ -146,21 +148,28 @@ def prepare_pairs(
     return collect("preparing pairs", prepared, pairs, lambda pair: pair.where or pair.id)
 
 
-def prepare_side(
-    model: HookedALM, side: Side, name: str, clips: dict[Path, AudioClip], truncate: bool
-) -> ALMInput:
-    """One prompt as the model reads it; clips are taken from ``clips``, or read into it.
+class HeardClips(dict[Path, AudioClip]):
+    """Clips by path, each read when it is first asked for."""
+
+    def __init__(self, model: HookedALM, truncate: bool) -> None:
+        super().__init__()
+        self._hearing = Hearing(partial(model.read_clip, truncate=truncate))
+
+    def __missing__(self, path: Path) -> AudioClip:
+        self[path] = self._hearing.clip(path)
+        return self[path]
+
+
+def prepare_side(model: HookedALM, side: Side, name: str, clips: HeardClips) -> ALMInput:
+    """One prompt as the model reads it.
 
     Raises:
         InputError: what its fields make impossible on this model, after ``name``.
     """
     try:
-        for path in side.audio:
-            if path not in clips:
-                clips[path] = model.read_clip(path, truncate=truncate)
+        audio = [[clips[path] for path in side.audio]] if side.audio else None
     except InputError as error:
         raise InputError(f"{name}.audio: {error}") from error
-    audio = [[clips[path] for path in side.audio]] if side.audio else None
     try:
         return model.prepare(audio, segments=list(side.parts) or None)
     except InputError as error:

@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput, AudioClip
 from hooked_alm.spans import SPAN_NAMES, as_ranges
 
+from ..materials.hearing import Hearing
 from ..materials.records import collect
 from ..materials.stand_ins import silence_like
 from ..workbench.identity import file_sha256
@@ -100,16 +101,19 @@ def as_input(model: HookedALM, ids: Sequence[int]) -> ALMInput:
     return model.encode(input_ids=row, attention_mask=torch.ones_like(row))
 
 
+def _read_clip(model: HookedALM, truncate: bool, source: tuple[Path, bool]) -> AudioClip:
+    path, is_silent = source
+    read = silence_like if is_silent else HookedALM.read_clip
+    return read(model, path, truncate=truncate)
+
+
 class _Reader:
     """What makes prompts of conditions."""
 
     def __init__(self, model: HookedALM, truncate: bool) -> None:
-        self.model, self.truncate = model, truncate
-        self.clip = cache(self._clip)
-
-    def _clip(self, path: Path, is_silent: bool) -> AudioClip:
-        read = silence_like if is_silent else HookedALM.read_clip
-        return read(self.model, path, truncate=self.truncate)
+        self.model = model
+        hearing = Hearing(partial(_read_clip, model, truncate))
+        self.clip = cache(lambda path, is_silent: hearing.clip((path, is_silent)))
 
     def prefix(self, name: str, condition: Condition) -> Prefix:
         field = f"conditions.{name}"

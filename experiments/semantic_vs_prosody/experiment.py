@@ -10,6 +10,7 @@ Source: seed 001; M-001-1 to M-001-8.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from hooked_alm.methods.reading.labels import LabelSet
 
 from ..materials.clips import described_table, manifest
 from ..materials.confounds import confound_table
+from ..materials.hearing import Hearing
 from ..materials.records import collect
 from ..materials.stand_ins import noise_like, silence_like
 from ..materials.subject import ModelExperiment, described
@@ -97,10 +99,11 @@ class SemanticVsProsody(ModelExperiment[SemanticVsProsodyConfig]):
 
     def _heard(self, source: str | Path) -> dict[str, AudioClip]:
         """The items' clips by name; all that the model cannot hear are refused at once."""
+        hearing = Hearing(partial(self.model.read_clip, truncate=self.config.truncate))
 
         def hear(item: SpokenItem) -> AudioClip:
             try:
-                return self.model.read_clip(item.path, truncate=self.config.truncate)
+                return hearing.clip(item.path)
             except InputError as error:
                 raise InputError(f"column path: {error}") from error
 

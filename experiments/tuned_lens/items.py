@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from hooked_alm import HookedALM
-from hooked_alm.inputs import ALMInput, AudioClip
+from hooked_alm.inputs import ALMInput
 
 from ..materials.instructions import PromptMode
 from ..materials.ob1 import EMOTIONS, ClipName, Emotion, parse_clip_name, prompt_segments
-from ..materials.pairs import Side, prepare_side
+from ..materials.pairs import HeardClips, Side, prepare_side
 from ..materials.recordings import Recording
 from ..materials.records import LineRecord, collect, read_records
 
@@ -90,13 +90,13 @@ def prepare_prompts(
     Raises:
         InputError: what a prompt's fields make impossible on this model, by line and field.
     """
-    clips: dict[Path, AudioClip] = {}
+    clips = HeardClips(model, truncate)
 
     def prepared(one: LensPrompt) -> ALMInput:
         if model.audio is None and not one.prompt.audio:
             text = "".join(words for _, words in one.prompt.parts)
             return model.to_input(text)
-        return prepare_side(model, one.prompt, "prompt", clips, truncate)
+        return prepare_side(model, one.prompt, "prompt", clips)
 
     inputs = collect("preparing prompts", prepared, prompts, lambda one: one.where or one.id)
     return {one.id: x for one, x in zip(prompts, inputs, strict=True)}

@@ -1,0 +1,90 @@
+"""Recordings as a model hears them: what is known of all, and the features of the last few.
+
+A clip's features are many times as large as the recording, and what the encoder makes of them is
+larger still: of thousands of clips, neither would fit into memory.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
+
+from torch import Tensor
+
+from hooked_alm.errors import InputError
+from hooked_alm.inputs import AudioClip
+
+S = TypeVar("S")
+N_KEPT = 64
+"""Clips whose features, and what the encoder made of them, are held."""
+
+
+class Hearing(Generic[S]):
+    """Clips of some sources, each read when it is first asked for, and again when it is heard."""
+
+    def __init__(self, read: Callable[[S], AudioClip]) -> None:
+        """Reads nothing yet.
+
+        Args:
+            read: a source -> its clip, the same whenever it is read.
+        """
+        self.read = read
+        self._kept: OrderedDict[FiledClip[S], Tensor] = OrderedDict()
+
+    def clip(self, source: S) -> "FiledClip[S]":
+        """The clip of a source, which is read once now.
+
+        Raises:
+            InputError: it cannot be heard.
+        """
+        read = self.read(source)
+        clip = FiledClip(read, source, self)
+        self._keep(clip, read.features)
+        return clip
+
+    def features(self, clip: "FiledClip[S]") -> Tensor:
+        """Features of a clip: those that are held, or read again.
+
+        Raises:
+            InputError: its recording was changed since it was first read.
+        """
+        if clip in self._kept:
+            self._kept.move_to_end(clip)
+            return self._kept[clip]
+        again = self.read(clip.source)
+        if (again.n_frames, again.seconds) != (clip.n_frames, clip.seconds):
+            raise InputError(
+                f"hearing {clip.name} again: got {again.seconds} s, expected the {clip.seconds} s "
+                "that it had. Put the recording back; finished units are kept."
+            )
+        self._keep(clip, again.features)
+        return again.features
+
+    def _keep(self, clip: "FiledClip[S]", features: Tensor) -> None:
+        self._kept[clip] = features
+        if len(self._kept) > N_KEPT:
+            oldest, _ = self._kept.popitem(last=False)
+            oldest.forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the features behind: another process reads its own."""
+        return {"read": self.read}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Start with nothing held."""
+        self.__dict__.update(state, _kept=OrderedDict())
+
+
+class FiledClip(AudioClip, Generic[S]):
+    """A clip whose features are where its recording is, until they are asked for."""
+
+    def __init__(self, read: AudioClip, source: S, hearing: Hearing[S]) -> None:
+        self.n_frames, self.n_tokens, self.name = read.n_frames, read.n_tokens, read.name
+        self.seconds, self.notes = read.seconds, read.notes
+        self.source, self.hearing = source, hearing
+        self._encoded = WeakKeyDictionary()
+
+    @property
+    def features(self) -> Tensor:  # type: ignore[override]
+        """Features of the recording; see `Hearing.features`."""
+        return self.hearing.features(self)
