@@ -282,7 +282,7 @@ class PromptBuilder:
         return rendered, starts, texts
 
     def _apply_template(self, conversation: Conversation) -> str:
-        messages = [dict(message) for message in conversation]
+        messages = [_with_names(message) for message in conversation]
         if self.audio_text is not None:
             messages = [{**m, "content": self._as_text(m["content"])} for m in messages]
         return render_chat(self.tokenizer, messages, self.chat_template)
@@ -293,6 +293,19 @@ class PromptBuilder:
             return content
         audio = self.audio_text or ""
         return "".join(item["text"] if item.get("type") == "text" else audio for item in content)
+
+
+def _with_names(message: Message) -> dict[str, Any]:
+    """A message with names in place of clips, all of which a template would copy."""
+    if not isinstance(content := message.get("content"), list | tuple):
+        return dict(message)
+    named = [
+        {key: value.name if isinstance(value, AudioClip) else value for key, value in item.items()}
+        if isinstance(item, Mapping)
+        else item
+        for item in content
+    ]
+    return {**message, "content": named}
 
 
 def _segment_ranges(
