@@ -144,12 +144,12 @@ def whole_modules(model: nn.Module, device_map: Mapping[str, Device]) -> dict[st
 
     def walk(module: nn.Module, name: str, device: Device | None) -> None:
         device = device_map.get(name, device)
+        below = f"{name}." if name else ""
         if name not in apart:
             # Hook points stay where the stream passes them.
-            if device is not None and any(one.startswith(name) for one in tensors):
+            if device is not None and any(one.startswith(below) for one in tensors):
                 found[name] = device
             return
-        below = f"{name}." if name else ""
         for leaf, child in module.named_children():
             walk(child, below + leaf, device)
         for leaf in {*module._parameters, *module._buffers}:

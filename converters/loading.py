@@ -17,6 +17,7 @@ from hooked_alm.checkpoint import (
 from hooked_alm.config import AttentionImplementation, HookedALMConfig, check_device
 from hooked_alm.errors import ConversionError, InputError, any_failure
 from hooked_alm.model import HookedALM
+from hooked_alm.offload import is_offloaded
 
 from .devices import (
     DISK,
@@ -148,6 +149,11 @@ def load_weights(
     devices = _devices(device, device_map)
     memory = read_max_memory(max_memory, devices)
     folder, model = _offload_folder(offload_folder), layout.model
+    if is_offloaded(model) or not model.embed.weight.is_meta:
+        raise InputError(
+            f"loading weights of {layout.folder}: got a layout that has them already, expected a "
+            "new one. Lay the model out again."
+        )
     _check_machine(model.cfg.attn_implementation)
     check_modules(model, devices)
     adapter = model.sources.get("lora")

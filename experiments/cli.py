@@ -173,13 +173,13 @@ def run(
     from .workbench.dry_run import dry_run as lines_of_dry_run
     from .workbench.run_folder import RunFolder
 
+    how = _how(executor, workers, ray_address, shard)
     try:
         if dry_run:
-            where = RunFolder(out or runner.default_out(experiment.name, settings))
-            for line in lines_of_dry_run(experiment(settings), where):
+            where = RunFolder(out or runner.default_out(experiment.name, settings, how["shard"]))
+            for line in lines_of_dry_run(experiment(settings), where, how["shard"]):
                 say(line)
             return
-        how = _how(executor, workers, ray_address, shard)
         folder = runner.run(experiment(settings), out, is_verbose=verbose, **how)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
@@ -274,6 +274,9 @@ def compare(left: Run, right: Run) -> None:
 def merge(
     runs: Annotated[list[Path], typer.Argument(help="Folders of all shards.", metavar="RUN...")],
     out: Annotated[Path, typer.Option(help="Folder for the merged run.")],
+    experiment: Annotated[
+        Path | None, typer.Option(help="The Python file of an experiment of your own.")
+    ] = None,
     show: Open = False,
 ) -> None:
     """Bring the shards of a run together, and conclude where no unit is left to do."""
@@ -285,7 +288,14 @@ def merge(
 
     shards = [RunFolder(one) for one in runs]
     about = check_shards(shards)
-    kind = load_experiment(about["source"])
+    source = str(about.get("source", about["experiment"]) if experiment is None else experiment)
+    if source.endswith(".py") and experiment is None:
+        # A folder may come from anybody; what is run is said by whoever runs it.
+        raise InputError(
+            f"merging {runs[0]}: got shards of the experiment in {source}, expected its file "
+            f"on the command line. Add --experiment {source}, if you trust it."
+        )
+    kind = load_experiment(source)
     settings = load_settings(kind.Config, options=about["config"])
     merge(kind(settings), shards, RunFolder(out))
     _conclude(runner.run(kind(settings), out, shard=NO_PART), show)
@@ -464,7 +474,7 @@ def activations(
     say(*experiment.planned().lines())
     how = _how(executor, workers, ray_address, shard)
     where = out or runner.default_out(experiment.name, settings, how["shard"])
-    experiment.check_room(where)
+    experiment.check_room(where, how["shard"])
     if dry_run:
         return
     try:

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # A run in shards, one a task of a Slurm array; the last command brings them together.
 #
-#   job=$(sbatch --parsable --array=1-8 docs/scale/slurm_array.sh)
+#   job=$(sbatch --parsable --array=1-8 --export=ALL,SHARDS=8 docs/scale/slurm_array.sh)
 #   sbatch --dependency=afterok:$job --export=ALL,MERGE=8 docs/scale/slurm_array.sh
+#
+# A task that failed goes on with the same SHARDS: sbatch --array=3 --export=ALL,SHARDS=8 ...
 #
 #SBATCH --gpus=1
 #SBATCH --cpus-per-task=4
@@ -21,4 +23,4 @@ if [[ -n ${MERGE:-} ]]; then
 fi
 # A task that was killed and requeued goes on where it stopped.
 exec hooked-alm run "$experiment" --config "$settings" --out "$out/$SLURM_ARRAY_TASK_ID" \
-    --shard "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"
+    --shard "$SLURM_ARRAY_TASK_ID/$SHARDS"

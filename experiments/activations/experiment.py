@@ -23,6 +23,7 @@ from ..materials.subject import ModelExperiment, described
 from ..workbench.experiment import Unit, UnitResult
 from ..workbench.page import Page
 from ..workbench.run_folder import RunFolder
+from ..workbench.work import Part, share
 from .pages import CAVEATS, fill_page, lead, method
 from .plan import (
     StoragePlan,
@@ -68,16 +69,19 @@ class StoreActivations(ModelExperiment[ActivationsConfig]):
             self._planned = plan_storage(self.model, self.clips, config)
         return self._planned
 
-    def check_room(self, out: Path) -> None:
+    def check_room(self, out: Path, part: Part | None) -> None:
         """Refuse a disk without room for what is still to be written into a run folder.
+
+        Args:
+            out: the folder.
+            part: of the units that are to be measured.
 
         Raises:
             InputError: it is so.
         """
         plan, folder = self.planned(), RunFolder(out)
-        names = {number: self._unit_id(number) for number in range(len(plan.shards))}
-        done = {number: folder.is_done(name) for number, name in names.items()}
-        check_room(plan, folder.path, done)
+        left = [u.payload for u in share(self.units(), part) if not folder.is_done(u.id)]
+        check_room(plan, folder.path, left)
 
     def identify(self) -> dict[str, Any]:
         """Counts what will be stored."""
@@ -131,7 +135,7 @@ class StoreActivations(ModelExperiment[ActivationsConfig]):
         parts: dict[RowKind, list[ActivationRows]] = {kind: [] for kind in plan.kinds}
         for some in cut(clips, self.config.batch_size):
             for kind, rows in self._rows(some).items():
-                parts[kind].append(rows)
+                parts[kind].append(rows.cast(self.config.kept_dtype))
         shards, counted = [], []
         for kind in plan.kinds:
             rows = ActivationRows.joined(parts.pop(kind))

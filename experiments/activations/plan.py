@@ -1,7 +1,7 @@
 """What a run will store, told before any weight is loaded: points, shards, rows, bytes."""
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,13 +182,12 @@ def prompts_of(
     return model.prepare([*clips], config.prompt)
 
 
-def check_room(plan: StoragePlan, folder: Path, is_done: Mapping[int, bool]) -> None:
+def check_room(plan: StoragePlan, folder: Path, left: Sequence[int]) -> None:
     """Refuse a disk that has no room for the shards that are still to be written.
 
     Raises:
         InputError: it is so.
     """
-    left = [shard for shard in range(len(plan.shards)) if not is_done.get(shard)]
     place = next(one for one in (folder, *folder.absolute().parents) if one.exists())
     needed, free = plan.n_bytes(left), shutil.disk_usage(place).free
     if needed > free:

@@ -16,8 +16,7 @@ UnitBatches = Annotated[
 ]
 BatchPositions = Annotated[
     int | None,
-    Field(ge=1, le=10**9, description="positions of a batch, padding included; None is no bound. "
-          "--auto-batch measures how many fit"),
+    Field(ge=1, le=10**9, description="positions of a batch, padding included; None is no bound"),
 ]  # fmt: skip
 
 

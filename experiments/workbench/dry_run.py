@@ -10,11 +10,11 @@ import torch
 
 from .experiment import Experiment, Unit
 from .run_folder import RunFolder
-from .work import identified, measured
+from .work import Part, identified, measured, share
 from .worker import loaded
 
 
-def dry_run(experiment: Experiment[Any], out: RunFolder) -> Iterator[str]:
+def dry_run(experiment: Experiment[Any], out: RunFolder, part: Part | None = None) -> Iterator[str]:
     """Lines that say how many units are left, how long they may take, and what memory they need.
 
     Model and inputs are loaded, and refused, as by the run. What units leave in the folder goes
@@ -23,16 +23,17 @@ def dry_run(experiment: Experiment[Any], out: RunFolder) -> Iterator[str]:
     Raises:
         InputError: what the run would be refused for before its first unit.
     """
+    out.check({})
     with tempfile.TemporaryDirectory() as scratch:
         began = time.perf_counter()
         _, units = identified(experiment, RunFolder(scratch))
         loaded(experiment)
         yield f"{experiment.source()}: opened in {time.perf_counter() - began:.1f} s"
         kinds: dict[str, list[Unit]] = {}
-        for unit in units:
+        for unit in share(units, part):
             kinds.setdefault(unit.id.partition("__")[0], []).append(unit)
         if len(kinds) > 20:  # the ids begin with the items' names
-            kinds = {"all": list(units)}
+            kinds = {"all": share(units, part)}
         total, unknown = 0.0, []
         for kind, some in kinds.items():
             left = [unit for unit in some if not out.is_done(unit.id)]

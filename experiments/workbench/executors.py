@@ -20,7 +20,7 @@ import torch
 from hooked_alm.errors import InputError
 
 from .experiment import Experiment, Unit
-from .run_folder import MOST_DEATHS
+from .run_folder import MOST_DEATHS, RunFolder
 from .work import work
 from .worker import Brief, loaded, wants_gpus
 
@@ -99,7 +99,8 @@ class Processes:
         """
         environments = self._environments(experiment)
         brief = Brief.of(experiment)
-        workers = _Processes([_Process(brief, one) for one in environments])
+        processes = [_Process(brief, one) for one in environments]
+        workers = _Processes(processes, experiment.folder)
         try:
             yield workers
         finally:
@@ -118,6 +119,11 @@ class Processes:
             raise InputError(
                 f"running on processes: got {n} workers for {n_gpus} GPUs, expected one GPU or "
                 f"more for each. Give --workers {n_gpus} at most."
+            )
+        if n_gpus and ":" in config.device and n > 1:
+            raise InputError(
+                f"running on processes: got {n} workers and device={config.device}, expected a "
+                "device without a number: GPUs are dealt out. Give device=cuda, or one worker."
             )
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         names = visible.split(",") if visible else [str(i) for i in range(n_gpus)]
@@ -173,7 +179,7 @@ class _Process:
             if self.is_closed:
                 raise _DiedError
             self.process = subprocess.Popen(
-                [sys.executable, "-m", MODULE],
+                [sys.executable, "-P", "-m", MODULE],  # not what lies in the folder it stands in
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 env={**os.environ, **self.environment},
             )  # fmt: skip
@@ -198,32 +204,33 @@ class _Process:
 
 
 class _Processes:
-    def __init__(self, processes: Sequence[_Process]) -> None:
-        self.processes = processes
+    def __init__(self, processes: Sequence[_Process], folder: RunFolder) -> None:
+        self.processes, self.folder = processes, folder
         self.device: str | None = None
 
     def load(self) -> str:
         """See `Workers.load`."""
         if self.device is None:
-            self.device = one_kind(self._each(lambda one: one.ask(())))
+            self.device = one_kind(self._each(lambda one: self._asked(one, ())))
         return self.device
 
     def work(self, units: Sequence[Unit]) -> None:
         """See `Workers.work`."""
+        self._each(lambda one: self._asked(one, units))
 
-        def until_done(one: _Process) -> None:
-            n_deaths = 0
-            while not one.is_closed and n_deaths < MOST_DEATHS:
-                with contextlib.suppress(_DiedError):
-                    one.ask(())
-                    n_deaths = -1  # in a unit, as `RunFolder.claim` counts them
-                    one.ask(units)
-                    return
+    def _asked(self, one: _Process, units: Sequence[Unit]) -> str:
+        """What a process answers, or the one that stands in for it when it dies."""
+        n_deaths = 0
+        while not one.is_closed and n_deaths < MOST_DEATHS:
+            try:
+                device = one.ask(())
+                n_deaths = -1  # in a unit, as `RunFolder.claim` counts them
+                return one.ask(units) if units else device
+            except _DiedError:
                 n_deaths += 1
-            if not one.is_closed:
-                raise _DiedError
-
-        self._each(until_done)
+                if not one.is_closed and self.folder.has("run.json"):
+                    self.folder.log("worker died")
+        raise _DiedError
 
     def _each(self, call: Callable[[_Process], Any]) -> list[Any]:
         """What a function returns for every process; all end with the first that fails."""

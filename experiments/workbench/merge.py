@@ -21,14 +21,18 @@ def check_shards(runs: Sequence[RunFolder]) -> dict[str, Any]:
     Raises:
         InputError: folders of several runs, or made with other versions or kinds of devices.
     """
-    if len({one.path.resolve() for one in runs}) < len(runs) or not runs:
+    if not runs or len({one.path.resolve() for one in runs}) < len(runs):
         raise InputError(
             f"merging runs: got {', '.join(str(one.path) for one in runs) or 'none'}, expected "
             "the folders of all shards, each once."
         )
-    first, *others = [(one, one.provenance) for one in runs]
+    every = [(one, one.provenance) for one in runs]
+    # One that had nothing to measure has loaded nothing, and knows no device.
+    first, *others = sorted(every, key=lambda one: one[1]["environment"].get("device") is None)
     for run, found in others:
         compared = [_identity(about) for about in (found, first[1])]
+        if compared[0]["environment"]["device"] is None:
+            compared[0]["environment"]["device"] = compared[1]["environment"]["device"]
         if changed := differences(*compared):
             raise InputError(
                 f"merging {run.path} with {first[0].path}: got a different {', '.join(changed)}, "
@@ -50,11 +54,12 @@ def merge(experiment: Experiment[Any], runs: Sequence[RunFolder], out: RunFolder
 
     Args:
         experiment: of the run, with its settings.
-        runs: folders of the shards, checked by `check_shards`.
+        runs: folders of the shards.
         out: a new folder, or one that holds a part of the same run.
 
     Raises:
-        InputError: a damaged unit, or two shards that have different results of one unit.
+        InputError: see `check_shards`; a damaged unit, or two shards that have different results
+            of one unit.
     """
     units = [(run, unit_id) for run in runs for unit_id in sorted(run.done())]
     made: dict[str, Path] = {}
@@ -64,11 +69,12 @@ def merge(experiment: Experiment[Any], runs: Sequence[RunFolder], out: RunFolder
     for folder in experiment.leaves:
         for run in runs:
             for path in sorted((run.path / folder).rglob("*")):
-                if path.is_file():
+                if path.is_file() and path.name[0] != ".":
                     _claim_name(made, path.relative_to(run.path).as_posix(), run)
-    out.check({key: runs[0].provenance.get(key) for key in IDENTITY})
+    about = check_shards(runs)
+    out.check({key: about.get(key) for key in IDENTITY})
     with out.lock():
-        out.start(runs[0].provenance)
+        out.start(about)
         # Units last: what they say is done has left its files.
         for name in sorted(made, key=lambda one: one.startswith("units/")):
             out.write(name, RunFolder(made[name]).read(name))

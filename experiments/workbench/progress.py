@@ -1,5 +1,6 @@
 """How far a run has come: a bar in a terminal, plain lines elsewhere, and events of the run."""
 
+import contextlib
 import os
 import sys
 import threading
@@ -73,7 +74,7 @@ class Progress:
     def _say(self) -> None:
         n_done, n = self._n_done(), len(self._ids)
         seconds = time.monotonic() - self._began
-        rate = (n_done - self._first) / seconds
+        rate = max(0, n_done - self._first) / seconds
         left = (n - n_done) / rate if rate else None
         mebibytes = memory_bytes() >> 20
         # What a verbose folder is told, it says.
@@ -107,9 +108,11 @@ def duration(seconds: float) -> str:
 def memory_bytes() -> int:
     """What this process and those that it started hold in memory now."""
     total, own = 0, psutil.Process()
-    for one in (own, *own.children(recursive=True)):
-        try:
+    every = [own]
+    # A process may end while it is looked at.
+    with contextlib.suppress(psutil.Error):
+        every += own.children(recursive=True)
+    for one in every:
+        with contextlib.suppress(psutil.Error):
             total += one.memory_info().rss
-        except psutil.Error:  # it has ended meanwhile
-            continue
     return total

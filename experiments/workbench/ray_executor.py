@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hooked_alm.errors import InputError
+from hooked_alm.errors import InputError, reason_of
 
 from .executors import Workers, one_kind
 from .experiment import Experiment, Unit
@@ -60,11 +60,10 @@ class RayActors:
         """
         is_verbose, n_threads = experiment.folder.is_verbose, experiment.config.n_threads
         with _session(self.n_workers, n_threads, self.address, is_verbose) as ray:
-            has = ray.cluster_resources()
-            n_gpus = int(has.get("GPU", 0)) if wants_gpus(experiment.config) else 0
-            n = self._n_actors(n_gpus, int(has.get("CPU", 0)), n_threads)
+            nodes = [one["Resources"] for one in ray.nodes() if one["Alive"]]
+            n, n_gpus = self._n_actors(nodes, wants_gpus(experiment.config), n_threads)
             options = {
-                "num_cpus": n_threads, "num_gpus": n_gpus // n,
+                "num_cpus": n_threads, "num_gpus": n_gpus,
                 "max_restarts": MOST_RESTARTS, "max_task_retries": -1,
             }  # fmt: skip
             brief = ray.put(Brief.of(experiment))
@@ -75,19 +74,29 @@ class RayActors:
                 for actor in actors:
                     ray.kill(actor)
 
-    def _n_actors(self, n_gpus: int, n_cpus: int, n_threads: int) -> int:
+    def _n_actors(
+        self, nodes: Sequence[dict[str, float]], wants_gpu: bool, n_threads: int
+    ) -> tuple[int, int]:
+        """How many actors there are to be, and GPUs of each; there is room for all of them."""
+        n_gpus = sum(int(node.get("GPU", 0)) for node in nodes) if wants_gpu else 0
         n = self.n_workers or n_gpus
         if not n:
             raise InputError(
                 "running with Ray: got no number of workers and no GPU to give one each, expected "
                 "a number. Add --workers 2, or as many as the memory holds models."
             )
-        if (n_gpus and n > n_gpus) or n * n_threads > n_cpus:
+        each = n_gpus // n
+        room = 0
+        for node in nodes:
+            fits = int(node.get("CPU", 0)) // n_threads
+            room += min(fits, int(node.get("GPU", 0)) // each) if each else fits
+        if room < n or (n_gpus and not each):
             raise InputError(
-                f"running with Ray: got {n} workers of {n_threads} threads for {n_cpus} cores and "
-                f"{n_gpus} GPUs, expected room for all of them. Give fewer --workers, or threads."
+                f"running with Ray: got {n} workers of {n_threads} threads and {each} GPUs for "
+                f"{len(nodes)} machines, expected room for all of them, of which there is for "
+                f"{room}. Give another number of --workers, or of threads."
             )
-        return n
+        return n, each
 
 
 class _Actors:
@@ -103,7 +112,7 @@ class _Actors:
 
     def work(self, units: Sequence[Unit]) -> None:
         """See `Workers.work`."""
-        self._each(units)
+        one_kind([self.load(), *self._each(units)])
 
     def _each(self, units: Sequence[Unit]) -> list[str]:
         """What the actors answer that live; those that die for good leave the work to them."""
@@ -151,9 +160,13 @@ def _session(
                 ours["num_cpus"] = n_workers * n_threads
         stack.enter_context(_environment(environment))
         ray: Any = importlib.import_module("ray")
-        ray.init(
-            **ours, logging_level=logging.ERROR, log_to_driver=is_verbose, configure_logging=False
-        )
+        with _unreachable(address):
+            ray.init(
+                **ours,
+                logging_level=logging.ERROR,
+                log_to_driver=is_verbose,
+                configure_logging=False,
+            )
         stack.callback(ray.shutdown)
         if address is None and ray.util.get_node_ip_address() != LOOPBACK:
             raise InputError(
@@ -162,6 +175,19 @@ def _session(
                 "does not import it, or give the --ray-address of a cluster."
             )
         yield ray
+
+
+@contextlib.contextmanager
+def _unreachable(address: str | None) -> Iterator[None]:
+    """A cluster that does not answer, as an error of the user's."""
+    try:
+        yield
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = "on this machine" if address is None else f"at {address}"
+        raise InputError(
+            f"starting Ray {where}: {reason_of(error)}. Check the address, `ray status`, or leave "
+            "--ray-address out."
+        ) from error
 
 
 @cache

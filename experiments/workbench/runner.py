@@ -87,7 +87,7 @@ def run(
                     folder.log("shard done")
             except KeyboardInterrupt:
                 folder.log("interrupted")
-                _say_how_to_resume(experiment, folder)
+                _say_how_to_resume(experiment, folder, shard)
                 raise
     return folder
 
@@ -96,6 +96,7 @@ def _start(
     experiment: Experiment[Any], folder: RunFolder, made_with: dict[str, Any], device: str | None
 ) -> None:
     about = {key: made_with[key] for key in ("config", "schema_version", "inputs")}
+    _check_device(folder, device)
     environment = provenance.environment(experiment.location) | {"device": device}
     resumes = folder.start(
         {
@@ -111,6 +112,16 @@ def _start(
     if resumes:
         _warn_of_other_versions(folder, environment)
     folder.log("resume" if resumes else "start")
+
+
+def _check_device(folder: RunFolder, device: str | None) -> None:
+    """Refuse to go on where numbers are rounded otherwise than in what is done."""
+    before = folder.provenance["environment"].get("device") if folder.has("run.json") else None
+    if None not in (before, device) and before != device:
+        raise InputError(
+            f"resuming the run in {folder.path}: got {device} to compute on, expected {before}, on "
+            "which it began: they round differently. Go on there, or choose another --out."
+        )
 
 
 def _measured(
@@ -160,9 +171,10 @@ def _are_done(units: Sequence[Unit], folder: RunFolder) -> bool:
     return folder.done().issuperset(unit.id for unit in units)
 
 
-def _say_how_to_resume(experiment: Experiment[Any], folder: RunFolder) -> None:
+def _say_how_to_resume(experiment: Experiment[Any], folder: RunFolder, shard: Part | None) -> None:
     settings, out = shlex.quote(str(folder.path / "config.yaml")), shlex.quote(str(folder.path))
     resume = f"  hooked-alm run {shlex.quote(experiment.source())} --config {settings} --out {out}"
+    resume += "" if shard is None else f" --shard {shard[0]}/{shard[1]}"
     print("\nStopped; finished units are kept. The same command resumes, as does:", file=sys.stderr)
     print(for_terminal(resume), file=sys.stderr)
 

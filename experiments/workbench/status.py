@@ -7,6 +7,12 @@ from typing import Any
 from .progress import progress_line
 from .run_folder import RunFolder
 
+FIELDS = {
+    "progress": ("done", "units", "units_per_second", "seconds_left", "memory_mib"),
+    "failed": ("unit", "error"),
+}
+"""Event -> what is told of it."""
+
 
 def status_lines(folder: RunFolder) -> Iterator[str]:
     """Lines that say what a run is, whether it is at work, and how far it has come.
@@ -44,6 +50,9 @@ def _events(folder: RunFolder) -> list[dict[str, Any]]:
                 event = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(event, dict) and {"event", "time"} <= event.keys():
+            if not isinstance(event, dict):
+                continue
+            told = FIELDS.get(str(event.get("event")), ())
+            if {"event", "time", *told} <= event.keys():
                 found.append(event)
     return found

@@ -137,10 +137,10 @@ def _measure(experiment: Experiment[Any], unit: Unit) -> None:
                 f"measuring {unit.id}: got rows of {', '.join(sorted(strange))}, expected tables "
                 f"that the experiment declares: {', '.join(experiment.tables)}. Add it to `tables`."
             )
+        folder.write_unit(unit.id, result.tables, result.record)
     except Exception as error:
         folder.log("failed", unit=unit.id, error=str(error))
         error.add_note(f"This happened in unit {unit.id}; finished units are kept.")
         raise
-    folder.write_unit(unit.id, result.tables, result.record)
     seconds, worker = round(time.perf_counter() - began, 3), f"{socket.gethostname()}:{os.getpid()}"
     folder.log("unit", unit=unit.id, seconds=seconds, worker=worker)

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from hooked_alm.errors import HookedALMError
+from hooked_alm.errors import HookedALMError, InputError
 
 from .experiment import Experiment
 from .files import refusals
@@ -41,7 +41,17 @@ class Brief:
 
     @classmethod
     def of(cls, experiment: Experiment[Any]) -> "Brief":
-        """The brief of an experiment that has identified its inputs."""
+        """The brief of an experiment that has identified its inputs.
+
+        Raises:
+            InputError: one that no other process can find.
+        """
+        if type(experiment).__module__ == "__main__":
+            raise InputError(
+                f"sending {type(experiment).__name__} to workers: got a class of the program that "
+                "was started, which they cannot import. Put it into a file of its own, and import "
+                "it, or give the file to `hooked-alm run`."
+            )
         paths = tuple(str(Path(one).absolute()) for one in sys.path)
         return cls(experiment.location, Path.cwd(), paths, pickle.dumps(experiment))
 
@@ -118,12 +128,12 @@ def portable(error: BaseException) -> BaseException:
 
 
 def _listen(source: BinaryIO, requests: "queue.SimpleQueue[Any]") -> None:
-    while True:
-        try:
+    try:
+        while True:
             requests.put(pickle.load(source))
-        except (EOFError, pickle.UnpicklingError):
-            # Whoever started it has ended, or wants it to.
-            os._exit(0)
+    finally:
+        # Whoever started it has ended, wants it to, or says what cannot be understood.
+        os._exit(0)
 
 
 def main() -> None:

@@ -118,6 +118,15 @@ class ActivationReader:
         found: IndexColumn = self._column(name).to_numpy(zero_copy_only=False)
         return found
 
+    def _coded(self, name: str) -> tuple[RowNumbers, np.ndarray]:
+        """A code for every row's value, and the values, each once; texts are not taken apart."""
+        column = self._column(name)
+        if pa.types.is_dictionary(column.type):
+            codes = column.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+            return codes, column.dictionary.to_numpy(zero_copy_only=False)
+        values, codes = np.unique(self.column(name), return_inverse=True)
+        return codes, values
+
     def _column(self, name: str) -> Any:
         if name not in self.columns:
             raise InputError(
@@ -152,7 +161,7 @@ class ActivationReader:
         return chosen.nonzero()[0]
 
     def split(
-        self, by: str, share: float, *, seed: int = 0, rows: RowNumbers | None = None
+        self, by: str, share: float, *, seed: int = 0, rows: Any = None
     ) -> tuple[RowNumbers, RowNumbers]:
         """Rows to learn from, and held-out ones; all rows of a group are on one side.
 
@@ -160,14 +169,17 @@ class ActivationReader:
             by: column that names the group, such as the speaker or the clip.
             share: share of the groups that is held out; at least one is, and one is not.
             seed: of the draw of groups.
-            rows: among which; None is all.
+            rows: among which, by number or as a flag for each; None is all.
 
         Raises:
             InputError: a share outside of 0 to 1, one group alone, or rows without a group.
         """
         among = self._chosen(rows)
-        names = self.column(by)[among]
-        groups = np.unique(names)
+        codes, values = self._coded(by)
+        codes = codes[among]
+        present = np.unique(codes)
+        present = present[np.argsort(values[present], kind="stable")]
+        groups = values[present]
         doing = f"splitting {len(among)} rows by {by!r}"
         if not 0 < share < 1 or len(groups) < 2:
             raise InputError(
@@ -176,24 +188,24 @@ class ActivationReader:
             )
         if "" in groups:
             raise InputError(
-                f"{doing}: {int((names == '').sum())} rows have none, and could be of either side. "
-                "Complete the labels, or choose rows that have one."
+                f"{doing}: {int((values[codes] == '').sum())} rows have none, and could be of "
+                "either side. Complete the labels, or choose rows that have one."
             )
         n_held_out = min(max(round(share * len(groups)), 1), len(groups) - 1)
         order = np.random.default_rng(seed).permutation(len(groups))
-        is_held_out = np.isin(names, groups[order[:n_held_out]])
+        is_held_out = np.isin(codes, present[order[:n_held_out]])
         return among[~is_held_out], among[is_held_out]
 
     # --- Their values
 
-    def read(self, point: str, rows: RowNumbers | Sequence[int]) -> Tensor:
+    def read(self, point: str, rows: Any) -> Tensor:
         """Values ``[row, width]`` of some rows, in their order.
 
         Raises:
             InputError: no such point or rows.
         """
         (name,) = self._names([point])
-        chosen = self._chosen(np.asarray(rows, dtype=np.int64))
+        chosen = self._chosen(rows)
         out = self._memory(name, len(chosen))
         self._fill(name, chosen, _raw(out))
         return out
@@ -203,7 +215,7 @@ class ActivationReader:
         points: str | Iterable[str],
         batch_size: int,
         *,
-        rows: RowNumbers | None = None,
+        rows: Any = None,
         seed: int = 0,
         epoch: int = 0,
         max_bytes: int = 2**28,
@@ -218,7 +230,7 @@ class ActivationReader:
         Args:
             points: names or patterns of points that were kept; see ``select_names``.
             batch_size: rows of a batch.
-            rows: which to read; None is all.
+            rows: which to read, by number or as a flag for each; None is all.
             seed: of the order.
             epoch: of the order, too: every epoch has another.
             max_bytes: of the buffer; beside it there is one batch.
@@ -279,15 +291,21 @@ class ActivationReader:
     def _memory(self, name: str, n: int) -> Tensor:
         return _memory(n, self._width([name]), DTYPES[self.card.contents.dtype])
 
-    def _chosen(self, rows: RowNumbers | None) -> RowNumbers:
+    def _chosen(self, rows: Any) -> RowNumbers:
+        """Numbers of rows, given as such, or as a flag for every row."""
         if rows is None:
             return np.arange(len(self))
-        if rows.ndim != 1 or (len(rows) and not 0 <= rows.min() <= rows.max() < len(self)):
+        given = np.asarray(rows)
+        if given.dtype == bool and given.shape == (len(self),):
+            return given.nonzero()[0]
+        is_whole = np.issubdtype(given.dtype, np.integer) or not given.size
+        is_there = given.ndim == 1 and is_whole
+        if not is_there or (given.size and not 0 <= given.min() <= given.max() < len(self)):
             raise InputError(
-                f"reading {self.folder}: got rows {list(rows.shape)} that are not all there, "
-                f"expected numbers from 0 to {len(self) - 1}."
+                f"reading {self.folder}: got rows {list(given.shape)} of {given.dtype} that are "
+                f"not all there, expected numbers from 0 to {len(self) - 1}, or a flag for each."
             )
-        return rows
+        return given.astype(np.int64)
 
     def _raw(self, number: int, name: str) -> RawRows:
         """A point's rows of a shard as bytes, in memory that the file is mapped to."""

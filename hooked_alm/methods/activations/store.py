@@ -122,7 +122,8 @@ def write_shard(
     index = _index_bytes(rows, {"contents": asdict(contents), "tensors": tensors})
     path = tensor_file(folder, number)
     try:
-        # An index of other tensors would vouch for these.
+        # The store is not finished any more; and an index of other tensors would vouch for these.
+        (folder / CARD).unlink(missing_ok=True)
         index_file(folder, number).unlink(missing_ok=True)
         write_atomic(path, *parts)
         write_atomic(index_file(folder, number), index)

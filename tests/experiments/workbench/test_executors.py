@@ -17,7 +17,7 @@ from hooked_alm.experiments import cli
 from hooked_alm.experiments.registry import load_experiment
 from hooked_alm.experiments.workbench import executors, runner, worker
 from hooked_alm.experiments.workbench.executors import Processes
-from hooked_alm.experiments.workbench.experiment import Experiment, Unit
+from hooked_alm.experiments.workbench.experiment import Experiment, Unit, UnitResult
 from hooked_alm.experiments.workbench.merge import check_shards, merge
 from hooked_alm.experiments.workbench.ray_executor import RayActors
 from hooked_alm.experiments.workbench.run_folder import RunFolder
@@ -29,6 +29,36 @@ from workbench_toy import Toy, ToyConfig, run_toy
 FREE = ("recording.wav", "lock")
 SETTINGS: dict[str, Any] = {"n_units": 14, "delay_s": 0.15, "chains": True}
 pytestmark = needs_kill
+OWN = '''
+"""An experiment of a user's own, whose units hold a class of its file."""
+
+from dataclasses import dataclass
+
+from hooked_alm.experiments.workbench.experiment import Experiment, Unit, UnitResult
+from hooked_alm.experiments.workbench.settings import ExperimentConfig
+
+
+@dataclass(frozen=True)
+class Work:
+    number: int
+
+
+class Own(Experiment[ExperimentConfig]):
+    name, title, question, Config = "own", "Own", "Does it travel?", ExperimentConfig
+    tables = {"rows": "a number"}
+
+    def identify(self):
+        return {"model": {"blocks": 1}}
+
+    def units(self):
+        return [Unit(f"u{number}", Work(number)) for number in range(3)]
+
+    def measure(self, unit):
+        return UnitResult({"rows": [{"number": unit.payload.number}]})
+
+    def page(self, page, run):
+        page.section("Rows")
+'''
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +92,7 @@ def test_two_processes_and_two_that_are_killed(tmp_path: Path, serial: dict[str,
     out = tmp_path / "run"
     driver = start(run_toy, out, executor=Processes(2), **SETTINGS)
     for n, chosen in ((2, max), (5, min)):
-        wait_for(lambda n=n: len(events(out, "unit")) >= n)
+        wait_for(lambda n=n: len(events(out, "unit")) >= n, seconds=120)
         os.kill(chosen(pids(out)), signal.SIGKILL)
     driver.join()
     assert driver.exitcode == 0
@@ -75,7 +105,7 @@ def test_two_processes_and_two_that_are_killed(tmp_path: Path, serial: dict[str,
 def test_a_killed_driver_takes_its_workers_along(tmp_path: Path, serial: dict[str, bytes]) -> None:
     out = tmp_path / "run"
     driver = start(run_toy, out, executor=Processes(2), **SETTINGS)
-    wait_for(lambda: len(events(out, "unit")) >= 4)
+    wait_for(lambda: len(events(out, "unit")) >= 4, seconds=120)
     workers = pids(out)
     kill(driver)
     wait_for(lambda: all(map(is_gone, workers)), seconds=10)
@@ -150,6 +180,29 @@ def test_devices_of_two_kinds_are_refused() -> None:
         executors.one_kind(["NVIDIA H200", "NVIDIA A100"])
 
 
+def test_a_result_that_is_no_json_is_a_failure_of_its_unit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Toy, "measure", lambda self, unit: UnitResult({}, {"x": {1, 2}}))
+    with pytest.raises(TypeError, match="is not JSON") as caught:
+        run_toy(tmp_path / "run", n_units=1)
+    assert "unit zh_sad_0" in caught.value.__notes__[0]
+    assert [event["unit"] for event in events(tmp_path / "run", "failed")] == ["zh_sad_0"]
+
+
+def test_room_on_rays_machines() -> None:
+    """Of each machine, not of all together: an actor does not spread over two."""
+    actors = RayActors(4)
+    two = [{"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0, "GPU": 4.0}]
+    assert actors._n_actors(two, True, 1) == (4, 2)
+    assert RayActors()._n_actors(two, True, 1) == (8, 1)
+    uneven = [{"CPU": 8.0, "GPU": 3.0}, {"CPU": 8.0, "GPU": 3.0}, {"CPU": 8.0, "GPU": 2.0}]
+    with pytest.raises(InputError, match="of which there is for 3"):
+        actors._n_actors(uneven, True, 1)
+    with pytest.raises(InputError, match="got 4 workers of 5 threads and 0 GPUs"):
+        actors._n_actors(two, False, 5)
+
+
 def test_errors_travel() -> None:
     class LocalError(Exception):
         pass
@@ -188,6 +241,55 @@ def cli_merge(runs: list[Path], out: Path, **settings: Any) -> None:
     check_shards(folders)
     merge(Toy(ToyConfig(**(settings or SETTINGS))), folders, RunFolder(out))
     run_toy(out, shard=NO_PART, **(settings or SETTINGS))
+
+
+def test_more_shards_than_there_is_work_merge(tmp_path: Path) -> None:
+    """One that had nothing to measure knows no device; the order of the folders is free."""
+    for i in (1, 2, 3):
+        run_toy(tmp_path / f"{i}", shard=(i, 3), n_units=2)
+    assert RunFolder(tmp_path / "3").provenance["environment"]["device"] is None
+    cli_merge([tmp_path / name for name in "312"], tmp_path / "merged", n_units=2)
+    merged = RunFolder(tmp_path / "merged")
+    assert merged.has("report.json")
+    assert str(merged.provenance["environment"]["device"]).startswith("CPU with")
+
+
+def test_merging_runs_no_code_that_a_folder_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own.py").write_text(OWN, "utf-8")
+    kind = load_experiment(str(tmp_path / "own.py"))
+    runner.run(kind(kind.Config()), tmp_path / "a", shard=(1, 1))
+    (tmp_path / "own.py").write_text("raise SystemExit('it ran')", "utf-8")
+    words = ["hooked-alm", "merge", str(tmp_path / "a"), "--out", str(tmp_path / "m")]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+    assert f"Add --experiment {tmp_path / 'own.py'}, if you trust it" in capsys.readouterr().err
+    (tmp_path / "own.py").write_text(OWN, "utf-8")
+    monkeypatch.setattr("sys.argv", [*words, "--experiment", str(tmp_path / "own.py")])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert not caught.value.code
+    assert RunFolder(tmp_path / "m").read_table("rows")["number"].tolist() == [0, 1, 2]
+
+
+def test_a_run_stays_on_its_kind_of_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_toy(tmp_path / "run", shard=(1, 2), n_units=2)
+    monkeypatch.setattr(worker, "device_kind", lambda config: "NVIDIA H200")
+    with pytest.raises(InputError, match="got NVIDIA H200 to compute on, expected CPU with"):
+        run_toy(tmp_path / "run", n_units=2)
+    assert len(units(tmp_path / "run")) == 1
+
+
+def test_a_claim_of_a_living_worker_stays(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with folder.claim("x") as is_ours:
+        assert is_ours
+        folder.forget_claims()
+        assert folder.claimed() == ["x"]
+    assert folder.claimed() == []
 
 
 def test_chains_stay_in_one_shard() -> None:
@@ -242,7 +344,7 @@ def test_ray_makes_the_same_bytes_and_leaves_nothing_behind(
     """Nobody else hears the session; a worker that is killed is replaced."""
     (home := tmp_path / "home").mkdir()
     driver = start(_run_at_home, home, out := tmp_path / "run")
-    wait_for(lambda: len(events(out, "unit")) >= 3)
+    wait_for(lambda: len(events(out, "unit")) >= 3, seconds=200)  # of a busy machine
     family = psutil.Process(driver.pid).children(recursive=True)
     heard = [one.laddr.ip for some in family for one in some.net_connections("tcp")]
     assert {ip.removeprefix("::ffff:") for ip in heard} == {"127.0.0.1"}
@@ -361,38 +463,6 @@ def test_options_that_do_not_fit(
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
-
-
-OWN = '''
-"""An experiment of a user's own, whose units hold a class of its file."""
-
-from dataclasses import dataclass
-
-from hooked_alm.experiments.workbench.experiment import Experiment, Unit, UnitResult
-from hooked_alm.experiments.workbench.settings import ExperimentConfig
-
-
-@dataclass(frozen=True)
-class Work:
-    number: int
-
-
-class Own(Experiment[ExperimentConfig]):
-    name, title, question, Config = "own", "Own", "Does it travel?", ExperimentConfig
-    tables = {"rows": "a number"}
-
-    def identify(self):
-        return {"model": {"blocks": 1}}
-
-    def units(self):
-        return [Unit(f"u{number}", Work(number)) for number in range(3)]
-
-    def measure(self, unit):
-        return UnitResult({"rows": [{"number": unit.payload.number}]})
-
-    def page(self, page, run):
-        page.section("Rows")
-'''
 
 
 def test_an_experiment_of_a_users_own_file_travels(tmp_path: Path) -> None:

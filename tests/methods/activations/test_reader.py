@@ -232,3 +232,20 @@ def test_it_opens_in_another_process(reader: ActivationReader) -> None:
     reader.read("p", [0])
     again = pickle.loads(pickle.dumps(reader))
     assert torch.equal(again.read("q", range(N)), reader.read("q", range(N)))
+
+
+def test_rows_may_be_flags_and_nothing_else_is_guessed_at(reader: ActivationReader) -> None:
+    flags = reader.column("speaker") == "speaker1"
+    wanted = flags.nonzero()[0]
+    assert 0 < len(wanted) < N
+    assert torch.equal(reader.read("p", flags), reader.read("p", wanted))
+    (by_flag,) = numbers(reader.epoch("p", N, rows=flags))
+    (by_number,) = numbers(reader.epoch("p", N, rows=wanted))
+    assert by_flag == by_number
+    assert sorted(by_flag) == wanted.tolist()
+    assert reader.split("clip", 0.3, rows=flags)[0].tolist() == (
+        reader.split("clip", 0.3, rows=wanted)[0].tolist()
+    )
+    for wrong in (np.array([0.9, 1.7]), np.ones(3, bool), [[0]], np.array(["a"])):
+        with pytest.raises(InputError, match="or a flag for each"):
+            reader.read("p", wrong)
