@@ -18,6 +18,7 @@ from hf_reference import with_positions
 from hooked_alm import ConversionError, HookedALM, InputError
 from hooked_alm.checkpoint import SafetensorsCheckpoint
 from hooked_alm.converters import load_model
+from hooked_alm.converters.devices import Destinations
 from hooked_alm.converters.families import qwen2_audio
 from hooked_alm.converters.rules import Drop, Lora, Rename, Split, fill, plan
 from tiny import (
@@ -544,7 +545,7 @@ def test_fused_rows_go_to_their_parameters(gqa: HookedALM, tmp_path: Path) -> No
                                  for n, size in (("q", 4), ("k", 2), ("v", 1))})  # fmt: skip
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     found = plan(checkpoint, rules, shapes)
-    fill(model, gqa.cfg, checkpoint, found)
+    fill(model, gqa.cfg, checkpoint, found, Destinations({"": "cpu"}))
     rows = [model[name].weight for name in "qkv"]
     assert torch.equal(torch.cat([row.detach() for row in rows]), tensors["fused"])
     assert {row.untyped_storage().nbytes() for row in rows} == {32, 16, 8}
@@ -568,7 +569,8 @@ def test_updates_are_added_on_loading(gqa: HookedALM, tmp_path: Path) -> None:
         return SafetensorsCheckpoint(tmp_path)
 
     checkpoint = stored(w=w, a=a, b=b)
-    fill(model, gqa.cfg, checkpoint, plan(checkpoint, rules, shapes))
+    found = plan(checkpoint, rules, shapes)
+    fill(model, gqa.cfg, checkpoint, found, Destinations({"": "cpu"}))
     assert torch.equal(model["x"].weight.detach(), w + (b @ a) * 3.0)
     with pytest.raises(ConversionError, match="a has no factor B beside it"):
         plan(stored(w=w, a=a), rules, shapes)
