@@ -110,8 +110,8 @@ def load_model(
             tensor that does not fit.
         InputError: no such folder or id, or an option with a wrong value.
     """
-    devices = _devices(device, device_map)
-    read_max_memory(max_memory, devices)
+    # Before anything is read.
+    read_max_memory(max_memory, _devices(device, device_map))
     _offload_folder(offload_folder)
     _check_machine(attn_implementation)
     layout = lay_out(
@@ -124,7 +124,8 @@ def load_model(
     )
     return load_weights(
         layout,
-        device_map=devices,
+        device=device,
+        device_map=device_map,
         max_memory=max_memory,
         offload_folder=offload_folder,
         merge_lora=merge_lora,
