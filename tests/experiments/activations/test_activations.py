@@ -285,13 +285,14 @@ def test_a_disk_without_room_is_refused(
     needed = toy.planned().n_bytes(range(3))
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(needed))
-    toy.check_room(tmp_path / "run")
+    toy.check_room(tmp_path / "run", None)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(needed - 1))
+    toy.check_room(tmp_path / "run", (1, 3))  # a shard of the run needs less
     message = r"storing activations in .*run: got a disk with .* free, expected .* for 3 shards"
     with pytest.raises(InputError, match=message):
-        toy.check_room(tmp_path / "run")
+        toy.check_room(tmp_path / "run", None)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0))
-    toy.check_room(finished.path)
+    toy.check_room(finished.path, None)
     assert not (tmp_path / "run").exists()
 
 

@@ -628,10 +628,11 @@ def test_known_defects_are_in_every_result() -> None:
     experiment = EmotionConflict(EmotionConflictConfig(variant="seed"))
     defects = experiment.known_defects()
     assert defects.keys() >= {"C1", "C3", "C8"}
-    record = result("zh_sad_strong__conflict", variant="seed").record
+    (record,) = result("zh_sad_strong__conflict", variant="seed").record["runs"]
     assert record["variant"] == "seed"
     assert record["known_defects"] == sorted(defects)
-    assert result("zh_sad_strong__conflict").record["known_defects"] == []
+    (record,) = result("zh_sad_strong__conflict").record["runs"]
+    assert record["known_defects"] == []
 
 
 @by_engine
@@ -680,8 +681,9 @@ def test_c8_a_label_minus_itself_is_zero() -> None:
         assert {row["delta"] for row in done.tables["delta"]} == {0.0}
         assert len(done.tables["delta"]) == N_BLOCKS + 1
         assert done.tables["runs"][0]["delta_final"] == 0.0
-        assert set(done.record["delta_logit_by_depth"]) == {0.0}
-        assert done.record["delta_logit_by_text_layer"] == [0.0] * N_BLOCKS
+        (record,) = done.record["runs"]
+        assert set(record["delta_logit_by_depth"]) == {0.0}
+        assert record["delta_logit_by_text_layer"] == [0.0] * N_BLOCKS
         matched = result(f"{clip}__consistent")
         assert abs(matched.tables["runs"][0]["delta_final"]) > 1
 

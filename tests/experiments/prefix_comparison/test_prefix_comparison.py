@@ -180,6 +180,8 @@ def test_a_tuned_lens_in_the_logit_lens_place(code: tuple[Path, Path], tmp_path:
     )
     hashes = [one.identify()["tuned_lens"]["params_sha256"] for one in (untrained, moved)]
     assert hashes[0] != hashes[1]
+    untrained.load()
+    moved.load()
     same = untrained.measure(untrained.units()[0])
     assert to_json(asdict(same)) == to_json(asdict(expected))  # as text, NaN equals NaN
     found = moved.measure(moved.units()[0])
@@ -564,6 +566,7 @@ def test_a_unit_holds_what_it_says(code: tuple[Path, Path], tmp_path: Path) -> N
     for budget in (least, 2 * least, 2**29):
         ours = experiment(code[0], file, max_bytes=budget)
         assert ours.identify()["holds_most"]["item"] == "he-0"
+        ours.load()
         peaks[budget] = peak_bytes(lambda one=ours: one.measure(one.units()[0]))
         assert peaks[budget] <= budget + block
     assert peaks[least] < 0.5 * peaks[2**29]
