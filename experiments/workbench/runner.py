@@ -111,7 +111,7 @@ def _start(
     _warn_of_defects(experiment.known_defects())
     if resumes:
         _warn_of_other_versions(folder, environment)
-    folder.log("resume" if resumes else "start")
+    folder.log("resume" if resumes else "start", done=len(folder.done()))
 
 
 def _check_device(folder: RunFolder, device: str | None) -> None:
