@@ -1,9 +1,14 @@
 """Rows of activations that no model made, for tests of what keeps and reads them."""
 
+import time
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 
 from hooked_alm.methods.activations.rows import ActivationRows
+from hooked_alm.methods.activations.writer import ActivationWriter
 
 WIDTHS = {"p": 3, "q": 10}
 
@@ -31,3 +36,27 @@ def rows(
         "speaker": texts("speaker", clip % n_speakers),
     }  # fmt: skip
     return ActivationRows("module", values, {"p": (3,), "q": (2, 5)}, index)
+
+
+SIZES = (7, 4, 0, 9)
+"""Rows of each shard."""
+BATCHES = [(sum(SIZES[:i]), n) for i, n in enumerate(SIZES)]
+
+
+def collect(batch: tuple[int, int]) -> ActivationRows:
+    return rows(batch[1], first=batch[0])
+
+
+def written(folder: Path, dtype: Any = "float16") -> Path:
+    ActivationWriter(folder, dtype=dtype, about={"model": "m"}).write_all(BATCHES, collect)
+    return folder
+
+
+def write_slowly(folder: str) -> None:
+    """The store, with its shards some time apart."""
+
+    def slow(batch: tuple[int, int]) -> ActivationRows:
+        time.sleep(0.2)
+        return collect(batch)
+
+    ActivationWriter(folder, dtype="float16", about={"model": "m"}).write_all(BATCHES, slow)

@@ -20,6 +20,7 @@ from hooked_alm.experiments.workbench.controls import Control, at_most
 from hooked_alm.experiments.workbench.executors import Executor
 from hooked_alm.experiments.workbench.experiment import Experiment, Unit, UnitResult
 from hooked_alm.experiments.workbench.page import Page
+from hooked_alm.experiments.workbench.ray_executor import RayActors
 from hooked_alm.experiments.workbench.results import Results
 from hooked_alm.experiments.workbench.run_folder import RunFolder
 from hooked_alm.experiments.workbench.settings import ExperimentConfig
@@ -164,3 +165,10 @@ def run_toy(
 ) -> RunFolder:
     """Runs the toy; also in a process of its own."""
     return runner.run(Toy(ToyConfig(**settings)), out, executor=executor, shard=shard)
+
+
+def run_toy_at_home(home: Path, out: Path, **settings: Any) -> None:
+    """Runs the toy on Ray, by somebody whose home and temporary files are in a folder."""
+    os.environ["HOME"] = str(home)
+    os.environ["TMPDIR"] = str(home)
+    run_toy(out, executor=RayActors(2), **settings)

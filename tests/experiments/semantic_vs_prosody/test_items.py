@@ -23,7 +23,7 @@ from hooked_alm.experiments.semantic_vs_prosody.items import (
     like_in_labels,
     read_items,
 )
-from hooked_alm.experiments.workbench.runner import FILE_NAME_SAFE
+from hooked_alm.experiments.workbench.work import FILE_NAME_SAFE
 
 RATE = 16_000
 COLUMNS = ("path", "semantic_label", "prosody_label", "speaker", "text")

@@ -24,7 +24,7 @@ from hooked_alm.experiments.workbench.run_folder import RunFolder
 from hooked_alm.experiments.workbench.status import status_lines
 from hooked_alm.experiments.workbench.work import NO_PART, share
 from stopped_runs import kill, needs_kill, results, start, units, wait_for
-from workbench_toy import Toy, ToyConfig, run_toy
+from workbench_toy import Toy, ToyConfig, run_toy, run_toy_at_home
 
 FREE = ("recording.wav", "lock")
 SETTINGS: dict[str, Any] = {"n_units": 14, "delay_s": 0.15, "chains": True}
@@ -343,7 +343,7 @@ def test_ray_makes_the_same_bytes_and_leaves_nothing_behind(
 ) -> None:
     """Nobody else hears the session; a worker that is killed is replaced."""
     (home := tmp_path / "home").mkdir()
-    driver = start(_run_at_home, home, out := tmp_path / "run")
+    driver = start(run_toy_at_home, home, out := tmp_path / "run", **SETTINGS)
     wait_for(lambda: len(events(out, "unit")) >= 3, seconds=200)  # of a busy machine
     family = psutil.Process(driver.pid).children(recursive=True)
     heard = [one.laddr.ip for some in family for one in some.net_connections("tcp")]
@@ -355,12 +355,6 @@ def test_ray_makes_the_same_bytes_and_leaves_nothing_behind(
     assert results(out, *FREE) == serial
     assert all(map(is_gone, pids(out)))
     assert {path.name for path in home.iterdir()} <= {".cache", ".config"}  # matplotlib's
-
-
-def _run_at_home(home: Path, out: Path) -> None:
-    os.environ["HOME"] = str(home)
-    os.environ["TMPDIR"] = str(home)
-    run_toy(out, executor=RayActors(2), **SETTINGS)
 
 
 # --- Real experiments

@@ -3,7 +3,6 @@
 import errno
 import itertools
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -18,25 +17,13 @@ import torch
 from safetensors.torch import load_file
 
 import hooked_alm
-from activation_rows import rows
+from activation_rows import BATCHES, collect, rows, write_slowly, written
 from hooked_alm.errors import InputError
 from hooked_alm.methods.activations import store
 from hooked_alm.methods.activations.reader import ActivationReader
 from hooked_alm.methods.activations.rows import DTYPES, ActivationRows
 from hooked_alm.methods.activations.writer import ActivationWriter
-
-SIZES = (7, 4, 0, 9)
-"""Rows of each shard."""
-BATCHES = [(sum(SIZES[:i]), n) for i, n in enumerate(SIZES)]
-
-
-def collect(batch: tuple[int, int]) -> ActivationRows:
-    return rows(batch[1], first=batch[0])
-
-
-def written(folder: Path, dtype: Any = "float16") -> Path:
-    ActivationWriter(folder, dtype=dtype, about={"model": "m"}).write_all(BATCHES, collect)
-    return folder
+from stopped_runs import start
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -90,7 +77,7 @@ class Killed(BaseException):
 def test_stopped_before_or_after_any_write_it_ends_with_the_same_bytes(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    n_writes = 2 * len(SIZES) + 1
+    n_writes = 2 * len(BATCHES) + 1
     write = store.write_atomic
     for stop, is_after in itertools.product(range(1, n_writes + 1), (False, True)):
         folder, calls = tmp_path / f"{stop} {is_after}", itertools.count(1)
@@ -125,30 +112,19 @@ def test_stopped_before_or_after_any_write_it_ends_with_the_same_bytes(
         assert files(written(folder)) == files(whole), (stop, is_after)
 
 
-def write_slowly(folder: str) -> None:
-    """The store, with its shards some time apart."""
-
-    def slow(batch: tuple[int, int]) -> ActivationRows:
-        time.sleep(0.01)
-        return collect(batch)
-
-    ActivationWriter(folder, dtype="float16", about={"model": "m"}).write_all(BATCHES, slow)
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_killed_processes(whole: Path, tmp_path: Path) -> None:
     """``kill -9``, at moments all over the run, each resumed from what the one before left."""
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload([__name__, "hooked_alm.methods.activations.writer"])
     ended = []
     for i in range(5):
         folder = tmp_path / f"store{i % 2}"
-        process = processes.Process(target=write_slowly, args=(str(folder),))
-        process.start()
+        process = start(write_slowly, str(folder))
         deadline = time.monotonic() + 60
-        while not folder.exists() and process.is_alive() and time.monotonic() < deadline:
+        # Of a whole shard two files are left; the one at work has a name of its own.
+        while len([*folder.glob("shards/*")]) < i and time.monotonic() < deadline:
+            if not process.is_alive():
+                break
             time.sleep(0.0005)
-        time.sleep(0.006 * (i + 1))
         process.kill()
         process.join()
         ended.append(process.exitcode)
