@@ -49,6 +49,11 @@ Model = Annotated[
     ),
 ]
 Run = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
+ModelName = Annotated[
+    str | None, typer.Option(help="Folder, id or bundled:NAME.", autocompletion=_models)
+]
+Out = Annotated[Path | None, typer.Option(help="Run folder; default runs/...")]
+SettingsFile = Annotated[Path | None, typer.Option(help="Settings in a YAML file.")]
 Setting = Annotated[
     list[str] | None,
     typer.Option(
@@ -132,12 +137,10 @@ def run(
             autocompletion=_experiments,
         ),
     ],
-    model: Annotated[
-        str | None, typer.Option(help="Folder, id or bundled:NAME.", autocompletion=_models)
-    ] = None,
+    model: ModelName = None,
     audio: Annotated[str | None, typer.Option(help="Your own recordings: a folder or CSV.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/...")] = None,
-    config: Annotated[Path | None, typer.Option(help="Settings in a YAML file.")] = None,
+    out: Out = None,
+    config: SettingsFile = None,
     setting: Setting = None,
     executor: ExecutorName = "serial",
     workers: WorkerCount = None,
@@ -437,11 +440,9 @@ def activations(
     manifest: Annotated[
         str | None, typer.Option(help="Your clips: a table with the column path, or a folder.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Folder, id or bundled:NAME.", autocompletion=_models)
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/...")] = None,
-    config: Annotated[Path | None, typer.Option(help="Settings in a YAML file.")] = None,
+    model: ModelName = None,
+    out: Out = None,
+    config: SettingsFile = None,
     setting: Setting = None,
     executor: ExecutorName = "serial",
     workers: WorkerCount = None,

@@ -16,14 +16,13 @@ import argparse
 import itertools
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from bench_forward import make_checkpoint, prompt
+from bench_forward import make_checkpoint, paired_times, prompt, shown
 
 from hooked_alm import ActivationReader, ActivationWriter, HookedALM
 from hooked_alm.methods.activations.collect import rows_of
@@ -37,20 +36,10 @@ def paired_throughput(
     ours: Callable[[], object], bare: Callable[[], object], n: int, n_bytes: int
 ) -> str:
     """Median of bare / ours in seconds over alternating calls, with its 95 % interval."""
-    for call in (ours, bare):
-        call()
-    times = np.empty((n, 2))
-    for pair in range(n):
-        for which in (0, 1) if pair % 2 else (1, 0):
-            start = time.perf_counter()
-            (ours, bare)[which]()
-            times[pair, which] = time.perf_counter() - start
-    ratios = times[:, 1] / times[:, 0]
-    draws = np.random.default_rng(0).choice(ratios, (2000, n))
-    low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
+    times = paired_times(ours, bare, n)
     rates = n_bytes / np.median(times, axis=0) / 1e6
     return (
-        f"{np.median(ratios):.3f} [{low:.3f}, {high:.3f}]   "
+        f"{shown(times[:, 1] / times[:, 0])}   "
         f"({rates[0]:.0f} MB/s against {rates[1]:.0f} MB/s, {n} pairs)"
     )
 

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_sweeps import median_and_interval, runs_timed
+from bench_forward import median_and_interval
+from bench_sweeps import runs_timed
 from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
 
 from hooked_alm import ALMInput, HookedALM

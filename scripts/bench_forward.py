@@ -75,8 +75,8 @@ def prompt(model: HookedALM, n_pos: int) -> ALMInput:
     )
 
 
-def paired_ratio(ours: Callable[[], object], theirs: Callable[[], object], n: int) -> str:
-    """Median of ours / theirs over alternating calls, with its 95 % bootstrap interval."""
+def paired_times(ours: Callable[[], object], theirs: Callable[[], object], n: int) -> np.ndarray:
+    """Seconds ``[pair, ours or theirs]`` of alternating calls, behind one of each."""
     for call in (ours, theirs):
         call()
     times = np.empty((n, 2))
@@ -86,12 +86,28 @@ def paired_ratio(ours: Callable[[], object], theirs: Callable[[], object], n: in
             start = time.perf_counter()
             (ours, theirs)[which]()
             times[pair, which] = time.perf_counter() - start
-    ratios = times[:, 0] / times[:, 1]
-    draws = np.random.default_rng(0).choice(ratios, (2000, n))
-    low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
+    return times
+
+
+def median_and_interval(ratios: np.ndarray) -> tuple[float, list[float]]:
+    """Median, and its 95 % bootstrap interval."""
+    draws = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
+    ends = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
+    return float(np.median(ratios)), [float(end) for end in ends]
+
+
+def shown(ratios: np.ndarray) -> str:
+    """``median [low, high]``."""
+    median, (low, high) = median_and_interval(ratios)
+    return f"{median:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def paired_ratio(ours: Callable[[], object], theirs: Callable[[], object], n: int) -> str:
+    """Median of ours / theirs over alternating calls, with its 95 % bootstrap interval."""
+    times = paired_times(ours, theirs, n)
     median = np.median(times, axis=0) * 1000
     return (
-        f"{np.median(ratios):.3f} [{low:.3f}, {high:.3f}]   "
+        f"{shown(times[:, 0] / times[:, 1])}   "
         f"({median[0]:.1f} ms against {median[1]:.1f} ms, {n} pairs)"
     )
 

@@ -49,6 +49,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from bench_forward import median_and_interval
 from sweep_peers import METRIC, N_BEFORE, PEERS, Cell, HuggingFace, Models, Sizes, made_peers
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.utils import logging as transformers_logging
@@ -185,13 +186,6 @@ def runs_timed(device: str) -> Iterator[list[float]]:
 
     with mock.patch.object(Measurement, "__init__", timed):
         yield watch.seconds["runs"]
-
-
-def median_and_interval(ratios: np.ndarray) -> tuple[float, list[float]]:
-    """Median, and its 95 % bootstrap interval."""
-    draws = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
-    ends = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
-    return float(np.median(ratios)), [float(end) for end in ends]
 
 
 class _Operations(TorchDispatchMode):

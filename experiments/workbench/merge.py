@@ -16,7 +16,7 @@ SAME_ROUNDING = ("python", "torch", "transformers", "transformer-lens", "numpy",
 
 
 def check_shards(runs: Sequence[RunFolder]) -> dict[str, Any]:
-    """What is known of the run that all folders are shards of: the first one's ``run.json``.
+    """What is known of the run that all folders are shards of: one's ``run.json``.
 
     Raises:
         InputError: folders of several runs, or made with other versions or kinds of devices.
@@ -61,6 +61,7 @@ def merge(experiment: Experiment[Any], runs: Sequence[RunFolder], out: RunFolder
         InputError: see `check_shards`; a damaged unit, or two shards that have different results
             of one unit.
     """
+    about = check_shards(runs)
     units = [(run, unit_id) for run in runs for unit_id in sorted(run.done())]
     made: dict[str, Path] = {}
     for run, unit_id in units:
@@ -71,7 +72,6 @@ def merge(experiment: Experiment[Any], runs: Sequence[RunFolder], out: RunFolder
             for path in sorted((run.path / folder).rglob("*")):
                 if path.is_file() and path.name[0] != ".":
                     _claim_name(made, path.relative_to(run.path).as_posix(), run)
-    about = check_shards(runs)
     out.check({key: about.get(key) for key in IDENTITY})
     with out.lock():
         out.start(about)

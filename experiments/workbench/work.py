@@ -6,6 +6,7 @@ import random
 import re
 import socket
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,10 +45,10 @@ def checked(units: Sequence[Unit]) -> Sequence[Unit]:
     """
     ids = [unit.id for unit in units]
     # Two names that differ in case only are one file on some systems.
-    seen: set[str] = set()
-    twice = {i for i in ids if i.casefold() in seen or seen.add(i.casefold())}  # type: ignore[func-returns-value]
-    bad = {unit_id for unit_id in ids if not FILE_NAME_SAFE.fullmatch(unit_id)} | twice
+    count = Counter(unit_id.casefold() for unit_id in ids)
+    bad = {unit_id for unit_id in ids if not FILE_NAME_SAFE.fullmatch(unit_id)}
     bad |= {unit_id for unit_id in ids if len(unit_id.encode()) > LONGEST_ID}
+    bad |= {unit_id for unit_id in ids if count[unit_id.casefold()] > 1}
     if bad or not units:
         raise InputError(
             f"listing the units of work: got {sorted(bad)[:20] or 'none'}, expected unique ids of "

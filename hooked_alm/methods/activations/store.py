@@ -13,10 +13,10 @@ with one is a whole store. All bytes follow from the rows and the settings alone
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,6 +29,7 @@ from ...storage import FilePath, expanded, write_atomic
 from .rows import DTYPES, ActivationRows, StoreDtype
 from .selection import RowKind, width_of
 
+T = TypeVar("T", int, str)
 CARD, SHARDS = "store.json", "shards"
 FORMAT = "hooked_alm activations 1"
 _KEY = b"hooked_alm"
@@ -264,17 +265,10 @@ def check_sizes(folder: Path, number: int, record: ShardRecord) -> None:
     Raises:
         InputError: it is so.
     """
-    files = {
-        tensor_file(folder, number): record.tensor_bytes,
-        index_file(folder, number): record.index_bytes,
-    }
-    for path, expected in files.items():
-        try:
-            size = path.stat().st_size
-        except OSError as error:
-            raise _damaged(path, error.strerror or "no file") from None
-        if size != expected:
-            raise _damaged(path, f"{size} bytes, expected {expected}")
+    sizes = record.tensor_bytes, record.index_bytes
+    for path, found, expected in _found(folder, number, sizes, lambda path: path.stat().st_size):
+        if found != expected:
+            raise _damaged(path, f"{found} bytes, expected {expected}")
 
 
 def check_hashes(folder: Path, number: int, record: ShardRecord) -> None:
@@ -283,18 +277,28 @@ def check_hashes(folder: Path, number: int, record: ShardRecord) -> None:
     Raises:
         InputError: it is so.
     """
-    files = {
-        tensor_file(folder, number): record.tensor_sha256,
-        index_file(folder, number): record.index_sha256,
-    }
-    for path, expected in files.items():
-        try:
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise _damaged(path, error.strerror or "no file") from None
+    hashes = record.tensor_sha256, record.index_sha256
+    for path, found, expected in _found(folder, number, hashes, _sha256):
         if found != expected:
             raise _damaged(path, "other bytes than were written")
+
+
+def _found(
+    folder: Path, number: int, expected: tuple[T, T], look: Callable[[Path], T]
+) -> Iterator[tuple[Path, T, T]]:
+    """Both files of a shard, what is found of each, and what is expected."""
+    for path, one in zip((tensor_file(folder, number), index_file(folder, number)), expected,
+                         strict=True):  # fmt: skip
+        try:
+            found = look(path)
+        except OSError as error:
+            raise _damaged(path, error.strerror or "no file") from None
+        yield path, found, one
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _damaged(path: Path, what: str) -> InputError:
