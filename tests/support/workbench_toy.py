@@ -43,6 +43,7 @@ class ToyConfig(ExperimentConfig):
     interrupt_at: int | None = None
     fails_at: int | None = None
     dies_at: int | None = None
+    stays_at: int | None = None
     chains: bool = False
     audio: str | None = None
     lens: Lens = Lens()
@@ -113,7 +114,7 @@ class Toy(Experiment[ToyConfig]):
         return [Unit(f"zh_sad_{n}", n, after=chains.get(n)) for n in numbers]
 
     def measure(self, unit: Unit) -> UnitResult:
-        time.sleep(self.config.delay_s)
+        time.sleep(600 if unit.payload == self.config.stays_at else self.config.delay_s)
         if unit.payload == self.config.interrupt_at and Toy.interrupts:
             raise KeyboardInterrupt
         if unit.payload == self.config.fails_at:
