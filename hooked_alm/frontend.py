@@ -53,6 +53,9 @@ class FrontEnd(nn.Module, ABC):
     reads_padding: bool = True
     """Whether embeddings of a clip can depend on the encoder's states beyond its end, also where
     nothing attends to these."""
+    depends_on_longest: bool = False
+    """Whether embeddings of a clip depend on the longest that is encoded together with it, by more
+    than rounding, as in the published code."""
     is_memory: bool = False
     """Whether cross-attention reads a clip, one for each prompt, of which it fills no position."""
     argument_prefix: str = ""

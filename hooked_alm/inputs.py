@@ -7,6 +7,7 @@ slicing along the batch) and carries the audio along.
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .axes import TokenIds
 from .config import check_device
@@ -207,6 +209,58 @@ class ALMInput(Shown):
             memory=None if self.memory is None else self.memory[pick.to(self.memory.device)],
             clips=tuple(clip for clip, _ in clips),
             clip_rows=tuple(row for _, row in clips),
+        )
+
+    @classmethod
+    def joined(cls, inputs: Sequence["ALMInput"], pad: int = 0) -> "ALMInput":
+        """Inputs of one model as one left-padded batch, their rows in order.
+
+        Clips are then encoded together: where the front-end's ``depends_on_longest`` holds, which
+        is so in three published models, that changes what becomes of the shorter ones.
+
+        Args:
+            inputs: one or more.
+            pad: id that stands at new pads; any that stands for no audio.
+
+        Raises:
+            InputError: none, or inputs of different kinds: some with a second stream, a memory or
+                three position axes where others have none.
+        """
+        kinds = {
+            (tuple((name, v.ndim) for name, v in one._per_position().items()), one.blank,
+             None if one.memory is None else one.memory.shape[1:])
+            for one in inputs
+        }  # fmt: skip
+        if len(kinds) != 1:
+            raise InputError(
+                f"joining {len(inputs)} inputs: got {len(kinds)} kinds of them, expected one. Give "
+                "inputs that one model prepared, with memories of one length or without."
+            )
+        width, first = max(one.shape[1] for one in inputs), inputs[0]
+        fill = {"tokens": pad, "text_tokens": pad}
+
+        def padded(one: "ALMInput", name: str) -> Tensor:
+            behind = (width - one.shape[1], 0)
+            value = one._per_position()[name].to(first.device)
+            return F.pad(value, behind, value=fill.get(name, 0))
+
+        starts = [*accumulate((len(one) for one in inputs), initial=0)]
+        memories = [one.memory for one in inputs if one.memory is not None]
+        tensors: dict[str, Any] = {
+            name: torch.cat([padded(one, name) for one in inputs], dim=-2)
+            for name in first._per_position()
+        }
+        return replace(
+            first,
+            **tensors,
+            spans=SpanMap.joined([one.spans for one in inputs], [len(one) for one in inputs]),
+            memory=torch.cat(memories) if memories else None,
+            clips=tuple(clip for one in inputs for clip in one.clips),
+            clip_rows=tuple(
+                start + row
+                for start, one in zip(starts, inputs, strict=False)
+                for row in one.clip_rows
+            ),
         )
 
     def _rows(self, index: object) -> list[int]:

@@ -138,6 +138,25 @@ class SpanMap:
         clips = [self.clips[row] for row in rows] if self.clips else ()
         return replace(self, ranges=picked, clips=clips)
 
+    @classmethod
+    def joined(cls, maps: Sequence["SpanMap"], n_rows: Sequence[int]) -> "SpanMap":
+        """Span maps of so many rows each, as of one left-padded batch."""
+        width = max(one.n_pos for one in maps)
+
+        def moved(ranges: Sequence[Range], by: int) -> list[Range]:
+            return [(start + by, stop + by) for start, stop in ranges]
+
+        names = dict.fromkeys(name for one in maps for name in one)
+        ranges: dict[str, list[list[Range]]] = {name: [] for name in names}
+        clips: list[list[list[Range]]] = []
+        for one, n in zip(maps, n_rows, strict=True):
+            by = width - one.n_pos
+            for name in names:
+                ranges[name] += [moved(row, by) for row in one.ranges.get(name, [()] * n)]
+            clips += [[moved(clip, by) for clip in row] for row in one.clips or [()] * n]
+        has_clips = any(one.clips for one in maps)
+        return replace(maps[0], ranges=ranges, n_pos=width, clips=clips if has_clips else ())
+
     def to_json(self) -> dict[str, Any]:
         """Plain lists of the ranges, to be saved with every result."""
         return {

@@ -79,6 +79,8 @@ class QwenAudioFrontEnd(FrontEnd):
     position of a clip depends on the length of the clips that are encoded together with it.
     """
 
+    depends_on_longest = True
+
     def __init__(self, config: QwenAudioConfig, markers: frozenset[int]) -> None:
         """Lay encoder and projector out; ``markers`` are the ids around a clip."""
         sizes: dict[str, Any] = config.audio or {}

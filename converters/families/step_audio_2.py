@@ -131,6 +131,8 @@ class StepAudio2FrontEnd(FrontEnd):
     encoded together with it.
     """
 
+    depends_on_longest = True
+
     def __init__(self, config: StepAudio2Config, markers: frozenset[int]) -> None:
         """Lay encoder and adapter out; ``markers`` are the ids around a chunk."""
         encoder = config.audio_encoder_config

@@ -78,7 +78,12 @@ class UltravoxProjector(nn.Module):
 
 
 class UltravoxFrontEnd(FrontEnd):
-    """Windows of at most 30 s, padded to the longest of the batch; the padding is masked."""
+    """Windows of at most 30 s, padded to the longest of the batch; the padding is masked.
+
+    What the encoder makes of the padding fills a clip's last stack, and depends on how much it is.
+    """
+
+    depends_on_longest = True
 
     def __init__(self, config: UltravoxConfig, markers: frozenset[int]) -> None:
         """Lay encoder and projector out; ``markers`` are the ids around a clip: there are none."""

@@ -28,7 +28,7 @@ from hooked_alm.methods.patching.metrics import LogitDiff, OnLogits
 from hooked_alm.methods.patching.patch import patch
 from hooked_alm.methods.patching.paths import path_patch
 from hooked_alm.points import Site
-from tolerances import FAST_ENGINE, OTHER_KERNEL
+from tolerances import ENCODER_BATCH, FAST_ENGINE, OTHER_KERNEL
 
 GREEDY = 6
 LAST = OnLogits(lambda logits: logits[:, -2:].flatten(1))
@@ -526,3 +526,30 @@ def test_sweeps_and_paths_equal_the_plain_loop(subjects: Subjects, name: str) ->
             for e in ("fast", "hooks")
         ]  # fmt: skip
         assert abs(results[0].values - results[1].values).max() < FAST_ENGINE[torch.float32]
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_joined_inputs_are_read_as_they_are_alone(subjects: Subjects, name: str) -> None:
+    """Of other lengths, with and without clips; rows taken from a batch join to the same batch."""
+    case = CASES[name]
+    model = subjects.hooked(case)
+    some, long, text = (model.encode(**batches(case)[what]) for what in BATCHES)
+    again = ALMInput.joined([some[0], some[1]])
+    for field in ("tokens", "attention_mask", "position_ids", "text_tokens"):
+        ours, theirs = getattr(again, field), getattr(some, field)
+        assert ours is theirs is None or torch.equal(ours, theirs)
+    assert (again.spans, again.clips, again.clip_rows) == (some.spans, some.clips, some.clip_rows)
+
+    together = ALMInput.joined([long, some, text])
+    assert len(together) == 5
+    together_run = run_ours(model, together)["logits"]
+    for first, x in ((0, long), (1, some), (3, text)):
+        rows = range(first, first + len(x))
+        moved = [together.spans.mask("audio")[row, -x.shape[1] :] for row in rows]
+        assert torch.equal(torch.stack(moved), x.spans.mask("audio"))
+        alone = run_ours(model, x)["logits"]
+        error = (together_run[rows, -x.shape[1] :] - alone)[x.attention_mask.bool()].abs().max()
+        is_shorter = x is some
+        is_changed = is_shorter and model.audio.depends_on_longest
+        assert (error > 0.01) if is_changed else (error < ENCODER_BATCH[torch.float32])
