@@ -76,6 +76,10 @@ ShardOf = Annotated[
     str | None,
     typer.Option(metavar="I/N", help="Measure part I of N alone; see hooked-alm merge."),
 ]
+AutoBatch = Annotated[
+    bool,
+    typer.Option("--auto-batch", help="Measure the largest batches that fit, and use them."),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what happens, unit by unit.")]
 Open = Annotated[bool, typer.Option("--open", help="Show report.html in the browser.")]
 Components = Annotated[
@@ -146,6 +150,7 @@ def run(
     workers: WorkerCount = None,
     ray_address: RayAddress = None,
     shard: ShardOf = None,
+    auto_batch: AutoBatch = False,
     show_settings: Annotated[
         bool,
         typer.Option("--show-settings", help="Print all settings with their meaning and stop."),
@@ -178,6 +183,9 @@ def run(
 
     how = _how(executor, workers, ray_address, shard)
     try:
+        if auto_batch:
+            out = out or runner.default_out(experiment.name, settings)
+            settings = _with_largest_batches(experiment(settings), out, shard, workers)
         if dry_run:
             where = RunFolder(out or runner.default_out(experiment.name, settings, how["shard"]))
             for line in lines_of_dry_run(experiment(settings), where, how["shard"]):
@@ -187,6 +195,23 @@ def run(
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     _conclude(folder, show)
+
+
+def _with_largest_batches(
+    experiment: Any, out: Path, shard: str | None, n_workers: int | None
+) -> Any:
+    """The settings with the batches that a run has begun with, or with the largest that fit."""
+    from .workbench.auto_batch import auto_batched
+    from .workbench.run_folder import RunFolder
+
+    if shard is not None:
+        raise InputError(
+            "running with --auto-batch and --shard: every shard would measure batches of its own. "
+            "Measure once, with --auto-batch --dry-run, and give each shard -s batch_size=..."
+        )
+    return auto_batched(
+        experiment, RunFolder(out), n_workers=n_workers or 1, say=lambda line: say(line, err=True)
+    )
 
 
 def _conclude(folder: Any, show: bool) -> None:
@@ -448,6 +473,7 @@ def activations(
     workers: WorkerCount = None,
     ray_address: RayAddress = None,
     shard: ShardOf = None,
+    auto_batch: AutoBatch = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say how many rows and bytes it would be, and stop.")
     ] = False,
@@ -471,10 +497,12 @@ def activations(
     settings = load_settings(
         StoreActivations.Config, file=config, options=options, words=setting or []
     )
+    how = _how(executor, workers, ray_address, shard)
+    where = out or runner.default_out(StoreActivations.name, settings, how["shard"])
+    if auto_batch:
+        settings = _with_largest_batches(StoreActivations(settings), where, shard, workers)
     experiment = StoreActivations(settings)
     say(*experiment.planned().lines())
-    how = _how(executor, workers, ray_address, shard)
-    where = out or runner.default_out(experiment.name, settings, how["shard"])
     experiment.check_room(where, how["shard"])
     if dry_run:
         return

@@ -5,13 +5,14 @@ speaker, by probes and dictionaries alike. The run folder has a store for each k
 ``activations/prompt`` of the decoder's points, ``activations/encoder`` of the audio encoder's.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from hooked_alm.errors import InputError
+from hooked_alm.inputs import AudioClip
 from hooked_alm.methods.activations.collect import rows_of
 from hooked_alm.methods.activations.rows import ActivationRows
 from hooked_alm.methods.activations.selection import RowKind
@@ -19,7 +20,9 @@ from hooked_alm.methods.activations.store import StoreCard, read_shard
 from hooked_alm.methods.activations.writer import ActivationWriter
 
 from ..materials.clips import described_table
+from ..materials.hearing import heard_alike
 from ..materials.subject import ModelExperiment, described
+from ..workbench.batches import bucketed
 from ..workbench.experiment import Unit, UnitResult
 from ..workbench.page import Page
 from ..workbench.run_folder import RunFolder
@@ -29,7 +32,6 @@ from .plan import (
     StoragePlan,
     check_room,
     clips_of,
-    cut,
     labels_of,
     plan_storage,
     prompts_of,
@@ -46,6 +48,7 @@ class StoreActivations(ModelExperiment[ActivationsConfig]):
     title = "Activations"
     question = "What is at these points of the model, at these spans of my clips?"
     Config = ActivationsConfig
+    schema_version = 2
     tables, controls = TABLES, CONTROLS
     caveats = CAVEATS
     leaves = ("activations",)
@@ -130,15 +133,25 @@ class StoreActivations(ModelExperiment[ActivationsConfig]):
 
     def measure(self, unit: Unit) -> UnitResult:
         """Runs the clips of a shard and writes their rows."""
-        plan, number = self.planned(), unit.payload
-        clips = plan.shards[number]
+        plan, number, config = self.planned(), unit.payload, self.config
+        clips, model = plan.shards[number], self.model
+        heard = {clip: read_clip(model, self.clips[clip], config) for clip in clips}
+        batches = bucketed(
+            [heard[clip].n_tokens for clip in clips],
+            config.batch_size,
+            config.batch_positions,
+            kinds=[heard_alike(model, [heard[clip]]) for clip in clips],
+        )
         parts: dict[RowKind, list[ActivationRows]] = {kind: [] for kind in plan.kinds}
-        for some in cut(clips, self.config.batch_size):
-            for kind, rows in self._rows(some).items():
-                parts[kind].append(rows.cast(self.config.kept_dtype))
+        ran: list[int] = []
+        for batch in batches:
+            some = [clips[i] for i in batch]
+            for kind, rows in self._rows({clip: heard[clip] for clip in some}, len(ran)).items():
+                parts[kind].append(rows.cast(config.kept_dtype))
+            ran += some
         shards, counted = [], []
         for kind in plan.kinds:
-            rows = ActivationRows.joined(parts.pop(kind))
+            rows = ActivationRows.joined(parts.pop(kind)).by_prompt(ran)
             record = self._writer(kind).write(number, rows)
             shards.append({
                 "shard": number, "kind": kind, "clips": len(clips), "rows": record.rows,
@@ -154,17 +167,25 @@ class StoreActivations(ModelExperiment[ActivationsConfig]):
             ]
         return UnitResult({"shards": shards, "clips": counted})
 
-    def _rows(self, numbers: Sequence[int]) -> dict[RowKind, ActivationRows]:
-        config = self.config
-        clips = [read_clip(self.model, self.clips[number], config) for number in numbers]
+    def _rows(
+        self, clips: Mapping[int, AudioClip], first_prompt: int = 0
+    ) -> dict[RowKind, ActivationRows]:
+        """Rows of one forward, of clips by their numbers."""
         return rows_of(
             self.model,
-            prompts_of(self.model, clips, config),
+            prompts_of(self.model, [*clips.values()], self.config),
             self.planned().points,
-            config.spans,
-            labels={name: [texts[i] for i in numbers] for name, texts in self.labels.items()},
-            first_prompt=numbers[0],
+            self.config.spans,
+            labels={name: [texts[i] for i in clips] for name, texts in self.labels.items()},
+            first_prompt=first_prompt,
         )
+
+    def try_batch(self, size: int) -> int:
+        """See `TriesBatches`."""
+        longest = sorted(range(len(self.clips)), key=lambda i: -self.clips[i].seconds)[:size]
+        read = {i: read_clip(self.model, self.clips[i], self.config) for i in longest}
+        self._rows(read)
+        return len(longest)
 
     def _store(self, kind: RowKind) -> Path:
         return self.folder.inside(f"activations/{kind}/store.json").parent

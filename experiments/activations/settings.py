@@ -8,11 +8,11 @@ from hooked_alm.errors import HookNameError
 from hooked_alm.methods.activations.rows import StoreDtype
 from hooked_alm.methods.activations.selection import select_names
 
-from ..workbench.batches import BatchSize, UnitBatches
-from ..workbench.settings import ExperimentConfig, Truncate
+from ..workbench.batches import BatchedConfig, BatchSize, UnitBatches
+from ..workbench.settings import Truncate
 
 
-class ActivationsConfig(ExperimentConfig):
+class ActivationsConfig(BatchedConfig):
     """Which clips, which points of the model, at which spans, and how they are kept."""
 
     KNOWN_WITH: ClassVar = ()

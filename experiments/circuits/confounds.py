@@ -1,6 +1,7 @@
 """What else than its answer may tell a pair's clips apart; see `materials.confounds`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -10,22 +11,38 @@ from ..materials.confounds import Confound, confounds
 from ..materials.pairs import Pair
 
 
-def answering_clips(pairs: Sequence[Pair]) -> pd.DataFrame:
+def answering_clips(pairs: Sequence[Pair]) -> list[ClipFile]:
+    """The clips that tell a pair's prompts apart, each once, named by their number too.
+
+    Raises:
+        InputError: one that cannot be decoded.
+    """
+    paths = dict.fromkeys(path for *_, path in _wanted(pairs))
+    clips = [open_clip(ClipFile, path, where=str(path), cells={}) for path in paths]
+    return [replace(clip, name=f"{n:05d}-{clip.name}") for n, clip in enumerate(clips)]
+
+
+def clip_table(
+    pairs: Sequence[Pair], clips: Sequence[ClipFile], sounds: pd.DataFrame
+) -> pd.DataFrame:
     """A row for every clip of a contrast and answer that it calls for, as measured.
 
     Prompts that share their clips are told apart by words alone, and have none.
     """
+    measured = manifest(clips, sounds).to_dict("records")
+    by_path = {clip.path: row for clip, row in zip(clips, measured, strict=True)}
+    rows = [{"contrast": name, "answer": a, **by_path[p]} for name, a, p in _wanted(pairs)]
+    return pd.DataFrame(rows, columns=None if rows else ["contrast", "answer"])
+
+
+def _wanted(pairs: Sequence[Pair]) -> list[tuple[str, str, Path]]:
+    """Contrast, answer and clip, each once."""
     wanted: dict[tuple[str, str, Path], None] = {}
     for pair in pairs:
         if pair.base.audio != pair.donor.audio:
             for side, answer in zip((pair.base, pair.donor), pair.answers, strict=True):
                 wanted |= dict.fromkeys((pair.contrast, answer, path) for path in side.audio)
-    paths = list(dict.fromkeys(path for *_, path in wanted))
-    clips = [open_clip(ClipFile, path, where=str(path), cells={}) for path in paths]
-    measured = manifest(clips).to_dict("records")
-    by_path = dict(zip(paths, measured, strict=True))
-    rows = [{"contrast": name, "answer": a, **by_path[path]} for name, a, path in wanted]
-    return pd.DataFrame(rows, columns=None if rows else ["contrast", "answer"])
+    return [*wanted]
 
 
 def clip_confounds(clips: pd.DataFrame, seed: int) -> pd.DataFrame:

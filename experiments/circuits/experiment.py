@@ -10,7 +10,8 @@ al. 2022; Miller's edges), faithfulness and completeness (Wang et al. 2022), fal
 (Benjamini and Hochberg 1995).
 """
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,31 +19,42 @@ import pandas as pd
 
 from hooked_alm.errors import InputError
 
-from ..materials.clips import described_table
+from ..materials.clips import Sounds, described_table, sound_units
 from ..materials.confounds import add_confounds
+from ..materials.hearing import heard_alike
 from ..materials.held_out import split_groups
-from ..materials.pairs import prepare_pairs, read_pairs
+from ..materials.pairs import SIDES, prepare_pairs, read_pairs
 from ..materials.subject import ModelExperiment, described
+from ..workbench.batches import BatchedExperiment, batch_units
 from ..workbench.experiment import Unit, UnitResult
 from ..workbench.page import Page
 from ..workbench.results import Row, Tables
 from . import figures
 from .claims import CLAIMS, CONTROLS
-from .confounds import answering_clips, clip_confounds
+from .confounds import answering_clips, clip_confounds, clip_table
 from .measure import PairSweeps
 from .plan import CircuitNode, bundled_pairs, places_of, random_nodes
 from .settings import CircuitsConfig, PlaceName
 from .tables import MAY_LACK, TABLES, CircuitResults, node_cells, nodes_of, of, summarise, winners
 
 
-class Circuits(ModelExperiment[CircuitsConfig]):
+@dataclass(frozen=True)
+class PairWork:
+    """The sweeps of a pair, by its number."""
+
+    number: int
+    nodes: tuple[CircuitNode, ...] = ()
+    """Winners of its contrast, which the second stage follows; none in the first."""
+
+
+class Circuits(BatchedExperiment[CircuitsConfig], ModelExperiment[CircuitsConfig]):
     """Exact patching of heads, paths and circuits on minimal pairs."""
 
     name = "circuits"
     title = "Circuits"
     question = "Which heads carry the answer, and is their circuit enough?"
     Config = CircuitsConfig
-    schema_version = 2
+    schema_version = 3
     tables, may_lack = TABLES, MAY_LACK
     controls, claims = CONTROLS, CLAIMS
     caveats = (
@@ -77,6 +89,7 @@ class Circuits(ModelExperiment[CircuitsConfig]):
                 )
         self.model = self.lay_out()
         self.pairs = prepare_pairs(self.model, pairs, truncate=config.truncate)
+        self.clips = answering_clips(pairs)
         self.places: dict[str, list[PlaceName]] = {}
         left_out = {}
         for contrast in contrasts:
@@ -99,43 +112,75 @@ class Circuits(ModelExperiment[CircuitsConfig]):
         self.pairs = [one.to(self.model.cfg.device) for one in self.pairs]
 
     def units(self) -> list[Unit]:
-        """A unit per pair: every head and MLP, and direct effects."""
-        return [Unit(f"nodes__{one.pair.id}", (n, ())) for n, one in enumerate(self.pairs)]
+        """Pairs, some batches a unit: every head and MLP, and direct effects. Then their sounds."""
+        works = ((f"nodes__{one.pair.id}", PairWork(n)) for n, one in enumerate(self.pairs))
+        return batch_units(works, self.config) + sound_units(self.clips)
 
     def further_units(self, tables: Tables) -> list[Unit]:
-        """A unit per pair of a contrast with winners: paths, inputs, and circuits."""
+        """The pairs of contrasts with winners: paths, inputs, and circuits."""
         chosen = winners(node_cells(tables["nodes"], self.config), self.config)
         of_contrast = {name: nodes_of(of(chosen, name)) for name in self.places}
-        return [
-            Unit(f"paths__{one.pair.id}", (n, nodes))
+        works = [
+            (f"paths__{one.pair.id}", PairWork(n, tuple(nodes)))
             for n, one in enumerate(self.pairs)
             if (nodes := of_contrast[one.pair.contrast])
         ]
+        return batch_units(works, self.config)
 
     def measure(self, unit: Unit) -> UnitResult:
-        """The sweeps of one pair, whose winners are known in the second stage."""
-        number, nodes = unit.payload
-        one = self.pairs[number]
-        pair, places = one.pair, self.places[one.pair.contrast]
-        who: Row = {"pair": pair.id, "contrast": pair.contrast, "group": pair.group}
-        who["part"] = self.parts[pair.group]
-        sweeps = PairSweeps(self.model, one, places, self.config)
-        found, record = self._paths(sweeps, nodes) if nodes else self._nodes(sweeps)
-        rows = {name: cells.to_dict("records") for name, cells in found.items()}
-        tables = {name: [{**who, **row} for row in some] for name, some in rows.items()}
-        return UnitResult(tables, {**who, **record})
+        """The sweeps of some pairs, or the sound of some clips."""
+        work = unit.payload
+        return work.measured() if isinstance(work, Sounds) else super().measure(unit)
 
-    def _nodes(self, sweeps: PairSweeps) -> tuple[Tables, Row]:
-        one = sweeps.one
-        unpatched, nodes = sweeps.nodes()
-        given = {"base_answer": one.pair.answers[0], "donor_answer": one.pair.answers[1]}
-        about = {**given, **unpatched, **sweeps.answers()}
-        spans = {"base": one.base.spans.to_json(), "donor": one.donor.spans.to_json()}
-        tables = {"pairs": pd.DataFrame([about]), "nodes": nodes, "direct": sweeps.direct()}
-        return tables, {**about, "spans": spans}
+    def n_positions(self, work: PairWork) -> int:
+        """Positions of the longer prompt."""
+        one = self.pairs[work.number]
+        return max(one.base.shape[1], one.donor.shape[1])
 
-    def _paths(self, sweeps: PairSweeps, nodes: list[CircuitNode]) -> tuple[Tables, Row]:
-        pair, heads = sweeps.one.pair, [node for node in nodes if node.is_head]
+    def batch_kind(self, work: PairWork) -> Hashable:
+        """The contrast, whose places and winners are one; the part; and what is heard alike."""
+        one = self.pairs[work.number]
+        heard = [heard_alike(self.model, x.clips) for x in (one.base, one.donor)]
+        return one.pair.contrast, self.parts[one.pair.group], *heard
+
+    def measure_batch(self, works: Sequence[PairWork]) -> list[UnitResult]:
+        """The sweeps of some pairs, whose winners are known in the second stage."""
+        some, nodes = [self.pairs[work.number] for work in works], [*works[0].nodes]
+        places = self.places[some[0].pair.contrast]
+        sweeps = PairSweeps(self.model, some, places, self.config)
+        found, records = self._paths(sweeps, nodes) if nodes else self._nodes(sweeps)
+        results = []
+        for number, (one, record) in enumerate(zip(some, records, strict=True)):
+            pair = one.pair
+            who: Row = {"pair": pair.id, "contrast": pair.contrast, "group": pair.group}
+            who["part"] = self.parts[pair.group]
+            tables = {
+                name: [{**who, **row} for row in _of_pair(cells, number).to_dict("records")]
+                for name, cells in found.items()
+            }
+            results.append(UnitResult(tables, {**who, **record}))
+        return results
+
+    def _nodes(self, sweeps: PairSweeps) -> tuple[Tables, list[Row]]:
+        cells, records = sweeps.nodes(), []
+        ends = cells.drop_duplicates("example")
+        for one, base, donor, answers in zip(
+            sweeps.pairs, ends.base.tolist(), ends.donor.tolist(), sweeps.answers(), strict=True
+        ):
+            given = {"base_answer": one.pair.answers[0], "donor_answer": one.pair.answers[1]}
+            unpatched = {"base": base, "donor": donor, "total_effect": base - donor}
+            records.append({**given, **unpatched, **answers})
+        pairs = pd.DataFrame(records).rename_axis("example").reset_index()
+        nodes = cells.drop(columns=["base", "donor"])
+        tables = {"pairs": pairs, "nodes": nodes, "direct": sweeps.direct()}
+        spans = [
+            {side: getattr(one, side).spans.to_json() for side in SIDES} for one in sweeps.pairs
+        ]
+        about = zip(records, spans, strict=True)
+        return tables, [{**record, "spans": of_pair} for record, of_pair in about]
+
+    def _paths(self, sweeps: PairSweeps, nodes: list[CircuitNode]) -> tuple[Tables, list[Row]]:
+        pair, heads = sweeps.pairs[0].pair, [node for node in nodes if node.is_head]
         tables = {"reads": sweeps.reads(heads)} if heads else {}
         if followed := heads[: self.config.n_followed]:
             tables["paths"] = sweeps.paths(sorted(nodes), followed)
@@ -148,13 +193,14 @@ class Circuits(ModelExperiment[CircuitsConfig]):
         if self.parts[pair.group] == "held-out":
             tables["circuit"] = sweeps.circuits(circuits)
         labels = {name: [node.label for node in some] for name, some in circuits.items()}
-        return tables, {"circuits": labels}
+        return tables, [{"circuits": labels} for _ in sweeps.pairs]
 
     # --- What is made of it
 
     def summaries(self, run: CircuitResults) -> Iterable[tuple[str, pd.DataFrame]]:
         """The clips and what else tells them apart, then what `summarise` makes of the tables."""
-        yield "clips", (clips := answering_clips([one.pair for one in self.pairs]))
+        pairs = [one.pair for one in self.pairs]
+        yield "clips", (clips := clip_table(pairs, self.clips, run["sounds"]))
         yield "confounds", clip_confounds(clips, self.config.seed)
         yield from summarise(run)
 
@@ -215,3 +261,7 @@ class Circuits(ModelExperiment[CircuitsConfig]):
             f"a cell of it has q ≤ {config.fdr:g} and moves the answer by {config.min_effect:g} or "
             f"more on average. Intervals resample groups {config.n_resamples} times."
         )
+
+
+def _of_pair(cells: pd.DataFrame, number: int) -> pd.DataFrame:
+    return cells[cells.example == number].drop(columns="example")

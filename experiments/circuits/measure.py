@@ -1,4 +1,4 @@
-"""What ``circuits`` measures on one pair, as tidy tables.
+"""What ``circuits`` measures on some pairs of a contrast, as tidy tables.
 
 Every effect is given as ``toward``: how far the patch moves the metric towards the donor's answer,
 in the metric's unit. Noising patches the base with the donor, denoising the donor with the base;
@@ -7,12 +7,14 @@ the metric is the base's answer against the donor's in both.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
 import torch
 
 from hooked_alm import HookedALM
+from hooked_alm.inputs import ALMInput
 from hooked_alm.methods.patching.choice import per_query_head
 from hooked_alm.methods.patching.metrics import LogitDiff, LogProb, Metric, Prob
 from hooked_alm.methods.patching.patch import patch
@@ -30,9 +32,9 @@ NO_EFFECT = ROUNDING["logit"]["float32"]
 """Effects below this are rounding of fp32 logits, and count as none."""
 
 
-def metric_of(one: PreparedPair, config: CircuitsConfig) -> Metric:
-    """The base's answer against the donor's, in the unit that was asked for."""
-    base, donor = one.answers
+def metric_of(pairs: Sequence[PreparedPair], config: CircuitsConfig) -> Metric:
+    """Each base's answer against its donor's, in the unit that was asked for."""
+    base, donor = zip(*(one.answers for one in pairs), strict=True)
     if config.metric == "logit_diff":
         return LogitDiff(base, donor)
     return LogProb(base) if config.metric == "log_prob" else Prob(base)
@@ -40,21 +42,30 @@ def metric_of(one: PreparedPair, config: CircuitsConfig) -> Metric:
 
 @dataclass(frozen=True)
 class PairSweeps:
-    """The sweeps of one pair on one model."""
+    """The sweeps of some pairs that run together; ``example`` is the number of one."""
 
     model: HookedALM
-    one: PreparedPair
+    pairs: Sequence[PreparedPair]
     places: Sequence[PlaceName]
     config: CircuitsConfig
+
+    @cached_property
+    def base(self) -> ALMInput:
+        """Prompts that are patched in noising, a row each."""
+        return ALMInput.joined([one.base for one in self.pairs])
+
+    @cached_property
+    def donor(self) -> ALMInput:
+        """Prompts that are patched in denoising, a row each."""
+        return ALMInput.joined([one.donor for one in self.pairs])
 
     def _cells(
         self, sweep: Callable[..., PatchResult], direction: Direction, *what: Any, **options: Any
     ) -> pd.DataFrame:
         """Every cell of a sweep, with its effect towards the donor's answer."""
-        base, donor = self.one.base, self.one.donor
-        sides = (base, donor) if direction == "noising" else (donor, base)
+        sides = (self.base, self.donor) if direction == "noising" else (self.donor, self.base)
         found = sweep(
-            self.model, *sides, metric_of(self.one, self.config), *what,
+            self.model, *sides, metric_of(self.pairs, self.config), *what,
             policy=self.config.align_policies(), engine=self.config.engine,
             max_bytes=self.config.max_bytes, **options,
         )  # fmt: skip
@@ -71,17 +82,16 @@ class PairSweeps:
     def _spans(self) -> list[tuple[str, ...]]:
         return [PLACES[name] for name in self.places]
 
-    def nodes(self) -> tuple[Row, pd.DataFrame]:
-        """The pair unpatched, and every head and plan.MLP patched at every place, both ways."""
+    def nodes(self) -> pd.DataFrame:
+        """Every head and plan.MLP patched at every place, both ways; the pair unpatched beside."""
         parts = [
             self._cells(patch, direction, places=self._spans, **site)
             for direction in plan.DIRECTIONS
             for site in ({"site": "z", "heads": "each"}, {"site": "mlp_out"})
         ]
         cells = pd.concat(parts, ignore_index=True).fillna({"head": plan.MLP}).astype({"head": int})
-        base, donor = float(cells.base[0]), float(cells.donor[0])
         columns = ["direction", "place", "layer", "head", "value", "toward", "recovery", "noise"]
-        return {"base": base, "donor": donor, "total_effect": base - donor}, cells[columns]
+        return cells[["example", *columns, "base", "donor"]]
 
     def direct(self) -> pd.DataFrame:
         """What every node tells the logits at the readout: directly, and through MLPs."""
@@ -90,7 +100,7 @@ class PairSweeps:
             for direction in plan.DIRECTIONS
             for mode in ("edge", "ioi")
         ]
-        return pd.concat(parts)[["direction", "mode", "sender", "toward"]]
+        return pd.concat(parts)[["example", "direction", "mode", "sender", "toward"]]
 
     def paths(self, nodes: Sequence[CircuitNode], heads: Sequence[CircuitNode]) -> pd.DataFrame:
         """What the embedding and each node of a circuit tell q, k and v of some heads, by place.
@@ -101,13 +111,13 @@ class PairSweeps:
         parts = [self._heard(senders, heads, mode=mode) for mode in self.config.path_modes]
         # A receiver that comes before the sender hears nothing of it.
         cells = pd.concat(parts).dropna(subset="toward")
-        return cells[["mode", "sender", "receiver", "place", "toward", "noise"]]
+        return cells[["example", "mode", "sender", "receiver", "place", "toward", "noise"]]
 
     def reads(self, heads: Sequence[CircuitNode]) -> pd.DataFrame:
         """Everything that a head reads, exchanged at one place: q, k and v on their own."""
         cells = self._heard([plan.EVERY_SENDER], heads)
         cells = cells.join(plan.heads_named(cells.receiver))
-        return cells[["layer", "head", "input", "place", "toward"]]
+        return cells[["example", "layer", "head", "input", "place", "toward"]]
 
     def _heard(self, senders: list[Any], heads: Sequence[CircuitNode], **mode: Any) -> pd.DataFrame:
         receivers = [at for node in heads for at in node.receivers]
@@ -129,15 +139,16 @@ class PairSweeps:
         # 1: as good as the whole model; 0: as the donor's prompt.
         total = cells.base - cells.donor
         cells["share"] = (cells.value - cells.donor) / total.where(total.abs() >= NO_EFFECT)
-        return cells.assign(n_edges=sizes)[["circuit", "what", "n_edges", "value", "share"]]
+        cells["n_edges"] = cells.edges.map(dict(zip(sets, sizes, strict=True)))
+        return cells[["example", "circuit", "what", "n_edges", "value", "share"]]
 
     @torch.no_grad()
-    def answers(self) -> Row:
-        """What is answered to the two prompts, and whether it begins as the pair says."""
-        row: Row = {}
-        sides = {"base": self.one.base, "donor": self.one.donor}
-        for (name, x), answer in zip(sides.items(), self.one.answers, strict=True):
-            top = int(self.model(x)[0, -1].argmax())
-            row[f"{name}_says"] = self.model.tokenizer.decode([top])
-            row[f"{name}_as_given"] = top == answer
-        return row
+    def answers(self) -> list[Row]:
+        """What is answered to both prompts of each pair, and whether it begins as the pair says."""
+        rows: list[Row] = [{} for _ in self.pairs]
+        for side, (name, x) in enumerate({"base": self.base, "donor": self.donor}.items()):
+            said = self.model(x)[:, -1].argmax(-1).tolist()
+            for row, one, top in zip(rows, self.pairs, said, strict=True):
+                row[f"{name}_says"] = self.model.tokenizer.decode([top])
+                row[f"{name}_as_given"] = top == one.answers[side]
+        return rows

@@ -7,7 +7,8 @@ from pydantic import Field, model_validator
 from hooked_alm.methods.patching.alignment import AlignPolicies, AlignPolicy
 from hooked_alm.methods.patching.options import Engine, PathMode
 
-from ..workbench.settings import EngineBytes, ExperimentConfig, Truncate
+from ..workbench.batches import BatchedConfig
+from ..workbench.settings import EngineBytes, Truncate
 
 PlaceName = Literal["readout", "text", "struct", "audio"]
 PLACES: dict[PlaceName, tuple[str, ...]] = {
@@ -23,7 +24,7 @@ UNITS: dict[MetricName, str] = {"logit_diff": "logits", "log_prob": "nats", "pro
 """Metric -> its unit, in words."""
 
 
-class CircuitsConfig(ExperimentConfig):
+class CircuitsConfig(BatchedConfig):
     """Which pairs, what is patched, and how strictly it is tested."""
 
     KNOWN_WITH: ClassVar = ("pairs",)

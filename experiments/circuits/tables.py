@@ -17,6 +17,7 @@ from scipy.stats import false_discovery_control
 
 from hooked_alm.methods.statistics.significance import Alternative, sign_flip_test
 
+from ..materials.clips import MEASURED, SOUNDS
 from ..workbench.intervals import Draws
 from ..workbench.results import Results
 from .plan import MLP, CircuitNode
@@ -30,14 +31,16 @@ TABLES = {
     "paths": "what a node tells a winning head of a pair at a place",
     "reads": "an input (q, k or v) of a winning head of a pair, exchanged whole at a place",
     "circuit": "a circuit on a held-out pair, alone or removed",
+    **SOUNDS,
 }
 WHO = ("pair", "contrast", "group", "part")
 MAY_LACK = {
     "paths": (*WHO, "mode", "sender", "receiver", "place", "toward", "noise"),
     "reads": (*WHO, "layer", "head", "input", "place", "toward"),
     "circuit": (*WHO, "circuit", "what", "n_edges", "value", "share"),
+    "sounds": ("clip", *MEASURED),
 }
-"""Tables that a run without winners leaves empty."""
+"""Tables that a run without winners, or without clips, leaves empty."""
 CELL = ["contrast", "direction", "place", "layer", "head"]
 PATH = ["contrast", "mode", "sender", "receiver", "place"]
 SIDES: dict[float, Alternative] = {0: "two-sided", 1: "greater", -1: "less"}

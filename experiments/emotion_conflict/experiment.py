@@ -7,8 +7,7 @@ reads the label logits at every depth (lens), exchanges the text's and the voice
 Source: seed 000; M-000-1 to M-000-15.
 """
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -22,15 +21,15 @@ from hooked_alm.inputs import ALMInput, AudioClip
 from hooked_alm.methods.patching.alignment import align
 from hooked_alm.methods.reading.labels import LabelSet
 
-from ..materials.clips import described_table, manifest
+from ..materials.clips import Sounds, described_table, manifest
 from ..materials.confounds import confound_table
-from ..materials.hearing import Hearing
+from ..materials.hearing import Hearing, heard_alike
 from ..materials.instructions import PromptSegments
 from ..materials.recordings import Recording, load_recordings, match_loudness
 from ..materials.records import collect
 from ..materials.subject import ModelExperiment, described
 from ..materials.trained_lens import described_lens, open_lens
-from ..workbench.batches import bucketed
+from ..workbench.batches import BatchedExperiment
 from ..workbench.experiment import Unit, UnitResult
 from ..workbench.page import Page
 from ..workbench.results import Row
@@ -44,14 +43,16 @@ from .settings import DEFECTS, EmotionConflictConfig
 from .tables import MAY_LACK, TABLES, EmotionResults, summarise
 
 
-class EmotionConflict(ModelExperiment[EmotionConflictConfig]):
+class EmotionConflict(
+    BatchedExperiment[EmotionConflictConfig], ModelExperiment[EmotionConflictConfig]
+):
     """The experiment of seed 000, on any model with an audio front-end and any labels."""
 
     name = "emotion_conflict"
     title = "Emotion conflict"
     question = "Where does the voice lose against the instruction?"
     Config = EmotionConflictConfig
-    schema_version = 4
+    schema_version = 5
     tables, may_lack = TABLES, MAY_LACK
     defects, controls, claims, caveats = DEFECTS, CONTROLS, CLAIMS, CAVEATS
 
@@ -72,6 +73,7 @@ class EmotionConflict(ModelExperiment[EmotionConflictConfig]):
             )
             for language in self.corpus.languages
         }
+        self._lengths: dict[tuple[object, ...], int] = {}
         self._check()
         spans = self.input(self.plan.runs[0]).spans
         return {
@@ -133,22 +135,16 @@ class EmotionConflict(ModelExperiment[EmotionConflictConfig]):
         """
         seen = set[tuple[object, ...]]()
         for unit in self.units():
-            work = unit.payload
-            runs = (work.base, work.donor) if isinstance(work, PatchRun) else work
-            lengths = [self.clips[run.recording.name].n_tokens for run in runs]
-            prompts = [(n, *self._segments(run)) for n, run in zip(lengths, runs, strict=True)]
-            if isinstance(work, PatchRun):
-                if (alike := tuple(prompts)) not in seen:
-                    seen.add(alike)
-                    self._check_sweep(unit)
-                continue
-            for run, prompt in zip(runs, prompts, strict=True):
-                if prompt not in seen:
-                    seen.add(prompt)
-                    self.input(run)
+            for work in () if isinstance(unit.payload, Sounds) else unit.payload:
+                self.n_positions(work)
+                if isinstance(work, PatchRun):
+                    alike = self._words(work.base), self._words(work.donor)
+                    if alike not in seen:
+                        seen.add(alike)
+                        self._check_sweep(unit, work)
 
-    def _check_sweep(self, unit: Unit) -> None:
-        base, donor = self.input(unit.payload.base), self.input(unit.payload.donor)
+    def _check_sweep(self, unit: Unit, sweep: PatchRun) -> None:
+        base, donor = self.input(sweep.base), self.input(sweep.donor)
         if self.config.align == "dtw":  # aligns spans of any length, by activations
             return
         try:
@@ -185,47 +181,64 @@ class EmotionConflict(ModelExperiment[EmotionConflictConfig]):
         return WorkPlan(self.config, self.corpus)
 
     def units(self) -> list[Unit]:
-        """All runs, then all sweeps."""
+        """All runs, then all sweeps; then how the clips sound."""
         return self.plan.units
 
     def measure(self, unit: Unit) -> UnitResult:
-        """Some forwards with their read-outs, or one sweep."""
+        """Some forwards with their read-outs, some sweeps, or the sound of some clips."""
         work = unit.payload
-        return self._sweep(unit) if isinstance(work, PatchRun) else self._read(work)
+        return work.measured() if isinstance(work, Sounds) else super().measure(unit)
+
+    def n_positions(self, work: PromptRun | PatchRun) -> int:
+        """Positions of a run; of a sweep, of its longer run."""
+        if isinstance(work, PatchRun):
+            return max(self.n_positions(work.base), self.n_positions(work.donor))
+        if (words := self._words(work)) not in self._lengths:
+            self._lengths[words] = self.input(work).shape[1]
+        return self._lengths[words]
+
+    def _words(self, run: PromptRun) -> tuple[object, ...]:
+        """What decides a prompt's length: how much is heard, and what is said."""
+        return self.clips[run.recording.name].n_tokens, *self._segments(run)
+
+    def batch_kind(self, work: PromptRun | PatchRun) -> Hashable:
+        """The language, whose labels are read; what the donor is; and what is heard alike."""
+        if isinstance(work, PromptRun):
+            return work.language, self._heard_alike(work)
+        # By donor, so that a run patched with itself is among the same prompts in both batches.
+        return work.base.language, work.kind, *map(self._heard_alike, (work.base, work.donor))
+
+    def _heard_alike(self, run: PromptRun) -> Hashable:
+        return heard_alike(self.model, [self.clips[run.recording.name]])
+
+    def measure_batch(self, works: Sequence[Any]) -> list[UnitResult]:
+        """Runs, or sweeps."""
+        return self._runs(works) if isinstance(works[0], PromptRun) else self._sweeps(works)
 
     def _measures(self, language: str) -> ConflictMeasures:
         return ConflictMeasures(self.model, self.lens, self.labels[language], self.config)
 
-    def _sweep(self, unit: Unit) -> UnitResult:
-        work: PatchRun = unit.payload
-        x, donor = self.input(work.base), self.input(work.donor)
-        rows, found = self._measures(work.base.language).sweep(work, x, donor)
-        record = self._described(work.base, x) | {"donor": self._described(work.donor, donor)}
-        return UnitResult({"patching": [{"unit": unit.id, **row} for row in rows]}, record | found)
-
-    def _read(self, runs: Sequence[PromptRun]) -> UnitResult:
-        """The runs in batches of one language and about one length; results in their order."""
-        config, inputs = self.config, [self.input(run) for run in runs]
-        batches = bucketed(
-            [x.shape[1] for x in inputs], config.batch_size, config.batch_positions,
-            kinds=[run.language for run in runs],
-        )  # fmt: skip
-        found: dict[int, tuple[dict[str, list[Row]], Row]] = {}
-        for batch in batches:
-            some = [runs[index] for index in batch]
-            x = inputs[batch[0]] if len(batch) == 1 else self.input(*some)
-            found |= zip(batch, self._measures(some[0].language).runs(some, x), strict=True)
-        tables: dict[str, list[Row]] = defaultdict(list)
-        records = []
-        for index, run in enumerate(runs):
-            of_run, about = found[index]
+    def _runs(self, runs: Sequence[PromptRun]) -> list[UnitResult]:
+        results, found = [], self._measures(runs[0].language).runs(runs, self.input(*runs))
+        for run, (tables, about) in zip(runs, found, strict=True):
             name = {"unit": self.plan.run_id(run)}
-            for table, rows in of_run.items():
-                tables[table] += [{**name, **row} for row in rows]
-            records.append({**name, **self._described(run, inputs[index]), **about})
-        return UnitResult(dict(tables), {"runs": records})
+            named = {table: [{**name, **one} for one in rows] for table, rows in tables.items()}
+            results.append(UnitResult(named, name | self._described(run) | about))
+        return results
 
-    def _described(self, run: PromptRun, x: ALMInput) -> Row:
+    def _sweeps(self, sweeps: Sequence[PatchRun]) -> list[UnitResult]:
+        bases, donors = ([getattr(one, name) for one in sweeps] for name in ("base", "donor"))
+        measures, results = self._measures(bases[0].language), []
+        found = measures.sweeps(sweeps, self.input(*bases), self.input(*donors))
+        for sweep, (cells, about) in zip(sweeps, found, strict=True):
+            name: Row = {"unit": self.plan.sweep_id(sweep.base, sweep.kind)}
+            record = name | self._described(sweep.base) | about
+            record["donor"] = self._described(sweep.donor)
+            results.append(UnitResult({"patching": [{**name, **cell} for cell in cells]}, record))
+        return results
+
+    def _described(self, run: PromptRun) -> Row:
+        x = self.input(run)
         return {
             **run.identity(),
             **self.config.model_dump(include={"model", "revision", "dtype", "seed", "variant"}),
@@ -238,7 +251,7 @@ class EmotionConflict(ModelExperiment[EmotionConflictConfig]):
 
     def summaries(self, run: EmotionResults) -> Iterator[tuple[str, pd.DataFrame]]:
         """The clips, and what `summarise` makes of the tables."""
-        yield "manifest", manifest(self.recordings)
+        yield "manifest", manifest(self.recordings, run["sounds"])
         made_equal = () if self.config.loudness_dbfs is None else ("rms_dbfs",)
         yield confound_table(run, self.config.label_column, without=made_equal)
         yield from summarise(run)

@@ -131,8 +131,10 @@ class ConflictMeasures:
         ]
 
     @torch.no_grad()
-    def sweep(self, sweep: PatchRun, base: ALMInput, donor: ALMInput) -> tuple[list[Row], Row]:
-        """A row per block and span; and the scores of base and donor."""
+    def sweeps(
+        self, sweeps: Sequence[PatchRun], base: ALMInput, donor: ALMInput
+    ) -> list[tuple[list[Row], Row]]:
+        """Of every sweep of a batch a row per block and span; and the scores of base and donor."""
         config = self.config
         found = patch(
             self.model,
@@ -148,19 +150,25 @@ class ConflictMeasures:
             engine=config.engine,
             max_bytes=config.max_bytes,
         )
-        # In fp32, as they were measured, and as the scores of whole runs are.
-        cells, base_scores, donor_scores = (
-            torch.from_numpy(values).float()
-            for values in (found.values[:, :, 0], found.base[0], found.donor[0])
-        )
-        rows = self._cell_rows(sweep, cells, base_scores, donor_scores)
-        return [{**row, "noise": found.noise_between_labels[0]} for row in rows], {
-            "span_length_ratio": found.length_ratios[0],
-            "base_scores": base_scores.tolist(),
-            "donor_scores": donor_scores.tolist(),
-            "base_prediction": self._answer(base_scores),
-            "donor_prediction": self._answer(donor_scores),
-        }
+        results = []
+        for n, sweep in enumerate(sweeps):
+            # In fp32, as they were measured, and as the scores of whole runs are.
+            cells, base_scores, donor_scores = (
+                torch.from_numpy(values).float()
+                for values in (found.values[:, :, n], found.base[n], found.donor[n])
+            )
+            rows = self._cell_rows(sweep, cells, base_scores, donor_scores)
+            about = {
+                "span_length_ratio": found.length_ratios[n],
+                "base_scores": base_scores.tolist(),
+                "donor_scores": donor_scores.tolist(),
+                "base_prediction": self._answer(base_scores),
+                "donor_prediction": self._answer(donor_scores),
+            }
+            results.append(
+                ([{**one, "noise": found.noise_between_labels[n]} for one in rows], about)
+            )
+        return results
 
     def _cell_rows(
         self,

@@ -18,9 +18,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..materials.clips import file_safe
+from ..materials.clips import file_safe, sound_units
 from ..materials.instructions import PromptMode
 from ..materials.recordings import Recording
+from ..workbench.batches import batch_units
 from ..workbench.experiment import Unit
 from ..workbench.results import Row
 from .corpus import Corpus
@@ -107,15 +108,11 @@ class WorkPlan:
 
     @cached_property
     def units(self) -> list[Unit]:
-        """All runs, some batches a unit, then all sweeps."""
-        every, size = self.runs, self.config.batch_size * self.config.unit_batches
-        runs = [tuple(every[first : first + size]) for first in range(0, len(every), size)]
-        units = [Unit(self._unit_id(some), some) for some in runs]
-        return units + [Unit(name, sweep) for name, sweep in self._sweeps() if sweep]
-
-    def _unit_id(self, runs: Sequence[PromptRun]) -> str:
-        """The first run's name, and how many follow."""
-        return self.run_id(runs[0]) + (f"+{len(runs) - 1}" if runs[1:] else "")
+        """All runs, then all sweeps, some batches a unit; then how the clips sound."""
+        runs = [(self.run_id(run), run) for run in self.runs]
+        sweeps = [(name, sweep) for name, sweep in self._sweeps() if sweep]
+        batches = [*batch_units(runs, self.config), *batch_units(sweeps, self.config)]
+        return batches + sound_units(self.corpus.recordings)
 
     def impossible_sweeps(self) -> list[str]:
         """Sweeps that were asked for, but that no clip of this set can be the donor of."""
@@ -145,8 +142,11 @@ class WorkPlan:
         for base in self.runs:
             if base.condition == "conflict":
                 for kind in self.config.donors:
-                    name = f"patch__{base.recording.name}__{file_safe(str(base.named))}__{kind}"
-                    yield name, self._sweep(base, kind)
+                    yield self.sweep_id(base, kind), self._sweep(base, kind)
+
+    def sweep_id(self, base: PromptRun, kind: DonorKind) -> str:
+        """A sweep's name in the tables."""
+        return f"patch__{base.recording.name}__{file_safe(str(base.named))}__{kind}"
 
     def _sweep(self, base: PromptRun, kind: DonorKind) -> PatchRun | None:
         voice, target = base.recording.label, base.targets[0]

@@ -17,9 +17,9 @@ from hooked_alm.methods.reading.lens import LensNorm
 from hooked_alm.methods.statistics.critical_layer import CriticalMethod
 
 from ..materials.instructions import Instructions, PromptMode
-from ..workbench.batches import BatchPositions, BatchSize, UnitBatches
+from ..workbench.batches import BatchedConfig
 from ..workbench.claims import Defect
-from ..workbench.settings import EngineBytes, ExperimentConfig, Truncate, TunedLensFolder
+from ..workbench.settings import EngineBytes, Truncate, TunedLensFolder
 
 DonorKind = Literal["self", "text_swap", "audio_swap", "both", "random_other"]
 
@@ -39,7 +39,7 @@ SEED_LAYERS = (0, 5, 10, 15, 20, 25, 27)
 """Blocks that the seed patched, of 28."""
 
 
-class EmotionConflictConfig(ExperimentConfig):
+class EmotionConflictConfig(BatchedConfig):
     """What to run; the switches' defaults are the corrected experiment."""
 
     KNOWN_WITH: ClassVar = ("audio", "label_column", "labels", "prompts", "conflict_map")
@@ -134,9 +134,6 @@ class EmotionConflictConfig(ExperimentConfig):
     engine: Engine = Field(
         default="fast", description="of the patching; hooks is one whole forward per cell"
     )
-    batch_size: BatchSize = 1
-    unit_batches: UnitBatches = 1
-    batch_positions: BatchPositions = None
     max_bytes: EngineBytes = 2**30
     min_effect: float = Field(
         default=0.5,

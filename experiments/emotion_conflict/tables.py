@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
+from ..materials.clips import SOUNDS
 from ..workbench.intervals import rate
 from ..workbench.results import Results
 from .curves import critical_layer_table, delta_curves, handoffs, means_by, patching_summary
@@ -19,6 +20,7 @@ TABLES = {
     "depths": "what the lens reads of a run at one depth, and how far it is from the output",
     "attention": "attention of a run's readout to one segment, in one block",
     "patching": "a conflict run with one span of one block exchanged",
+    **SOUNDS,
 }
 MAY_LACK = {
     "patching": (

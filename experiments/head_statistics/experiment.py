@@ -35,6 +35,7 @@ from hooked_alm.methods.reading.head_norms import (
 from hooked_alm.methods.statistics.moments import Moments
 
 from ..materials.subject import ModelExperiment, described
+from ..workbench.batches import bucketed
 from ..workbench.experiment import Unit, UnitResult
 from ..workbench.identity import file_hashes, to_json
 from ..workbench.page import Page
@@ -66,6 +67,7 @@ class HeadStatistics(ModelExperiment[HeadStatisticsConfig]):
     title = "Head statistics"
     question = "How large is every head's output, and how much of it reaches the residual stream?"
     Config = HeadStatisticsConfig
+    schema_version = 2
     tables, controls, claims, defects = TABLES, CONTROLS, CLAIMS, DEFECTS
     caveats = (
         "A norm says how much a head writes, not what for: a head that writes much may change no "
@@ -121,7 +123,7 @@ class HeadStatistics(ModelExperiment[HeadStatisticsConfig]):
         return {one: continuation(self.model.tokenizer, prompt, space + one)[0] for one in letters}
 
     def units(self) -> list[Unit]:
-        """Some batches each, in the order of the file."""
+        """Items of some batches each, in the order of the file."""
         size = self.config.batch_size * self.config.unit_batches
         return [
             Unit(f"items{first:05d}", range(first, min(first + size, len(self.items))))
@@ -133,8 +135,9 @@ class HeadStatistics(ModelExperiment[HeadStatisticsConfig]):
         indices: range = unit.payload
         moments: MomentsOf = defaultdict(Moments)
         errors, kept, spans = [], [], []
-        for first in indices[:: self.config.batch_size]:
-            items = self.items[first : min(first + self.config.batch_size, indices.stop)]
+        batches = self._batches(indices)
+        for batch in batches:
+            items = [self.items[i] for i in batch]
             x = self.prompts.batch(items)
             norms = self.meter(x)
             _check_finite(norms, items)
@@ -143,7 +146,7 @@ class HeadStatistics(ModelExperiment[HeadStatisticsConfig]):
             spans.append(x.spans.to_json())
             measured = {**norms.heads, KEPT: norms.kept}
             for half, (name, values) in product((0, 1), measured.items()):
-                moments[half, name].update(values[(norms.rows + first) % 2 == half])
+                moments[half, name].update(values[np.array(batch)[norms.rows] % 2 == half])
         asked = [self.items[i].described() for i in indices]
         sizes = {"n_items": len(indices), "identity_error": max(errors), "most_kept": max(kept)}
         tables = {
@@ -156,7 +159,25 @@ class HeadStatistics(ModelExperiment[HeadStatisticsConfig]):
             ],
             "units": [{"unit": unit.id, **sizes}],
         }  # fmt: skip
-        return UnitResult(tables, record={"items": asked, "spans": spans})
+        return UnitResult(tables, record={"items": asked, "batches": batches, "spans": spans})
+
+    def _batches(self, indices: Sequence[int]) -> list[list[int]]:
+        """Items that run together, by their number."""
+        config, items = self.config, [self.items[i] for i in indices]
+        by_length = config.batch_order == "length"
+        batches = bucketed(
+            [one.n_tokens if by_length else 0 for one in items],
+            config.batch_size,
+            config.batch_positions if by_length else None,
+            kinds=[one.alike for one in items],
+        )
+        return [[indices[i] for i in batch] for batch in batches]
+
+    def try_batch(self, size: int) -> int:
+        """See `TriesBatches`."""
+        longest = sorted(self.items, key=lambda one: -one.n_tokens)[:size]
+        self.meter(self.prompts.batch(longest))
+        return len(longest)
 
     # --- What is made of it
 

@@ -13,7 +13,7 @@ Source: seed 004 (``arc_mcq_v1``, ``build_sft_example``); M-004-6, M-004-7;
 defects C35, C36.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
@@ -26,6 +26,7 @@ from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput
 
+from ..materials.hearing import heard_alike
 from ..materials.records import collect, raise_all
 from .items import N_OPTIONS, Question
 from .settings import Form, HeadStatisticsConfig
@@ -166,6 +167,8 @@ class QuestionInput:
     """Empty under a chat template, which is rendered again for each batch."""
     n_tokens: int = 0
     is_cut: bool = False
+    alike: Hashable = None
+    """What the items of a batch share; see `heard_alike`."""
     is_merged: bool = False
     """The prompt's last token is another one when the answer follows (C35)."""
 
@@ -272,7 +275,8 @@ class Prompts:
                 is_merged=continuation(self.tokenizer, prompt, target)[1],
             )  # fmt: skip
         try:
-            item = replace(item, n_tokens=self.batch([item]).shape[1])
+            x = self.batch([item])
+            item = replace(item, n_tokens=x.shape[1], alike=heard_alike(self.model, x.clips))
         except InputError as error:
             raise InputError(f"{'audio' if question.audio else 'question'}: {error}") from error
         if self.is_chat and item.n_tokens > self.limit and self.config.overflow != "skip":

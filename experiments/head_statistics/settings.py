@@ -11,14 +11,13 @@ from pydantic import Field, model_validator
 
 from hooked_alm.methods.reading.head_norms import HeadOutput, TokenAgg, Weighting
 
-from ..workbench.batches import BatchSize, UnitBatches
-from ..workbench.settings import ExperimentConfig
+from ..workbench.batches import BatchedConfig, BatchSize, UnitBatches
 
 Form = Literal["corrected", "seed"]
 SEED_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
-class HeadStatisticsConfig(ExperimentConfig):
+class HeadStatisticsConfig(BatchedConfig):
     """Which questions, which tokens of them, and how their norms are summed up."""
 
     KNOWN_WITH: ClassVar = ("data_dir",)
@@ -26,6 +25,7 @@ class HeadStatisticsConfig(ExperimentConfig):
         "head_output": "pattern_times_v",
         "template_form": "seed",
         "overflow": "right",
+        "batch_order": "file",
     }
 
     data_dir: str = Field(
@@ -37,6 +37,9 @@ class HeadStatisticsConfig(ExperimentConfig):
     )
     batch_size: BatchSize = 4
     unit_batches: UnitBatches = 16
+    batch_order: Literal["length", "file"] = Field(
+        default="length", description="items of about one length run together, or neighbours do"
+    )
     max_length: int = Field(
         default=384, ge=1, le=10**7, description="positions of a prompt, audio included"
     )

@@ -19,6 +19,7 @@ from hooked_alm.audio import decode_file
 from hooked_alm.errors import InputError
 from hooked_alm.storage import expanded
 
+from ..workbench.experiment import Unit, UnitResult
 from ..workbench.files import is_file, is_folder
 from ..workbench.identity import file_hashes, file_sha256
 from .acoustics import describe_clip
@@ -82,12 +83,36 @@ class ClipFile:
         return {column: every[column] for column in MEASURED}
 
 
-def manifest(clips: Sequence[ClipFile]) -> pd.DataFrame:
+SOUNDS = {"sounds": "a clip, as it was recorded and as it sounds"}
+"""The table of what `sound_units` measure."""
+CLIPS_OF_UNIT = 64
+
+
+@dataclass(frozen=True)
+class Sounds:
+    """Clips whose sound is measured together: the payload of a unit."""
+
+    clips: tuple[ClipFile, ...]
+
+    def measured(self) -> UnitResult:
+        """A row of `SOUNDS` for each."""
+        return UnitResult({"sounds": [{"clip": one.name, **one.measured()} for one in self.clips]})
+
+
+def sound_units(clips: Sequence[ClipFile]) -> list[Unit]:
+    """Units that measure how clips sound: pitch takes about as long as a short clip's forward."""
+    return [
+        Unit(f"sounds__{first:06d}", Sounds(tuple(clips[first : first + CLIPS_OF_UNIT])))
+        for first in range(0, len(clips), CLIPS_OF_UNIT)
+    ]
+
+
+def manifest(clips: Sequence[ClipFile], sounds: pd.DataFrame) -> pd.DataFrame:
     """What is said of the clips, and what was measured of them, which may give labels away."""
-    return pd.DataFrame(
-        {"path": one.path.name, **one.cells, **one.measured(), "notes": "; ".join(one.notes)}
-        for one in clips
-    )
+    said = [{"path": one.path.name, **one.cells} for one in clips]
+    measured = sounds.set_index("clip").loc[[one.name for one in clips], [*MEASURED]]
+    notes = ["; ".join(one.notes) for one in clips]
+    return pd.DataFrame(said).join(measured.reset_index(drop=True)).assign(notes=notes)
 
 
 C = TypeVar("C", bound=ClipFile)

@@ -6,13 +6,14 @@ larger still: of thousands of clips, neither would fit into memory.
 
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
 from hooked_alm.inputs import AudioClip, Batch, WeightsVersion
 
@@ -103,6 +104,17 @@ class FiledClip(AudioClip, Generic[S]):
         """See `AudioClip.encodings`."""
         self.hearing.encodes(self)
         return super().encodings(encoder, version)
+
+
+def heard_alike(model: HookedALM, clips: Iterable[AudioClip]) -> Hashable:
+    """What prompts must share for their clips to be encoded together as they are apart.
+
+    Where a clip's embeddings depend on the longest one that is encoded with it, that is the number
+    of frames of a prompt's longest.
+    """
+    if model.audio is None or not model.audio.depends_on_longest:
+        return None
+    return max((n for clip in clips for n in clip.n_frames), default=0)
 
 
 def checksum(clip: AudioClip) -> int:

@@ -8,7 +8,7 @@ by span.
 Source: seed 001; M-001-1 to M-001-8.
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,12 +22,13 @@ from hooked_alm.inputs import ALMInput, AudioClip
 from hooked_alm.methods.patching.alignment import align
 from hooked_alm.methods.reading.labels import LabelSet
 
-from ..materials.clips import described_table, manifest
+from ..materials.clips import Sounds, described_table, manifest, sound_units
 from ..materials.confounds import confound_table
-from ..materials.hearing import Hearing
+from ..materials.hearing import Hearing, heard_alike
 from ..materials.records import collect
 from ..materials.stand_ins import noise_like, silence_like
 from ..materials.subject import ModelExperiment, described
+from ..workbench.batches import BatchedExperiment, batch_units
 from ..workbench.experiment import Unit, UnitResult
 from ..workbench.page import Page
 from ..workbench.results import Row
@@ -59,14 +60,16 @@ class ControlSweep:
     kind: SweepControl
 
 
-class SemanticVsProsody(ModelExperiment[SemanticVsProsodyConfig]):
+class SemanticVsProsody(
+    BatchedExperiment[SemanticVsProsodyConfig], ModelExperiment[SemanticVsProsodyConfig]
+):
     """The experiment of seed 001 on any model with an audio front-end."""
 
     name = "semantic_vs_prosody"
     title = "Semantic against prosody"
     question = "When words and voice disagree, which decides, and where?"
     Config = SemanticVsProsodyConfig
-    schema_version = 3
+    schema_version = 4
     tables, may_lack = TABLES, MAY_LACK
     defects, controls, claims, caveats = DEFECTS, CONTROLS, CLAIMS, CAVEATS
 
@@ -142,62 +145,94 @@ class SemanticVsProsody(ModelExperiment[SemanticVsProsodyConfig]):
         """Align the spans of all sweeps between two clips, which could fail amid a run."""
         if self.config.align == "dtw":  # aligns spans of any length, by activations
             return
-        for unit in self.units():
-            match unit.payload:
-                case SpokenPair() | ControlSweep(kind="same_labels") as sweep:
-                    base, donor, spans = self._exchanged(sweep)
-                case _:  # no exchange, or one for what is as long
-                    continue
-            assert isinstance(donor, ALMInput)
+        sweeps: list[tuple[str, SpokenPair | ControlSweep]] = [*self._pairs(), *self._controls()]
+        for name, sweep in sweeps:
+            if isinstance(sweep, ControlSweep) and sweep.kind != "same_labels":
+                continue  # no exchange, or one for what is as long
+            base, donor = self._input(_base(sweep)), self._prompt(self._donor(sweep))
             try:
-                for parts in spans.values():
+                for parts in self._replaced(sweep).values():
                     align(base, donor, parts, policy={"audio": self.config.align})
             except InputError as error:
-                error.add_note(f"This would happen in unit {unit.id}; nothing was run.")
+                error.add_note(f"This would happen in {name}; nothing was run.")
                 raise
 
     def _input(self, item: SpokenItem) -> ALMInput:
         return self._prompt(self.clips[item.name])
 
-    def _prompt(self, clip: AudioClip) -> ALMInput:
-        return self.model.prepare(clip, segments=[("text", self.config.prompt)])
+    def _prompt(self, *clips: AudioClip) -> ALMInput:
+        segments = [[("text", self.config.prompt)]] * len(clips)
+        return self.model.prepare([*clips], segments=segments)
 
     def units(self) -> list[Unit]:
-        """A unit per clip, per pair, and per clip and control."""
+        """Clips, pairs, and clips with a control, some batches a unit; then how clips sound."""
+        every = ((f"lens__{item.name}", item) for item in self.items)
+        works: list[Iterable[tuple[str, Any]]] = [every, self._pairs(), self._controls()]
+        units = [unit for some in works for unit in batch_units(some, self.config)]
+        return units + sound_units(self.items)
+
+    def _pairs(self) -> list[tuple[str, SpokenPair]]:
+        return [(pair.id, pair) for pair in self.pairs]
+
+    def _controls(self) -> list[tuple[str, ControlSweep]]:
         bases = {pair.a.name for pair in self.pairs}
         return [
-            *(Unit(f"lens__{item.name}", item) for item in self.items),
-            *(Unit(pair.id, pair) for pair in self.pairs),
-            *(
-                Unit(f"{kind}__{item.name}", ControlSweep(item, kind))
-                for kind in self.config.controls
-                for item in self.items
-                if item.name in bases and (kind != "same_labels" or self._like(item))
-            ),
+            (f"{kind}__{item.name}", ControlSweep(item, kind))
+            for kind in self.config.controls
+            for item in self.items
+            if item.name in bases and (kind != "same_labels" or self._like(item))
         ]
 
     def measure(self, unit: Unit) -> UnitResult:
-        """One clip with its read-outs, or one sweep."""
+        """Some clips with their read-outs, some sweeps, or the sound of some clips."""
         work = unit.payload
+        return work.measured() if isinstance(work, Sounds) else super().measure(unit)
+
+    def n_positions(self, work: SpokenItem | SpokenPair | ControlSweep) -> int:
+        """Positions of what is heard, which alone makes prompts longer; of two clips the longer."""
+        if isinstance(work, SpokenPair):
+            return max(self._lengths[work.a.name], self._lengths[work.b.name])
+        return self._lengths[(work if isinstance(work, SpokenItem) else work.item).name]
+
+    def batch_kind(self, work: SpokenItem | SpokenPair | ControlSweep) -> Hashable:
+        """What the donor is, and what is heard alike."""
         if isinstance(work, SpokenItem):
-            return self._run_item(work)
-        return self._run_pair(work) if isinstance(work, SpokenPair) else self._run_control(work)
+            return heard_alike(self.model, [self.clips[work.name]])
+        clips = [self.clips[_base(work).name]]
+        if isinstance(work, SpokenPair) or work.kind == "same_labels":  # others are as long
+            clips.append(self._donor(work))
+        what = work.kind if isinstance(work, ControlSweep) else work.type
+        return what, *(heard_alike(self.model, [clip]) for clip in clips)
 
-    def _run_item(self, item: SpokenItem) -> UnitResult:
-        x, who = self._input(item), _identity(item)
-        lens, final = self._measures().lens(x)
-        about = {**who, **final, "n_audio_tokens": self._lengths[item.name]}
-        record = {
-            **about,
-            "spans": {name: ranges[0] for name, ranges in x.spans.to_json().items()},
-            "token_ids": x.tokens[0].tolist(),
-            "position_ids": x.position_ids[0].tolist(),
-        }
-        rows = [{**who, **row} for row in lens]
-        return UnitResult(tables={"lens": rows, "runs": [about]}, record=record)
+    def measure_batch(self, works: Sequence[Any]) -> list[UnitResult]:
+        """Clips, or sweeps of one kind."""
+        if isinstance(works[0], SpokenItem):
+            return self._read(works)
+        x = self._prompt(*(self.clips[_base(one).name] for one in works))
+        donor: ALMInput | Literal["self"] = "self"
+        if not (isinstance(works[0], ControlSweep) and works[0].kind == "self"):
+            donor = self._prompt(*(self._donor(one) for one in works))
+        found = self._measures().sweeps(x, donor, self._replaced(works[0]))
+        result = self._pair if isinstance(works[0], SpokenPair) else self._control
+        return [result(one, *result_of) for one, result_of in zip(works, found, strict=True)]
 
-    def _run_pair(self, pair: SpokenPair) -> UnitResult:
-        cells, ends = self._measures().sweep(*self._exchanged(pair))
+    def _read(self, items: Sequence[SpokenItem]) -> list[UnitResult]:
+        results = []
+        found = self._measures().lens(self._prompt(*(self.clips[one.name] for one in items)))
+        for item, (lens, final) in zip(items, found, strict=True):
+            x, who = self._input(item), _identity(item)
+            about = {**who, **final, "n_audio_tokens": self._lengths[item.name]}
+            record = {
+                **about,
+                "spans": {name: ranges[0] for name, ranges in x.spans.to_json().items()},
+                "token_ids": x.tokens[0].tolist(),
+                "position_ids": x.position_ids[0].tolist(),
+            }
+            rows = [{**who, **row} for row in lens]
+            results.append(UnitResult({"lens": rows, "runs": [about]}, record))
+        return results
+
+    def _pair(self, pair: SpokenPair, cells: list[Row], ends: Row) -> UnitResult:
         who = {
             "pair_id": pair.id,
             "type": pair.type,
@@ -215,24 +250,21 @@ class SemanticVsProsody(ModelExperiment[SemanticVsProsodyConfig]):
             **ends,
         }
         patches = [{**who, **cell} for cell in cells]
-        return UnitResult(tables={"pairs": [about], "patches": patches}, record=about)
+        return UnitResult({"pairs": [about], "patches": patches}, record=about)
 
-    def _run_control(self, sweep: ControlSweep) -> UnitResult:
-        cells, ends = self._measures().sweep(*self._exchanged(sweep))
+    def _control(self, sweep: ControlSweep, cells: list[Row], ends: Row) -> UnitResult:
         who = _identity(sweep.item)
         rows = [{**who, "control": sweep.kind, **ends, **cell} for cell in cells]
-        return UnitResult(tables={"control_patches": rows}, record={**who, **ends})
+        return UnitResult({"control_patches": rows}, record={**who, **ends})
 
-    def _exchanged(
-        self, sweep: SpokenPair | ControlSweep
-    ) -> tuple[ALMInput, ALMInput | Literal["self"], dict[str, tuple[str, ...]]]:
-        """Base and donor of a sweep, and the spans of the base that it replaces."""
+    def _replaced(self, sweep: SpokenPair | ControlSweep) -> dict[str, tuple[str, ...]]:
+        """The spans of the base that a sweep replaces."""
+        return self.spans if isinstance(sweep, SpokenPair) else {"audio": self.spans["audio"]}
+
+    def _donor(self, sweep: SpokenPair | ControlSweep) -> AudioClip:
         if isinstance(sweep, SpokenPair):
-            return self._input(sweep.a), self._input(sweep.b), self.spans
-        base, audio = self._input(sweep.item), {"audio": self.spans["audio"]}
-        if sweep.kind == "self":
-            return base, "self", audio
-        return base, self._prompt(self._control_clip(sweep)), audio
+            return self.clips[sweep.b.name]
+        return self._control_clip(sweep)
 
     def _control_clip(self, sweep: ControlSweep) -> AudioClip:
         """Another clip of the same labels, or silence or white noise of the item's length."""
@@ -255,7 +287,7 @@ class SemanticVsProsody(ModelExperiment[SemanticVsProsodyConfig]):
 
     def summaries(self, run: ProsodyResults) -> Iterator[tuple[str, pd.DataFrame]]:
         """The clips, and what `summarise` makes of the tables."""
-        yield "manifest", manifest(self.items)
+        yield "manifest", manifest(self.items, run["sounds"])
         yield confound_table(run, "prosody_label")
         yield from summarise(run)
 
@@ -270,6 +302,10 @@ class SemanticVsProsody(ModelExperiment[SemanticVsProsodyConfig]):
     def method(self, run: ProsodyResults) -> str:
         """How intervals, depths and recoveries are to be understood."""
         return method(run)
+
+
+def _base(sweep: SpokenPair | ControlSweep) -> SpokenItem:
+    return sweep.a if isinstance(sweep, SpokenPair) else sweep.item
 
 
 def _identity(item: SpokenItem) -> Row:

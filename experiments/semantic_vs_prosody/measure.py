@@ -14,7 +14,7 @@ from hooked_alm.inputs import ALMInput
 from hooked_alm.methods.patching.metrics import LabelScores
 from hooked_alm.methods.patching.patch import patch
 from hooked_alm.methods.reading.labels import LabelSet
-from hooked_alm.methods.reading.lens import lens_fidelity, residual_rows, unembed_rows
+from hooked_alm.methods.reading.lens import StreamReader, lens_fidelity, unembed_rows
 from hooked_alm.points import Site
 
 from ..workbench.results import Row
@@ -32,41 +32,45 @@ class Measures:
     config: SemanticVsProsodyConfig
 
     @torch.no_grad()
-    def lens(self, x: ALMInput) -> tuple[list[Row], Row]:
-        """A row per depth; and what the model itself answers."""
-        model, labels = self.model, self.labels
-        rows = residual_rows(model, x)
+    def lens(self, x: ALMInput) -> list[tuple[list[Row], Row]]:
+        """Of every prompt of a batch a row per depth; and what the model itself answers."""
+        model, labels, reader = self.model, self.labels, StreamReader(self.model, x)
+        with model.hooks(fwd_hooks=reader.hooks):
+            final = model(x)[:, -1].float()
+        read = rows = reader.rows()
         depths = list(range(len(rows)))
-        final = model(x)[0, -1].float()
-        read = rows
         if self.config.lens_source == "hf_tuple":
             # Hugging Face's last entry is the normed state, and the lens norms it again.
             read, depths = torch.cat([rows[1:-1], model.ln_final(rows[-1:])]), depths[1:]
-        scores = labels.scores(unembed_rows(model, read, labels.tokens))[:, 0, 0]
+        scores = labels.scores(unembed_rows(model, read, labels.tokens))[:, :, 0]
         # Compared with the true last state, whatever was read.
         fidelity = lens_fidelity(model, torch.cat([read, rows[-1:]]))
-        table = [
-            {
-                "depth": depth,
-                **self._by_label(scores[i]),
-                **self._among_all_words(unembed_rows(model, read[i, 0, 0])),
-                **{name: float(getattr(fidelity, name)[i, 0, 0]) for name in FIDELITY},
+        found = []
+        for n in range(len(x)):
+            table = [
+                {
+                    "depth": depth,
+                    **self._by_label(scores[i, n]),
+                    **self._among_all_words(unembed_rows(model, read[i, n, 0])),
+                    **{name: float(getattr(fidelity, name)[i, n, 0]) for name in FIDELITY},
+                }
+                for i, depth in enumerate(depths)
+            ]
+            said = {
+                **self._said(labels.scores(final[n, labels.tokens])),
+                **self._among_all_words(final[n]),
+                "top_token": model.tokenizer.decode([int(final[n].argmax())]),
             }
-            for i, depth in enumerate(depths)
-        ]
-        return table, {
-            **self._said(labels.scores(final[labels.tokens])),
-            **self._among_all_words(final),
-            "top_token": model.tokenizer.decode([int(final.argmax())]),
-        }
+            found.append((table, said))
+        return found
 
-    def sweep(
+    def sweeps(
         self,
         base: ALMInput,
         donor: ALMInput | Literal["self"],
         spans: Mapping[str, tuple[str, ...]],
-    ) -> tuple[list[Row], Row]:
-        """A row per depth 0..L and span; and the scores of base and donor.
+    ) -> list[tuple[list[Row], Row]]:
+        """Of every base of a batch a row per depth and span; and the scores of base and donor.
 
         Depth k is patched before block k, so that depth 0 exchanges inputs; L after the last block.
         """
@@ -87,17 +91,20 @@ class Measures:
             )
             for site, layers in sites.items()
         ]
-        values = _fp32(np.concatenate([one.values for one in found]))[:, :, 0]
-        noise = [one.noise_between_labels[0] for one in found for _ in one.axes["layer"]]
-        cells = [
-            {"depth": depth, "span": span, "noise": noise[depth], **self._said(scores)}
-            for depth, at_depth in enumerate(values)
-            for span, scores in zip(spans, at_depth, strict=True)
-        ]
-        ends = self._said(_fp32(found[0].base[0]), "base")
-        if donor != "self":
-            ends |= self._said(_fp32(found[0].donor[0]), "donor")
-        return cells, ends
+        values = _fp32(np.concatenate([one.values for one in found]))
+        noise = [one.noise_between_labels for one in found for _ in one.axes["layer"]]
+        results = []
+        for n in range(len(base)):
+            cells = [
+                {"depth": depth, "span": span, "noise": noise[depth][n], **self._said(scores)}
+                for depth, at_depth in enumerate(values[:, :, n])
+                for span, scores in zip(spans, at_depth, strict=True)
+            ]
+            ends = self._said(_fp32(found[0].base[n]), "base")
+            if donor != "self":
+                ends |= self._said(_fp32(found[0].donor[n]), "donor")
+            results.append((cells, ends))
+        return results
 
     def _among_all_words(self, logits: Float[Tensor, " vocab"]) -> Row:
         """Whether the labels are what the model would say at all."""

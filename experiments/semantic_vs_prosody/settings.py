@@ -13,8 +13,9 @@ from hooked_alm.methods.patching.options import Engine
 from hooked_alm.methods.reading.labels import LabelMode
 from hooked_alm.methods.statistics.label_scores import Delta, Ties
 
+from ..workbench.batches import BatchedConfig
 from ..workbench.claims import Defect
-from ..workbench.settings import EngineBytes, ExperimentConfig, Truncate
+from ..workbench.settings import EngineBytes, Truncate
 from .items import EMOTIONS, PAIR_TYPES, QUESTIONS, PairType
 
 SweepControl = Literal["self", "same_labels", "silence", "noise"]
@@ -31,7 +32,7 @@ SPANS: dict[str, tuple[str, ...]] = {
 """What is patched together, under which name."""
 
 
-class SemanticVsProsodyConfig(ExperimentConfig):
+class SemanticVsProsodyConfig(BatchedConfig):
     """What to run; the switches' defaults are the corrected experiment."""
 
     KNOWN_WITH: ClassVar = ("audio", "labels")

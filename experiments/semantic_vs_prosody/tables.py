@@ -29,6 +29,7 @@ from hooked_alm.methods.statistics.label_scores import (
     wins,
 )
 
+from ..materials.clips import SOUNDS
 from ..workbench.results import Results, Row
 from .settings import SemanticVsProsodyConfig
 
@@ -40,6 +41,7 @@ TABLES = {
     "patches": "a pair's base with one span of one depth replaced by the donor's",
     "control_patches": "a clip whose audio is replaced at one depth by audio that does not say "
     "the target",
+    **SOUNDS,
 }
 MAY_LACK = {"control_patches": ("item", "control", "depth", "prediction")}
 FORMS: tuple[Delta, ...] = get_args(Delta)

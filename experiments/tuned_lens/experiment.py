@@ -13,7 +13,8 @@ Source: Belrose et al. 2023; S-2.
 
 import contextlib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Sequence
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hooked_alm import HookedALM
 from hooked_alm.bundled import CLIPS
 from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput
@@ -31,6 +33,7 @@ from hooked_alm.methods.reading.lens import lens_fidelity, read_rows, residual_r
 from hooked_alm.methods.reading.tuned_lens import LensTrainer, TunedLens, unembed_hash
 
 from ..materials.clips import described_table
+from ..materials.hearing import heard_alike
 from ..materials.held_out import split_groups
 from ..materials.recordings import load_recordings
 from ..materials.subject import ModelExperiment, described
@@ -43,6 +46,7 @@ from ..materials.trained_lens import (
     save_lens,
     write_tensors,
 )
+from ..workbench.batches import BatchedExperiment, batch_units, bucketed
 from ..workbench.experiment import Unit, UnitResult
 from ..workbench.identity import file_sha256
 from ..workbench.page import Page
@@ -57,7 +61,7 @@ PLACES = {"audio": ("audio",), "text": ("text",), "struct": ("audio_struct", "st
 """Where a lens is judged, beside ``scored``: every position that the loss counts."""
 
 
-class TuneLens(ModelExperiment[TunedLensConfig]):
+class TuneLens(BatchedExperiment[TunedLensConfig], ModelExperiment[TunedLensConfig]):
     """Training and held-out evaluation of a tuned lens.
 
     Training is cut into units of some steps. A unit begins with the checkpoint that the one before
@@ -69,7 +73,7 @@ class TuneLens(ModelExperiment[TunedLensConfig]):
     title = "Tuned lens"
     question = "What can be read off each depth, once a translator is trained to?"
     Config = TunedLensConfig
-    schema_version = 3
+    schema_version = 4
     leaves = ("checkpoints", "lens")
     tables, controls, claims = TABLES, CONTROLS, CLAIMS
     caveats = CAVEATS
@@ -158,7 +162,7 @@ class TuneLens(ModelExperiment[TunedLensConfig]):
     # --- Units
 
     def units(self) -> list[Unit]:
-        """Training, a few steps a unit; then a unit per held-out prompt."""
+        """Training, a few steps a unit; then held-out prompts, some batches a unit."""
         steps = range(0, self.config.n_steps, self.config.steps_per_checkpoint)
         ends = [*steps, self.config.n_steps]
         names = [f"train__{number:04d}" for number in range(len(steps))]
@@ -166,13 +170,21 @@ class TuneLens(ModelExperiment[TunedLensConfig]):
             Unit(name, range(*bounds), after=before)
             for name, bounds, before in zip(names, pairwise(ends), [None, *names], strict=False)
         ]
-        return train + [Unit(f"heldout__{p.id}", p, after=names[-1]) for p in self.held_out]
+        held_out = ((f"heldout__{p.id}", p) for p in self.held_out)
+        return train + batch_units(held_out, self.config, after=names[-1])
 
     def measure(self, unit: Unit) -> UnitResult:
-        """Some steps, or one prompt's evaluation."""
-        if isinstance(unit.payload, range):
-            return self._run_steps(unit.payload)
-        return self._run_held_out(unit.payload)
+        """Some steps, or the evaluation of some prompts."""
+        work = unit.payload
+        return self._run_steps(work) if isinstance(work, range) else super().measure(unit)
+
+    def n_positions(self, work: LensPrompt) -> int:
+        """Positions of a prompt."""
+        return self.inputs[work.id].shape[1]
+
+    def batch_kind(self, work: LensPrompt) -> Hashable:
+        """What is heard alike."""
+        return heard_alike(self.model, self.inputs[work.id].clips)
 
     def _run_steps(self, steps: range) -> UnitResult:
         trainer = self._trainer_at(steps.start)
@@ -214,18 +226,49 @@ class TuneLens(ModelExperiment[TunedLensConfig]):
         """The residual stream of a prompt at the positions that the loss counts."""
         if prompt in self._kept:
             return self._kept[prompt]
-        x = self.inputs[prompt]
-        rows = residual_rows(self.model, x, torch.tensor([self._positions(x)]))[:, 0]
+        # Always the same ones together, whatever is kept: a resumed run has nothing yet.
+        batch = self._batches[prompt]
+        inputs = [self.inputs[one] for one in batch]
+        found = _streams(self.model, inputs, [self._positions(x) for x in inputs])
         held = sum(one.numel() * one.element_size() for one in self._kept.values())
-        if held + rows.numel() * rows.element_size() <= self.config.max_bytes:
-            self._kept[prompt] = rows
-        return rows
+        for name, rows in zip(batch, found, strict=True):
+            held += rows.numel() * rows.element_size()
+            if held <= self.config.max_bytes:
+                self._kept[name] = rows
+        return found[batch.index(prompt)]
+
+    @cached_property
+    def _batches(self) -> dict[str, list[str]]:
+        """Id of a training prompt -> those of all that run together with it."""
+        names, config = [one.id for one in self.train], self.config
+        lengths = [self.n_positions(one) for one in self.train]
+        kinds = [self.batch_kind(one) for one in self.train]
+        batches = bucketed(lengths, config.batch_size, config.batch_positions, kinds=kinds)
+        return {names[i]: [names[j] for j in batch] for batch in batches for i in batch}
 
     @torch.no_grad()
-    def _run_held_out(self, prompt: LensPrompt) -> UnitResult:
-        lens, model, x = self._lens(), self.model, self.inputs[prompt.id]
-        real = x.attention_mask[0].nonzero().flatten()
-        rows = residual_rows(model, x, real[None])
+    def measure_batch(self, works: Sequence[LensPrompt]) -> list[UnitResult]:
+        """What either lens reads of held-out prompts."""
+        inputs = [self.inputs[one.id] for one in works]
+        real = [x.attention_mask[0].nonzero().flatten().tolist() for x in inputs]
+        streams = _streams(self.model, inputs, real)
+        return [self._judged(*one) for one in zip(works, inputs, real, streams, strict=True)]
+
+    def try_batch(self, size: int) -> int:
+        """Runs the longest prompts; no lens is trained yet that could read them."""
+        longest = sorted([*self.train, *self.held_out], key=self.n_positions, reverse=True)[:size]
+        inputs = [self.inputs[one.id] for one in longest]
+        _streams(self.model, inputs, [[*range(x.shape[1])] for x in inputs])
+        return len(longest)
+
+    def _judged(
+        self,
+        prompt: LensPrompt,
+        x: ALMInput,
+        real: Sequence[int],
+        stream: Float[Tensor, "depth token d_model"],
+    ) -> UnitResult:
+        lens, model, rows = self._lens(), self.model, stream[:, None]
         by_lens = {
             "logit": lens_fidelity(model, rows, chunk=self.config.chunk),
             "tuned": lens_fidelity(model, rows, lens=lens, chunk=self.config.chunk),
@@ -235,7 +278,7 @@ class TuneLens(ModelExperiment[TunedLensConfig]):
             for place, spans in PLACES.items()
         }
         who = {"prompt": prompt.id, "group": prompt.group}
-        index = {pos: i for i, pos in enumerate(real.tolist())}
+        index = {pos: i for i, pos in enumerate(real)}
         found = []
         for place, positions in places.items():
             if not positions:
@@ -327,3 +370,17 @@ class TuneLens(ModelExperiment[TunedLensConfig]):
     def method(self, run: LensResults) -> str:
         """How the lens was trained and judged."""
         return method(run)
+
+
+def _streams(
+    model: HookedALM, inputs: Sequence[ALMInput], positions: Sequence[Sequence[int]]
+) -> list[Float[Tensor, "depth token d_model"]]:
+    """The residual stream of prompts at some of their positions, at every depth; one forward."""
+    x, n = ALMInput.joined(inputs), max(map(len, positions))
+    moved = [[x.shape[1] - one.shape[1] + at for at in some]
+             for one, some in zip(inputs, positions, strict=True)]  # fmt: skip
+    # As many of each: the first of a row stands in for those that it lacks.
+    rows = residual_rows(
+        model, x, torch.tensor([some + some[:1] * (n - len(some)) for some in moved])
+    )
+    return [rows[:, row, : len(some)].clone() for row, some in enumerate(positions)]

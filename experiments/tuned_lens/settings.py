@@ -8,7 +8,8 @@ from hooked_alm.errors import InputError
 from hooked_alm.methods.reading.tuned_lens import LensOptimizer, LensTraining
 
 from ..materials.trained_lens import Scored
-from ..workbench.settings import MOST_BYTES, ExperimentConfig, Truncate
+from ..workbench.batches import BatchedConfig
+from ..workbench.settings import MOST_BYTES, Truncate
 
 SCORED: dict[Scored, str] = {
     "all": "every position, audio included",
@@ -18,7 +19,7 @@ SCORED: dict[Scored, str] = {
 """Positions that the loss counts, in words."""
 
 
-class TunedLensConfig(ExperimentConfig):
+class TunedLensConfig(BatchedConfig):
     """Which prompts, which positions of them, and how the translators are trained."""
 
     KNOWN_WITH: ClassVar = ("audio", "prompts")
@@ -70,8 +71,8 @@ class TunedLensConfig(ExperimentConfig):
         default=2**30,
         ge=0,
         le=MOST_BYTES,
-        description="residual streams that are kept between steps instead of being run again; "
-        "changes no number",
+        description="residual streams that are kept between steps; those of a batch that are not "
+        "are run again together, so this changes no number",
     )
 
     @model_validator(mode="after")

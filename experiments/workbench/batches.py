@@ -1,9 +1,15 @@
 """Batches: which prompts run together, decided before any of them runs."""
 
-from collections.abc import Hashable, Sequence
-from typing import Annotated
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
+
+from .experiment import Experiment, Unit, UnitResult
+from .results import Row
+from .settings import ExperimentConfig
 
 BatchSize = Annotated[
     int,
@@ -18,6 +24,99 @@ BatchPositions = Annotated[
     int | None,
     Field(ge=1, le=10**9, description="positions of a batch, padding included; None is no bound"),
 ]  # fmt: skip
+
+
+class BatchedConfig(ExperimentConfig):
+    """Settings of an experiment that runs several prompts in one forward."""
+
+    batch_size: BatchSize = 1
+    unit_batches: UnitBatches = 1
+    batch_positions: BatchPositions = None
+
+
+B = TypeVar("B", bound=BatchedConfig)
+
+
+class BatchedExperiment(Experiment[B]):
+    """An experiment that measures prompts, or sweeps of them, in batches.
+
+    A unit's payload is a tuple of works: those of some batches, as `batch_units` puts them
+    together. Within a unit, works of one kind and about one length run together.
+    """
+
+    @abstractmethod
+    def n_positions(self, work: Any) -> int:
+        """Positions of a work's prompt; of a sweep, of the longer one."""
+
+    def batch_kind(self, work: Any) -> Hashable:
+        """What the works of a batch have in common, beside their type."""
+        return None
+
+    @abstractmethod
+    def measure_batch(self, works: Sequence[Any]) -> list[UnitResult]:
+        """The result of every work of a batch."""
+
+    def try_batch(self, size: int) -> int:
+        """Runs the longest works of every type, as many of one kind as there are; see `auto_batch`.
+
+        What the results of other units decide is not among them.
+        """
+        by_kind: dict[Hashable, list[Any]] = defaultdict(list)
+        for unit in self.units():
+            for work in unit.payload if isinstance(unit.payload, tuple) else ():
+                by_kind[type(work), self.batch_kind(work)].append(work)
+        longest: dict[type, list[Any]] = {}
+        for works in by_kind.values():
+            some = sorted(works, key=self.n_positions, reverse=True)[:size]
+            best = longest.setdefault(type(some[0]), some)
+            if (len(some), self.n_positions(some[0])) > (len(best), self.n_positions(best[0])):
+                longest[type(some[0])] = some
+        for works in longest.values():
+            self.measure_batch(works)
+        return max(map(len, longest.values()))
+
+    def measure(self, unit: Unit) -> UnitResult:
+        """The works of a unit, in batches; results and records are in the order of the works."""
+        works, config = unit.payload, self.config
+        is_alone = config.batch_size == 1  # where no length decides anything
+        batches = bucketed(
+            [0 if is_alone else self.n_positions(work) for work in works],
+            config.batch_size,
+            config.batch_positions,
+            kinds=[(type(work), self.batch_kind(work)) for work in works],
+        )
+        found: dict[int, UnitResult] = {}
+        for batch in batches:
+            found |= zip(batch, self.measure_batch([works[i] for i in batch]), strict=True)
+        tables: dict[str, list[Row]] = defaultdict(list)
+        in_order = [found[i] for i in range(len(works))]
+        for one in in_order:
+            for name, rows in one.tables.items():
+                tables[name] += rows
+        return UnitResult(dict(tables), {"works": [one.record for one in in_order]})
+
+
+def batch_units(
+    works: Iterable[tuple[str, Any]], config: BatchedConfig, after: str | None = None
+) -> list[Unit]:
+    """Units of so many batches as the settings say, in the order of their works.
+
+    Args:
+        works: of one type, with their names; a unit is called after its first work, and says how
+            many follow.
+        config: of the run.
+        after: the unit that all of them come after.
+    """
+    every, size = [*works], config.batch_size * config.unit_batches
+    parts = [every[first : first + size] for first in range(0, len(every), size)]
+    return [
+        Unit(
+            part[0][0] + (f"+{len(part) - 1}" if part[1:] else ""),
+            tuple(work for _, work in part),
+            after,
+        )
+        for part in parts
+    ]
 
 
 def bucketed(

@@ -82,6 +82,18 @@ class ActivationRows:
             self.index,
         )
 
+    def by_prompt(self, numbers: Sequence[int]) -> "ActivationRows":
+        """The rows in the order of their prompts, once prompt ``i`` is called ``numbers[i]``."""
+        called = np.asarray(numbers)[self.index["prompt"]]
+        order = np.argsort(called, kind="stable")
+        pick = torch.from_numpy(order)
+        return ActivationRows(
+            self.kind,
+            {name: value[pick.to(value.device)] for name, value in self.values.items()},
+            self.shapes,
+            {name: column[order] for name, column in {**self.index, "prompt": called}.items()},
+        )
+
     @staticmethod
     def joined(parts: Sequence["ActivationRows"]) -> "ActivationRows":
         """The rows of several batches one behind the other.

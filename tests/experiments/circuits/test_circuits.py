@@ -1,6 +1,7 @@
 """``circuits`` on a model whose circuit was planted, on one without any, and on the twins."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,13 @@ from hooked_alm.experiments.circuits.settings import CircuitsConfig
 from hooked_alm.experiments.circuits.tables import total_effects
 from hooked_alm.experiments.materials.pairs import prepare_pairs, read_pairs
 from hooked_alm.experiments.workbench import runner
+from hooked_alm.experiments.workbench.experiment import Unit
 from hooked_alm.experiments.workbench.run_folder import RunFolder
 from hooked_alm.methods.patching.measurement import Measurement
 from hooked_alm.methods.patching.paths import all_edges
 from stopped_runs import interrupted, results
 from tiny import TinyModels
-from tolerances import FAST_ENGINE
+from tolerances import BATCHED_ROWS, FAST_ENGINE
 
 ENGINES = FAST_ENGINE[torch.float32]
 
@@ -180,7 +182,7 @@ def test_stopped_amid_either_stage_it_ends_with_the_same_bytes(
 def rows_of(sweeps: PairSweeps, nodes: list[CircuitNode]) -> list[pd.DataFrame]:
     heads = [node for node in nodes if node.is_head]
     return [
-        *(sweeps.nodes()[1], sweeps.direct(), sweeps.paths(nodes, heads)),
+        *(sweeps.nodes(), sweeps.direct(), sweeps.paths(nodes, heads)),
         *(sweeps.reads(heads), sweeps.circuits({"circuit": nodes})),
     ]
 
@@ -190,7 +192,9 @@ def test_the_plain_loop_gives_the_same(planted: tuple[Path, Path], gqa: HookedAL
     nodes = [CircuitNode(1, 4), CircuitNode(2, 0), CircuitNode(1, -1)]
     settings: dict[str, Any] = {"path_modes": ("ioi",)}
     fast, hooks = (
-        rows_of(PairSweeps(gqa, one, ["readout"], CircuitsConfig(engine=engine, **settings)), nodes)
+        rows_of(
+            PairSweeps(gqa, [one], ["readout"], CircuitsConfig(engine=engine, **settings)), nodes
+        )
         for engine in ("fast", "hooks")
     )
     for ours, plain in zip(fast, hooks, strict=True):
@@ -201,17 +205,40 @@ def test_the_plain_loop_gives_the_same(planted: tuple[Path, Path], gqa: HookedAL
         assert ours[words].equals(plain[words])
 
 
+def test_batches_are_the_single_pairs_to_rounding(planted: tuple[Path, Path]) -> None:
+    """Both stages; of one batch are pairs of one part, whose circuits alone are judged."""
+    few: dict[str, Any] = {"places": ["readout", "audio"], "n_random": 1}
+    single, batched = toy(*planted, **few), toy(*planted, **few, batch_size=2, unit_batches=2)
+    for one in (single, batched):
+        one.identify()
+        one.load()
+    works = [work for unit in batched.units()[:-1] for work in unit.payload]
+    assert [len(unit.payload) for unit in batched.units()[:-1]] == [4, 4, 4]
+    some = [work for work in works if single.batch_kind(work)[1] == "held-out"][:2]
+    assert {single.batch_kind(work)[1] for work in works} == {"discovery", "held-out"}
+    for nodes in ((), (CircuitNode(1, 4), CircuitNode(1, -1))):
+        unit = Unit("some", tuple(replace(work, nodes=nodes) for work in some))
+        ours, theirs = (one.measure(unit).tables for one in (batched, single))
+        assert ours.keys() == theirs.keys()
+        for name, rows in theirs.items():
+            table, expected = (
+                pd.DataFrame(found).drop(columns="recovery", errors="ignore")  # of effects near 0
+                for found in (ours[name], rows)
+            )
+            pd.testing.assert_frame_equal(table, expected, rtol=1e-4, atol=BATCHED_ROWS)
+
+
 def test_both_directions_point_to_the_donor(planted: tuple[Path, Path]) -> None:
     model = HookedALM.from_pretrained(planted[0])
     one = prepare_pairs(model, read_pairs(planted[1])[:1])[0]
-    unpatched, rows = PairSweeps(model, one, ["readout"], CircuitsConfig()).nodes()
+    rows = PairSweeps(model, [one], ["readout"], CircuitsConfig()).nodes()
     own = rows[(rows.layer == 2) & (rows["head"] == 3)].to_dict("records")
     assert [row["direction"] for row in own] == ["noising", "denoising"]
     # The metric is the base's answer against the donor's; either patch undoes what the other does.
-    assert own[0]["value"] == pytest.approx(unpatched["donor"], abs=ENGINES)
-    assert own[1]["value"] == pytest.approx(unpatched["base"], abs=ENGINES)
+    assert own[0]["value"] == pytest.approx(rows.donor[0], abs=ENGINES)
+    assert own[1]["value"] == pytest.approx(rows.base[0], abs=ENGINES)
     assert own[0]["toward"] == pytest.approx(own[1]["toward"], abs=ENGINES)
-    assert unpatched["total_effect"] > 0
+    assert rows.base[0] > rows.donor[0]
 
 
 @pytest.mark.parametrize("metric", ["log_prob", "prob"])
@@ -220,12 +247,12 @@ def test_other_metrics(planted: tuple[Path, Path], metric: str) -> None:
     model = HookedALM.from_pretrained(planted[0])
     one = prepare_pairs(model, read_pairs(planted[1])[:1])[0]
     config = CircuitsConfig(metric=metric)  # type: ignore[arg-type]
-    unpatched, _ = PairSweeps(model, one, ["readout"], config).nodes()
+    ends = PairSweeps(model, [one], ["readout"], config).nodes().iloc[0]
     logits = [model(x)[0, -1].log_softmax(-1) for x in (one.base, one.donor)]
     expected = [found[one.answers[0]].item() for found in logits]
     if metric == "prob":
         expected = np.exp(expected).tolist()
-    assert [unpatched["base"], unpatched["donor"]] == pytest.approx(expected, abs=ENGINES)
+    assert [ends.base, ends.donor] == pytest.approx(expected, abs=ENGINES)
 
 
 # --- The plan
@@ -296,7 +323,7 @@ def test_what_moves_the_answer_reverses_between_the_twins() -> None:
         model = HookedALM.from_pretrained(f"bundled:{name}")
         rows = []
         for one in prepare_pairs(model, few):
-            both = Measurement(model, one.base, one.donor, metric_of(one, config))
+            both = Measurement(model, one.base, one.donor, metric_of([one], config))
             effect = float(both.base_values[0] - both.donor_values[0])
             who = {"contrast": one.pair.contrast, "group": one.pair.group, "total_effect": effect}
             rows.append({**who, "base_as_given": True, "donor_as_given": True})

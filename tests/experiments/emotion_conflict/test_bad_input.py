@@ -28,6 +28,7 @@ from hooked_alm.experiments.workbench import runner
 from hooked_alm.experiments.workbench.run_folder import RunFolder
 from hooked_alm.experiments.workbench.settings import load_settings
 from tiny import TinyModels
+from tolerances import BATCHED_ROWS
 
 RATE = 16_000
 NAMES = ("zh_sad_strong", "zh_cheerful_strong", "zh_cheerful_normal")
@@ -121,6 +122,7 @@ def test_a_folder_of_ones_own_runs_from_end_to_end(finished: RunFolder) -> None:
     assert set(patching["donor"]) == set(SMALL["donors"])
     assert patching["shift"].notna().all()
     record = finished.read_unit(f"patch__{NAMES[2]}__sad__audio_swap")["record"]
+    (record,) = record["works"]
     assert record["donor"]["clip"] == NAMES[0]
     assert record["span_length_ratio"]["audio"] == 62 / 150
     assert (finished.path / "report.html").stat().st_size > 10_000
@@ -347,6 +349,31 @@ def test_a_text_only_checkpoint(finished: RunFolder, clips: Path, tmp_path: Path
     )
 
 
+@pytest.mark.parametrize("engine", ["fast", "hooks"])
+def test_batched_sweeps_are_the_single_ones_to_rounding(finished: RunFolder, engine: str) -> None:
+    """Of clips of unequal length, by every donor; a run patched with itself stays as it was."""
+    given = {**finished.provenance["config"], "engine": engine}
+    single, batched = (
+        EmotionConflict(EmotionConflictConfig(**{**given, "batch_size": n, "unit_batches": n}))
+        for n in (1, 3)
+    )
+    for experiment in (single, batched):
+        experiment.identify()
+        experiment.load()
+    (unit,) = (unit for unit in batched.units() if unit.id.startswith("patch"))
+    assert len(unit.payload) == 9
+    assert len({single.n_positions(sweep) for sweep in unit.payload}) > 1
+    found, alone = batched.measure(unit), single.measure(unit)
+    ours, theirs = (pd.DataFrame(one.tables["patching"]) for one in (found, alone))
+    assert {*ours.donor} == {*SMALL["donors"]}
+    pd.testing.assert_frame_equal(ours, theirs, rtol=1e-4, atol=BATCHED_ROWS)
+    if engine == "hooks":
+        assert not ours.loc[ours.donor == "self", "shift"].any()
+    for mine, other in zip(found.record["works"], alone.record["works"], strict=True):
+        for key in ("unit", "span_length_ratio", "token_ids", "spans", "donor"):
+            assert mine[key] == other[key]
+
+
 def test_labels_of_unequal_length_align_or_are_refused_before_the_first_unit(
     finished: RunFolder, tmp_path: Path, tiny_models: TinyModels
 ) -> None:
@@ -365,7 +392,7 @@ def test_labels_of_unequal_length_align_or_are_refused_before_the_first_unit(
     sweeps = [experiment.measure(u) for u in experiment.units() if u.id.startswith("patch")]
     assert len(sweeps) == 2
     for sweep in sweeps:
-        ratios = sweep.record["span_length_ratio"]
+        ratios = sweep.record["works"][0]["span_length_ratio"]
         assert ratios["label"] != 1.0  # recorded
         assert ratios["audio"] == 1.0
         scores = pd.DataFrame(sweep.tables["patching"]).filter(like="z_")

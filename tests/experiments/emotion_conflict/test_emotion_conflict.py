@@ -9,7 +9,7 @@ pattern; these have their rounding in ``tolerances.py``. Answers are equal throu
 import functools
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import pytest
@@ -31,6 +31,7 @@ from hooked_alm.methods.reading.lens import LogitLens
 from ob1_reference import PATCHED, PlainOB1, Prompt
 from tolerances import ATTENTION_MASS, BATCHED_ROWS, FAST_ENGINE, LENS_ROWS, RESAMPLED_DONOR
 
+W = TypeVar("W")
 TWINS = ("follows_text", "follows_voice")
 N_BLOCKS = 10
 LAST = N_BLOCKS - 1
@@ -75,7 +76,7 @@ def plain_sweep(
     model: str, unit_id: str, layers: tuple[int, ...] | None
 ) -> dict[tuple[int, str], Tensor]:
     """The reference's cells of a sweep."""
-    sweep: PatchRun = unit_of(opened(model), unit_id).payload
+    (sweep,) = unit_of(opened(model), unit_id).payload
     base, donor = prompt_of(model, sweep.base), prompt_of(model, sweep.donor)
     return plain(model).sweep(base, donor, range(N_BLOCKS) if layers is None else layers)
 
@@ -92,6 +93,12 @@ def result(unit_id: str, model: str = "follows_text", **settings: Any) -> UnitRe
 
 def unit_of(experiment: EmotionConflict, unit_id: str) -> Unit:
     return next(unit for unit in experiment.units() if unit.id == unit_id)
+
+
+def works_of(experiment: EmotionConflict, kind: type[W]) -> list[W]:
+    """Every run, or every sweep."""
+    works = [unit.payload for unit in experiment.units() if isinstance(unit.payload, tuple)]
+    return [work for some in works for work in some if isinstance(work, kind)]
 
 
 def table(name: str, unit_id: str, model: str = "follows_text", **settings: Any) -> pd.DataFrame:
@@ -142,7 +149,7 @@ def test_a_run_agrees_with_plain_hf(model: str, unit_id: str) -> None:
     hf, prompt = plain(model), prompt_of(model, run)
     ids = hf.label_ids(run.recording.language)
     done = result(unit_id, model)
-    (record,) = done.record["runs"]
+    (record,) = done.record["works"]
 
     assert record["token_ids"] == prompt.inputs["input_ids"][0].tolist()
     assert record["position_ids"] == prompt.inputs["position_ids"][0].tolist()
@@ -232,7 +239,7 @@ def test_the_seeds_run_agrees_with_plain_hf(model: str, unit_id: str) -> None:
     target = voice if run.condition == "consistent" else CONFLICT_MAP[voice]
     delta = [row["delta"] for row in done.tables["delta"]]
     assert_close(delta, contrast(lens, target, voice), LENS_ROWS)
-    (record,) = done.record["runs"]
+    (record,) = done.record["works"]
     assert record["delta_logit_by_depth"] == record["delta_logit_by_text_layer"] == delta
 
 
@@ -251,17 +258,17 @@ def test_a_sweep_agrees_with_plain_hf(
 ) -> None:
     target = "cheerful"
     unit_id = f"patch__{clip}__{target}__{donor}"
-    sweep: PatchRun = unit_of(opened(model), unit_id).payload
+    (sweep,) = unit_of(opened(model), unit_id).payload
     hf = plain(model)
     base, other = prompt_of(model, sweep.base), prompt_of(model, sweep.donor)
     ids = hf.label_ids(sweep.base.recording.language)
     done = result(unit_id, model, patch_layers=layers, engine=engine)
     rounding = ROUNDING[engine]
     base_scores, donor_scores = hf.logits(base)[ids], hf.logits(other)[ids]
-    assert_close(done.record["base_scores"], base_scores, rounding)
-    assert_close(done.record["donor_scores"], donor_scores, rounding)
-    assert done.record["base_prediction"] == EMOTIONS[int(base_scores.argmax())]
-    assert done.record["donor_prediction"] == EMOTIONS[int(donor_scores.argmax())]
+    assert_close(done.record["works"][0]["base_scores"], base_scores, rounding)
+    assert_close(done.record["works"][0]["donor_scores"], donor_scores, rounding)
+    assert done.record["works"][0]["base_prediction"] == EMOTIONS[int(base_scores.argmax())]
+    assert done.record["works"][0]["donor_prediction"] == EMOTIONS[int(donor_scores.argmax())]
 
     expected = plain_sweep(model, unit_id, layers)
     rows = pd.DataFrame(done.tables["patching"])
@@ -300,7 +307,7 @@ def test_the_seeds_sweep_agrees_with_plain_hf(
     model: str, clip: str, target: str, engine: Engine
 ) -> None:
     unit_id = f"patch__{clip}__{target}__text_swap"
-    sweep: PatchRun = unit_of(opened(model), unit_id).payload
+    (sweep,) = unit_of(opened(model), unit_id).payload
     hf = plain(model)
     ids = hf.label_ids(sweep.base.recording.language)
     expected = hf.seed_sweep(
@@ -351,9 +358,9 @@ def test_donors_are_what_their_names_say(model: str, clip: str) -> None:
     language, voice, intensity = clip.split("_")
     target = CONFLICT_MAP[voice]
     sweeps: dict[str, PatchRun] = {
-        unit.payload.kind: unit.payload
-        for unit in experiment.units()
-        if isinstance(unit.payload, PatchRun) and unit.payload.base.recording.name == clip
+        sweep.kind: sweep
+        for sweep in works_of(experiment, PatchRun)
+        if sweep.base.recording.name == clip
     }
     assert sweeps.keys() == {"self", *CROSSED}
     for sweep in sweeps.values():
@@ -382,7 +389,7 @@ def test_a_self_patch_changes_nothing(model: str, engine: Engine) -> None:
     unit_id = "patch__en_sad_strong__cheerful__self"
     settings = {"patch_layers": SOME_BLOCKS, "engine": engine}
     rows = table("patching", unit_id, model, **settings)
-    base = result(unit_id, model, **settings).record["base_scores"]
+    base = result(unit_id, model, **settings).record["works"][0]["base_scores"]
     assert len(rows) == len(SOME_BLOCKS) * len(PATCHED)
     assert_close(rows["shift"].abs().max(), 0.0, 2 * ROUNDING[engine])
     assert_close(rows["total_effect"].abs().max(), 0.0, 4 * ROUNDING[engine])
@@ -400,7 +407,8 @@ def test_patching_everything_is_the_donor_and_the_last_block_reaches_no_further(
     unit_id, rounding = f"patch__{clip}__cheerful__{donor}", ROUNDING[engine]
     done = result(unit_id, model, patch_layers=layers, engine=engine)
     rows = pd.DataFrame(done.tables["patching"])
-    base_scores, donor_scores = done.record["base_scores"], done.record["donor_scores"]
+    (record,) = done.record["works"]
+    base_scores, donor_scores = record["base_scores"], record["donor_scores"]
     assert base_scores != donor_scores
     every = rows[rows["span"] == "all"]
     assert len(every) == len(layers or range(N_BLOCKS))
@@ -484,7 +492,7 @@ def test_a_longer_donor_is_resampled_in_time(unequal: Path, engine: Engine) -> N
     ids = hf.label_ids("zh")
     n_base, n_donor = (len(prompt.spans["audio"]) for prompt in (base, donor))
     assert n_base < n_donor
-    ratios = done.record["span_length_ratio"]
+    ratios = done.record["works"][0]["span_length_ratio"]
     assert ratios["audio"] == n_donor / n_base
     assert {ratio for name, ratio in ratios.items() if name != "audio"} == {1.0}
     expected = hf.sweep(base, donor, SOME_BLOCKS)
@@ -515,8 +523,8 @@ def test_c10_the_seed_counts_from_the_start_and_misses_the_readout(
 
 def runs_of(experiment: EmotionConflict) -> list[Unit]:
     """Units of one run each, which is their payload."""
-    every = [unit for unit in experiment.units() if not isinstance(unit.payload, PatchRun)]
-    return [Unit(unit.id, *unit.payload) for unit in every]
+    runs = works_of(experiment, PromptRun)
+    return [Unit(experiment.plan.run_id(run), run) for run in runs]
 
 
 def test_54_runs_and_108() -> None:
@@ -628,10 +636,10 @@ def test_known_defects_are_in_every_result() -> None:
     experiment = EmotionConflict(EmotionConflictConfig(variant="seed"))
     defects = experiment.known_defects()
     assert defects.keys() >= {"C1", "C3", "C8"}
-    (record,) = result("zh_sad_strong__conflict", variant="seed").record["runs"]
+    (record,) = result("zh_sad_strong__conflict", variant="seed").record["works"]
     assert record["variant"] == "seed"
     assert record["known_defects"] == sorted(defects)
-    (record,) = result("zh_sad_strong__conflict").record["runs"]
+    (record,) = result("zh_sad_strong__conflict").record["works"]
     assert record["known_defects"] == []
 
 
@@ -663,7 +671,8 @@ def test_c3_patching_all_that_is_no_text_at_the_last_block_is_answering_for_the_
     assert len(sweeps) == 9
     flips, differs = [], []
     for unit_id in sweeps[::2]:
-        rows, record = table("patching", unit_id, **settings), result(unit_id, **settings).record
+        rows = table("patching", unit_id, **settings)
+        (record,) = result(unit_id, **settings).record["works"]
         last = rows[rows["block"] == LAST].set_index("span")
         assert last.loc["audio", Z].tolist() == record["donor_scores"]
         assert last.loc["text", Z].tolist() == record["base_scores"]
@@ -681,7 +690,7 @@ def test_c8_a_label_minus_itself_is_zero() -> None:
         assert {row["delta"] for row in done.tables["delta"]} == {0.0}
         assert len(done.tables["delta"]) == N_BLOCKS + 1
         assert done.tables["runs"][0]["delta_final"] == 0.0
-        (record,) = done.record["runs"]
+        (record,) = done.record["works"]
         assert set(record["delta_logit_by_depth"]) == {0.0}
         assert record["delta_logit_by_text_layer"] == [0.0] * N_BLOCKS
         matched = result(f"{clip}__consistent")
@@ -728,10 +737,10 @@ def test_batches_are_the_single_runs_to_rounding() -> None:
     single = opened(**settings)
     batched = opened(**settings, batch_size=4, unit_batches=3, batch_positions=420)
     units = batched.units()
-    names = [unit.id for unit in single.units()]
+    names = [unit.id for unit in single.units()][:-1]
     assert len(names) == 54
     assert [unit.id for unit in units][:2] == [f"{names[0]}+11", f"{names[12]}+11"]
-    assert units[-1].id == f"{names[48]}+5"
+    assert units[-2].id == f"{names[48]}+5"
     unit = next(one for one in units if len({run.language for run in one.payload}) == 2)
     sizes = []
     with pytest.MonkeyPatch.context() as patched:
@@ -752,8 +761,8 @@ def test_batches_are_the_single_runs_to_rounding() -> None:
     for name, rows in found.tables.items():
         expected = pd.DataFrame([row for one in alone for row in one.tables[name]])
         pd.testing.assert_frame_equal(pd.DataFrame(rows), expected, rtol=1e-4, atol=BATCHED_ROWS)
-    assert [one["unit"] for one in found.record["runs"]] == names[first : first + 12]
-    for ours, theirs in zip(found.record["runs"], alone, strict=True):
-        (record,) = theirs.record["runs"]
+    assert [one["unit"] for one in found.record["works"]] == names[first : first + 12]
+    for ours, theirs in zip(found.record["works"], alone, strict=True):
+        (record,) = theirs.record["works"]
         assert ours["token_ids"] == record["token_ids"]
         assert ours["spans"] == record["spans"]

@@ -84,7 +84,7 @@ def pair_of(which: str) -> SpokenPair:
 
 @functools.cache
 def swept(model: str, which: str, engine: Engine) -> UnitResult:
-    return opened(model, engine=engine)._run_pair(pair_of(which))
+    return opened(model, engine=engine).measure_batch([pair_of(which)])[0]
 
 
 @functools.cache
@@ -111,7 +111,7 @@ def test_a_clip_agrees_with_plain_hf(model: str, question: Asked) -> None:
     hf, item = plain(model), item_of(SAD_HAPPY)
     prompt = hf.ask(item.path, QUESTIONS[question])
     ids = hf.first_tokens(list(EMOTIONS))
-    done = opened(model, prompt=QUESTIONS[question])._run_item(item)
+    [done] = opened(model, prompt=QUESTIONS[question]).measure_batch([item])
     assert done.record["token_ids"] == prompt.inputs["input_ids"][0].tolist()
     assert done.record["position_ids"] == prompt.inputs["position_ids"][0].tolist()
     for name, ranges in done.record["spans"].items():
@@ -144,7 +144,7 @@ def test_the_seeds_lens_agrees_with_plain_hf(model: str) -> None:
     """C6: every entry of hidden_states is normed, the last one for the second time."""
     hf, item = plain(model), item_of(SAD_HAPPY)
     prompt, ids = hf.ask(item.path, QUESTIONS["overall"]), hf.first_tokens(list(EMOTIONS))
-    done = opened(model, variant="seed")._run_item(item)
+    [done] = opened(model, variant="seed").measure_batch([item])
     table = pd.DataFrame(done.tables["lens"])
     assert list(table["depth"]) == list(range(1, N_BLOCKS + 1))
     assert_close(table[Z], hf.tuple_lens(prompt)[:, ids], LENS_ROWS)
@@ -225,7 +225,7 @@ def test_clips_of_unequal_length_are_resampled_as_in_plain_hf(tmp_path: Path) ->
         f"semantic__{SAD_HAPPY}__b",
         f"semantic__b__{SAD_HAPPY}",
     ]
-    done = experiment._run_pair(experiment.pairs[0])
+    [done] = experiment.measure_batch(experiment.pairs[:1])
     assert (done.record["len_A"], done.record["len_B"]) == (60, 48)
     hf = plain("follows_semantics")
     prompts = [hf.ask(path, QUESTIONS["overall"]) for path in (pair.a.path, tmp_path / "b.wav")]
@@ -244,7 +244,7 @@ def test_clips_of_unequal_length_are_resampled_as_in_plain_hf(tmp_path: Path) ->
 def test_control_donors_are_what_their_names_say(kind: str) -> None:
     experiment, item = opened(engine="hooks"), item_of(SAD_HAPPY)
     hf, ids = plain(TWINS[0]), plain(TWINS[0]).first_tokens(list(EMOTIONS))
-    done = experiment._run_control(ControlSweep(item, kind))
+    [done] = experiment.measure_batch([ControlSweep(item, kind)])
     rows = pd.DataFrame(done.tables["control_patches"])
     assert list(rows["depth"]) == list(range(N_BLOCKS + 1))
     base = hf.logits(hf.ask(item.path, QUESTIONS["overall"]))[ids]

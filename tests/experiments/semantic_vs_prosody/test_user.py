@@ -15,7 +15,6 @@ from hooked_alm.errors import InputError
 from hooked_alm.experiments.registry import load_experiment
 from hooked_alm.experiments.semantic_vs_prosody.experiment import (
     BUNDLED_ITEMS,
-    ControlSweep,
     SemanticVsProsody,
 )
 from hooked_alm.experiments.semantic_vs_prosody.settings import Align, SemanticVsProsodyConfig
@@ -24,9 +23,10 @@ from hooked_alm.experiments.workbench.run_folder import RunFolder
 from hooked_alm.experiments.workbench.settings import load_settings
 from stopped_runs import kill, needs_kill, results, run_experiment, start, units, wait_for
 from tiny import TinyModels
+from tolerances import BATCHED_ROWS
 
 NAMES = ("s1_sad_words_happy_voice", "s1_sad_words_angry_voice", "s1_angry_words_happy_voice")
-N_UNITS = 3 + 4 + 3
+N_UNITS = 3 + 4 + 3 + 1
 SMALL: dict[str, Any] = {"controls": ("self",), "n_resamples": 1000}
 LOADED: dict[str, HookedALM] = {}
 
@@ -189,9 +189,39 @@ def test_stereo_telephone_and_studio_recordings_are_heard(tmp_path: Path) -> Non
     assert [clip["item"] for clip in described] == ["two-channels", "8-kHz", "44100"]
     notes = ["2 channels downmixed", "resampled from 8000 Hz", "resampled from 44100 Hz"]
     assert all(n in " ".join(clip["notes"]) for n, clip in zip(notes, described, strict=True))
-    for unit in experiment.units():
-        if isinstance(unit.payload, ControlSweep):
-            assert experiment._control_clip(unit.payload).n_tokens == 60
+    sweeps = [sweep for _, sweep in experiment._controls()]
+    assert {sweep.kind for sweep in sweeps} == {"silence", "noise"}
+    for sweep in sweeps:
+        assert experiment._control_clip(sweep).n_tokens == 60
+
+
+def test_batches_are_the_single_ones_to_rounding(clips: Path) -> None:
+    """Clips, pairs and controls; prompts of unequal length, in the order of the units."""
+    table = pd.read_csv(clips / "manifest.csv")
+    samples, rate = soundfile.read(table.path[0])
+    soundfile.write(short := clips / "short.wav", samples[: len(samples) * 3 // 4], rate)
+    table.assign(path=[short, *table.path[1:]]).to_csv(clips / "manifest.csv", index=False)
+    settings: dict[str, Any] = {"audio": str(clips), "controls": ("self", "noise")}
+    single = opened(**settings)
+    batched = opened(**settings, batch_size=3, unit_batches=2, batch_positions=400)
+    assert len({*single._lengths.values()}) > 1
+    units, alone = batched.units(), single.units()
+    works = [work for unit in units[:-1] for work in unit.payload]
+    assert works == [unit.payload[0] for unit in alone[:-1]]
+    assert [len(unit.payload) for unit in units[:-1]] == [3, 4, 6]
+    found, expected = ([one.measure(u) for u in some] for one, some in (
+        (batched, units), (single, alone)
+    ))  # fmt: skip
+    for name in batched.tables:
+        ours, theirs = (
+            pd.DataFrame([row for one in some for row in one.tables.get(name, ())])
+            for some in (found, expected)
+        )
+        pd.testing.assert_frame_equal(ours, theirs, rtol=1e-4, atol=BATCHED_ROWS)
+    records, others = (
+        [w for one in some[:-1] for w in one.record["works"]] for some in (found, expected)
+    )
+    assert [one.get("token_ids") for one in records] == [one.get("token_ids") for one in others]
 
 
 def test_a_model_without_audio_is_refused(clips: Path, tiny_models: TinyModels) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -30,7 +31,7 @@ from hooked_alm.experiments.workbench.run_folder import RunFolder
 from hooked_alm.methods.reading.tuned_lens import LensTrainer, TunedLens, unembed_hash
 from stopped_runs import kill, needs_kill, results, start, units, wait_for
 from tiny import N_LAYERS, TinyModels
-from tolerances import LENS_SUMS
+from tolerances import BATCHED_ROWS, LENS_SUMS
 from tuned_lens_toy import run_tuned_lens
 from tuned_lens_verdicts import toy_results
 
@@ -215,6 +216,25 @@ def test_memory_changes_no_byte(
     assert not one._kept
     for name in ("lens/params.safetensors", "tables/held_out.parquet", "tables/training.parquet"):
         assert (tmp_path / "run" / name).read_bytes() == (finished.path / name).read_bytes(), name
+
+
+def test_batches_train_and_judge_alike(
+    finished: RunFolder, tiny_models: TinyModels, prompts: Path, tmp_path: Path
+) -> None:
+    """To rounding; and streams are the same to the bit whatever is kept, which a kill decides."""
+    batches = {"batch_size": 3, "unit_batches": 2}
+    one = toy(tiny_models, prompts, **batches)
+    folder = runner.run(one, tmp_path / "run")
+    assert {len(batch) for batch in one._batches.values()} == {1, 3}
+    for name in ("training", "held_out"):
+        ours, theirs = folder.read_table(name), finished.read_table(name)
+        pd.testing.assert_frame_equal(ours, theirs, rtol=1e-3, atol=BATCHED_ROWS)
+    forgetful = toy(tiny_models, prompts, **batches, max_bytes=0)
+    forgetful.identify()
+    forgetful.load()
+    for prompt in reversed(forgetful.train):
+        assert torch.equal(forgetful._rows(prompt.id), one._rows(prompt.id))
+    assert not forgetful._kept
 
 
 # --- Killed and resumed

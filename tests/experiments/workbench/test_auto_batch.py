@@ -1,0 +1,150 @@
+"""``--auto-batch``: which size it takes, what it refuses, and that a run keeps its own."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from hooked_alm.errors import InputError
+from hooked_alm.experiments import cli
+from hooked_alm.experiments.cli import app
+from hooked_alm.experiments.emotion_conflict.experiment import EmotionConflict
+from hooked_alm.experiments.emotion_conflict.plan import PatchRun, PromptRun
+from hooked_alm.experiments.emotion_conflict.settings import EmotionConflictConfig
+from hooked_alm.experiments.workbench import auto_batch, runner
+from hooked_alm.experiments.workbench.auto_batch import auto_batched, host_room, largest_batch
+from hooked_alm.experiments.workbench.experiment import UnitResult
+from hooked_alm.experiments.workbench.run_folder import RunFolder
+from workbench_toy import Toy, ToyConfig
+
+MIB = 2**20
+
+
+class Trial:
+    """Takes so much memory a prompt, and so much time a batch or a prompt."""
+
+    def __init__(
+        self, mib: int = 0, *, s_a_prompt: float = 0.0, n: int = 10**6, fails_at: int = 10**6
+    ) -> None:
+        self.mib, self.s_a_prompt, self.n, self.fails_at = mib, s_a_prompt, n, fails_at
+        self.sizes: list[int] = []
+
+    def try_batch(self, size: int) -> int:
+        self.sizes.append(size)
+        if size >= self.fails_at:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        held = np.ones(self.mib * MIB * size + 1, np.uint8)
+        time.sleep(0.05 + self.s_a_prompt * size)
+        return min(size, self.n) * len(held[:1])
+
+
+@pytest.fixture(autouse=True)
+def room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host with 64 MiB to spare."""
+    monkeypatch.setattr(auto_batch, "host_room", lambda: 64 * MIB)
+
+
+def measured(trial: Trial, **options: int) -> tuple[int, list[str]]:
+    said: list[str] = []
+    return largest_batch(trial, say=said.append, **options), said
+
+
+def test_the_largest_that_fits() -> None:
+    trial = Trial(mib=4)  # 8 take half; 16 would take all
+    size, said = measured(trial)
+    assert size == 8
+    assert trial.sizes == [1, 1, 2, 4, 8]
+    assert len(said) == 4
+    assert all(" ms a prompt, " in line for line in said)
+    assert measured(Trial(mib=4), n_workers=2)[0] == 4
+
+
+@pytest.mark.parametrize(
+    ("trial", "size", "last"),
+    [
+        (Trial(s_a_prompt=0.5), 1, 2),  # 0.05 s of 0.55 are saved, then 0.025 of 0.525
+        (Trial(n=5), 4, 8),
+        (Trial(fails_at=4), 2, 4),
+    ],
+    ids=["no faster", "no more prompts", "out of memory"],
+)
+def test_where_it_ends(trial: Trial, size: int, last: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto_batch, "LEAST_GAIN", 0.1)
+    assert measured(trial)[0] == size
+    assert trial.sizes[-1] == last
+
+
+def test_not_even_one_fits() -> None:
+    with pytest.raises(InputError, match="no memory for a single prompt. Set max_bytes lower"):
+        measured(Trial(fails_at=1))
+
+
+def test_other_errors_are_raised() -> None:
+    class Broken(Trial):
+        def try_batch(self, size: int) -> int:
+            raise RuntimeError("sizes of tensors must match")
+
+    with pytest.raises(RuntimeError, match="must match"):
+        measured(Broken())
+
+
+def test_what_a_container_may_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(auto_batch, "CGROUP", tmp_path)
+    free = host_room()
+    (tmp_path / "memory.current").write_text("1000\n", "ascii")
+    (tmp_path / "memory.max").write_text("4096\n", "ascii")
+    assert host_room() == 3096
+    (tmp_path / "memory.max").write_text("max\n", "ascii")
+    assert host_room() > free / 2
+
+
+def test_a_trial_runs_the_longest_of_every_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = EmotionConflict(EmotionConflictConfig(donors=("self", "text_swap")))
+    experiment.identify()
+    ran = []
+
+    def kept(works: list[PromptRun | PatchRun]) -> list[UnitResult]:
+        ran.append(works)
+        return [UnitResult() for _ in works]
+
+    monkeypatch.setattr(experiment, "measure_batch", kept)
+    assert experiment.try_batch(4) == 4
+    assert [[type(work) for work in works] for works in ran] == [[PromptRun] * 4, [PatchRun] * 4]
+    every = [work for unit in experiment.units()[:-1] for work in unit.payload]
+    for works in ran:
+        longest = max(experiment.n_positions(w) for w in every if type(w) is type(works[0]))
+        assert experiment.n_positions(works[0]) == longest
+        assert len({experiment.batch_kind(work) for work in works}) == 1
+
+
+def test_a_run_keeps_the_batches_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["run", "head_statistics", "--out", str(tmp_path / "run"), "--auto-batch"]
+    words += ["-s", "max_samples=4", "-s", "n_resamples=1000", "-s", "unit_batches=1"]
+    monkeypatch.setattr(auto_batch, "largest_batch", lambda *_, **__: 2)
+    for drawing in ("conclude", "render"):  # takes longer than the run
+        monkeypatch.setattr(runner, drawing, lambda *_: None)
+    monkeypatch.setattr(cli, "_conclude", lambda *_: None)
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    folder = RunFolder(tmp_path / "run")
+    assert folder.provenance["config"]["batch_size"] == 2
+    assert len([*(tmp_path / "run" / "units").iterdir()]) == 2
+
+    def never(*_: object, **__: object) -> int:
+        raise AssertionError("it was measured again")
+
+    monkeypatch.setattr(auto_batch, "largest_batch", never)
+    assert CliRunner().invoke(app, words).exit_code == 0
+    refused = CliRunner().invoke(app, [*words, "--shard", "1/2"])
+    assert "every shard would measure batches of its own" in str(refused.exception)
+
+
+def test_an_experiment_without_batches_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="runs one prompt at a time"):
+        auto_batched(Toy(ToyConfig()), RunFolder(tmp_path / "run"))
