@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from jaxtyping import Int64, UInt8
+from numpy.lib.stride_tricks import as_strided
 from torch import Tensor
 
 from ...errors import InputError
@@ -21,11 +21,9 @@ from .store import as_folder, check_hashes, check_sizes, mapped_tensors, read_ca
 RowNumbers = Int64[np.ndarray, " _row"]
 RawRows = UInt8[np.ndarray, "row byte"]
 N_CHUNKS = 256
-"""Chunks of neighbouring rows that a full buffer mixes."""
+"""Chunks of neighbouring rows that a full window mixes."""
 MOST_OF_A_CHUNK = 4096
 """Rows that are read in one piece."""
-FEWEST_OF_A_PIECE = 32
-"""Mean number of neighbours from which on pieces are copied; fewer are picked row by row."""
 
 
 class ActivationBatch(NamedTuple):
@@ -205,10 +203,7 @@ class ActivationReader:
             InputError: no such point or rows.
         """
         (name,) = self._names([point])
-        chosen = self._chosen(rows)
-        out = self._memory(name, len(chosen))
-        self._fill(name, chosen, _raw(out))
-        return out
+        return self._values(name, self._chosen(rows))
 
     def epoch(
         self,
@@ -223,9 +218,9 @@ class ActivationReader:
     ) -> Iterator[ActivationBatch]:
         """Batches of shuffled rows, each row once; the last batch may be smaller.
 
-        Chunks of neighbouring rows from anywhere in the store fill a buffer, of which batches are
-        drawn at random. A buffer that holds everything shuffles everything. The order follows from
-        the arguments, so that a training that was stopped goes on at batch ``start``.
+        Batches are drawn at random from a window: chunks of neighbouring rows from anywhere in the
+        store. A window that holds everything shuffles everything. The order follows from the
+        arguments, so that a training that was stopped goes on at batch ``start``.
 
         Args:
             points: names or patterns of points that were kept; see ``select_names``.
@@ -233,24 +228,25 @@ class ActivationReader:
             rows: which to read, by number or as a flag for each; None is all.
             seed: of the order.
             epoch: of the order, too: every epoch has another.
-            max_bytes: of the buffer; beside it there is one batch.
+            max_bytes: of the window. It stays in the system's cache of files, if that has room;
+                the process itself holds one batch.
             start: number of the first batch, from 0; those before it are not read.
 
         Raises:
-            InputError: no such points or rows, or a buffer smaller than a batch.
+            InputError: no such points or rows, or a window smaller than a batch.
         """
         names, chosen = self._names(points), None if rows is None else self._chosen(rows)
         row_bytes = self._width(names) * DTYPES[self.card.contents.dtype].itemsize
-        n_buffer = max_bytes // row_bytes // max(batch_size, 1) * batch_size
-        if batch_size < 1 or n_buffer < 1 or min(start, seed, epoch) < 0:
+        n_window = max_bytes // row_bytes // max(batch_size, 1) * batch_size
+        if batch_size < 1 or n_window < 1 or min(start, seed, epoch) < 0:
             raise InputError(
                 f"reading {self.folder} shuffled: got batch_size={batch_size}, start={start}, "
                 f"seed={seed}, epoch={epoch}, max_bytes={max_bytes}, expected nothing below 0, and "
-                f"a batch of one row or more that the buffer holds: {row_bytes} bytes a row. Give "
-                "smaller batches, or a larger buffer."
+                f"a batch of one row or more that max_bytes hold: {row_bytes} bytes a row. Give "
+                "smaller batches, or more max_bytes."
             )
         n = len(self) if chosen is None else len(chosen)
-        return self._batches(names, batch_size, chosen, (seed, epoch), min(n_buffer, n), start, n)
+        return self._batches(names, batch_size, chosen, (seed, epoch), min(n_window, n), start, n)
 
     def _batches(
         self,
@@ -258,38 +254,30 @@ class ActivationReader:
         batch_size: int,
         rows: RowNumbers | None,
         key: tuple[int, int],
-        n_buffer: int,
+        n_window: int,
         start: int,
         n: int,
     ) -> Iterator[ActivationBatch]:
         if n == 0:
             return
-        # Whole batches, but where the buffer holds all there is.
-        n_chunk = min(max(n_buffer // N_CHUNKS, 1), MOST_OF_A_CHUNK)
+        # Whole batches, but where the window holds all there is.
+        n_chunk = min(max(n_window // N_CHUNKS, 1), MOST_OF_A_CHUNK)
         order = np.random.default_rng(key).permutation(-(-n // n_chunk))
         ends = np.cumsum(np.minimum(n - order * n_chunk, n_chunk))
-        buffers = {name: self._memory(name, n_buffer) for name in names}
-        for first in range(start * batch_size // n_buffer * n_buffer, n, n_buffer):
-            numbers = _stretch(order, ends, n_chunk, first, min(first + n_buffer, n))
+        for first in range(start * batch_size // n_window * n_window, n, n_window):
+            numbers = _stretch(order, ends, n_chunk, first, min(first + n_window, n))
             if rows is not None:
                 numbers = rows[numbers]
-            for name in names:
-                self._fill(name, numbers, _raw(buffers[name])[: len(numbers)])
             mixed = np.random.default_rng((*key, first)).permutation(len(numbers))
             for at in range(max(start * batch_size - first, 0), len(numbers), batch_size):
-                picked = mixed[at : at + batch_size]
-                index = torch.from_numpy(picked)
-                values = {name: buffers[name].index_select(0, index) for name in names}
-                yield ActivationBatch(values, numbers[picked])
+                picked = numbers[mixed[at : at + batch_size]]
+                yield ActivationBatch({name: self._values(name, picked) for name in names}, picked)
 
     def _names(self, points: str | Iterable[str]) -> list[str]:
         return select_names(points, self.points)
 
     def _width(self, names: Iterable[str]) -> int:
         return sum(width_of(self.card.contents.points[name]) for name in names)
-
-    def _memory(self, name: str, n: int) -> Tensor:
-        return _memory(n, self._width([name]), DTYPES[self.card.contents.dtype])
 
     def _chosen(self, rows: Any) -> RowNumbers:
         """Numbers of rows, given as such, or as a flag for every row."""
@@ -311,38 +299,29 @@ class ActivationReader:
         """A point's rows of a shard as bytes, in memory that the file is mapped to."""
         if number not in self._mapped:
             found = mapped_tensors(self.folder, number, self.card.contents)
-            self._mapped[number] = {point: _raw(one) for point, one in found.items()}
+            self._mapped[number] = {
+                point: one.view(torch.uint8).numpy() for point, one in found.items()
+            }
         return self._mapped[number][name]
 
-    def _fill(self, name: str, rows: RowNumbers, out: RawRows) -> None:
-        """Copy rows, neighbours in one piece."""
+    def _values(self, name: str, rows: RowNumbers) -> Tensor:
+        """Values of some rows in memory of their own, copied once."""
+        width, dtype = self._width([name]), DTYPES[self.card.contents.dtype]
+        row_bytes = width * dtype.itemsize
         if not len(rows):
-            return
+            return torch.empty(0, width, dtype=dtype)
         shards = np.searchsorted(self._starts, rows, side="right") - 1
-        at = rows - self._starts[shards]
-        is_new, breaks = np.diff(shards) != 0, np.diff(at) != 1
-        # Scattered rows are picked, a shard's at a time.
-        is_scattered = breaks.sum() * FEWEST_OF_A_PIECE > len(rows)
-        bounds = [0, *((is_new if is_scattered else is_new | breaks).nonzero()[0] + 1), len(rows)]
-        begins = bounds[:-1]
-        pieces = zip(pairwise(bounds), shards[begins].tolist(), at[begins].tolist(), strict=True)
-        for (begin, end), number, first in pieces:
-            values = self._raw(number, name)
-            if is_scattered:
-                np.take(values, at[begin:end], axis=0, out=out[begin:end], mode="clip")
-            else:
-                out[begin:end] = values[first : first + end - begin]
-
-
-def _raw(values: Tensor) -> RawRows:
-    found: RawRows = values.view(torch.uint8).numpy()
-    return found
-
-
-def _memory(n: int, width: int, dtype: torch.dtype) -> Tensor:
-    """Memory for rows, not filled; numpy asks the system for large pages, which are faster."""
-    raw = np.empty(max(n, 1) * width * dtype.itemsize, np.uint8)
-    return torch.from_numpy(raw).view(dtype).view(-1, width)[:n]
+        used = np.bincount(shards).nonzero()[0]
+        mapped = [self._raw(number, name) for number in used.tolist()]
+        begins = np.zeros(used[-1] + 1, np.int64)
+        begins[used] = [one.ctypes.data for one in mapped]
+        lowest = mapped[begins[used].argmin()]
+        # One array with a row at every byte from the lowest file on, of which none is looked at but
+        # those that a file has: to bring shard by shard into the order of rows is a second copy.
+        places = begins[shards] - lowest.ctypes.data + (rows - self._starts[shards]) * row_bytes
+        row = lowest[:1].view(f"V{row_bytes}")[0]
+        found = as_strided(row, (int(places.max()) + 1,), (1,))[places]
+        return torch.from_numpy(found.view(np.uint8).reshape(-1, row_bytes)).view(dtype)
 
 
 def _stretch(
@@ -358,6 +337,6 @@ def _stretch(
     stops = np.minimum(ends[low : high + 1], stop)
     begins = np.concatenate([[first], stops[:-1]])
     starts = chunks * n_chunk
-    if low or first:  # the first chunk may have begun in the buffer before
+    if low or first:  # the first chunk may have begun in the window before
         starts[0] += first - (ends[low - 1] if low else 0)
     return np.repeat(starts - begins, stops - begins) + np.arange(first, stop)

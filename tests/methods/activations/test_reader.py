@@ -1,6 +1,7 @@
 """Epochs: every row once, within a memory bound, in an order of the seed's; splits by group."""
 
 import pickle
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,31 +90,57 @@ def test_it_goes_on_at_any_batch(reader: ActivationReader, max_bytes: int) -> No
         assert rest == whole[start:]
 
 
-def test_the_buffer_is_as_large_as_it_may_be(
+def test_the_window_is_as_large_as_it_may_be(
     reader: ActivationReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Counted in bytes, at every batch; one batch lies beside it."""
-    made = []
-    memory = reader_module._memory
+    """Counted in bytes of the points that are read."""
+    windows = []
+    stretch = reader_module._stretch
 
-    def counted(n: int, width: int, dtype: torch.dtype) -> torch.Tensor:
-        made.append(n * width * dtype.itemsize)
-        return memory(n, width, dtype)
+    def counted(*arguments: Any) -> np.ndarray:
+        windows.append(stretch(*arguments))
+        return windows[-1]
 
-    monkeypatch.setattr(reader_module, "_memory", counted)
-    for max_bytes in (10 * ROW_BYTES, 333 * ROW_BYTES + 5, N * ROW_BYTES, 2**24):
-        made.clear()
-        for _ in reader.epoch(["p", "q"], 10, max_bytes=max_bytes):
-            assert max_bytes - 10 * ROW_BYTES < sum(made) <= max_bytes or (
-                sum(made) == N * ROW_BYTES
-            )
-    made.clear()
-    sum(1 for _ in reader.epoch("p", 10, max_bytes=120))
-    assert sum(made) == 120, "of the points that are read alone"
+    monkeypatch.setattr(reader_module, "_stretch", counted)
+    for points, row_bytes in (["p", "q"], ROW_BYTES), (["p"], 12):
+        for max_bytes in (10 * row_bytes, 333 * row_bytes + 5, N * row_bytes, 2**24):
+            windows.clear()
+            batches = [*reader.epoch(points, 10, max_bytes=max_bytes)]
+            first, seen = len(windows[0]), np.concatenate([batch.rows for batch in batches])
+            assert first == N or max_bytes - 10 * row_bytes < first * row_bytes <= max_bytes
+            for i, window in enumerate(windows):
+                drawn = seen[i * first : (i + 1) * first]
+                assert np.sort(drawn).tolist() == np.sort(window).tolist()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the process's own memory")
+def test_an_epoch_holds_no_more_than_a_batch(tmp_path: Path) -> None:
+    """Of 48 MiB in a window; what files are mapped to is the system's."""
+    n, width = 4096, 1024
+    index = rows(n).index
+
+    def shard(number: int) -> ActivationRows:
+        value = torch.full((n, width), float(number))
+        return ActivationRows("module", {"p": value}, {"p": (width,)}, index)
+
+    ActivationWriter(tmp_path / "store", dtype="float32").write_all(range(3), shard)
+    reader, most = ActivationReader(tmp_path / "store"), 0
+    before = own_bytes()
+    for batch in reader.epoch("p", 256, max_bytes=2**26):
+        assert torch.equal(batch.values["p"][:, 0], torch.from_numpy(batch.rows // n).float())
+        most = max(most, own_bytes() - before)
+    assert most < 8 * 2**20, "two batches are 2 MiB"
+
+
+def own_bytes() -> int:
+    """Memory of this process that no file is behind."""
+    (line,) = (one for one in Path("/proc/self/status").read_text("utf-8").splitlines()
+               if one.startswith("RssAnon"))  # fmt: skip
+    return int(line.split()[1]) * 1024
 
 
 def test_chunks_come_from_everywhere(reader: ActivationReader) -> None:
-    """A buffer of a tenth of the rows has neighbours, and these from all over the store."""
+    """A window of a tenth of the rows has neighbours, and these from all over the store."""
     batches = numbers(reader.epoch("p", 100, max_bytes=200 * 12))
     together = np.array(batches[0] + batches[1])
     assert together.min() < N // 5
@@ -208,7 +235,7 @@ def test_rows_without_a_group_could_be_of_either_side(tmp_path: Path) -> None:
     [
         (lambda r: r.epoch("r", 4), HookNameError, "matches none of the 2 names"),
         (lambda r: r.epoch("p", 0), InputError, "got batch_size=0.*expected nothing below 0"),
-        (lambda r: r.epoch("p", 4, max_bytes=47), InputError, "holds: 12 bytes a row. Give small"),
+        (lambda r: r.epoch("p", 4, max_bytes=47), InputError, "hold: 12 bytes a row. Give small"),
         (lambda r: r.epoch("p", 4, start=-1), InputError, "start=-1"),
         (lambda r: r.epoch("p", 4, seed=-1), InputError, "seed=-1"),
         (lambda r: r.epoch("p", 4, rows=np.array([2000])), InputError, "from 0 to 1999"),
