@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...storage import FilePath
-from .rows import DTYPES, IndexColumn
+from .rows import DTYPES
 from .selection import select_names, width_of
 from .store import as_folder, check_hashes, check_sizes, mapped_tensors, read_card, read_index
 
@@ -42,8 +42,9 @@ class ActivationReader:
 
         reader = ActivationReader("activations")
         train, held_out = reader.split("speaker", share=0.2)
+        emotion = reader.column("emotion")
         for batch in reader.epoch(point, batch_size=4096, rows=train, seed=0, epoch=3):
-            train_on(batch.values[point], reader.column("emotion")[batch.rows])
+            train_on(batch.values[point], emotion[batch.rows])
 
     Files are mapped into memory: what is read stays in the system's cache, which gives way to
     others. ``card`` says what the store holds, and what it was written about.
@@ -62,6 +63,7 @@ class ActivationReader:
         ends = np.cumsum([0, *(record.rows for record in self.card.shards)], dtype=np.int64)
         self._starts = ends
         self._mapped: dict[int, dict[str, RawRows]] = {}
+        self._columns: dict[str, Any] = {}
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -104,17 +106,24 @@ class ActivationReader:
         Raises:
             InputError: a shard's index is damaged.
         """
-        tables = [read_index(self.folder, number) for number in range(len(self.card.shards))]
-        return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+        return self._index(None)
 
-    def column(self, name: str) -> IndexColumn:
-        """A column of the index, one value a row; texts are Python's.
+    def column(self, name: str) -> Any:
+        """A column of the index, one value a row: an array, or of texts a ``pandas.Categorical``.
+
+        That takes row numbers and is compared as an array is, but holds every text once.
 
         Raises:
-            InputError: there is none of that name.
+            InputError: there is none of that name, or a shard's index is damaged.
         """
-        found: IndexColumn = self._column(name).to_numpy(zero_copy_only=False)
-        return found
+        column = self._column(name)
+        is_text = pa.types.is_dictionary(column.type)
+        return column.to_pandas().array if is_text else column.to_numpy(zero_copy_only=False)
+
+    def _index(self, columns: list[str] | None) -> Any:
+        shards = range(len(self.card.shards))
+        tables = [read_index(self.folder, number, columns) for number in shards]
+        return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
 
     def _coded(self, name: str) -> tuple[RowNumbers, np.ndarray]:
         """A code for every row's value, and the values, each once; texts are not taken apart."""
@@ -131,8 +140,9 @@ class ActivationReader:
                 f"reading a column of {self.folder}: got {name!r}, expected one of "
                 f"{', '.join(self.columns)}."
             )
-        chunks = self.index.column(name).combine_chunks()
-        return chunks.chunk(0) if isinstance(chunks, pa.ChunkedArray) else chunks
+        if name not in self._columns:
+            self._columns[name] = self._index([name]).column(0).combine_chunks()
+        return self._columns[name]
 
     def rows_where(self, **conditions: Any) -> RowNumbers:
         """Numbers of the rows in which every column has the value, or one of the values.

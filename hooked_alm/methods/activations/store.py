@@ -329,15 +329,20 @@ def mapped_tensors(folder: Path, number: int, contents: StoreContents) -> dict[s
     return found
 
 
-def read_index(folder: Path, number: int) -> Any:
+def read_index(folder: Path, number: int, columns: list[str] | None = None) -> Any:
     """Index of a shard, a ``pyarrow.Table`` without what the schema says of the shard.
+
+    Args:
+        folder: of the store.
+        number: of the shard.
+        columns: those that are read; None is all.
 
     Raises:
         InputError: the file is damaged.
     """
     path = index_file(folder, number)
     with any_failure(InputError, f"reading {path}: it is damaged", "Write the shard again."):
-        table = pq.read_table(io.BytesIO(path.read_bytes()), page_checksum_verification=True)
+        table = pq.read_table(path, columns=columns, page_checksum_verification=True)
         return table.replace_schema_metadata(None)
 
 

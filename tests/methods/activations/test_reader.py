@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -197,6 +198,33 @@ def test_rows_by_what_is_known_of_them(reader: ActivationReader) -> None:
     frame = reader.index.to_pandas()
     assert len(frame) == N
     assert (frame.position == column["position"]).all()
+
+
+def test_a_column_holds_every_text_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's texts would be 8 bytes a row; and other columns are not read."""
+    n = 100_000
+    index = {
+        **{name: np.arange(n) for name in ("prompt", "position")}, "seconds": np.zeros(n),
+        **{name: np.array(["a", "b"], object)[np.arange(n) % 2] for name in ("clip", "span")},
+    }  # fmt: skip
+    one = ActivationRows("module", {"p": torch.zeros(n, 1)}, {"p": (1,)}, index)
+    ActivationWriter(tmp_path / "store", dtype="float16").write_all(range(3), lambda _: one)
+    reader = ActivationReader(tmp_path / "store")
+    asked, read = [], reader_module.read_index
+
+    def recorded(folder: Path, number: int, columns: list[str] | None) -> Any:
+        asked.append(columns)
+        return read(folder, number, columns)
+
+    monkeypatch.setattr(reader_module, "read_index", recorded)
+    before = pa.total_allocated_bytes()
+    column = reader.column("clip")
+    reader.rows_where(clip="a")
+    assert asked == [["clip"]] * 3
+    assert column.nbytes < 2 * 3 * n
+    assert pa.total_allocated_bytes() - before < 6 * 3 * n
+    assert column[[0, 1, n, -1]].tolist() == ["a", "b", "a", "b"]
+    assert (column == "b").sum() == 3 * n / 2
 
 
 @pytest.mark.parametrize("by", ["speaker", "clip"])
