@@ -244,6 +244,8 @@ class Destinations:
                 offload_index=None if self.passes_memory else self.files,
             )
             self._take_over(model)
+            # First, so that pickle comes here before it comes to what accelerate attached.
+            model.__dict__ = {"placement": self, **vars(model)}
         model.cfg.device = home_of(model.embed)
 
     def _take_over(self, model: HookedALM) -> None:
@@ -261,6 +263,22 @@ class Destinations:
                 read_on_demand(module, read, torch.device(hook.execution_device))
                 hook.offload = False
                 hook.weights_map.dataset.placement = self  # copies go when nothing reads them
+
+    def __deepcopy__(self, memo: Any) -> "Destinations":
+        """Itself: copies of a model read the same files, which go with the last of them."""
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """None: other processes have neither the devices nor the files.
+
+        Raises:
+            InputError: always, which is when a model that is spread is pickled.
+        """
+        raise InputError(
+            "pickling a model: got one that a device_map spreads, whose weights may be anywhere, "
+            "expected one in one piece. Send the name of its checkpoint and the device_map "
+            "instead, and load it where it is needed."
+        )
 
     def _folder(self) -> Path:
         if self._copies is None:

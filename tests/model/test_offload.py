@@ -4,6 +4,9 @@ Equal bit by bit: what is moved is not rounded. The accelerators are pretended (
 with two real ones where there are any.
 """
 
+import copy
+import gc
+import pickle
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -100,14 +103,18 @@ def test_two_accelerators(wholes: dict[str, Whole]) -> None:
 @pytest.mark.parametrize("name", ["Qwen-Audio", "SALMONN", "Kimi-Audio"])
 @torch.no_grad()
 def test_families_on_the_disk(tmp_path: Path, name: str) -> None:
-    """With fused weights, updates added on loading, pickled parts, a Q-Former and a branch."""
+    """With fused weights, updates added on loading, pickled parts, a Q-Former and a branch.
+
+    Read by a copy, whose files are those of a model that is gone.
+    """
     case, folder = CASES[name], tmp_path / "model"
     folder.mkdir()
     case.save(folder, torch.float32)
     parts = case.components(folder)
     inputs = case.inputs([[case.clips[0]], [case.clips[1]]], [5, 4])
     plain = HookedALM.from_pretrained(folder, components=parts)
-    placed = HookedALM.from_pretrained(folder, components=parts, device_map="disk")
+    placed = copy.deepcopy(HookedALM.from_pretrained(folder, components=parts, device_map="disk"))
+    gc.collect()
     assert all(one.is_meta for one in placed.parameters())
     logits = [model(model.encode(**inputs)) for model in (plain, placed)]
     assert torch.equal(*logits)
@@ -156,3 +163,12 @@ def test_what_would_be_lost_is_refused(tiny_models: TinyModels) -> None:
         with pytest.raises(InputError, match="moving or casting a model whose device_map"):
             move()
     assert torch.equal(bare(model.W_U), tiny_models.hooked().W_U)
+
+
+@pytest.mark.parametrize("device_map", [DISK, {"": FIRST, "blocks.1": SECOND}])
+def test_it_is_not_pickled(tiny_models: TinyModels, device_map: dict[str, Any]) -> None:
+    with pretended():
+        model = HookedALM.from_pretrained(tiny_models.folder(), device_map=device_map)
+        for one in (model, model.towards(model.head)):
+            with pytest.raises(InputError, match=r"pickling a model: .* Send the name of its"):
+                pickle.dumps(one)
