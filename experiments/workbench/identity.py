@@ -73,7 +73,9 @@ def by_name(value: Any) -> Any:
     return value
 
 
-def differences(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
+def differences(
+    new: Mapping[str, Any], old: Mapping[str, Any], *, old_is: str = "in the folder"
+) -> list[str]:
     """One line for every dotted key whose values differ."""
     left, right = flatten(by_name(new)), flatten(by_name(old))
     lines = []
@@ -82,5 +84,5 @@ def differences(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
         shown = [to_json(flat[key]) if key in flat else "nothing" for flat in (left, right)]
         if shown[0] != shown[1]:
             shown = [text if len(text) <= 80 else text[:77] + "..." for text in shown]
-            lines.append(f"{key} (now {shown[0]}, in the folder {shown[1]})")
+            lines.append(f"{key} (now {shown[0]}, {old_is} {shown[1]})")
     return lines

@@ -8,11 +8,8 @@ from hooked_alm.errors import InputError
 
 from .experiment import Experiment
 from .identity import differences
+from .provenance import rounding
 from .run_folder import IDENTITY, RunFolder
-
-SAME_ROUNDING = ("python", "torch", "transformers", "transformer-lens", "numpy", "hooked_alm",
-                 "experiment_sha256", "source_revision", "device")  # fmt: skip
-"""What of the environment decides numbers, and so has to be the same in all shards."""
 
 
 def check_shards(runs: Sequence[RunFolder]) -> dict[str, Any]:
@@ -43,8 +40,8 @@ def check_shards(runs: Sequence[RunFolder]) -> dict[str, Any]:
 
 
 def _identity(about: dict[str, Any]) -> dict[str, Any]:
-    environment = {key: about["environment"].get(key) for key in SAME_ROUNDING}
-    return {**{key: about.get(key) for key in IDENTITY}, "environment": environment}
+    identity = {key: about.get(key) for key in IDENTITY}
+    return {**identity, "environment": rounding(about["environment"])}
 
 
 def merge(experiment: Experiment[Any], runs: Sequence[RunFolder], out: RunFolder) -> None:

@@ -3,8 +3,10 @@
 import platform
 import shlex
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -13,6 +15,9 @@ import hooked_alm
 from .identity import file_sha256, flatten, to_json
 from .settings import ExperimentConfig
 
+SAME_ROUNDING = ("python", "torch", "transformers", "transformer-lens", "numpy", "hooked_alm",
+                 "experiment_sha256", "source_revision", "device")  # fmt: skip
+"""What of the environment decides numbers, and so has to be the same in all parts of a run."""
 PACKAGES = ("hooked_alm", "torch", "transformers", "transformer-lens", "numpy", "safetensors")
 
 
@@ -31,6 +36,11 @@ def environment(experiment: Path | None = None) -> dict[str, str | None]:
     if experiment is not None:
         found["experiment_sha256"] = file_sha256(experiment)
     return {**found, "platform": platform.platform(), "source_revision": source_revision()}
+
+
+def rounding(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an environment decides numbers."""
+    return {key: environment.get(key) for key in SAME_ROUNDING}
 
 
 def source_revision() -> str | None:

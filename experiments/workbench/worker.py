@@ -9,6 +9,7 @@ import os
 import pickle
 import queue
 import signal
+import socket
 import sys
 import threading
 import traceback
@@ -22,7 +23,9 @@ from hooked_alm.errors import HookedALMError, InputError
 
 from .experiment import Experiment
 from .files import refusals
+from .identity import differences
 from .own_file import load_file
+from .provenance import environment, rounding
 from .settings import ExperimentConfig
 from .work import set_threads, work
 
@@ -37,6 +40,8 @@ class Brief:
     """Folder that relative paths begin in."""
     paths: tuple[str, ...]
     """Where Python looks for modules."""
+    environment: dict[str, Any]
+    """What decides numbers where the run was started."""
     experiment: bytes
 
     @classmethod
@@ -53,17 +58,25 @@ class Brief:
                 "it, or give the file to `hooked-alm run`."
             )
         paths = tuple(str(Path(one).absolute()) for one in sys.path)
-        return cls(experiment.location, Path.cwd(), paths, pickle.dumps(experiment))
+        made_with = rounding(environment(experiment.location))
+        return cls(experiment.location, Path.cwd(), paths, made_with, pickle.dumps(experiment))
 
     def read(self) -> Experiment[Any]:
         """The experiment, in this process, which from now on stands where the first one stood.
 
         Raises:
-            InputError: its folder is not there on this machine.
+            InputError: its folder is not there on this machine, or other versions are.
         """
         with refusals(f"starting a worker in {self.start}"):
             os.chdir(self.start)
         sys.path += [path for path in self.paths if path not in sys.path]
+        here = rounding(environment(self.location))
+        if changed := differences(here, self.environment, old_is="where the run began"):
+            raise InputError(
+                f"starting a worker on {socket.gethostname()}: got a different "
+                f"{', '.join(changed)}, expected the same versions on all machines. Install them "
+                "there: the numbers would not be those of any one run."
+            )
         if self.location is not None:
             load_file(self.location)
         experiment: Experiment[Any] = pickle.loads(self.experiment)

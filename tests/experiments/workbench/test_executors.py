@@ -1,7 +1,9 @@
 """Runs on several workers, in shards, and on Ray: the same bytes, whoever dies on the way."""
 
+import dataclasses
 import json
 import os
+import pickle
 import re
 import signal
 import time
@@ -219,6 +221,22 @@ def test_errors_travel() -> None:
     assert type(copy) is RuntimeError
     assert "LocalError: odd" in str(copy)
     assert "test_executors.py" in copy.__notes__[-1]
+
+
+def test_a_machine_with_other_versions_is_refused() -> None:
+    """Before it loads anything; the versions are those that shards have to share."""
+    brief = worker.Brief.of(Toy(ToyConfig()))
+    assert {"torch", "numpy", "source_revision"} < brief.environment.keys()
+    other = dataclasses.replace(brief, environment=brief.environment | {"torch": "9.9"})
+    one = worker.Worker()
+    is_answer, error = one.answer(other, pickle.dumps(()))
+    assert (is_answer, one.experiment) == (False, None)
+    found = brief.environment["torch"]
+    expected = (
+        f'got a different torch (now "{found}", where the run began "9.9"), expected the same'
+    )
+    assert expected in str(error)
+    assert isinstance(brief.read(), Toy)
 
 
 # --- Shards
