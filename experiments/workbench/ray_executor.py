@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from hooked_alm.errors import InputError, reason_of
 
@@ -27,6 +27,8 @@ from .worker import Brief, Worker, wants_gpus
 LOOPBACK = "127.0.0.1"
 MOST_RESTARTS = 10
 """Of one worker."""
+FOLDER, LOCK = "halm-ray-", "lock"
+"""How names of sessions' folders begin; and the file in each that its driver holds."""
 LONGEST_FOLDER = 40
 """Bytes: the names of sockets in a session's folder have 107, of which Ray takes the rest."""
 
@@ -146,7 +148,7 @@ def _session(
     with contextlib.ExitStack() as stack:
         environment = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
         if address is None:
-            folder = stack.enter_context(_short_folder())
+            folder = stack.enter_context(_session_folder(_short_folder()))
             (token := folder / "token").touch(mode=0o600)
             token.write_text(_token(), "utf-8")
             environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
@@ -196,15 +198,43 @@ def _token() -> str:
     return secrets.token_hex(32)
 
 
-@contextlib.contextmanager
-def _short_folder() -> Iterator[Path]:
+def _short_folder() -> Path:
+    """The system's place for temporary files, if names of sockets in it are not too long."""
     usual = tempfile.gettempdir()
-    where = usual if len(os.fsencode(usual)) <= LONGEST_FOLDER - 10 else "/tmp"
-    path = Path(tempfile.mkdtemp(prefix="r", dir=where))
+    n_bytes = len(os.fsencode(usual)) + len(f"/{FOLDER}12345678")
+    return Path(usual if n_bytes <= LONGEST_FOLDER else "/tmp")
+
+
+@contextlib.contextmanager
+def _session_folder(where: Path) -> Iterator[Path]:
+    """A new folder, which ends with the block; those of drivers that were killed end before it."""
+    for lock in where.glob(f"{FOLDER}*/{LOCK}"):
+        with contextlib.suppress(OSError), lock.open("rb") as file:
+            if os.fstat(file.fileno()).st_uid == os.getuid():
+                _hold(file)
+                shutil.rmtree(lock.parent, ignore_errors=True)
+    path = Path(tempfile.mkdtemp(prefix=FOLDER, dir=where))
     try:
-        yield path
+        with (path / "new").open("wb") as file:
+            # Where nobody can hold a file, nobody removes the folder of another.
+            with contextlib.suppress(OSError):
+                _hold(file)
+            # It has its name once it is held, lest another driver finds it without.
+            (path / "new").rename(path / LOCK)
+            yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _hold(file: BinaryIO) -> None:
+    """Hold a file, until it is closed or the process ends.
+
+    Raises:
+        OSError: another process holds it, or the file system has no locks.
+    """
+    import fcntl
+
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from hooked_alm.bundled import CLIPS
 from hooked_alm.errors import InputError
 from hooked_alm.experiments import cli
 from hooked_alm.experiments.registry import load_experiment
-from hooked_alm.experiments.workbench import executors, runner, worker
+from hooked_alm.experiments.workbench import executors, ray_executor, runner, worker
 from hooked_alm.experiments.workbench.executors import Processes
 from hooked_alm.experiments.workbench.experiment import Experiment, Unit, UnitResult
 from hooked_alm.experiments.workbench.merge import check_shards, merge
@@ -373,6 +373,21 @@ def test_ray_makes_the_same_bytes_and_leaves_nothing_behind(
     assert results(out, *FREE) == serial
     assert all(map(is_gone, pids(out)))
     assert {path.name for path in home.iterdir()} <= {".cache", ".config"}  # matplotlib's
+
+
+def test_a_killed_driver_leaves_its_folder_to_the_next(tmp_path: Path) -> None:
+    if not (child := os.fork()):
+        with ray_executor._session_folder(tmp_path):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    (left,) = tmp_path.iterdir()
+    (tmp_path / f"{left.name}-no-session").mkdir()
+    with ray_executor._session_folder(tmp_path) as first:
+        assert not left.exists()
+        with ray_executor._session_folder(tmp_path) as second:
+            assert first.is_dir()
+            assert second.is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == [f"{left.name}-no-session"]
 
 
 # --- Real experiments
