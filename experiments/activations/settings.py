@@ -8,6 +8,7 @@ from hooked_alm.errors import HookNameError
 from hooked_alm.methods.activations.rows import StoreDtype
 from hooked_alm.methods.activations.selection import select_names
 
+from ..materials.sources import Source
 from ..workbench.batches import BatchedConfig, BatchSize, UnitBatches
 from ..workbench.settings import Truncate
 
@@ -17,7 +18,7 @@ class ActivationsConfig(BatchedConfig):
 
     KNOWN_WITH: ClassVar = ()
 
-    audio: str = Field(
+    audio: Source = Field(
         default="bundled",
         description="a table of clips (column path; all others become columns of the index), a "
         "folder with a manifest.csv, or a folder of clips",

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from hooked_alm.methods.patching.alignment import AlignPolicies, AlignPolicy
 from hooked_alm.methods.patching.options import Engine, PathMode
 
+from ..materials.sources import Source
 from ..workbench.batches import BatchedConfig
 from ..workbench.settings import EngineBytes, Truncate
 
@@ -29,7 +30,7 @@ class CircuitsConfig(BatchedConfig):
 
     KNOWN_WITH: ClassVar = ("pairs",)
 
-    pairs: str = Field(
+    pairs: Source = Field(
         default="bundled",
         description="a JSONL file of minimal pairs (see experiments/materials/pairs.py)",
     )

@@ -27,6 +27,7 @@ from ..materials.hearing import Hearing, heard_alike
 from ..materials.instructions import PromptSegments
 from ..materials.recordings import Recording, load_recordings, match_loudness
 from ..materials.records import collect
+from ..materials.sources import shown
 from ..materials.subject import ModelExperiment, described
 from ..materials.trained_lens import described_lens, open_lens
 from ..workbench.batches import BatchedExperiment
@@ -65,7 +66,8 @@ class EmotionConflict(
         self.model = self.lay_out(hears=True)
         config.patched_layers(self.model.cfg.n_layers)  # refuses blocks that the model lacks
         hearing = Hearing(self._read_clip)
-        heard = collect(f"hearing {source}", hearing.clip, self.recordings, lambda one: one.where)
+        doing = f"hearing {shown(source)}"
+        heard = collect(doing, hearing.clip, self.recordings, lambda one: one.where)
         self.clips = {one.name: clip for one, clip in zip(self.recordings, heard, strict=True)}
         self.labels = {
             language: LabelSet.from_texts(

@@ -17,6 +17,7 @@ from hooked_alm.methods.reading.lens import LensNorm
 from hooked_alm.methods.statistics.critical_layer import CriticalMethod
 
 from ..materials.instructions import Instructions, PromptMode
+from ..materials.sources import Source
 from ..workbench.batches import BatchedConfig
 from ..workbench.claims import Defect
 from ..workbench.settings import EngineBytes, Truncate, TunedLensFolder
@@ -55,7 +56,7 @@ class EmotionConflictConfig(BatchedConfig):
         "align": "min_len",
     }
 
-    audio: str = Field(
+    audio: Source = Field(
         default="bundled",
         description="a table of clips, a folder with manifest.csv, or one of OB1-named clips",
     )

@@ -34,10 +34,11 @@ from hooked_alm.methods.reading.head_norms import (
 )
 from hooked_alm.methods.statistics.moments import Moments
 
+from ..materials.sources import hashes_of, local
 from ..materials.subject import ModelExperiment, described
 from ..workbench.batches import bucketed
 from ..workbench.experiment import Unit, UnitResult
-from ..workbench.identity import file_hashes, to_json
+from ..workbench.identity import to_json
 from ..workbench.page import Page
 from ..workbench.report import Clip
 from ..workbench.results import Row
@@ -83,8 +84,8 @@ class HeadStatistics(ModelExperiment[HeadStatisticsConfig]):
     def identify(self) -> dict[str, Any]:
         """Reads the questions, and makes every prompt."""
         config = self.config
-        file = find_file(config.data_dir)
-        questions = read_questions(file)
+        questions = read_questions(found := find_file(config.data_dir))
+        file = local(found)
         self.model = self.lay_out()
         self.prompts = Prompts(self.model, config, questions)
         self.items, skipped = self.prompts.items()
@@ -92,7 +93,7 @@ class HeadStatistics(ModelExperiment[HeadStatisticsConfig]):
             "model": described(self.model, config),
             "data": {
                 "file": file.name,
-                "files": file_hashes([file, *self._clips()], file.parent),
+                "files": hashes_of([file, *self._clips()], file.parent),
                 "n_questions": len(questions),
                 "n_measured": len(self.items),
                 "skipped": skipped,

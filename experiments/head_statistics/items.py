@@ -16,6 +16,7 @@ Source: seed 004; M-004-5.
 import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from ..materials.records import (
     read_records,
     repeated_ids,
 )
+from ..materials.sources import is_local, is_url, local, shown
 from ..workbench.files import is_file, is_folder
 
 LETTERS = "ABCDE"
@@ -122,8 +124,8 @@ class QuestionLine(LineRecord):
         )  # fmt: skip
 
 
-def find_file(data: str) -> Path:
-    """The file that ``bundled:NAME`` or a path names, or the one that its folder holds.
+def find_file(data: str) -> str | Path:
+    """The file that ``bundled:NAME`` or a path names, or the one that its folder holds; or a URL.
 
     Raises:
         InputError: none, or several.
@@ -134,6 +136,8 @@ def find_file(data: str) -> Path:
             known = ", ".join(bundled)
             raise InputError(f"looking for questions {data!r}: the package carries {known}.")
         return bundled[data]
+    if not is_local(data):
+        return data
     path = Path(data)
     if is_file(path):
         return path
@@ -151,17 +155,18 @@ def find_file(data: str) -> Path:
     return found[0]
 
 
-def read_questions(file: Path) -> list[Question]:
+def read_questions(source: str | Path) -> list[Question]:
     """The questions of a JSONL, arrow or parquet file, in its order.
 
     Raises:
         InputError: all that is wrong with it, by line and field.
     """
-    doing = f"reading questions from {file}"
+    doing, file = f"reading questions from {shown(source)}", local(source)
     if file.suffix in (".jsonl", ".json"):
-        lines = read_records("questions", file, QuestionLine)
+        lines = read_records("questions", source, QuestionLine)
     else:
-        lines = collect(doing, lambda row: _parsed(file, *row), _rows(file), lambda row: row[0])
+        parse = partial(_parsed, source if is_url(source) else file.parent, file.name)
+        lines = collect(doing, lambda row: parse(*row), _rows(file), lambda row: row[0])
         raise_all(doing, repeated_ids(lines))
     found = [line.asked() for line in lines]
     if not any(len(one.option_labels) in N_OPTIONS for one in found):
@@ -172,8 +177,8 @@ def read_questions(file: Path) -> list[Question]:
     return found
 
 
-def _parsed(file: Path, where: str, row: dict[str, Any]) -> QuestionLine:
-    about = {"folder": file.parent, "line": where, "where": f"{file.name} {where}"}
+def _parsed(folder: str | Path, table: str, where: str, row: dict[str, Any]) -> QuestionLine:
+    about = {"folder": folder, "line": where, "where": f"{table} {where}"}
     return parsed(QuestionLine, row, about)
 
 

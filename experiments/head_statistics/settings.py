@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from hooked_alm.methods.reading.head_norms import HeadOutput, TokenAgg, Weighting
 
+from ..materials.sources import Source
 from ..workbench.batches import BatchedConfig, BatchSize, UnitBatches
 
 Form = Literal["corrected", "seed"]
@@ -28,7 +29,7 @@ class HeadStatisticsConfig(BatchedConfig):
         "batch_order": "file",
     }
 
-    data_dir: str = Field(
+    data_dir: Source = Field(
         default="bundled:multiple_choice",
         description="a JSONL file of multiple-choice items, or a folder that holds ARC",
     )

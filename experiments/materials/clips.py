@@ -17,13 +17,13 @@ from pydantic import ConfigDict
 
 from hooked_alm.audio import decode_file
 from hooked_alm.errors import InputError
-from hooked_alm.storage import expanded
 
 from ..workbench.experiment import Unit, UnitResult
 from ..workbench.files import is_file, is_folder
 from ..workbench.identity import file_hashes, file_sha256
 from .acoustics import describe_clip
 from .records import LONGEST_NAME, File, LineRecord, composed, raise_all, read_made
+from .sources import is_local, local
 
 MANIFEST = "manifest.csv"
 MEASURED = (
@@ -119,7 +119,7 @@ C = TypeVar("C", bound=ClipFile)
 L = TypeVar("L", bound=ClipLine)
 
 
-def read_clips(what: str, table: Path, kind: type[L], make: Callable[[L], C]) -> list[C]:
+def read_clips(what: str, table: str | Path, kind: type[L], make: Callable[[L], C]) -> list[C]:
     """The clips of a table, in its order, made by ``make``, which opens them with `open_clip`.
 
     Raises:
@@ -128,17 +128,18 @@ def read_clips(what: str, table: Path, kind: type[L], make: Callable[[L], C]) ->
     return told_apart(read_made(what, table, kind, make, _repeats))
 
 
-def table_of(source: str | Path) -> Path | None:
+def table_of(source: str | Path) -> str | Path | None:
     """The table that a source is, or that its folder holds; None for a folder of clips alone."""
-    source = expanded(source)
-    table = source / MANIFEST if is_folder(source) else source
+    if not is_local(source):
+        return source
+    table = local(source) / MANIFEST if is_folder(local(source)) else local(source)
     return table if is_file(table) else None
 
 
 def described_table(source: str | Path) -> dict[str, dict[str, str]]:
     """What identifies the table that a source is or holds, for ``inputs``."""
-    table = table_of(source)
-    return {"files": file_hashes([table], table.parent) if table else {}}
+    given = table_of(source)
+    return {"files": file_hashes([table := local(given)], table.parent) if given else {}}
 
 
 def told_apart(clips: Sequence[C]) -> list[C]:

@@ -117,7 +117,7 @@ def read_pairs(file: str | Path) -> list[Pair]:
     Raises:
         InputError: all that is wrong with it, by file, line and field.
     """
-    return read_records("pairs", Path(file), Pair)
+    return read_records("pairs", file, Pair)
 
 
 def prepare_pairs(

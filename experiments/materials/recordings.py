@@ -38,6 +38,7 @@ from .clips import (
 )
 from .ob1 import ClipName, Emotion, Intensity, Language, ob1_clip_names, parse_clip_name
 from .records import File, LineRecord, as_label, collect, raise_all, read_records
+from .sources import shown
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,11 +90,10 @@ def load_recordings(
     Warns:
         UserWarning: files of a folder that are no recordings by their names.
     """
-    source = expanded(source)
     if table := table_of(source):
         make = partial(_of_line, label_column=label_column)
         found = read_clips("recordings", table, ClipLine, make)
-    elif is_folder(source):
+    elif is_folder(source := expanded(source)):
         found = _named_recordings(source, declared_n)
     else:
         raise InputError(
@@ -102,7 +102,7 @@ def load_recordings(
         )
     if declared_n is not None and len(found) != declared_n:
         raise InputError(
-            f"loading recordings from {source}: got {len(found)} recordings, expected the "
+            f"loading recordings from {shown(source)}: got {len(found)} recordings, expected the "
             f"{declared_n} declared. Add the missing ones, or correct the number."
         )
     return found

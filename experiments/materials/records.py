@@ -10,7 +10,9 @@ import csv
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -29,6 +31,7 @@ from hooked_alm.storage import expanded
 
 from ..workbench.files import is_file
 from ..workbench.inert import for_terminal, from_sheet
+from .sources import beside, fetch, fetched, is_url, local, shown
 
 _NAME = re.compile(r"[\w+=@,-][\w+=@,.-]*")
 LONGEST_NAME = 100
@@ -85,10 +88,13 @@ def _words(value: Any) -> str:
 
 
 def _file(value: Any, info: Any) -> Path:
-    """A file beside the table; found too where the file system spells its letters otherwise."""
+    """A file beside the table, or a URL's; found too where its letters are spelt otherwise."""
     if not (isinstance(value, str | Path) and str(value).strip() and "\0" not in str(value)):
         raise ValueError("a file name")
-    path = (info.context or {}).get("folder", Path()) / expanded(value)
+    context = info.context or {}
+    path = beside(context.get("folder", Path()), value)
+    if isinstance(path, str):
+        return context.get("fetched", fetched)(path)
     forms = (path, *(Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD")))
     return next((one for one in forms if is_file(one)), path)
 
@@ -110,9 +116,9 @@ GroupName = Annotated[str, BeforeValidator(_group)]
 Words = Annotated[str, BeforeValidator(_words)]
 """Text that is not blank."""
 File = Annotated[Path, BeforeValidator(_file)]
-"""A file relative to the table; opening it shows whether it is there."""
+"""A file relative to the table, or a URL; opening it shows whether it is there."""
 Files = Annotated[tuple[Path, ...], BeforeValidator(_files)]
-"""A file relative to the table, or a list of them."""
+"""A file relative to the table, or a URL; or a list of them."""
 Text = Annotated[StrictStr, Field(min_length=1)]
 """Text that may be blank, but not empty."""
 Parts = Annotated[tuple[tuple[Words, Text], ...], Field(min_length=1)]
@@ -159,7 +165,7 @@ def repeated_ids(records: Sequence[LineRecord]) -> list[str]:
 
 def read_records(
     what: str,
-    file: Path,
+    file: str | Path,
     kind: type[R],
     check: Callable[[Sequence[R]], list[str]] = repeated_ids,
     *,
@@ -171,7 +177,7 @@ def read_records(
 
 def read_made(
     what: str,
-    file: Path,
+    file: str | Path,
     kind: type[R],
     make: Callable[[R], Made],
     check: Callable[[Sequence[Made]], list[str]],
@@ -182,29 +188,46 @@ def read_made(
 
     Args:
         what: it is read for, in a word.
-        file: a CSV sheet by its suffix, else JSONL.
+        file: a CSV sheet by its suffix, else JSONL; or what `sources` makes one of.
         kind: of record.
         make: record -> what is wanted of it; refuses a record, or a file that it names.
         check: all that was made -> what is wrong with it together.
-        folder: that files are relative to; None is the table's own.
+        folder: that files are relative to; None is the table's own, or that of its URL.
 
     Raises:
         InputError: no such file, nothing in it, or all that is wrong with its lines.
     """
-    file = expanded(file)
-    doing, is_sheet = f"reading {what} from {file}", file.suffix.lower() in SHEETS
-    text = _text(doing, file, "a CSV sheet" if is_sheet else "a JSONL file")
+    table = local(file)
+    named = expanded(file) if isinstance(file, Path) else shown(file)
+    doing, is_sheet = f"reading {what} from {named}", table.suffix.lower() in SHEETS
+    text = _text(doing, table, "a CSV sheet" if is_sheet else "a JSONL file")
     columns, lines = _sheet(doing, text, kind) if is_sheet else ([], _json_lines(doing, text))
+    around = folder or (file if is_url(file) else table.parent)
 
-    def read(numbered: tuple[int, Any]) -> Made:
+    def record(numbered: tuple[int, Any], fetched: Callable[[str], Path]) -> R:
         number, line = numbered
-        about = {"folder": folder or file.parent, "line": f"line{number:04d}"}
-        context = {**about, "where": f"{file.name} line {number}"}
-        return make(parsed(kind, _cells(columns, line) if is_sheet else line, context))
+        about = {"folder": around, "fetched": fetched, "line": f"line{number:04d}"}
+        context = {**about, "where": f"{table.name} line {number}"}
+        return parsed(kind, _cells(columns, line) if is_sheet else line, context)
 
-    found = collect(doing, read, lines, lambda line: f"line {line[0]}")
+    ready = _fetched_together(record, lines) if is_url(file) or "//" in text else {}
+    from_urls = partial(fetched, ready=ready)
+    found = collect(
+        doing, lambda line: make(record(line, from_urls)), lines, lambda line: f"line {line[0]}"
+    )
     raise_all(doing, check(found))
     return found
+
+
+def _fetched_together(
+    record: Callable[[Made, Callable[[str], Path]], Any], lines: Iterable[Made]
+) -> Mapping[str, Path | str]:
+    """The files of all URLs that lines name, fetched some at a time; see `fetch`."""
+    urls: dict[str, Path] = {}
+    for line in lines:
+        with suppress(InputError):  # said later, with all that is wrong
+            record(line, lambda url: urls.setdefault(url, Path()))
+    return fetch(urls)
 
 
 def _text(doing: str, file: Path, expected: str) -> str:
@@ -346,8 +369,8 @@ def explained(error: ValidationError) -> list[str]:
         field = ".".join(str(part) for part in one["loc"] if part != "[key]")
         expected = one["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
         expected = EXPECTED.get(one["type"], expected)
-        shown = "null" if one["input"] is None else repr(one["input"])
-        got = shown if len(shown) <= 80 else shown[:77] + "..."
+        text = "null" if one["input"] is None else shown(repr(one["input"]))
+        got = text if len(text) <= 80 else text[:77] + "..."
         lines.append(
             f"{field}: missing" if one["type"] == "missing"
             else f"{field}: got an unknown field" if one["type"] == "extra_forbidden"

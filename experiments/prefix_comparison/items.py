@@ -112,7 +112,7 @@ def read_items(file: str | Path) -> list[PrefixItem]:
     Raises:
         InputError: all that is wrong with it, by file, line and field.
     """
-    return read_records("items", Path(file), PrefixItem, _together)
+    return read_records("items", file, PrefixItem, _together)
 
 
 def _together(items: Sequence[PrefixItem]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from ..materials.sources import Source
 from ..workbench.settings import MOST_BYTES, ExperimentConfig
 
 PosMode = Literal["as_run", "left_pad", "gap", "filler"]
@@ -25,7 +26,7 @@ class PrefixComparisonConfig(ExperimentConfig):
         "pos_modes": ("as_run", "left_pad"),
     }
 
-    items: str = Field(
+    items: Source = Field(
         default="bundled", description="a JSONL file (see experiments/prefix_comparison/items.py)"
     )
     a: str | None = Field(default=None, description="first condition; None: the file's first")

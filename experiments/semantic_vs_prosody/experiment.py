@@ -26,6 +26,7 @@ from ..materials.clips import Sounds, described_table, manifest, sound_units
 from ..materials.confounds import confound_table
 from ..materials.hearing import Hearing, heard_alike
 from ..materials.records import collect
+from ..materials.sources import shown
 from ..materials.stand_ins import noise_like, silence_like
 from ..materials.subject import ModelExperiment, described
 from ..workbench.batches import BatchedExperiment, batch_units
@@ -110,7 +111,9 @@ class SemanticVsProsody(
             except InputError as error:
                 raise InputError(f"column path: {error}") from error
 
-        clips = collect(f"hearing the clips of {source}", hear, self.items, lambda it: it.where)
+        clips = collect(
+            f"hearing the clips of {shown(source)}", hear, self.items, lambda it: it.where
+        )
         return {item.name: clip for item, clip in zip(self.items, clips, strict=True)}
 
     @property
@@ -134,9 +137,9 @@ class SemanticVsProsody(
         if not drawn:
             rest = "prosody_label" if which == "semantic" else "text"
             raise InputError(
-                f"pairing the clips of {config.audio}: got {len(self.items)} conflict items, none "
-                f"of which makes a {which} pair, expected two of one speaker and the same {rest} "
-                f"with different {which}_label. Add such clips, or set pair_types to "
+                f"pairing the clips of {shown(config.audio)}: got {len(self.items)} conflict "
+                f"items, none of which makes a {which} pair, expected two of one speaker and the "
+                f"same {rest} with different {which}_label. Add such clips, or set pair_types to "
                 f"[{', '.join(one for one in PAIR_TYPES if one != which)}]."
             )
         return drawn

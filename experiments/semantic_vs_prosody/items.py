@@ -22,8 +22,9 @@ import numpy as np
 from hooked_alm.errors import InputError
 from hooked_alm.storage import expanded
 
-from ..materials.clips import MANIFEST, ClipFile, ClipLine, open_clip, read_clips
+from ..materials.clips import MANIFEST, ClipFile, ClipLine, open_clip, read_clips, table_of
 from ..materials.records import GroupName, Words, raise_all
+from ..materials.sources import shown
 from ..workbench.files import is_folder
 
 SpokenEmotion = Literal["neutral", "happy", "sad", "angry", "surprised"]
@@ -114,10 +115,10 @@ def read_items(source: str | Path, labels: Sequence[str]) -> list[SpokenItem]:
     Raises:
         InputError: all that is wrong with it, by line and column.
     """
-    source = expanded(source)
-    table = source / MANIFEST if is_folder(source) else source
+    if (table := table_of(source)) is None:
+        table = path / MANIFEST if is_folder(path := expanded(source)) else path
     items = read_clips("clips", table, SpokenLine, partial(_of_line, labels=labels))
-    raise_all(f"reading clips from {table}", list(_contradictions(items)))
+    raise_all(f"reading clips from {shown(table)}", list(_contradictions(items)))
     return items
 
 

@@ -13,6 +13,7 @@ from hooked_alm.methods.patching.options import Engine
 from hooked_alm.methods.reading.labels import LabelMode
 from hooked_alm.methods.statistics.label_scores import Delta, Ties
 
+from ..materials.sources import Source
 from ..workbench.batches import BatchedConfig
 from ..workbench.claims import Defect
 from ..workbench.settings import EngineBytes, Truncate
@@ -49,7 +50,7 @@ class SemanticVsProsodyConfig(BatchedConfig):
     model: str = Field(
         default="bundled:follows_semantics", description="id, folder or bundled:NAME"
     )
-    audio: str = Field(
+    audio: Source = Field(
         default="bundled",
         description="manifest.csv (path, semantic_label, prosody_label, speaker, text), or its "
         "folder",

@@ -41,7 +41,7 @@ def read_prompts(file: str | Path) -> list[LensPrompt]:
     Raises:
         InputError: all that is wrong with it, by file, line and field.
     """
-    return read_records("prompts", Path(file), LensPrompt)
+    return read_records("prompts", file, LensPrompt)
 
 
 def ob1_prompts(recordings: Sequence[Recording]) -> list[LensPrompt]:

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from hooked_alm.errors import InputError
 from hooked_alm.methods.reading.tuned_lens import LensOptimizer, LensTraining
 
+from ..materials.sources import Source
 from ..materials.trained_lens import Scored
 from ..workbench.batches import BatchedConfig
 from ..workbench.settings import MOST_BYTES, Truncate
@@ -24,11 +25,11 @@ class TunedLensConfig(BatchedConfig):
 
     KNOWN_WITH: ClassVar = ("audio", "prompts")
 
-    audio: str = Field(
+    audio: Source = Field(
         default="bundled",
         description="folder of OB1-named clips, or with a manifest; put under OB1's instructions",
     )
-    prompts: str | None = Field(
+    prompts: Source | None = Field(
         default=None,
         description="a JSONL file of your own prompts instead (see experiments/tuned_lens_prompts)",
     )
