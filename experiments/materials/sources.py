@@ -223,7 +223,9 @@ def _fetch(url: str, target: Path) -> Path:
 
     files, path = url_to_fs(url)
     if isinstance(files, LocalFileSystem):
-        return Path(path).resolve(strict=True)  # no copy: what changes there is noticed
+        if is_file(target := Path(path)):  # no copy: what changes there is noticed
+            return target
+        raise FileNotFoundError
     with _new_folder() as folder:
         partial = folder / "file"
         files.get_file(path, str(partial))
