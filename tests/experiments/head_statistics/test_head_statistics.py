@@ -525,7 +525,7 @@ def test_a_run_against_plain_hugging_face(
     run = runner.run(
         experiment(
             llama, data, variant=variant, token_agg=token_agg, max_length=cut,
-            attn_implementation=attention, unit_batches=2,
+            attn_implementation=attention, unit_batches=2, batch_order="file",
         ),
         tmp_path / "run",
     )  # fmt: skip
@@ -601,9 +601,11 @@ def test_voices_against_plain_hugging_face(model: str, tmp_path: Path) -> None:
 def test_nothing_depends_on_batches(llama: Path, data: Path, how: dict[str, str]) -> None:
     """M-004-4: units of any size give the same moments; batches, up to the rounding of padding."""
 
-    def found(batch_size: int, unit_batches: int) -> dict[str, pd.DataFrame]:
+    def found(
+        batch_size: int, unit_batches: int, batch_order: str = "file"
+    ) -> dict[str, pd.DataFrame]:
         sizes = {"batch_size": batch_size, "unit_batches": unit_batches}
-        return tables(experiment(llama, data, **how, **sizes))
+        return tables(experiment(llama, data, **how, **sizes, batch_order=batch_order))
 
     def halves(one: dict[str, pd.DataFrame]) -> list[np.ndarray]:
         return [merged(one["heads"], OUTPUT, half).mean for half in (0, 1)]
@@ -620,8 +622,24 @@ def test_nothing_depends_on_batches(llama: Path, data: Path, how: dict[str, str]
         # Batch by batch, in the same order; the summaries merge both halves of a unit first.
         np.testing.assert_array_equal(halves(other), halves(padded))
         compare(other, padded, MERGED_MOMENTS)
-    for other in (padded, found(3, 2), found(9, 1)):
+    by_length = found(3, 2, "length")
+    for other in (padded, found(3, 2), found(9, 1), by_length):
         compare(other, alone, PADDED_ROW[torch.float32])
+    assert by_length["items"].drop(columns="unit").equals(alone["items"].drop(columns="unit"))
+
+
+def test_batches_of_about_one_length(llama: Path, data: Path) -> None:
+    one = experiment(llama, data, batch_size=2, unit_batches=3)
+    one.identify()
+    lengths = [item.n_tokens for item in one.items]
+    for unit in one.units():
+        batches = one._batches(unit.payload)
+        assert sorted(i for batch in batches for i in batch) == [*unit.payload]
+        in_order = [lengths[i] for batch in batches for i in batch]
+        assert in_order == sorted(in_order)
+    seeds = experiment(llama, data, batch_size=2, unit_batches=3, variant="seed")
+    seeds.identify()
+    assert seeds._batches(range(5)) == [[0, 1], [2, 3], [4]]
 
 
 def test_half_of_the_blocks_on_the_disk_give_the_same_tables(
@@ -802,7 +820,7 @@ def test_infinite_norms_name_item_and_head(llama: Path, data: Path, tmp_path: Pa
 
     broken = edit_tensors(llama, tmp_path / "broken", change)
     with pytest.raises(InputError, match="measuring items.jsonl line 1: .* layer 1, head 0 is"):
-        runner.run(experiment(broken, data), tmp_path / "run")
+        runner.run(experiment(broken, data, batch_order="file"), tmp_path / "run")
 
 
 # --- Findings
