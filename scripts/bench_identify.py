@@ -66,25 +66,25 @@ def main() -> None:
             f"{options.clips} clips of {options.seconds} s; peak {peak_mib():.0f} MiB", flush=True
         )
 
-        def said(what: str, began: float) -> None:
+        def said(what: str, began: float, before: float) -> None:
+            wall, cpu = time.perf_counter() - began, time.process_time() - before
             print(
-                f"{what}: {time.perf_counter() - began:.1f} s, peak {peak_mib():.0f} MiB",
-                flush=True,
+                f"{what}: {wall:.1f} s, {cpu:.1f} s of CPU, peak {peak_mib():.0f} MiB", flush=True
             )
 
         experiment = EmotionConflict(EmotionConflictConfig(audio=str(manifest), batch_size=8))
         set_threads(experiment.config.n_threads)
-        began = time.perf_counter()
+        now = time.perf_counter(), time.process_time()
         _, units = identified(experiment, RunFolder(folder / "run"))
-        said(f"identify, {len(units)} units", began)
-        began = time.perf_counter()
+        said(f"identify, {len(units)} units", *now)
+        now = time.perf_counter(), time.process_time()
         brief = Brief.of(experiment)
-        said(f"a worker's brief of {len(brief.experiment) / 2**20:.0f} MiB", began)
+        said(f"a worker's brief of {len(brief.experiment) / 2**20:.0f} MiB", *now)
         loaded(experiment)
-        began, some = time.perf_counter(), units[::ONE_IN]
+        now, some = (time.perf_counter(), time.process_time()), units[::ONE_IN]
         for unit in some:
             measured(experiment, unit)
-        said(f"{len(some)} units, one in {ONE_IN}", began)
+        said(f"{len(some)} units, one in {ONE_IN}", *now)
 
 
 if __name__ == "__main__":
