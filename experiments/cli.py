@@ -185,7 +185,7 @@ def run(
     try:
         if auto_batch:
             out = out or runner.default_out(experiment.name, settings)
-            settings = _with_largest_batches(experiment(settings), out, shard, workers)
+            settings = _with_largest_batches(experiment(settings), out, how)
         if dry_run:
             where = RunFolder(out or runner.default_out(experiment.name, settings, how["shard"]))
             for line in lines_of_dry_run(experiment(settings), where, how["shard"]):
@@ -197,21 +197,20 @@ def run(
     _conclude(folder, show)
 
 
-def _with_largest_batches(
-    experiment: Any, out: Path, shard: str | None, n_workers: int | None
-) -> Any:
+def _with_largest_batches(experiment: Any, out: Path, how: dict[str, Any]) -> Any:
     """The settings with the batches that a run has begun with, or with the largest that fit."""
     from .workbench.auto_batch import auto_batched
+    from .workbench.executors import Processes
     from .workbench.run_folder import RunFolder
 
-    if shard is not None:
+    if how["shard"] is not None:
         raise InputError(
             "running with --auto-batch and --shard: every shard would measure batches of its own. "
             "Measure once, with --auto-batch --dry-run, and give each shard -s batch_size=..."
         )
-    return auto_batched(
-        experiment, RunFolder(out), n_workers=n_workers or 1, say=lambda line: say(line, err=True)
-    )
+    n_workers = getattr(how["executor"], "n_workers", 1)
+    (first, *others) = Processes(n_workers).environments(experiment)
+    return auto_batched(experiment, RunFolder(out), environment=first, n_workers=1 + len(others))
 
 
 def _conclude(folder: Any, show: bool) -> None:
@@ -500,7 +499,7 @@ def activations(
     how = _how(executor, workers, ray_address, shard)
     where = out or runner.default_out(StoreActivations.name, settings, how["shard"])
     if auto_batch:
-        settings = _with_largest_batches(StoreActivations(settings), where, shard, workers)
+        settings = _with_largest_batches(StoreActivations(settings), where, how)
     experiment = StoreActivations(settings)
     say(*experiment.planned().lines())
     experiment.check_room(where, how["shard"])

@@ -6,6 +6,7 @@ of Whisper's type, and what else there is as Hugging Face wrote it.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -246,6 +247,14 @@ class FrontEnd(nn.Module, ABC):
     ) -> Float[Tensor, "batch pos d_model"]:
         """Token embeddings with those of the clips in their places, in order."""
         return embed.masked_scatter(is_audio.unsqueeze(-1), features)
+
+    def heard(self, x: ALMInput) -> Float[Tensor, "clip audio_pos d_model"]:
+        """Embeddings of an input's clips; see `embed_clips`."""
+        if not x.hears_apart or self._is_hooked():
+            return self.embed_clips(x.clips)
+        rows = groupby(zip(x.clip_rows, x.clips, strict=True), key=lambda one: one[0])
+        apart = (self.embed_clips([clip for _, clip in row]) for _, row in rows)
+        return pad_sequence([one for row in apart for one in row], batch_first=True)
 
     def embed_clips(self, clips: Sequence[AudioClip]) -> Float[Tensor, "clip audio_pos d_model"]:
         """Embeddings of the clips, each encoded once and then reused; the result is a copy.

@@ -105,6 +105,8 @@ class ALMInput(Shown):
     """Id that ``tokens`` holds where the second stream alone goes on."""
     memory: Float[Tensor, "_batch memory_pos d_model"] | None = None
     """What cross-attention reads, instead of what the encoder makes of the clips."""
+    hears_apart: bool = False
+    """Whether clips of a row are encoded apart from those of others, as if the row were alone."""
 
     def __post_init__(self) -> None:
         """Check shapes once, here, rather than in every tool."""
@@ -215,8 +217,8 @@ class ALMInput(Shown):
     def joined(cls, inputs: Sequence["ALMInput"], pad: int = 0) -> "ALMInput":
         """Inputs of one model as one left-padded batch, their rows in order.
 
-        Clips are then encoded together: where the front-end's ``depends_on_longest`` holds, which
-        is so in three published models, that changes what becomes of the shorter ones.
+        Every row hears its clips as if it were alone, so that what the encoder makes of them is the
+        same to the bit, and is made once, whatever stands beside it; unless the encoder is hooked.
 
         Args:
             inputs: one or more.
@@ -261,6 +263,7 @@ class ALMInput(Shown):
                 for start, one in zip(starts, inputs, strict=False)
                 for row in one.clip_rows
             ),
+            hears_apart=True,
         )
 
     def _rows(self, index: object) -> list[int]:

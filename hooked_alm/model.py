@@ -509,7 +509,7 @@ class HookedALM(
                     "all that the decoder reads. Make them with `prepare` or `encode`, or give "
                     "memory=, the states that an encoder has made."
                 )
-            memory = self.audio.embed_clips(x.clips)
+            memory = self.audio.heard(x)
         check_memory(memory, len(x), self.cfg.d_model)
         memory = memory.to(self.cfg.device, self.cfg.dtype)
         if given is not None or x.memory is not None:
@@ -637,7 +637,7 @@ class HookedALM(
                 part.expand(len(heard), *part.shape[1:]) for part in (text_embed, is_audio)
             )
             return self.audio.merge(one, where, features)
-        embeddings = self.hook_audio_embed(self._graph_root(self.audio.embed_clips(x.clips)))
+        embeddings = self.hook_audio_embed(self._graph_root(self.audio.heard(x)))
         n_tokens = torch.tensor([clip.n_tokens for clip in x.clips], device=embeddings.device)
         is_token = torch.arange(embeddings.shape[1], device=embeddings.device) < n_tokens[:, None]
         features = embeddings[is_token].to(text_embed.device, text_embed.dtype)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from hooked_alm.errors import InputError
@@ -56,6 +57,7 @@ class StoreActivations(ModelExperiment[ActivationsConfig]):
     def __init__(self, config: ActivationsConfig) -> None:
         super().__init__(config)
         self._planned: StoragePlan | None = None
+        self._n_words: int | None = None
 
     def planned(self) -> StoragePlan:
         """What will be stored; clips are read once, and no weight is loaded.
@@ -137,7 +139,7 @@ class StoreActivations(ModelExperiment[ActivationsConfig]):
         clips, model = plan.shards[number], self.model
         heard = {clip: read_clip(model, self.clips[clip], config) for clip in clips}
         batches = bucketed(
-            [heard[clip].n_tokens for clip in clips],
+            [self._n_positions(heard[clip]) for clip in clips],
             config.batch_size,
             config.batch_positions,
             kinds=[heard_alike(model, [heard[clip]]) for clip in clips],
@@ -182,10 +184,19 @@ class StoreActivations(ModelExperiment[ActivationsConfig]):
 
     def try_batch(self, size: int) -> int:
         """See `TriesBatches`."""
-        longest = sorted(range(len(self.clips)), key=lambda i: -self.clips[i].seconds)[:size]
-        read = {i: read_clip(self.model, self.clips[i], self.config) for i in longest}
-        self._rows(read)
+        seconds = [one.seconds for one in self.clips]
+        first = read_clip(self.model, self.clips[int(np.argmax(seconds))], self.config)
+        longest = sorted(range(len(seconds)), key=lambda i: seconds[i], reverse=True)[:size]
+        if self.config.batch_positions is not None:
+            longest = longest[: max(self.config.batch_positions // self._n_positions(first), 1)]
+        self._rows({i: read_clip(self.model, self.clips[i], self.config) for i in longest})
         return len(longest)
+
+    def _n_positions(self, clip: AudioClip) -> int:
+        """Positions of a clip's prompt; all prompts have the same words."""
+        if self._n_words is None:
+            self._n_words = prompts_of(self.model, [clip], self.config).shape[1] - clip.n_tokens
+        return self._n_words + clip.n_tokens
 
     def _store(self, kind: RowKind) -> Path:
         return self.folder.inside(f"activations/{kind}/store.json").parent

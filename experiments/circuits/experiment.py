@@ -21,7 +21,6 @@ from hooked_alm.errors import InputError
 
 from ..materials.clips import Sounds, described_table, sound_units
 from ..materials.confounds import add_confounds
-from ..materials.hearing import heard_alike
 from ..materials.held_out import split_groups
 from ..materials.pairs import SIDES, prepare_pairs, read_pairs
 from ..materials.subject import ModelExperiment, described
@@ -138,10 +137,9 @@ class Circuits(BatchedExperiment[CircuitsConfig], ModelExperiment[CircuitsConfig
         return max(one.base.shape[1], one.donor.shape[1])
 
     def batch_kind(self, work: PairWork) -> Hashable:
-        """The contrast, whose places and winners are one; the part; and what is heard alike."""
-        one = self.pairs[work.number]
-        heard = [heard_alike(self.model, x.clips) for x in (one.base, one.donor)]
-        return one.pair.contrast, self.parts[one.pair.group], *heard
+        """The contrast, whose places and winners are one, and the part, whose sweeps are."""
+        pair = self.pairs[work.number].pair
+        return pair.contrast, self.parts[pair.group]
 
     def measure_batch(self, works: Sequence[PairWork]) -> list[UnitResult]:
         """The sweeps of some pairs, whose winners are known in the second stage."""

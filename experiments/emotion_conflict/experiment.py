@@ -18,12 +18,12 @@ from hooked_alm.audio import read_audio
 from hooked_alm.bundled import CLIPS
 from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput, AudioClip
-from hooked_alm.methods.patching.alignment import align
+from hooked_alm.methods.patching.placement import Placement
 from hooked_alm.methods.reading.labels import LabelSet
 
 from ..materials.clips import Sounds, described_table, manifest
 from ..materials.confounds import confound_table
-from ..materials.hearing import Hearing, heard_alike
+from ..materials.hearing import Hearing
 from ..materials.instructions import PromptSegments
 from ..materials.recordings import Recording, load_recordings, match_loudness
 from ..materials.records import collect
@@ -150,16 +150,18 @@ class EmotionConflict(
         if self.config.align == "dtw":  # aligns spans of any length, by activations
             return
         try:
-            for spans in self.config.patched_spans().values():
-                align(base, donor, spans, policy=self.config.align_policies())
+            places = [*self.config.patched_spans().values()]
+            Placement(self.model, base, donor, places, self.config.align_policies())
         except InputError as error:
             error.add_note(f"This would happen in unit {unit.id}; nothing was run.")
             raise
 
     def input(self, *runs: PromptRun) -> ALMInput:
         """The prompts of some runs, as one batch."""
-        clips = [self.clips[run.recording.name] for run in runs]
-        return self.model.prepare(clips, segments=[self._segments(run) for run in runs])
+        return ALMInput.joined([
+            self.model.prepare(self.clips[run.recording.name], segments=self._segments(run))
+            for run in runs
+        ])  # fmt: skip
 
     def _segments(self, run: PromptRun) -> PromptSegments:
         labels, words = self.corpus.labels, self.corpus.words(run.language).items()
@@ -204,14 +206,11 @@ class EmotionConflict(
         return self.clips[run.recording.name].n_tokens, *self._segments(run)
 
     def batch_kind(self, work: PromptRun | PatchRun) -> Hashable:
-        """The language, whose labels are read; what the donor is; and what is heard alike."""
-        if isinstance(work, PromptRun):
-            return work.language, self._heard_alike(work)
+        """The language, whose labels are read, and what the donor is."""
         # By donor, so that a run patched with itself is among the same prompts in both batches.
-        return work.base.language, work.kind, *map(self._heard_alike, (work.base, work.donor))
-
-    def _heard_alike(self, run: PromptRun) -> Hashable:
-        return heard_alike(self.model, [self.clips[run.recording.name]])
+        if isinstance(work, PromptRun):
+            return work.language
+        return work.base.language, work.kind
 
     def measure_batch(self, works: Sequence[Any]) -> list[UnitResult]:
         """Runs, or sweeps."""

@@ -36,7 +36,7 @@ from hooked_alm.methods.statistics.moments import Moments
 
 from ..materials.sources import hashes_of, local
 from ..materials.subject import ModelExperiment, described
-from ..workbench.batches import bucketed
+from ..workbench.batches import bucketed, heaviest
 from ..workbench.experiment import Unit, UnitResult
 from ..workbench.identity import to_json
 from ..workbench.page import Page
@@ -169,15 +169,15 @@ class HeadStatistics(ModelExperiment[HeadStatisticsConfig]):
         batches = bucketed(
             [one.n_tokens if by_length else 0 for one in items],
             config.batch_size,
-            config.batch_positions if by_length else None,
-            kinds=[one.alike for one in items],
+            config.batch_positions,
         )
         return [[indices[i] for i in batch] for batch in batches]
 
     def try_batch(self, size: int) -> int:
         """See `TriesBatches`."""
-        longest = sorted(self.items, key=lambda one: -one.n_tokens)[:size]
-        self.meter(self.prompts.batch(longest))
+        lengths = [one.n_tokens for one in self.items]
+        longest = heaviest(lengths, size, self.config.batch_positions)
+        self.meter(self.prompts.batch([self.items[i] for i in longest]))
         return len(longest)
 
     # --- What is made of it

@@ -13,7 +13,7 @@ Source: seed 004 (``arc_mcq_v1``, ``build_sft_example``); M-004-6, M-004-7;
 defects C35, C36.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
@@ -26,7 +26,6 @@ from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput
 
-from ..materials.hearing import heard_alike
 from ..materials.records import collect, raise_all
 from .items import N_OPTIONS, Question
 from .settings import Form, HeadStatisticsConfig
@@ -167,8 +166,6 @@ class QuestionInput:
     """Empty under a chat template, which is rendered again for each batch."""
     n_tokens: int = 0
     is_cut: bool = False
-    alike: Hashable = None
-    """What the items of a batch share; see `heard_alike`."""
     is_merged: bool = False
     """The prompt's last token is another one when the answer follows (C35)."""
 
@@ -250,10 +247,10 @@ class Prompts:
     def batch(self, items: Sequence[QuestionInput]) -> ALMInput:
         """Some items as one left-padded batch."""
         if self.is_chat:
-            return self.model.prepare(
-                [[str(path) for path in item.question.audio] for item in items],
-                [item.prompt for item in items],
-            )
+            return ALMInput.joined([
+                self.model.prepare([[str(path) for path in item.question.audio]], item.prompt)
+                for item in items
+            ])  # fmt: skip
         rows = [torch.tensor(item.ids) for item in items]
         # Which token pads does not matter: the mask hides it.
         ids, mask = (
@@ -275,8 +272,7 @@ class Prompts:
                 is_merged=continuation(self.tokenizer, prompt, target)[1],
             )  # fmt: skip
         try:
-            x = self.batch([item])
-            item = replace(item, n_tokens=x.shape[1], alike=heard_alike(self.model, x.clips))
+            item = replace(item, n_tokens=self.batch([item]).shape[1])
         except InputError as error:
             raise InputError(f"{'audio' if question.audio else 'question'}: {error}") from error
         if self.is_chat and item.n_tokens > self.limit and self.config.overflow != "skip":

@@ -89,6 +89,8 @@ class HeadStatisticsConfig(BatchedConfig):
     def _what_makes_sense(self) -> "HeadStatisticsConfig":
         if self.max_samples == 0:
             raise ValueError("max_samples must be -1 (all) or at least 1")
+        if self.batch_positions is not None and self.batch_order == "file":
+            raise ValueError("batch_positions needs batch_order length: file has batches of a size")
         if self.weighting == "tokens" and self.token_agg == "last":
             raise ValueError("weighting tokens needs token_agg all: last has one token an item")
         if self.head_output == "pattern_times_v" and self.attn_implementation.startswith("flash"):

@@ -95,7 +95,17 @@ class Sounds:
     clips: tuple[ClipFile, ...]
 
     def measured(self) -> UnitResult:
-        """A row of `SOUNDS` for each."""
+        """A row of `SOUNDS` for each.
+
+        Raises:
+            InputError: a recording was changed since it was opened.
+        """
+        for one in self.clips:
+            if file_sha256(one.path) != one.sha256:
+                raise InputError(
+                    f"measuring {one.where}: got another file than when the run began. Put "
+                    f"{one.path.name} back; finished units are kept."
+                )
         return UnitResult({"sounds": [{"clip": one.name, **one.measured()} for one in self.clips]})
 
 

@@ -42,18 +42,30 @@ TAKEN = ("path", "sha256", "where", "id", "group")
 """Columns of a data set that its table leaves out: they mean something of their own there."""
 SAVED = ("state.json", "dataset_dict.json")
 """One of them is in every folder that ``save_to_disk`` made."""
+TABLE = "dataset.jsonl"
+"""What the table of a data set is called, wherever the data set lies."""
 N_AT_ONCE = 8
 """Files that are fetched at a time."""
 NEEDED = "pip install 'hooked_alm[data]'"
 FOLDER = "it is the URL of a folder"
+USER = r"(?<=http://)[^/?#\s]*@|(?<=https://)[^/?#\s]*@|(?<=://)[^/?#@:\s]*:[^/?#\s]*@"
 SECRET = re.compile(
-    r"(?<=http://)[^/?#\s]*@|(?<=https://)[^/?#\s]*@|(?<=://)[^/?#@:\s]*:[^/?#\s]*@"
-    r"|(?<=[?&])(?:[^=&\s]*(?:x-amz-|x-goog-|token|secret|passw|signature|credential)[^=&\s]*"
+    USER
+    + r"|(?<=[?&])(?:[^=&\s]*(?:x-amz-|x-goog-|token|secret|passw|signature|credential)[^=&\s]*"
     r"|[^=&\s]*(?:access|api)[_-]?key[^=&\s]*"
     r"|auth(?:orization)?|expires|jwt|key|key-pair-id|policy|pwd|sig)=(?:(?!::)[^&#\s'\"])*&?",
     re.IGNORECASE,
 )
 """Who asks, and with which right: before the host of a URL, and in its query."""
+SIGNED = re.compile(
+    USER + r"|(?<=[?&])(?:x-amz-[\w-]+|x-goog-[\w-]+|awsaccesskeyid|googleaccessid"
+    r"|signature|sig|expires|access_token|token)=(?:(?!::)[^&#\s'\"])*&?",
+    re.IGNORECASE,
+)
+"""What is no part of which file a URL names: signatures, by their exact names.
+
+Fewer than are not shown: ``key=`` may be a credential, or say which file.
+"""
 
 
 # --- Names
@@ -62,8 +74,20 @@ SECRET = re.compile(
 def shown(source: object) -> str:
     """What is named, without the credentials that it may hold: for records, errors and logs."""
     text = str(source)
-    is_named = "://" in text or text.startswith(DATASETS)
-    return SECRET.sub("", text).rstrip("?&") if is_named else text
+    if text.startswith(DATASETS):  # its arguments may be URLs, with their own ? and & quoted
+        name, mark, query = text.partition("?")
+        pairs = (part.partition("=") for part in query.split("&"))
+        told = [f"{key}{is_}{_requoted(value)}" for key, is_, value in pairs]
+        text = SECRET.sub("", name) + mark + "&".join(told)
+        return SECRET.sub("", text).rstrip("?&")
+    return SECRET.sub("", text).rstrip("?&") if "://" in text else text
+
+
+def _requoted(value: str) -> str:
+    """A quoted value without the credentials that are in it."""
+    plain = unquote(value)
+    told = SECRET.sub("", plain).rstrip("?&")
+    return value if told == plain else quote(told, safe="/:")
 
 
 Source = Annotated[str, PlainSerializer(shown, when_used="json")]
@@ -176,7 +200,7 @@ def fetch(urls: Collection[str]) -> dict[str, Path | str]:
     """URL -> its file in the cache, fetched unless it is there; or why it could not be."""
     first: dict[str, str] = {}
     for url in urls:
-        first.setdefault(shown(url), url)
+        first.setdefault(_unsigned(url), url)
     with ThreadPoolExecutor(N_AT_ONCE) as pool:
         found = dict(zip(first.values(), pool.map(_fetched, first.values()), strict=True))
     alike = "another URL differs from it in its credentials alone: leave one out"
@@ -195,6 +219,11 @@ def fetched(url: str, ready: Mapping[str, Path | str] | None = None) -> Path:
     raise ValueError(f"a file that can be fetched ({found})")
 
 
+def _unsigned(url: str) -> str:
+    """The URL as whoever asks for it again will have it, who may be somebody else."""
+    return SIGNED.sub("", url).rstrip("?&")
+
+
 def _fetched(url: str) -> Path | str:
     """The file of a URL; or why there is none, in words that hold no credentials."""
     scheme, rest, _, _ = _file_of(shown(url))
@@ -202,7 +231,7 @@ def _fetched(url: str) -> Path | str:
     parent = next((one for one in parts[-2::-1] if one), "")
     if not parts[-1].strip(".") or (_is_web(scheme) and not parent):
         return FOLDER
-    key = hashlib.sha256(shown(url).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    key = hashlib.sha256(_unsigned(url).encode("utf-8", "surrogatepass")).hexdigest()[:32]
     target = cache_folder() / "urls" / key / _safe(parent) / _safe(parts[-1])
     try:
         return target if is_file(target) else _fetch(url, target)
@@ -320,7 +349,7 @@ def _written(doing: str, name: str, data: Any, column: str) -> Path:
     import datasets
 
     key = hashlib.sha256(f"{data._fingerprint}/{column}".encode()).hexdigest()[:32]
-    table = cache_folder() / "datasets" / key / f"{_safe(Path(name).name)}.jsonl"
+    table = cache_folder() / "datasets" / key / TABLE
     if is_file(table):
         return table
     scalars = {

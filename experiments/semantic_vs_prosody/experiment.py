@@ -19,12 +19,12 @@ import pandas as pd
 from hooked_alm.bundled import ASSETS
 from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput, AudioClip
-from hooked_alm.methods.patching.alignment import align
+from hooked_alm.methods.patching.placement import Placement
 from hooked_alm.methods.reading.labels import LabelSet
 
 from ..materials.clips import Sounds, described_table, manifest, sound_units
 from ..materials.confounds import confound_table
-from ..materials.hearing import Hearing, heard_alike
+from ..materials.hearing import Hearing
 from ..materials.records import collect
 from ..materials.sources import shown
 from ..materials.stand_ins import noise_like, silence_like
@@ -84,7 +84,9 @@ class SemanticVsProsody(
         self.labels = LabelSet.from_texts(self.model.tokenizer, config.labels, config.label_mode)
         self.clips = self._heard(source)
         self.pairs = [pair for which in config.pair_types for pair in self._drawn(which)]
-        first = self._input(self.items[0]).spans
+        asked = self._input(self.items[0])
+        self._n_asked = asked.shape[1] - self.clips[self.items[0].name].n_tokens
+        first = asked.spans
         there = {
             name: tuple(part for part in SPANS[name] if part in first and first[part][0])
             for name in config.spans
@@ -154,8 +156,8 @@ class SemanticVsProsody(
                 continue  # no exchange, or one for what is as long
             base, donor = self._input(_base(sweep)), self._prompt(self._donor(sweep))
             try:
-                for parts in self._replaced(sweep).values():
-                    align(base, donor, parts, policy={"audio": self.config.align})
+                places = [*self._replaced(sweep).values()]
+                Placement(self.model, base, donor, places, {"audio": self.config.align})
             except InputError as error:
                 error.add_note(f"This would happen in {name}; nothing was run.")
                 raise
@@ -164,8 +166,8 @@ class SemanticVsProsody(
         return self._prompt(self.clips[item.name])
 
     def _prompt(self, *clips: AudioClip) -> ALMInput:
-        segments = [[("text", self.config.prompt)]] * len(clips)
-        return self.model.prepare([*clips], segments=segments)
+        segments = [("text", self.config.prompt)]
+        return ALMInput.joined([self.model.prepare(clip, segments=segments) for clip in clips])
 
     def units(self) -> list[Unit]:
         """Clips, pairs, and clips with a control, some batches a unit; then how clips sound."""
@@ -192,20 +194,14 @@ class SemanticVsProsody(
         return work.measured() if isinstance(work, Sounds) else super().measure(unit)
 
     def n_positions(self, work: SpokenItem | SpokenPair | ControlSweep) -> int:
-        """Positions of what is heard, which alone makes prompts longer; of two clips the longer."""
-        if isinstance(work, SpokenPair):
-            return max(self._lengths[work.a.name], self._lengths[work.b.name])
-        return self._lengths[(work if isinstance(work, SpokenItem) else work.item).name]
+        """Positions of a clip's prompt, which differ in what is heard; of two the longer."""
+        items = [work] if isinstance(work, SpokenItem) else [_base(work)]
+        items += [work.b] if isinstance(work, SpokenPair) else []
+        return self._n_asked + max(self.clips[one.name].n_tokens for one in items)
 
     def batch_kind(self, work: SpokenItem | SpokenPair | ControlSweep) -> Hashable:
-        """What the donor is, and what is heard alike."""
-        if isinstance(work, SpokenItem):
-            return heard_alike(self.model, [self.clips[work.name]])
-        clips = [self.clips[_base(work).name]]
-        if isinstance(work, SpokenPair) or work.kind == "same_labels":  # others are as long
-            clips.append(self._donor(work))
-        what = work.kind if isinstance(work, ControlSweep) else work.type
-        return what, *(heard_alike(self.model, [clip]) for clip in clips)
+        """What the donor is."""
+        return work.kind if isinstance(work, ControlSweep) else None
 
     def measure_batch(self, works: Sequence[Any]) -> list[UnitResult]:
         """Clips, or sweeps of one kind."""

@@ -13,7 +13,7 @@ Source: Belrose et al. 2023; S-2.
 
 import contextlib
 import hashlib
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -33,7 +33,6 @@ from hooked_alm.methods.reading.lens import lens_fidelity, read_rows, residual_r
 from hooked_alm.methods.reading.tuned_lens import LensTrainer, TunedLens, unembed_hash
 
 from ..materials.clips import described_table
-from ..materials.hearing import heard_alike
 from ..materials.held_out import split_groups
 from ..materials.recordings import load_recordings
 from ..materials.subject import ModelExperiment, described
@@ -46,7 +45,7 @@ from ..materials.trained_lens import (
     save_lens,
     write_tensors,
 )
-from ..workbench.batches import BatchedExperiment, batch_units, bucketed
+from ..workbench.batches import BatchedExperiment, batch_units, bucketed, heaviest
 from ..workbench.experiment import Unit, UnitResult
 from ..workbench.identity import file_sha256
 from ..workbench.page import Page
@@ -182,10 +181,6 @@ class TuneLens(BatchedExperiment[TunedLensConfig], ModelExperiment[TunedLensConf
         """Positions of a prompt."""
         return self.inputs[work.id].shape[1]
 
-    def batch_kind(self, work: LensPrompt) -> Hashable:
-        """What is heard alike."""
-        return heard_alike(self.model, self.inputs[work.id].clips)
-
     def _run_steps(self, steps: range) -> UnitResult:
         trainer = self._trainer_at(steps.start)
         rows = []
@@ -224,27 +219,32 @@ class TuneLens(BatchedExperiment[TunedLensConfig], ModelExperiment[TunedLensConf
 
     def _rows(self, prompt: str) -> Float[Tensor, "depth token d_model"]:
         """The residual stream of a prompt at the positions that the loss counts."""
-        if prompt in self._kept:
-            return self._kept[prompt]
-        # Always the same ones together, whatever is kept: a resumed run has nothing yet.
-        batch = self._batches[prompt]
-        inputs = [self.inputs[one] for one in batch]
-        found = _streams(self.model, inputs, [self._positions(x) for x in inputs])
-        held = sum(one.numel() * one.element_size() for one in self._kept.values())
-        for name, rows in zip(batch, found, strict=True):
-            held += rows.numel() * rows.element_size()
-            if held <= self.config.max_bytes:
-                self._kept[name] = rows
-        return found[batch.index(prompt)]
+        if prompt not in self._kept:
+            batch = self._batches.get(prompt, [prompt])
+            inputs = [self.inputs[one] for one in batch]
+            found = _streams(self.model, inputs, [self._positions(x) for x in inputs])
+            if prompt not in self._batches:
+                return found[0]
+            self._kept |= zip(batch, found, strict=True)
+        return self._kept[prompt]
 
     @cached_property
     def _batches(self) -> dict[str, list[str]]:
-        """Id of a training prompt -> those of all that run together with it."""
-        names, config = [one.id for one in self.train], self.config
+        """Id of a training prompt whose stream is kept -> those that run together with it.
+
+        Others run alone, whenever a step needs them. Which are kept is settled by their sizes, so
+        that a resumed run, which has none yet, runs the same ones together.
+        """
+        config, width = self.config, self.model.cfg.d_model * (len(self.model.path) + 1)
+        sizes = [width * len(self._positions(self.inputs[one.id])) for one in self.train]
         lengths = [self.n_positions(one) for one in self.train]
-        kinds = [self.batch_kind(one) for one in self.train]
-        batches = bucketed(lengths, config.batch_size, config.batch_positions, kinds=kinds)
-        return {names[i]: [names[j] for j in batch] for batch in batches for i in batch}
+        room, found = config.max_bytes // self.model.cfg.dtype.itemsize, dict[str, list[str]]()
+        for batch in bucketed(lengths, config.batch_size, config.batch_positions):
+            if (room := room - sum(sizes[i] for i in batch)) < 0:
+                break
+            names = [self.train[i].id for i in batch]
+            found |= dict.fromkeys(names, names)
+        return found
 
     @torch.no_grad()
     def measure_batch(self, works: Sequence[LensPrompt]) -> list[UnitResult]:
@@ -256,10 +256,11 @@ class TuneLens(BatchedExperiment[TunedLensConfig], ModelExperiment[TunedLensConf
 
     def try_batch(self, size: int) -> int:
         """Runs the longest prompts; no lens is trained yet that could read them."""
-        longest = sorted([*self.train, *self.held_out], key=self.n_positions, reverse=True)[:size]
-        inputs = [self.inputs[one.id] for one in longest]
+        every = [*self.inputs.values()]
+        longest = heaviest([x.shape[1] for x in every], size, self.config.batch_positions)
+        inputs = [every[i] for i in longest]
         _streams(self.model, inputs, [[*range(x.shape[1])] for x in inputs])
-        return len(longest)
+        return len(inputs)
 
     def _judged(
         self,

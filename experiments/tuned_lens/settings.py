@@ -72,8 +72,8 @@ class TunedLensConfig(BatchedConfig):
         default=2**30,
         ge=0,
         le=MOST_BYTES,
-        description="residual streams that are kept between steps; those of a batch that are not "
-        "are run again together, so this changes no number",
+        description="residual streams that are kept between steps; prompts whose are not run one "
+        "by one, again and again",
     )
 
     @model_validator(mode="after")

@@ -1,9 +1,13 @@
 """The size of a run's batches, measured: the largest that fits, and is worth it."""
 
+import os
+import pickle
+import subprocess
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -19,7 +23,7 @@ from .experiment import Experiment
 from .run_folder import RunFolder
 from .settings import ExperimentConfig
 from .work import identified
-from .worker import loaded
+from .worker import Brief, loaded, portable
 
 MOST_SHARE = 0.8
 """Of the memory that is free once the model is loaded."""
@@ -41,19 +45,22 @@ def auto_batched(
     experiment: Experiment[Any],
     folder: RunFolder,
     *,
+    environment: Mapping[str, str],
     n_workers: int = 1,
-    say: Callable[[str], object] = print,
 ) -> ExperimentConfig:
     """An experiment's settings with the batches that its run has begun with, or the largest.
 
+    They are measured by a process of its own, which then gives all memory back.
+
     Args:
-        experiment: not yet identified; it is loaded for this alone.
+        experiment: not yet identified.
         folder: of the run.
+        environment: variables of a worker's environment, such as the GPUs that it sees.
         n_workers: see `largest_batch`.
-        say: see `largest_batch`.
 
     Raises:
-        InputError: an experiment without batches, or what it refuses itself.
+        InputError: an experiment without batches, a batch size that was given, or what the
+            experiment refuses itself.
     """
     config = experiment.config
     if not isinstance(experiment, TriesBatches):
@@ -61,14 +68,58 @@ def auto_batched(
             f"running {experiment.name} with --auto-batch: got an experiment that runs one prompt "
             "at a time. Leave --auto-batch out."
         )
-    if folder.has("run.json"):
-        size = folder.provenance["config"]["batch_size"]
+    if "batch_size" in config.model_fields_set:
+        raise InputError(
+            f"running {experiment.name} with --auto-batch: got batch_size too, expected one of "
+            "them. Leave one out."
+        )
+    begun = folder.provenance if folder.has("run.json") else {"config": {}}
+    if "batch_size" in begun["config"]:
+        size = begun["config"]["batch_size"]
     else:
+        folder.check({})
         with tempfile.TemporaryDirectory() as scratch:
             identified(experiment, RunFolder(scratch))
-            loaded(experiment)
-            size = largest_batch(experiment, n_workers=n_workers, say=say)
+            size = _asked(Brief.of(experiment), environment, n_workers)
     return config.model_copy(update={"batch_size": size})
+
+
+def _asked(brief: Brief, environment: Mapping[str, str], n_workers: int) -> int:
+    """What a process of its own finds to be the largest batch.
+
+    Raises:
+        Exception: what it raised.
+    """
+    process = subprocess.run(
+        [sys.executable, "-P", "-m", __name__], input=pickle.dumps((brief, n_workers)),
+        stdout=subprocess.PIPE, env={**os.environ, **environment}, check=False,
+    )  # fmt: skip
+    if not process.stdout:
+        raise InputError(
+            f"measuring the largest batch: the process ended with {process.returncode}, expected "
+            "an answer; it may have been killed for want of memory. Set -s batch_size=... yourself."
+        )
+    is_answer, found = pickle.loads(process.stdout)
+    if not is_answer:
+        raise found
+    return int(found)
+
+
+def main() -> None:
+    """Answers with the largest batch of the experiment that standard input holds, loaded here."""
+    # What is printed on the way must not reach the answer.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    brief, n_workers = pickle.load(sys.stdin.buffer)
+    answer: tuple[bool, Any]
+    try:
+        experiment = brief.read()
+        loaded(experiment)
+        answer = True, largest_batch(experiment, n_workers=n_workers)
+    except BaseException as error:
+        answer = False, portable(error)
+    pickle.dump(answer, answers)
+    answers.close()
 
 
 def largest_batch(
@@ -111,6 +162,7 @@ def largest_batch(
             "measuring the largest batch: got no memory for a single prompt. Set max_bytes lower, "
             "choose a smaller dtype, or give device_map."
         )
+    say(f"batch_size={best}")
     return best
 
 
@@ -168,3 +220,7 @@ def host_room() -> int:
         return room if limit.strip() == "max" else min(room, int(limit) - int(held))
     except (OSError, ValueError):  # no container, or none that says so
         return room
+
+
+if __name__ == "__main__":
+    main()

@@ -65,15 +65,16 @@ class BatchedExperiment(Experiment[B]):
         for unit in self.units():
             for work in unit.payload if isinstance(unit.payload, tuple) else ():
                 by_kind[type(work), self.batch_kind(work)].append(work)
-        longest: dict[type, list[Any]] = {}
+        largest: dict[type, tuple[tuple[int, int], list[Any]]] = {}
         for works in by_kind.values():
-            some = sorted(works, key=self.n_positions, reverse=True)[:size]
-            best = longest.setdefault(type(some[0]), some)
-            if (len(some), self.n_positions(some[0])) > (len(best), self.n_positions(best[0])):
-                longest[type(some[0])] = some
-        for works in longest.values():
+            lengths = [self.n_positions(work) for work in works]
+            some = heaviest(lengths, size, self.config.batch_positions)
+            found = (len(some), lengths[some[0]]), [works[i] for i in some]
+            kind = type(works[0])
+            largest[kind] = max(largest.get(kind, found), found, key=lambda one: one[0])
+        for _, works in largest.values():
             self.measure_batch(works)
-        return max(map(len, longest.values()))
+        return max(len(works) for _, works in largest.values())
 
     def measure(self, unit: Unit) -> UnitResult:
         """The works of a unit, in batches; results and records are in the order of the works."""
@@ -147,3 +148,10 @@ def bucketed(
         else:
             batches.append([index])
     return batches
+
+
+def heaviest(lengths: Sequence[int], size: int, positions: int | None = None) -> list[int]:
+    """The batch of the longest prompts, by their index; see `bucketed`."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
+    most = size if positions is None else min(size, positions // max(lengths[order[0]], 1))
+    return order[: max(most, 1)]

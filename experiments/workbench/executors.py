@@ -97,7 +97,7 @@ class Processes:
         Raises:
             InputError: no number of workers, or more than there are GPUs.
         """
-        environments = self._environments(experiment)
+        environments = self.environments(experiment)
         brief = Brief.of(experiment)
         processes = [_Process(brief, one) for one in environments]
         workers = _Processes(processes, experiment.folder)
@@ -106,7 +106,12 @@ class Processes:
         finally:
             workers.close()
 
-    def _environments(self, experiment: Experiment[Any]) -> list[dict[str, str]]:
+    def environments(self, experiment: Experiment[Any]) -> list[dict[str, str]]:
+        """Variables of every worker's environment: its threads, and the GPUs that it sees.
+
+        Raises:
+            InputError: see `open`.
+        """
         config = experiment.config
         n_gpus = torch.cuda.device_count() if wants_gpus(config) else 0
         n = self.n_workers or n_gpus

@@ -343,12 +343,28 @@ def test_without_the_extra(web: Web, monkeypatch: pytest.MonkeyPatch, tmp_path: 
         ("zip://a.csv::https://me:pw@h/b.zip?key=1", "zip://a.csv::https://h/b.zip"),
         ("zip://a.csv::https://h/b.zip?key=1::x", "zip://a.csv::https://h/b.zip?::x"),
         ("datasets:a/b?split=test&name=key", "datasets:a/b?split=test&name=key"),
+        (
+            "datasets:json?split=test&data_files=https%3A//me:s@h/x.jsonl%3Fv%3D2%26X-Amz-Date%3D1",
+            "datasets:json?split=test&data_files=https://h/x.jsonl%3Fv%3D2",
+        ),
+        (
+            "datasets:json?data_files=https%3A//h/x%3Fsig%3Ds",
+            "datasets:json?data_files=https://h/x",
+        ),
         ("a?key=1.csv", "a?key=1.csv"),
         ("https://h/a?author=x&keyword=y", "https://h/a?author=x&keyword=y"),
     ],
 )
 def test_what_is_told_of_a_url(given: str, told: str) -> None:
     assert shown(given) == told
+
+
+def test_what_says_which_file_it_is_stays(web: Web) -> None:
+    """Of what might be a credential, though it is not shown."""
+    found = [local(f"{web.url}/clips.csv?key={name}&sig={name}") for name in ("b", "c", "b")]
+    assert len({*found}) == 2
+    assert len(web.asked) == 2
+    assert found[0] == local(f"{web.url}/clips.csv?key=b")
 
 
 def test_no_credentials_in_errors(web: Web, tmp_path: Path) -> None:
@@ -455,13 +471,19 @@ def lines(table: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines()]
 
 
+def test_a_data_set_that_was_moved_is_the_same(tmp_path: Path) -> None:
+    found = local(save(data_set(), tmp_path / "first"))
+    (tmp_path / "first").rename(tmp_path / "second")
+    assert local(f"datasets:{tmp_path / 'second'}") == found
+
+
 @pytest.mark.parametrize("name", ["voices", "voices.parquet"])
 def test_a_data_set_is_a_table_of_its_clips(name: str, tmp_path: Path) -> None:
     """Of scalar columns and names of classes; files are where their hashes say."""
     source = save(data_set(), tmp_path / name)
     table = local(source)
     hashes = [hashlib.sha256(FILES[name]).hexdigest() for name in NAMES]
-    assert table.name == ("parquet.jsonl" if "parquet" in name else "voices.jsonl")
+    assert table.name == "dataset.jsonl"
     assert lines(table) == [
         {"path": f"{sha}/{i}.wav", "sha256": sha, "emotion": emotion, "speaker": who, "age": age}
         for i, (sha, emotion, who, age) in enumerate(

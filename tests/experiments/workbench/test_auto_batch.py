@@ -18,6 +18,7 @@ from hooked_alm.experiments.workbench import auto_batch, runner
 from hooked_alm.experiments.workbench.auto_batch import auto_batched, host_room, largest_batch
 from hooked_alm.experiments.workbench.experiment import UnitResult
 from hooked_alm.experiments.workbench.run_folder import RunFolder
+from hooked_alm.experiments.workbench.worker import Brief
 from workbench_toy import Toy, ToyConfig
 
 MIB = 2**20
@@ -57,8 +58,8 @@ def test_the_largest_that_fits() -> None:
     size, said = measured(trial)
     assert size == 8
     assert trial.sizes == [1, 1, 2, 4, 8]
-    assert len(said) == 4
-    assert all(" ms a prompt, " in line for line in said)
+    assert len(said) == 5
+    assert all(" ms a prompt, " in line for line in said[:-1])
     assert measured(Trial(mib=4), n_workers=2)[0] == 4
 
 
@@ -122,29 +123,42 @@ def test_a_trial_runs_the_longest_of_every_type(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_run_keeps_the_batches_that_it_began_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """Measured by a process of its own."""
     words = ["run", "head_statistics", "--out", str(tmp_path / "run"), "--auto-batch"]
     words += ["-s", "max_samples=4", "-s", "n_resamples=1000", "-s", "unit_batches=1"]
-    monkeypatch.setattr(auto_batch, "largest_batch", lambda *_, **__: 2)
     for drawing in ("conclude", "render"):  # takes longer than the run
         monkeypatch.setattr(runner, drawing, lambda *_: None)
     monkeypatch.setattr(cli, "_conclude", lambda *_: None)
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
-    folder = RunFolder(tmp_path / "run")
-    assert folder.provenance["config"]["batch_size"] == 2
-    assert len([*(tmp_path / "run" / "units").iterdir()]) == 2
+    size = RunFolder(tmp_path / "run").provenance["config"]["batch_size"]
+    assert size in (1, 2, 4)
+    said = capfd.readouterr().err
+    assert "batches of 1: " in said
+    assert f"batch_size={size}\n" in said
 
-    def never(*_: object, **__: object) -> int:
+    def never(*_: object) -> int:
         raise AssertionError("it was measured again")
 
-    monkeypatch.setattr(auto_batch, "largest_batch", never)
+    monkeypatch.setattr(auto_batch, "_asked", never)
     assert CliRunner().invoke(app, words).exit_code == 0
-    refused = CliRunner().invoke(app, [*words, "--shard", "1/2"])
-    assert "every shard would measure batches of its own" in str(refused.exception)
+    for more, why in (
+        (["--shard", "1/2"], "every shard would measure batches of its own"),
+        (["-s", "batch_size=2"], "got batch_size too"),
+    ):
+        assert why in str(CliRunner().invoke(app, [*words, *more]).exception)
+
+
+def test_a_process_that_dies_says_so() -> None:
+    brief = Brief(None, Path("/nowhere"), (), {}, b"")
+    with pytest.raises(InputError, match="starting a worker in /nowhere"):
+        auto_batch._asked(brief, {}, 1)
+    with pytest.raises(InputError, match="the process ended with 1"):
+        auto_batch._asked(brief, {"PYTHONHOME": "/nowhere"}, 1)
 
 
 def test_an_experiment_without_batches_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="runs one prompt at a time"):
-        auto_batched(Toy(ToyConfig()), RunFolder(tmp_path / "run"))
+        auto_batched(Toy(ToyConfig()), RunFolder(tmp_path / "run"), environment={})
