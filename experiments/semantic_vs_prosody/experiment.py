@@ -159,7 +159,7 @@ class SemanticVsProsody(
                 places = [*self._replaced(sweep).values()]
                 Placement(self.model, base, donor, places, {"audio": self.config.align})
             except InputError as error:
-                error.add_note(f"This would happen in {name}; nothing was run.")
+                error.add_note(f"This would happen in unit {name}; nothing was run.")
                 raise
 
     def _input(self, item: SpokenItem) -> ALMInput:

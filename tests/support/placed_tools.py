@@ -235,17 +235,21 @@ def numbers(value: Any, name: str = "") -> dict[str, Any]:
     return found
 
 
-def same(found: Any, expected: Any) -> list[str]:
-    """Names of what differs between two results, bit by bit."""
+def same(found: Any, expected: Any, rounding: float = 0.0) -> list[str]:
+    """Names of what differs between two results: bit by bit, or numbers by more than rounding."""
     ours, theirs = numbers(found), numbers(expected)
     assert ours.keys() == theirs.keys()
     return [
         name
         for name in ours
-        if not np.array_equal(
-            np.asarray(ours[name]), np.asarray(theirs[name]), equal_nan=_is_number(ours[name])
-        )
+        if not _is_same(np.asarray(ours[name]), np.asarray(theirs[name]), rounding)
     ]
+
+
+def _is_same(ours: np.ndarray, theirs: np.ndarray, rounding: float) -> bool:
+    if rounding and ours.dtype.kind == theirs.dtype.kind == "f" and ours.shape == theirs.shape:
+        return np.allclose(ours, theirs, rtol=0, atol=rounding, equal_nan=True)
+    return np.array_equal(ours, theirs, equal_nan=_is_number(ours))
 
 
 def _is_number(value: Any) -> bool:
