@@ -18,6 +18,7 @@ from hooked_alm.experiments.emotion_conflict.tables import (
     conflict_items,
     flip_summary,
 )
+from hooked_alm.experiments.materials.clips import Sounds
 from hooked_alm.experiments.materials.ob1 import CONFLICT_MAP, EMOTIONS, ob1_clip_names
 from hooked_alm.experiments.materials.recordings import Recording, load_recordings
 
@@ -196,6 +197,11 @@ def toy_recordings(folder: Path, n_clips: int) -> list[Recording]:
         tone = 0.1 * np.sin(np.arange(4000) / 16_000 * 2 * np.pi * (120 + 10 * number))
         soundfile.write(folder / f"{clip.stem}.wav", tone, 16_000)
     return load_recordings(folder)
+
+
+def toy_sounds(recordings: Sequence[Recording]) -> dict[str, pd.DataFrame]:
+    """The table of how they sound."""
+    return {"sounds": pd.DataFrame(Sounds(tuple(recordings)).measured().tables["sounds"])}
 
 
 def toy_results(

@@ -4,14 +4,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pandas as pd
 import pytest
 
-from emotion_toy import INPUTS, Side, toy_recordings, toy_tables
+from emotion_toy import INPUTS, Side, toy_recordings, toy_sounds, toy_tables
 from hooked_alm.experiments.emotion_conflict import demo
 from hooked_alm.experiments.emotion_conflict.experiment import EmotionConflict
 from hooked_alm.experiments.emotion_conflict.settings import EmotionConflictConfig
-from hooked_alm.experiments.materials.clips import Sounds
 from hooked_alm.experiments.workbench.conclude import conclude
 from hooked_alm.experiments.workbench.report import read_report
 from hooked_alm.experiments.workbench.run_folder import RunFolder
@@ -39,8 +37,7 @@ def finished_run(path: Path, side: Side) -> RunFolder:
     experiment = EmotionConflict(config)
     experiment.folder = folder
     experiment.recordings = toy_recordings(path / "audio", N_CLIPS)
-    sounds = Sounds(tuple(experiment.recordings)).measured().tables["sounds"]
-    tables["sounds"] = pd.DataFrame(sounds)
+    tables |= toy_sounds(experiment.recordings)
     for name, table in tables.items():
         folder.write_table(name, table)
     # The page of each run is not what is tested here.

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from emotion_conflict_verdicts import BROKEN
-from emotion_toy import INPUTS, N_BLOCKS, Side, toy_recordings, toy_results, toy_tables
+from emotion_toy import INPUTS, N_BLOCKS, Side, toy_recordings, toy_results, toy_sounds, toy_tables
 from hooked_alm.experiments.emotion_conflict.curves import (
     MEAN_CURVE,
     critical_layer_table,
@@ -340,7 +340,8 @@ def concluded(
     folder, experiment = RunFolder(path / "run"), EmotionConflict(config)
     experiment.folder = folder
     experiment.recordings = toy_recordings(path / "audio", clips)
-    conclude(experiment, INPUTS, toy_tables(config, n_clips=clips), folder)
+    tables = toy_tables(config, n_clips=clips) | toy_sounds(experiment.recordings)
+    conclude(experiment, INPUTS, tables, folder)
     return read_report(folder), folder
 
 
