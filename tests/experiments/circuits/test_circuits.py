@@ -14,7 +14,7 @@ from circuits_toy import PLANTED, planted_model, toy, write_pairs
 from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
 from hooked_alm.experiments.circuits.claims import CLAIMS
-from hooked_alm.experiments.circuits.confounds import answering_clips, clip_confounds
+from hooked_alm.experiments.circuits.confounds import answering_clips, clip_confounds, clip_table
 from hooked_alm.experiments.circuits.experiment import Circuits
 from hooked_alm.experiments.circuits.measure import PairSweeps, metric_of
 from hooked_alm.experiments.circuits.plan import (
@@ -27,6 +27,7 @@ from hooked_alm.experiments.circuits.plan import (
 )
 from hooked_alm.experiments.circuits.settings import CircuitsConfig
 from hooked_alm.experiments.circuits.tables import total_effects
+from hooked_alm.experiments.materials.clips import sound_units
 from hooked_alm.experiments.materials.pairs import prepare_pairs, read_pairs
 from hooked_alm.experiments.workbench import runner
 from hooked_alm.experiments.workbench.experiment import Unit
@@ -319,6 +320,9 @@ def test_what_moves_the_answer_reverses_between_the_twins() -> None:
     config = CircuitsConfig(n_resamples=1000)
     groups = [*sorted({pair.group for pair in bundled_pairs(1)})[::2], "zh_sad_strong"]
     few = [pair for pair in bundled_pairs(1) if pair.group in groups]
+    clips = answering_clips(few)
+    sounds = [row for one in sound_units(clips) for row in one.payload.measured().tables["sounds"]]
+    sounding = clip_table(few, clips, pd.DataFrame(sounds))
     for name in ("follows_text", "follows_voice"):
         model = HookedALM.from_pretrained(f"bundled:{name}")
         rows = []
@@ -330,7 +334,7 @@ def test_what_moves_the_answer_reverses_between_the_twins() -> None:
         pairs = pd.DataFrame(rows)
         run = Circuits.results(config, {}, {"pairs": pairs})
         run.tables["effects"] = total_effects(pairs, run.draws)
-        run.tables["confounds"] = clip_confounds(answering_clips(few), seed=0)
+        run.tables["confounds"] = clip_confounds(sounding, seed=0)
         dominance, effect = CLAIMS[:2]
         found[name] = {"dominance": dominance.judge(run)}
         found[name] |= {

@@ -1,5 +1,6 @@
 """What else tells a pair's clips apart, and the claims that it takes back."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,14 @@ import pandas as pd
 import soundfile
 
 from hooked_alm.experiments.circuits.claims import _effect
-from hooked_alm.experiments.circuits.confounds import answering_clips, clip_confounds
+from hooked_alm.experiments.circuits.confounds import (
+    answering_clips,
+    clip_confounds,
+    clip_table,
+)
 from hooked_alm.experiments.circuits.settings import CircuitsConfig
 from hooked_alm.experiments.circuits.tables import CircuitResults
+from hooked_alm.experiments.materials.clips import MEASURED, sound_units
 from hooked_alm.experiments.materials.pairs import Pair, Side
 
 ANSWERS = ("sad", "angry")
@@ -40,8 +46,14 @@ def effect(found: pd.DataFrame, contrast: str) -> str:
     return _effect(CircuitResults(CircuitsConfig(pairs="my.jsonl"), {}, tables), contrast).statement
 
 
+def measured(some: Sequence[Pair]) -> pd.DataFrame:
+    clips = answering_clips(some)
+    rows = [row for unit in sound_units(clips) for row in unit.payload.measured().tables["sounds"]]
+    return clip_table(some, clips, pd.DataFrame(rows, columns=["clip", *MEASURED]))
+
+
 def test_a_level_that_goes_with_the_answer_takes_claims_back(tmp_path: Path) -> None:
-    clips = answering_clips(pairs(tmp_path, 0.02, 0.5))
+    clips = measured(pairs(tmp_path, 0.02, 0.5))
     assert clips.groupby(["contrast", "answer"]).size().to_dict() == {
         ("voice", "angry"): 8,
         ("voice", "sad"): 8,
@@ -53,17 +65,17 @@ def test_a_level_that_goes_with_the_answer_takes_claims_back(tmp_path: Path) -> 
 
 
 def test_clips_alike_in_all_that_is_measured_take_nothing_back(tmp_path: Path) -> None:
-    found = clip_confounds(answering_clips(pairs(tmp_path, 0.1, 0.1)), seed=0)
+    found = clip_confounds(measured(pairs(tmp_path, 0.1, 0.1)), seed=0)
     assert found.empty
     assert effect(found, "voice").startswith("Exchanging the voice moves the answer.")
 
 
 def test_prompts_that_share_their_clips_have_none(tmp_path: Path) -> None:
-    clips = answering_clips(pairs(tmp_path, 0.02, 0.5)[-1:])
+    clips = measured(pairs(tmp_path, 0.02, 0.5)[-1:])
     assert clips.empty
     assert {*clip_confounds(clips, seed=0)} == {"contrast", "feature", "p", "found"}
 
 
 def test_a_clip_counts_once_for_an_answer(tmp_path: Path) -> None:
     one = pairs(tmp_path, 0.02, 0.5)[0]
-    assert len(answering_clips([one, one.model_copy(update={"id": "again"})])) == 2
+    assert len(measured([one, one.model_copy(update={"id": "again"})])) == 2

@@ -59,7 +59,7 @@ def opened(model: str = "follows_text", **settings: Any) -> EmotionConflict:
     """The experiment on the 18 clips; what ``open`` loads is shared between settings."""
     first = _opened(model)
     experiment = EmotionConflict(EmotionConflictConfig(model=f"bundled:{model}", **settings))
-    for loaded in ("model", "recordings", "clips", "labels"):
+    for loaded in ("model", "recordings", "clips", "labels", "_lengths"):
         setattr(experiment, loaded, getattr(first, loaded))
     experiment.corpus = Corpus(experiment.config, first.recordings)
     experiment.lens = LogitLens(experiment.config.lens_norm)
@@ -508,7 +508,10 @@ def test_a_longer_donor_is_resampled_in_time(unequal: Path, engine: Engine) -> N
 def test_c10_the_seed_counts_from_the_start_and_misses_the_readout(
     unequal: Path, engine: Engine
 ) -> None:
-    _, done, base, donor = swept(unequal, variant="seed", donors=("audio_swap",), engine=engine)
+    # The other way round no position of the words is in both, so that the cheerful clip is no base.
+    targets = {"sad": "cheerful", "cheerful": "neutral"}
+    settings = {"donors": ("audio_swap",), "conflict_map": targets, "engine": engine}
+    _, done, base, donor = swept(unequal, variant="seed", **settings)
     hf = plain("follows_text")
     ids = hf.label_ids("zh")
     expected = hf.seed_sweep(base, donor, SOME_BLOCKS)

@@ -20,7 +20,7 @@ from hooked_alm.bundled import CLIPS
 from stopped_runs import command, kill, needs_kill, results, start, units, wait_for
 
 NAMES = ("zh_sad_strong", "zh_cheerful_strong", "zh_cheerful_normal")
-N_UNITS = 3 * 2 + 3 * 2
+N_UNITS = 3 * 2 + 3 * 2 + 1
 SETTINGS = (
     "modes=[audio_only, conflict]", "donors=[self, text_swap]", "patch_layers=[2, 9]",
     "n_resamples=1000",
