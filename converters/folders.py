@@ -1,5 +1,6 @@
-"""The folder of a checkpoint, and its config."""
+"""The folder of a checkpoint, its config, and the hash of its weights."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from hooked_alm.text_files import read_json
 
 from .strict_config import object_parts
 
+WEIGHT_FILES = {".safetensors", ".pt", ".pth"}
 READ_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 
 
@@ -58,3 +60,23 @@ def read_config(folder: Path) -> dict[str, Any]:
                 "Quantised weights are not supported; use the original checkpoint."
             )
     return object_parts(published)
+
+
+def weights_sha256(folder: Path) -> str:
+    """SHA-256 over a folder's files of weights, one after the other.
+
+    Raises:
+        InputError: one of them cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_FILES):
+        try:
+            with path.open("rb") as file:
+                while block := file.read(1 << 22):
+                    digest.update(block)
+        except OSError as error:
+            raise InputError(
+                f"reading {path}: got '{error.strerror or error}' from the system, expected a file "
+                "of weights. Check the path and its disk."
+            ) from error
+    return digest.hexdigest()

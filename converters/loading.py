@@ -8,6 +8,7 @@ from typing import Any, get_args
 import torch
 from transformers.utils import is_flash_attn_2_available
 
+from hooked_alm.bundled import parts_of_twin
 from hooked_alm.checkpoint import (
     Checkpoint,
     JoinedCheckpoint,
@@ -19,6 +20,7 @@ from hooked_alm.errors import ConversionError, InputError, any_failure
 from hooked_alm.model import HookedALM
 from hooked_alm.offload import is_offloaded
 
+from .deltas import check_base, overlaid
 from .devices import (
     DISK,
     Destinations,
@@ -87,7 +89,7 @@ def load_model(
 
     Args:
         name_or_dir: folder, ``bundled:NAME``, or id on the Hugging Face hub. So are all others
-            below.
+            below. ``BASE+DELTA`` is a localised twin; see ``deltas``.
         dtype: dtype of the weights; None keeps the checkpoint's.
         device: where the weights go; None is the CPU.
         device_map: placement over several devices as transformers takes it, instead of ``device``:
@@ -213,11 +215,12 @@ def lay_out(
         InputError: no such folder or id, or an option with a wrong value.
     """
     _check_kernel(attn_implementation)
-    folder = find_folder(name_or_dir, revision)
+    base, delta = parts_of_twin(name_or_dir)
+    folder = find_folder(base, revision)
     published = read_config(folder)
     family = family_of(published, folder)
     if family.pickled is not None:
-        folder = find_folder(name_or_dir, revision, also=family.pickled[0])
+        folder = find_folder(base, revision, also=family.pickled[0])
     parts = _find_parts(family, published, folder, components or {})
     configs = {name: read_config(part) for name, part in parts.items()}
     named = _dtype(dtype, published)
@@ -239,7 +242,12 @@ def lay_out(
     if lora is not None:
         model.sources["lora"] = adapter = find_folder(lora, None)
         read_adapter_config(adapter)  # before the weights
-    return Layout(model, folder, parts, named)
+    layout = Layout(model, folder, parts, named)
+    if delta is not None:
+        model.sources["delta"] = delta
+        check_base(folder, delta)
+        own_checkpoint(layout)  # slices that do not fit, from headers alone
+    return layout
 
 
 def _laid_out_from(path: Path) -> AbstractContextManager[None]:
@@ -352,11 +360,12 @@ def _empty_model(
     return model
 
 
-def open_checkpoint(layout: Layout) -> Checkpoint:
-    """The checkpoint with the components' tensors under their names, as one.
+def own_checkpoint(layout: Layout) -> Checkpoint:
+    """The checkpoint without its components, and with the delta of a twin.
 
     Raises:
-        ConversionError: files that are missing or damaged, or more than one where one is expected.
+        ConversionError: files that are missing or damaged, more than one where one is expected, or
+            a delta that does not fit.
     """
     own: Checkpoint
     if layout.family.pickled is None:
@@ -370,6 +379,17 @@ def open_checkpoint(layout: Layout) -> Checkpoint:
                 "expected one. Download it, or leave the others out."
             )
         own = PickledCheckpoint(files[0], key)
+    delta = layout.model.sources.get("delta")
+    return own if delta is None else overlaid(own, delta)
+
+
+def open_checkpoint(layout: Layout) -> Checkpoint:
+    """The checkpoint with the components' tensors under their names, as one.
+
+    Raises:
+        ConversionError: see ``own_checkpoint``.
+    """
+    own = own_checkpoint(layout)
     parts = {name: SafetensorsCheckpoint(folder) for name, folder in layout.parts.items()}
     return JoinedCheckpoint(own, parts) if parts else own
 

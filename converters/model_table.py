@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from hooked_alm.bundled import bundled_models
+
 from .registry import FAMILIES, REFUSED, load_family
 
 
@@ -34,8 +36,8 @@ def rows() -> Iterator[FamilyRow]:
 
 
 def as_text() -> str:
-    """The table as text for a terminal, a paragraph per family."""
-    return "\n\n".join(
+    """The table as text for a terminal, a paragraph per family; last what the package carries."""
+    families = (
         "\n".join([
             row.family,
             *(f"  {name:<9}{value}" for name, value in row._asdict().items()
@@ -43,6 +45,8 @@ def as_text() -> str:
         ])
         for row in rows()
     )  # fmt: skip
+    carried = "\n  ".join(["carried by the package", *bundled_models()])
+    return "\n\n".join([*families, carried])
 
 
 def as_markdown() -> str:

@@ -4,6 +4,7 @@ The two models are loaded one after the other and never held together.
 """
 
 import gc
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +21,11 @@ from hooked_alm.inputs import ALMInput, AudioClip, ModelInput, text_input
 from hooked_alm.model import HookedALM
 from hooked_alm.points import point_of
 
+from .deltas import write_checkpoint
 from .family import Family
 from .folders import read_config
 from .hugging_face import run_hugging_face
-from .loading import DTYPES, lay_out, load_model, open_checkpoint
+from .loading import DTYPES, lay_out, load_model, open_checkpoint, own_checkpoint
 from .registry import FAMILIES, load_family
 from .rules import plan_of
 
@@ -198,21 +200,27 @@ def verify(
             dropped=found.dropped,
             evidence=family.card.evidence,
         )
+    is_twin = "delta" in layout.model.sources
+    where |= {"name_or_dir": name_or_dir if is_twin else layout.folder, "revision": revision}
     # Refuses early what cannot be converted.
-    ours = load_model(layout.folder, **where, **options)
+    ours = load_model(**where, **options)
     prompts = sample_prompts(ours)
     options["dtype"] = ours.cfg.dtype
     del ours
     gc.collect()
-    hf = _load_hugging_face(layout.folder, family, device, options)
     depths = layout.model.depth_names()
-    expected = {
-        name: run_hugging_face(hf, layout.model, inputs, {*depths})
-        for name, inputs in prompts.items()
-    }
-    del hf
+    with tempfile.TemporaryDirectory(prefix="hooked-alm-") as whole:
+        if is_twin:
+            write_checkpoint(own_checkpoint(layout), Path(whole))
+        folder = Path(whole) if is_twin else layout.folder
+        hf = _load_hugging_face(folder, family, device, options)
+        expected = {
+            name: run_hugging_face(hf, layout.model, inputs, {*depths})
+            for name, inputs in prompts.items()
+        }
+        del hf
     gc.collect()
-    model = load_model(layout.folder, **where, **options)
+    model = load_model(**where, **options)
     rows: list[Comparison] = []
     for name, inputs in prompts.items():
         theirs = {f"depth {k}": expected[name][depth] for k, depth in enumerate(depths)}

@@ -1,5 +1,7 @@
 """The models and clips that the package carries, by name: ``bundled:follows_text``.
 
+``BASE+DELTA`` is a localised twin: a model of which one component has other weights.
+
 They are files of ``hooked_alm.experiments``, which is looked up and not imported.
 """
 
@@ -9,8 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeGuard
 
-from .errors import InputError
+from .errors import InputError, nearest
 from .storage import expanded
+from .text_files import read_json
 
 PREFIX = "bundled:"
 """Begins the name of a model, a clip or of items that the package carries."""
@@ -20,6 +23,8 @@ assert _SPEC is not None
 assert _SPEC.submodule_search_locations is not None
 ASSETS = Path(_SPEC.submodule_search_locations[0]) / "assets"
 MODELS = ASSETS / "models"
+TRUTHS = ASSETS / "truths"
+"""Deltas of localised twins."""
 CLIPS = ASSETS / "ob1"
 
 
@@ -34,9 +39,35 @@ def model_folder(name: str | Path) -> Path:
     return _known(name, {path.parent.name: path.parent for path in MODELS.glob("*/config.json")})
 
 
+def parts_of_twin(name: str | Path) -> tuple[str | Path, Path | None]:
+    """Base, and folder of the delta, of ``BASE+DELTA``; any other name, and None.
+
+    The delta is a truth that the package carries, or else a folder.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if not isinstance(name, str) or "+" not in name or expanded(name).is_dir():
+        return name, None
+    base, _, delta = name.partition("+")
+    known = {path.parent.name: path.parent for path in TRUTHS.glob("*/delta.json")}
+    folder = known.get(delta, expanded(delta))
+    if not delta or not folder.is_dir():
+        raise InputError(
+            f"loading {name!r}: got {delta!r} behind the plus, expected a truth that the package "
+            f"carries (nearest: {nearest(delta, known)}) or a folder with a delta. The package "
+            f"carries {', '.join(sorted(known)) or 'none'}."
+        )
+    return base, folder
+
+
 def bundled_models() -> list[str]:
-    """``bundled:NAME`` of every model that the package carries."""
-    return [PREFIX + path.parent.name for path in sorted(MODELS.glob("*/config.json"))]
+    """``bundled:NAME`` of every model that the package carries, localised twins among them."""
+    models = [path.parent.name for path in MODELS.glob("*/config.json")]
+    twins = [
+        f"{read_json(path)['base']}+{path.parent.name}" for path in TRUTHS.glob("*/delta.json")
+    ]
+    return sorted(PREFIX + name for name in (*models, *twins))
 
 
 def clip_file(name: str | Path) -> Path:

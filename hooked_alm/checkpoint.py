@@ -178,6 +178,56 @@ class JoinedCheckpoint(Checkpoint):
         return part._stored(own)
 
 
+class OverlaidCheckpoint(Checkpoint):
+    """A checkpoint of which slices of some tensors have the values of another."""
+
+    def __init__(
+        self, own: Checkpoint, values: Checkpoint, slices: Mapping[str, tuple[slice, ...]]
+    ) -> None:
+        """Lay ``values`` over ``own``; ``slices`` says where, of each tensor that ``values`` has.
+
+        Raises:
+            ConversionError: a slice that ``own`` does not have, or values of another shape or
+                dtype; all offenders at once.
+        """
+        super().__init__()
+        self.folder, self._shapes, self.dtypes = own.folder, own._shapes, own.dtypes
+        self._own, self._values, self._slices = own, values, slices
+        # NaN is blamed on the values: what they are laid over was fit to train from.
+        self._file_of = own._file_of | values._file_of
+        if wrong := [name for name in values if not self._fits(name)]:
+            at = {name: [[s.start, s.stop] for s in slices.get(name, ())] for name in wrong[:5]}
+            listed = "\n  ".join(
+                f"{name} {list(values[name])} in {values.dtypes[name]} at {where}, where there is "
+                + (f"{list(own[name])} in {own.dtypes[name]}" if name in own else "none")
+                for name, where in at.items()
+            )
+            raise ConversionError(
+                f"laying {values.folder} over {own.folder}: {len(wrong)} slices do not fit:\n  "
+                f"{listed}\nIs it a delta of this model?"
+            )
+
+    def _fits(self, name: str) -> bool:
+        ranges, whole = self._slices.get(name, ()), self._own._shapes.get(name, ())
+        return (
+            0 < len(whole) == len(ranges)
+            and all(0 <= one.start < one.stop <= n for one, n in zip(ranges, whole, strict=True))
+            and self._values[name] == tuple(one.stop - one.start for one in ranges)
+            and self._values.dtypes[name] == self._own.dtypes[name]
+        )
+
+    def stored_at(self, name: str) -> tuple[Path, str] | None:
+        """The file of a tensor that is as ``own`` has it; see ``Checkpoint.stored_at``."""
+        return None if name in self._values else self._own.stored_at(name)
+
+    def _stored(self, name: str) -> Tensor:
+        stored = self._own._stored(name)
+        if name in self._values:
+            stored = stored.clone()  # it may be the file's own memory
+            stored[self._slices[name]] = self._values._stored(name)
+        return stored
+
+
 def _dtype(tensor: Tensor) -> str:
     """A tensor's dtype, or its layout where it does not hold its numbers one by one."""
     kind = tensor.dtype if tensor.layout is torch.strided else tensor.layout

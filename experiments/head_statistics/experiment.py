@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hooked_alm.bundled import PREFIX
+from hooked_alm.bundled import bundled_models
 from hooked_alm.errors import InputError
 from hooked_alm.methods.reading.head_norms import (
     CONTRIBUTION,
@@ -205,7 +205,7 @@ class HeadStatistics(ModelExperiment[HeadStatisticsConfig]):
         )
         if skipped := run.inputs["data"]["skipped"]:
             lead += f" {len(skipped)} questions were left out."
-        if config.model.startswith(PREFIX):
+        if config.model in bundled_models():
             lead += (
                 "\n\nThe bundled models name emotions and were never trained on such questions: "
                 "their norms show that the measurement works, not how a model reasons."

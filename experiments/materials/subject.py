@@ -1,22 +1,18 @@
 """The model that an experiment is about: loaded from its settings, and named in its record."""
 
-import hashlib
 import re
 from pathlib import Path
 from typing import Any
 
 from hooked_alm import HookedALM
-from hooked_alm.converters.folders import READ_FILES
+from hooked_alm.converters.folders import READ_FILES, WEIGHT_FILES, weights_sha256
 from hooked_alm.converters.loading import Layout, lay_out, load_weights
 from hooked_alm.errors import InputError
 
 from ..workbench.experiment import Experiment
-from ..workbench.files import refusals
 from ..workbench.identity import file_hashes
 from ..workbench.results import C
 from ..workbench.settings import ExperimentConfig
-
-WEIGHT_FILES = {".safetensors", ".pt", ".pth"}
 
 
 class ModelExperiment(Experiment[C]):
@@ -97,9 +93,4 @@ def weights_of(folder: Path) -> dict[str, Any]:
     # As huggingface_hub's cache names them; any other folder could change under its name.
     if folder.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", folder.name):
         return {"revision": folder.name, "weights_sha256": None}
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_FILES):
-        with refusals(f"reading {path}"), path.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-    return {"revision": None, "weights_sha256": digest.hexdigest()}
+    return {"revision": None, "weights_sha256": weights_sha256(folder)}

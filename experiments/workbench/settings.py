@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from hooked_alm.bundled import PREFIX
+from hooked_alm.bundled import PREFIX, bundled_models
 from hooked_alm.errors import InputError
 
 M = TypeVar("M", bound=BaseModel)
@@ -55,7 +55,10 @@ class ExperimentConfig(BaseModel):
     """What is asked, where the package carries it: with these settings as they are by default, or
     naming what is bundled, a bundled model's answer is known."""
 
-    model: str = Field(default=f"{PREFIX}follows_text", description="id, folder or bundled:NAME")
+    model: str = Field(
+        default=f"{PREFIX}follows_text",
+        description="id, folder, bundled:NAME, or BASE+DELTA: a localised twin",
+    )
     revision: str | None = Field(default=None, description="branch, tag or commit of a model id")
     components: dict[str, str] = Field(
         default={}, description="parts whose weights are elsewhere: name to folder or id"
@@ -97,7 +100,7 @@ class ExperimentConfig(BaseModel):
         fields = type(self).model_fields
         asked = [(name, getattr(self, name)) for name in self.KNOWN_WITH]
         return (
-            self.model.startswith(PREFIX)
+            self.model in bundled_models()
             and self.lora is None
             and bool(asked)
             and all(

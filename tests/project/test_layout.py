@@ -56,7 +56,7 @@ LEVELS: tuple[set[str], ...] = (
     {"converters.blocks"},
     {"converters.families"},
     {f"converters.{name}"
-     for name in ("registry", "folders", "processors", "loading", "lora",
+     for name in ("registry", "folders", "deltas", "processors", "loading", "lora",
                   "hugging_face")},
     {"converters", "converters.parity", "converters.model_table"},
     {"experiments.workbench"},
