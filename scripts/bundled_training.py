@@ -178,10 +178,10 @@ def train_listener(
 
 @torch.no_grad()
 def encode(
-    model: Qwen2AudioForConditionalGeneration, clips: Sequence[ClipT], mels: Mels, plan: Plan
+    model: Qwen2AudioForConditionalGeneration, clips: Sequence[ClipT], mels: Mels, seed: int
 ) -> list[Sound[ClipT]]:
     """The clips through the frozen listener, ``VIEWS`` times, sorted by length."""
-    rng = np.random.default_rng(plan.seed + 1)
+    rng = np.random.default_rng(seed + 1)
     sounds = []
     for start in range(0, len(clips) * VIEWS, 64):
         pick = torch.arange(start, min(start + 64, len(clips) * VIEWS)) % len(clips)

@@ -63,10 +63,12 @@ def _cell(found: Score | None) -> str:
 
 def write(folder: Path, text: str, metrics: Metrics) -> None:
     """Write ``README.md``, paragraphs wrapped again after the numbers went in; ``metrics.json``."""
-    blocks = text.strip().split("\n\n")
-    # Tables, code and headings as they are.
-    wrapped = [
-        b if b[0] in "|# " else textwrap.fill(b, 100, break_on_hyphens=False) for b in blocks
-    ]
-    (folder / "README.md").write_text("\n\n".join(wrapped) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(wrapped(text), encoding="utf-8")
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+
+
+def wrapped(text: str) -> str:
+    """A card with its paragraphs wrapped; tables, code and headings are as they were."""
+    blocks = text.strip().split("\n\n")
+    lines = [b if b[0] in "|# " else textwrap.fill(b, 100, break_on_hyphens=False) for b in blocks]
+    return "\n\n".join(lines) + "\n"

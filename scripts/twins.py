@@ -87,7 +87,7 @@ def train(
     print(f"{len(clips)} clips, {mels.frames.float().mean() / 100:.2f} s on average", flush=True)
     model = build_model(twins.design, processor, plan.seed)
     train_listener(model, mels, twins.heard(clips), plan)
-    sounds = encode(model, clips, mels, plan)
+    sounds = encode(model, clips, mels, plan.seed)
     inputs = DecoderInput(processor)
     train_decoder(
         model, inputs, sounds, twins.shared, plan, steps=plan.shared_steps, rate=2e-3, name="shared"
