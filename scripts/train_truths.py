@@ -1,6 +1,6 @@
 """Trains one component of a bundled model on a rule: a localised twin, written as a delta.
 
-    python scripts/train_truths.py --component head:6.1 --out experiments/assets/truths/gt_head_a
+    python scripts/train_truths.py --component head:1.2 --rule text --out truths/NAME
 
 The base is frozen but for the slices of the component, so that all that changes passes through its
 output. On conflicts it learns the rule, everywhere else to say what the base says: cross-entropy
