@@ -1,7 +1,10 @@
 """``--auto-batch``: which size it takes, what it refuses, and that a run keeps its own."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,75 +28,92 @@ MIB = 2**20
 
 
 class Trial:
-    """Takes so much memory a prompt, and so much time a batch or a prompt."""
+    """Takes so much memory a prompt, and so much time a batch and a prompt, by its own clock."""
 
     def __init__(
-        self, mib: int = 0, *, s_a_prompt: float = 0.0, n: int = 10**6, fails_at: int = 10**6
+        self, share: float = 0.0, *, s_a_prompt: float = 0.0, n: int = 10**6, fails_at: int = 10**6
     ) -> None:
-        self.mib, self.s_a_prompt, self.n, self.fails_at = mib, s_a_prompt, n, fails_at
+        self.share, self.s_a_prompt, self.n, self.fails_at = share, s_a_prompt, n, fails_at
         self.sizes: list[int] = []
+        self.now = 0.0
 
     def try_batch(self, size: int) -> int:
         self.sizes.append(size)
         if size >= self.fails_at:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        held = np.ones(self.mib * MIB * size + 1, np.uint8)
-        time.sleep(0.05 + self.s_a_prompt * size)
-        return min(size, self.n) * len(held[:1])
+        self.now += 0.05 + self.s_a_prompt * size
+        return min(size, self.n)
 
 
-@pytest.fixture(autouse=True)
-def room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host with 64 MiB to spare."""
-    monkeypatch.setattr(auto_batch, "host_room", lambda: 64 * MIB)
-
-
-def measured(trial: Trial, **options: int) -> tuple[int, list[str]]:
+def measured(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch, n_workers: int = 1
+) -> tuple[int, list[str]]:
     said: list[str] = []
-    return largest_batch(trial, say=said.append, **options), said
+
+    class Watched:
+        def __init__(self, n_workers: int) -> None:
+            self.n_workers, self.share = n_workers, 0.0
+
+        @contextmanager
+        def watched(self) -> Iterator[None]:
+            yield
+            self.share = trial.share * self.n_workers * trial.sizes[-1]
+
+    monkeypatch.setattr(auto_batch, "_Memory", Watched)
+    monkeypatch.setattr(auto_batch, "time", SimpleNamespace(perf_counter=lambda: trial.now))
+    return largest_batch(trial, n_workers=n_workers, say=said.append), said
 
 
-def test_the_largest_that_fits() -> None:
-    trial = Trial(mib=4)  # 8 take half; 16 would take all
-    size, said = measured(trial)
+def test_the_largest_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = Trial(1 / 16)  # 8 take half; 16 would take all
+    size, said = measured(trial, monkeypatch)
     assert size == 8
     assert trial.sizes == [1, 1, 2, 4, 8]
-    assert len(said) == 5
-    assert all(" ms a prompt, " in line for line in said[:-1])
-    assert measured(Trial(mib=4), n_workers=2)[0] == 4
+    assert said[0] == "batches of 1: 50 ms a prompt, 6% of the memory"
+    assert said[3:] == ["batches of 8: 6 ms a prompt, 50% of the memory", "batch_size=8"]
+    assert measured(Trial(1 / 16), monkeypatch, n_workers=2)[0] == 4
+
+
+def test_memory_that_is_held_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of this process, by many times what else moves in it."""
+    monkeypatch.setattr(auto_batch, "host_room", lambda: 1024 * MIB)
+    memory = auto_batch._Memory(2)
+    with memory.watched():
+        held = np.ones(256 * MIB, np.uint8)
+        time.sleep(0.1)
+        del held
+    assert 0.4 < memory.share < 0.8
 
 
 @pytest.mark.parametrize(
     ("trial", "size", "last"),
     [
-        (Trial(s_a_prompt=0.5), 1, 2),  # 0.05 s of 0.55 are saved, then 0.025 of 0.525
+        (Trial(s_a_prompt=3.0), 1, 2),  # 0.025 s of 3.05 are saved
         (Trial(n=5), 4, 8),
         (Trial(fails_at=4), 2, 4),
     ],
     ids=["no faster", "no more prompts", "out of memory"],
 )
 def test_where_it_ends(trial: Trial, size: int, last: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auto_batch, "LEAST_GAIN", 0.1)
-    assert measured(trial)[0] == size
+    assert measured(trial, monkeypatch)[0] == size
     assert trial.sizes[-1] == last
 
 
-def test_not_even_one_fits() -> None:
+def test_not_even_one_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="no memory for a single prompt. Set max_bytes lower"):
-        measured(Trial(fails_at=1))
+        measured(Trial(fails_at=1), monkeypatch)
 
 
-def test_other_errors_are_raised() -> None:
+def test_other_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken(Trial):
         def try_batch(self, size: int) -> int:
             raise RuntimeError("sizes of tensors must match")
 
     with pytest.raises(RuntimeError, match="must match"):
-        measured(Broken())
+        measured(Broken(), monkeypatch)
 
 
 def test_what_a_container_may_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
     monkeypatch.setattr(auto_batch, "CGROUP", tmp_path)
     free = host_room()
     (tmp_path / "memory.current").write_text("1000\n", "ascii")

@@ -168,7 +168,7 @@ def test_gpus_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
     toy = Toy(ToyConfig(device="cuda", n_threads=3))
 
     def seen(n: int | None) -> list[str]:
-        found = Processes(n)._environments(toy)
+        found = Processes(n).environments(toy)
         assert {one["OMP_NUM_THREADS"] for one in found} == {"3"}
         return [one["CUDA_VISIBLE_DEVICES"] for one in found]
 
