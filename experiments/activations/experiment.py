@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from hooked_alm.errors import InputError
@@ -23,7 +22,7 @@ from hooked_alm.methods.activations.writer import ActivationWriter
 from ..materials.clips import described_table
 from ..materials.hearing import heard_alike
 from ..materials.subject import ModelExperiment, described
-from ..workbench.batches import bucketed
+from ..workbench.batches import bucketed, heaviest
 from ..workbench.experiment import Unit, UnitResult
 from ..workbench.page import Page
 from ..workbench.run_folder import RunFolder
@@ -184,13 +183,13 @@ class StoreActivations(ModelExperiment[ActivationsConfig]):
 
     def try_batch(self, size: int) -> int:
         """See `TriesBatches`."""
-        seconds = [one.seconds for one in self.clips]
-        first = read_clip(self.model, self.clips[int(np.argmax(seconds))], self.config)
-        longest = sorted(range(len(seconds)), key=lambda i: seconds[i], reverse=True)[:size]
-        if self.config.batch_positions is not None:
-            longest = longest[: max(self.config.batch_positions // self._n_positions(first), 1)]
-        self._rows({i: read_clip(self.model, self.clips[i], self.config) for i in longest})
-        return len(longest)
+        # Milliseconds, since no clip has been heard yet; then by what the heard ones fill.
+        longest = heaviest([round(1000 * one.seconds) for one in self.clips], size)
+        heard = [read_clip(self.model, self.clips[i], self.config) for i in longest]
+        lengths = [self._n_positions(clip) for clip in heard]
+        some = heaviest(lengths, size, self.config.batch_positions)
+        self._rows({longest[i]: heard[i] for i in some})
+        return len(some)
 
     def _n_positions(self, clip: AudioClip) -> int:
         """Positions of a clip's prompt; all prompts have the same words."""

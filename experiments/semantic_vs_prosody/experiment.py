@@ -10,7 +10,7 @@ Source: seed 001; M-001-1 to M-001-8.
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -118,7 +118,7 @@ class SemanticVsProsody(
         )
         return {item.name: clip for item, clip in zip(self.items, clips, strict=True)}
 
-    @property
+    @cached_property
     def _lengths(self) -> dict[str, int]:
         """Number of audio positions by item name."""
         return {name: clip.n_tokens for name, clip in self.clips.items()}
