@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hooked_alm.experiments.circuits.confounds import answering_clips, clip_confounds
+from hooked_alm.experiments.circuits.confounds import clip_confounds
 from hooked_alm.experiments.circuits.experiment import Circuits
 from hooked_alm.experiments.circuits.settings import CircuitsConfig
 from hooked_alm.experiments.circuits.tables import CircuitResults, summarise
@@ -45,7 +45,7 @@ def rows_of_pair(total: float, i: int) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def concluded(tables: dict[str, pd.DataFrame]) -> CircuitResults:
     run = Circuits.results(CircuitsConfig(n_resamples=1000), {"model": {"blocks": 3}}, tables)
-    run.tables["confounds"] = clip_confounds(answering_clips([]), seed=0)
+    run.tables["confounds"] = clip_confounds(pd.DataFrame(columns=["contrast", "answer"]), seed=0)
     for name, table in summarise(run):
         run.tables[name] = table
     return run
