@@ -264,7 +264,8 @@ class HookedALM(
                 one conversation per row.
             segments: ``[(name, text), ...]`` instead of ``text``: names parts of the instruction as
                 spans. A list of such lists is one per row.
-            answer_prefix: text appended after the generation prompt.
+            answer_prefix: text appended after the generation prompt; ``[(name, text), ...]`` names
+                parts of it as spans.
             truncate: cut over-long audio instead of refusing it.
             options: of the family: Whisper has ``language``, ``task``, ``timestamps`` and
                 ``long_form``.
@@ -275,7 +276,11 @@ class HookedALM(
         """
         prompts = self._prompts()
         texts = text if isinstance(text, list | tuple) else [text]
-        given = {"text": texts, "answer_prefix": [answer_prefix]}
+        is_named = isinstance(answer_prefix, list | tuple) and all(
+            isinstance(part, list | tuple) and len(part) == 2 for part in answer_prefix
+        )
+        prefixes = [one for part in answer_prefix for one in part] if is_named else [answer_prefix]
+        given = {"text": texts, "answer_prefix": prefixes}
         if wrong := [k for k, v in given.items() if not all(isinstance(t, str | None) for t in v)]:
             raise InputError(
                 f"preparing a prompt: got {', '.join(wrong)} that is no text. Give words"

@@ -19,6 +19,8 @@ from .spans import SPAN_NAMES, clip_ranges, span_flags, span_map
 Message = Mapping[str, Any]
 Conversation = Sequence[Message]
 Segments = Sequence[tuple[str, str]]
+AnswerPrefix = str | Segments | None
+"""What the answer begins with; parts of it may be named, as those of an instruction."""
 CLIP = -1
 """Stand-in for a clip where no token marks one; not an id."""
 
@@ -77,7 +79,7 @@ class PromptBuilder:
         self,
         conversations: Sequence[Conversation],
         segments: Sequence[Segments | None],
-        answer_prefix: str | None,
+        answer_prefix: AnswerPrefix,
         truncate: bool,
         model: Any,
         **options: Any,
@@ -87,14 +89,14 @@ class PromptBuilder:
         Args:
             conversations: chat messages.
             segments: named parts of the instruction.
-            answer_prefix: text behind the generation prompt.
+            answer_prefix: text behind the generation prompt, or named parts of it.
             truncate: whether over-long audio is cut.
             model: the model that the prompts are for; most families need not ask it anything.
             options: of the family.
         """
         clips = self._read_clips(conversations, partial(self.read_clip, truncate=truncate))
         return self._batch([
-            self._prompt(conversation, parts, answer_prefix or "", row_clips)
+            self._prompt(conversation, parts, answer_prefix, row_clips)
             for conversation, parts, row_clips in zip(conversations, segments, clips, strict=True)
         ])  # fmt: skip
 
@@ -173,13 +175,17 @@ class PromptBuilder:
         self,
         conversation: Conversation,
         segments: Segments | None,
-        answer_prefix: str,
+        answer_prefix: AnswerPrefix,
         clips: list[AudioClip],
     ) -> PromptRow:
         rendered, starts, texts = self._render(conversation)
-        rendered += answer_prefix
+        parts_of_prefix = named_parts(answer_prefix)
+        prefix = "".join(text for _, text in parts_of_prefix)
+        named = _segment_ranges(segments, starts, texts)
+        named += _segment_ranges(parts_of_prefix, [len(rendered)], [prefix])
+        rendered += prefix
         inside: dict[str, list[tuple[int, int]]] = {}
-        for name, start, stop in _segment_ranges(segments, starts, texts):
+        for name, start, stop in named:
             inside.setdefault(name, []).append((start, stop))
         tokens = self._tokenise(rendered, conversation)
         ids: list[int] = []
@@ -293,6 +299,11 @@ class PromptBuilder:
             return content
         audio = self.audio_text or ""
         return "".join(item["text"] if item.get("type") == "text" else audio for item in content)
+
+
+def named_parts(prefix: AnswerPrefix) -> Segments:
+    """The parts of an answer's beginning; one that is no more than text is called so."""
+    return [("text", prefix)] if isinstance(prefix, str) else prefix or ()
 
 
 def _with_names(message: Message) -> dict[str, Any]:

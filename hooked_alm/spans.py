@@ -45,8 +45,9 @@ class SpanMap:
 
     ``audio`` (speech frames only), ``audio_struct`` (media markers), ``text`` (the instruction),
     ``struct`` (roles and template), ``readout`` (the position that predicts the first answer
-    token) and ``sink`` (the first token) partition the real positions. Named segments of the
-    instruction, such as ``label``, are the only spans that overlap another: they lie in ``text``.
+    token) and ``sink`` (the first token) partition the real positions. Named segments, such as
+    ``label``, are the only spans that overlap another: they lie in ``text`` or, as parts of how the
+    answer begins, in ``struct``.
     A span that a row lacks is empty there.
     """
 
@@ -188,7 +189,9 @@ def span_flags(
     }
     spans["struct"] = flags(lambda pos: not any(span[pos] for span in spans.values()))
     for name, inside in (segments or {}).items():
-        spans[name] = [a and b for a, b in zip(spans["text"], inside, strict=True)]
+        spans[name] = flags(
+            lambda pos, inside=inside: inside[pos] and not (is_audio[pos] or is_marker[pos])
+        )
     spans["sink"] = [pos == real[0] if real else False for pos in range(len(mask))]
     spans["readout"] = [pos == real[-1] if real else False for pos in range(len(mask))]
     return spans

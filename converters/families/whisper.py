@@ -19,7 +19,7 @@ from hooked_alm.encoder import AudioEncoder
 from hooked_alm.errors import InputError, nearest
 from hooked_alm.frontend import FrontEnd, Windows
 from hooked_alm.inputs import ALMInput, AudioClip, check_memory, ids_and_mask
-from hooked_alm.prompts import Conversation, PromptBuilder, PromptRow, Segments
+from hooked_alm.prompts import AnswerPrefix, Conversation, PromptBuilder, PromptRow, Segments
 from hooked_alm.spans import AudioTokens
 
 from ..blocks.whisper_encoder import decoder_rules, encoder_config, encoder_rules
@@ -162,7 +162,7 @@ class WhisperPrompts(PromptBuilder):
         self,
         conversations: Sequence[Conversation],
         segments: Sequence[Segments | None],
-        answer_prefix: str | None,
+        answer_prefix: AnswerPrefix,
         truncate: bool,
         model: Any,
         *,
@@ -193,7 +193,7 @@ class WhisperPrompts(PromptBuilder):
             InputError: rows with another number of clips than one; a language or a task that the
                 checkpoint does not have; or named segments.
         """
-        if any(segments):
+        if any(segments) or not isinstance(answer_prefix, str | None):
             raise InputError(
                 "naming segments of a prompt for Whisper: it takes no instruction. Its spans "
                 "'previous' and 'transcript' tell `text` and `answer_prefix` apart."

@@ -250,6 +250,24 @@ def test_answer_prefix_is_template(gqa: HookedALM) -> None:
     assert x.spans["readout"][0] == [(x.shape[1] - 1, x.shape[1])]
 
 
+def test_parts_of_the_answers_beginning_are_spans(gqa: HookedALM) -> None:
+    parts = [("text", "The "), ("mention", "emotion"), ("text", " of it is")]
+    x = gqa.prepare(audio=ONE, text=QUESTION, answer_prefix=parts)
+    plain = gqa.prepare(audio=ONE, text=QUESTION, answer_prefix="The emotion of it is")
+    assert torch.equal(x.tokens, plain.tokens)
+    assert text_of(gqa, x, "mention") == "emotion"
+    assert {*x.spans.positions("mention", 0)} < {*x.spans.positions("struct", 0)}
+    assert {**x.spans.ranges} == {**plain.spans.ranges, "mention": x.spans["mention"]}
+    # The last position is the readout, and nothing else.
+    short = gqa.prepare(ONE, QUESTION, answer_prefix=parts[:2])
+    assert text_of(gqa, short, "mention") + text_of(gqa, short, "readout") == "emotion"
+    with pytest.raises(InputError, match="readout name spans of every input"):
+        gqa.prepare(ONE, QUESTION, answer_prefix=[("readout", "It")])
+    for wrong in (["It"], [("mention", 1)], [("mention",)]):
+        with pytest.raises(InputError, match="got answer_prefix that is no text"):
+            gqa.prepare(ONE, QUESTION, answer_prefix=wrong)
+
+
 def test_text_items_without_a_type_are_text(gqa: HookedALM) -> None:
     bare = [{"role": "user", "content": [{"type": "audio", "audio": ONE}, {"text": QUESTION}]}]
     assert gqa.prepare(conversation=bare).spans == gqa.prepare(audio=ONE, text=QUESTION).spans
