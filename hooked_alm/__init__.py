@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .methods.patching.alignment import Window as Window
     from .methods.patching.donors import Mean as Mean
     from .methods.patching.donors import Noise as Noise
+    from .methods.patching.enrich import enrich as enrich
+    from .methods.patching.knock_out import knock_out as knock_out
     from .methods.patching.metrics import JS as JS
     from .methods.patching.metrics import KL as KL
     from .methods.patching.metrics import Accuracy as Accuracy
@@ -69,6 +71,8 @@ _EXPORTS = {
     "methods.attribution.trust": "Attribution",
     "methods.patching.alignment": "Window",
     "methods.patching.donors": "Mean Noise",
+    "methods.patching.enrich": "enrich",
+    "methods.patching.knock_out": "knock_out",
     "methods.patching.metrics": (
         "JS KL Accuracy LabelScores LogitDiff Logits LogProb OnLogits Prob"
     ),

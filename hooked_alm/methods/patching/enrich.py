@@ -1,0 +1,124 @@
+"""Enrichment: states of one depth are added to, or averaged with, those after a later block.
+
+Source: AudioLens, section on improving without training; M-AL-5.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ...engine.cells import Edits, Indices
+from ...engine.record import on_device
+from ...errors import InputError
+from ...inputs import ALMInput
+from ...model import HookedALM
+from ..reading.lens import Rows, readout_positions, residual_rows
+from .measurement import Measurement
+from .metrics import Metric, OnLogits
+from .options import Engine
+from .results import PatchResult
+
+EnrichMode = Literal["add", "average", "average_input"]
+
+
+@dataclass(frozen=True, eq=False)
+class Enriched:
+    """New states after a block, from its own and from those that enrich them."""
+
+    mode: EnrichMode
+    coefficient: float
+    states: Float[Tensor, "of d_model"]
+    entering: Float[Tensor, "batch d_model"]
+    """What enters the block in the base run."""
+    of: Indices
+    """Row of ``states`` for every entry."""
+    rows: Indices
+    """Row of the batch of every entry."""
+
+    def __call__(self, own: Float[Tensor, "entry d_model"], entries: Indices) -> Tensor:
+        """New states of some entries."""
+        d = self.states[on_device(self.of[entries], self.states)].to(own)
+        if self.mode == "add":
+            return own + self.coefficient * d
+        if self.mode == "average_input":
+            own = self.entering[on_device(self.rows[entries], self.entering)].to(own)
+        return (own + d) / 2
+
+
+@torch.no_grad()
+def enrich(
+    model: HookedALM,
+    x: ALMInput,
+    states: Float[Tensor, "source batch d_model"],
+    metric: Metric | OnLogits,
+    *,
+    layers: Sequence[int] | None = None,
+    mode: EnrichMode = "add",
+    coefficient: float = 1.0,
+    positions: Int[Tensor, "batch 1"] | None = None,
+    engine: Engine = "fast",
+    max_bytes: int | None = None,
+) -> PatchResult:
+    """The metric where a state after a block is enriched, for every block and every source.
+
+    ``add`` writes ``r + c d``, ``average`` ``(r + d) / 2``. ``average_input`` writes
+    ``(what enters the block + d) / 2`` in place of what leaves it, as the code of AudioLens does:
+    the block itself is skipped.
+
+    Args:
+        model: to run.
+        x: prompts.
+        states: what enriches them, such as depths of ``residual_rows(model, x)[:, :, 0]``: as they
+            leave a block, before any final norm.
+        metric: what is read off each run; see ``metrics``.
+        layers: blocks whose output is enriched; None is each.
+        mode: how.
+        coefficient: c, for ``add``.
+        positions: of each row; None is the readout.
+        engine: "fast", or "hooks" for the plain loop.
+        max_bytes: memory budget of the fast engine; see ``patch``.
+
+    Returns:
+        Axes ``source``, ``layer``, ``example`` and, if the metric has several values, ``label``.
+
+    Raises:
+        InputError: blocks or a mode that do not exist, or states of other shape.
+    """
+    n_layers = len(model.path)
+    blocks = [*range(n_layers)] if layers is None else [*layers]
+    if mode not in get_args(EnrichMode):
+        raise InputError(
+            f"enriching in mode {mode!r}: expected one of {', '.join(get_args(EnrichMode))}."
+        )
+    if wrong := [block for block in blocks if not 0 <= block < n_layers]:
+        raise InputError(f"enriching after blocks {wrong}: the model has 0 to {n_layers - 1}.")
+    n_sources, n_rows = states.shape[:2]
+    if (n_rows, states.shape[2]) != (len(x), model.cfg.d_model):
+        raise InputError(
+            f"enriching {len(x)} rows of width {model.cfg.d_model}: got states of "
+            f"{tuple(states.shape)}, expected [source, batch, d_model]."
+        )
+    where = readout_positions(x) if positions is None else positions
+    base: Rows = residual_rows(model, x, where)
+    measured = Measurement(model, x, None, metric, engine=engine, max_bytes=max_bytes)
+    source, row = (one.ravel() for one in np.indices((n_sources, n_rows)))
+    edits = [
+        Edits(
+            site="resid_post", layer=block,
+            cells=(source * len(blocks) + place) * n_rows + row,
+            positions=where.cpu().numpy()[row, 0],
+            write=Enriched(
+                mode, coefficient, states.flatten(0, 1), base[block, :, 0],
+                of=source * n_rows + row, rows=row,
+            ),
+        )
+        for place, block in enumerate(blocks)
+    ]  # fmt: skip
+    found, noise = measured.swept(n_sources * len(blocks), edits)
+    axes = {"source": tuple(range(n_sources)), "layer": tuple(blocks)}
+    return measured.result(axes, found, noise, site="resid_post", mode=mode)
