@@ -17,6 +17,7 @@ EXPERIMENTS = {
     name: f"hooked_alm.experiments.{name}.experiment:{cls}"
     for name, cls in {
         "activations": "StoreActivations",
+        "attribute_lens": "AttributeLens",
         "circuits": "Circuits",
         "emotion_conflict": "EmotionConflict",
         "prefix_comparison": "PrefixComparison",

@@ -188,10 +188,9 @@ def span_flags(
         "text": flags(lambda pos: is_text[pos] and not (is_audio[pos] or is_marker[pos])),
     }
     spans["struct"] = flags(lambda pos: not any(span[pos] for span in spans.values()))
+    words = flags(lambda pos: not (is_audio[pos] or is_marker[pos]))
     for name, inside in (segments or {}).items():
-        spans[name] = flags(
-            lambda pos, inside=inside: inside[pos] and not (is_audio[pos] or is_marker[pos])
-        )
+        spans[name] = [a and b for a, b in zip(words, inside, strict=True)]
     spans["sink"] = [pos == real[0] if real else False for pos in range(len(mask))]
     spans["readout"] = [pos == real[-1] if real else False for pos in range(len(mask))]
     return spans

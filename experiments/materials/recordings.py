@@ -72,7 +72,7 @@ class Recording(ClipFile):
 
 
 def load_recordings(
-    source: str | Path, declared_n: int | None = None, *, label_column: str = "emotion"
+    source: str | Path, declared_n: int | None = None, *, label_column: str | None = "emotion"
 ) -> list[Recording]:
     """The recordings of a table or folder, in its order.
 
@@ -82,7 +82,7 @@ def load_recordings(
             a ``manifest.csv``, or a folder of clips with OB1 names, of which any subset will do.
         declared_n: how many there must be. Without it, a strong neutral among OB1 names is refused:
             OB1's neutral has one level, and 20 clips instead of 18 are usually a mistake.
-        label_column: names the label that the voice carries.
+        label_column: names the label that the voice carries; None asks for no one label.
 
     Raises:
         InputError: all that is wrong with it.
@@ -108,18 +108,28 @@ def load_recordings(
     return found
 
 
-def _of_line(line: ClipLine, label_column: str) -> Recording:
+def _of_line(line: ClipLine, label_column: str | None) -> Recording:
     cells = line.cells
-    if not cells.get(label_column):
-        raise InputError(f"{label_column}: missing, expected the label that the voice carries")
-    try:
-        as_label(label := cells[label_column])
-    except ValueError as error:
-        raise InputError(f"{label_column}: got {label[:80]!r}, expected {error}") from None
+    if label_column is not None:
+        check_label(cells, label_column)
     return open_clip(
         Recording, line.path, line.where, cells,
-        column="path", sha256=line.sha256, label_column=label_column,
+        column="path", sha256=line.sha256, label_column=label_column or "",
     )  # fmt: skip
+
+
+def check_label(cells: Mapping[str, str], column: str) -> None:
+    """Refuse a clip without a label, or with one that results cannot be named by.
+
+    Raises:
+        InputError: by column.
+    """
+    if not cells.get(column):
+        raise InputError(f"{column}: missing, expected the label that the voice carries")
+    try:
+        as_label(label := cells[column])
+    except ValueError as error:
+        raise InputError(f"{column}: got {label[:80]!r}, expected {error}") from None
 
 
 def _named_recordings(folder: Path, declared_n: int | None) -> list[Recording]:

@@ -99,11 +99,11 @@ def knock_out(
         edits = []
         for i, joint_layers in enumerate(choice.layers):
             for j, joint in enumerate(units):
-                # Columns: set, spot and, where heads are apart, head.
-                sets, of, head = np.meshgrid(
+                # An entry per set, spot and, where heads are apart, head.
+                grid = np.meshgrid(
                     range(n_sets), range(len(spots.rows)), joint or (-1,), indexing="ij"
                 )
-                sets, of, head = sets.ravel(), of.ravel(), head.ravel()
+                sets, of, head = (one.ravel() for one in grid)
                 rows = spots.rows[of]
                 cells = ((i * len(units) + j) * n_sets + sets) * n_rows + rows
                 write = WithoutKeys(hidden.flatten(0, 1), sets * n_rows + rows)

@@ -220,6 +220,8 @@ class LensFidelity(MethodResult):
     entropy: Float[Tensor, "depth batch pos"]
     """Entropy of the lens distribution, in nats."""
     residual_norm: Float[Tensor, "depth batch pos"]
+    normaliser: Float[Tensor, "depth batch pos"]
+    """Log-sum-exp of the lens' logits: what makes them log-probabilities."""
 
 
 @torch.no_grad()
@@ -240,15 +242,17 @@ def lens_fidelity(
     """
     flat, norm = translated(lens, rows).flatten(1, 2), lens.norm
     weight = model.head_unembed.directions().float()  # cast once, not for every depth
-    parts: list[list[Tensor]] = [[], [], []]
+    parts: list[list[Tensor]] = [[], [], [], []]
     for start in range(0, flat.shape[1], chunk):
         part = flat[:, start : start + chunk]
         last = F.linear(normalised(model, part[-1], "final"), weight).log_softmax(-1)
         for depth in range(len(flat)):
-            log_p = F.linear(normalised(model, part[depth], norm), weight).log_softmax(-1)
+            logits = F.linear(normalised(model, part[depth], norm), weight)
+            log_p = logits.log_softmax(-1)
             parts[0].append((last.exp() * (last - log_p)).sum(-1))
             parts[1].append((log_p.argmax(-1) == last.argmax(-1)).float())
             parts[2].append(-(log_p.exp() * log_p).sum(-1))
+            parts[3].append((logits - log_p)[..., 0])
 
     def gathered(pieces: list[Tensor]) -> Any:
         per_chunk = [
@@ -261,4 +265,5 @@ def lens_fidelity(
         agrees=gathered(parts[1]),
         entropy=gathered(parts[2]),
         residual_norm=rows.float().norm(dim=-1),
+        normaliser=gathered(parts[3]),
     )

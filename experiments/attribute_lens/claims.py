@@ -1,0 +1,281 @@
+"""What an ``attribute_lens`` run controls, and may establish.
+
+Source: AudioLens, its conclusions; M-AL-2 to M-AL-5.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..materials.confounds import confounded
+from ..workbench.claims import Claim, Finding, around_zero, few, judged, not_measured, shown
+from ..workbench.controls import ROUNDING, Control, Outcome, at_most, label_controls
+from .tables import (
+    AttributeResults,
+    above,
+    attributes_of,
+    clusters,
+    lost_in_silence,
+    mean_of,
+    wide,
+)
+
+MOST_UNDEFINED = 0.05
+"""Share of the replicates that may lack a depth before its interval means nothing."""
+
+
+# --- Controls
+
+
+def _lens_ends_in_the_answer(run: AttributeResults) -> Outcome:
+    """Information at the last depth of the readout is that of the answer itself (M-AL-2)."""
+    information = run["information"]
+    last = information[(information.depth == run.n_blocks) & (information.position == "readout")]
+    both = last.merge(
+        run["answers"], on=["clip", "attribute", "prompt"], suffixes=("", "_answered")
+    )
+    # The lens is fp32; the output is the model's precision.
+    return at_most(both.label_mass - both.label_mass_answered, _mass(run), "probability")
+
+
+def _mass(run: AttributeResults) -> float:
+    return ROUNDING["logit"][run.config.dtype]
+
+
+def _mass_is_a_share(run: AttributeResults) -> Outcome:
+    return at_most((run["information"].label_mass - 1).clip(lower=0), ROUNDING["share"]["float32"])
+
+
+def _blind_queries(run: AttributeResults) -> Outcome:
+    """A mention before the audio cannot be kept from it: nothing may change."""
+    table, about = run["knockout"], run.inputs["audio_is_behind"]
+    blind = table[(table["query"] == "mention") & (table["keys"] == "audio")]
+    blind = blind[blind.attribute.isin([name for name, behind in about.items() if behind])]
+    return at_most(blind.gain, ROUNDING["logit"][run.config.dtype], "logits")
+
+
+def _last_block(run: AttributeResults) -> Outcome:
+    """What the mention sees in the last block, the readout reads no more."""
+    table = run["knockout"]
+    cells = table[(table["query"] == "mention") & (table["first"] == run.n_blocks - 1)]
+    return at_most(cells.gain, ROUNDING["logit"][run.config.dtype], "logits")
+
+
+CONTROLS = (
+    *label_controls("answers", "information", "knockout", "enrichment"),
+    Control(name="the lens ends in the output", of=("information",), check=_lens_ends_in_the_answer,
+            guards_against="a lens with the final norm left out or applied twice (I2)"),
+    Control(name="no labels hold more than all probability", of=("information",),
+            check=_mass_is_a_share, guards_against="labels that are counted twice"),
+    Control(name="a mention before the audio is blind to it", of=("knockout",),
+            check=_blind_queries,
+            guards_against="queries, or keys, at other positions than they are said to be"),
+    Control(name="the mention's last block is not read", of=("knockout",), check=_last_block,
+            guards_against="a readout that is edited in the mention's stead"),
+)  # fmt: skip
+
+
+# --- Claims
+
+
+def _of(table: pd.DataFrame, attribute: str, **values: Any) -> pd.DataFrame:
+    found = table[table.attribute == attribute]
+    for column, value in values.items():
+        found = found[found[column] == value]
+    return found
+
+
+def _else(run: AttributeResults, attribute: str) -> dict[str, bool]:
+    """What else than the attribute the clips may be told apart by."""
+    return confounded(_of(run["confounds"], attribute), run.config)
+
+
+def _hears(run: AttributeResults, attribute: str) -> Finding:
+    rows = _of(run["accuracy"], attribute, heard="audio")
+    row = rows[rows.prompt == run.config.causal_prompt].iloc[0].to_dict()
+    chance = max(row["chance"], 1 / len(run.inputs["labels"][attribute]))
+    others = "".join(
+        f", {one['mean']:.2f} under the format {one['prompt']}"
+        for one in rows.to_dict("records")
+        if one["prompt"] != run.config.causal_prompt
+    )
+    return judged(
+        f"The model answers the {attribute}",
+        f"Right in {shown(row)} of {int(row['n'])} clips under the format "
+        f"{run.config.causal_prompt}{others}; by chance in {chance:.2f}",
+        {
+            **few(row["n_clusters"], "clips" if run.config.cluster == "item" else "speakers"),
+            f"not surely above chance, {chance:.2f}": not row["low"] > chance,
+            **_else(run, attribute),
+        },
+        numbers=row,
+        unit="rate",
+    )
+
+
+def _uses_the_audio(run: AttributeResults, attribute: str) -> Finding:
+    """Whether it is the audio that the answer is made of (C47)."""
+    claim = f"The answer to the {attribute} rests on the audio"
+    lost = lost_in_silence(run, attribute)
+    if not lost["n"]:
+        return not_measured(claim, "nothing was taken away", "logits")
+    without = run["accuracy"]
+    without = _of(without[without.heard != "audio"], attribute)
+    said = ", ".join(f"{one['mean']:.2f} ({one['heard']})" for one in without.to_dict("records"))
+    return judged(
+        claim,
+        f"With silence in its place the right label leads by {shown(lost)} logits less; right "
+        f"without the audio, or a transcript: {said}",
+        {**few(lost["n_clusters"], "clips"), "the loss is not surely above 0": not lost["low"] > 0},
+        numbers=lost,
+        unit="logits",
+    )
+
+
+def _readable(run: AttributeResults, attribute: str) -> Finding:
+    rows = _of(
+        run["critical"],
+        attribute,
+        prompt=run.config.causal_prompt,
+        position="readout",
+        lens="logit",
+    ).set_index("definition")
+    at, mean = rows.loc["resolve"], rows.loc["weighted"]
+    numbers = {"mean": at.depth, "low": at.low, "high": at.high, "n": at.n}
+    bar = above(run, attribute)
+    where = f"{shown(numbers, 0)} of 0 to {run.n_blocks}" if np.isfinite(at.depth) else "none"
+    facts = (
+        f"The share of clips whose label leads stays above {bar:.2f} from depth {where} on; its "
+        f"critical layer, a mean depth weighted by what is above that, is {mean.depth:.2f}"
+    )
+    return judged(
+        f"The {attribute} can be read at the readout"
+        + (f" from depth {at.depth:.0f} on" if np.isfinite(at.depth) else ""),
+        facts,
+        {
+            **few(at.n, "clips"),
+            "no such depth in some resamples": not at.undefined <= MOST_UNDEFINED,
+            **_else(run, attribute),
+        },
+        numbers=numbers,
+        unit="depth",
+    )
+
+
+def _direct(run: AttributeResults, attribute: str) -> Finding:
+    """Whether the readout reads the audio, or what was collected where the attribute is named."""
+    every = run["knockout"]
+    every = _of(every, attribute, query="readout", first=0, last=run.n_blocks - 1)
+    gains = every.pivot(index=["clip", "speaker"], columns="keys", values="gain")
+    claim = f"The readout gets the {attribute} from the audio itself"
+    if "mention" not in gains or "audio" not in gains:
+        return not_measured(claim, "no words name the attribute apart from the readout", "logits")
+    who = gains.index.to_frame(index=False)
+    costs = {keys: run.draws.row(-gains[keys], clusters(run, who)) for keys in gains}
+    gap = run.draws.row(gains["mention"] - gains["audio"], clusters(run, who))
+    is_direct = gap["mean"] > 0
+    if not is_direct:
+        claim = f"The readout gets the {attribute} from where it is named"
+    used = costs["audio" if is_direct else "mention"]
+    by_chance = run.draws.row(
+        gains["random"] - gains["audio" if is_direct else "mention"], clusters(run, who)
+    )
+    rows = _of(run["knockouts"], attribute, query="readout", first=0, last=run.n_blocks - 1)
+    shares = rows.set_index("keys").share
+    facts = (
+        "Kept from them in all blocks, the right label leads by less: without the audio by "
+        f"{shown(costs['audio'])} logits ({_share(shares['audio'])}), without the mention by "
+        f"{shown(costs['mention'])} ({_share(shares['mention'])}), without as many random keys "
+        f"as the audio has by {shown(costs['random'])}"
+    )
+    return judged(
+        claim,
+        facts,
+        {
+            **few(gap["n_clusters"], "clips"),
+            **around_zero(gap, "difference"),
+            "the cost is not surely above 0": not used["low"] > 0,
+            "not surely more than random keys": not by_chance["low"] > 0,
+        },
+        numbers=gap,
+        unit="logits",
+    )
+
+
+def _share(share: float) -> str:
+    return f"{share:.0%} of what silence costs" if np.isfinite(share) else "silence costs nothing"
+
+
+def _peaks(run: AttributeResults, attribute: str) -> Finding | None:
+    """AudioLens' mode of failure: read at some depth, and lost again."""
+    table = _of(run["outcomes"], attribute, lens="logit")
+    claim = f"Where the {attribute} is answered wrong, it had been read at an earlier depth"
+    if table.empty:
+        return None
+    told_by, prompt = table.told_by.iloc[0], run.config.causal_prompt
+    wrong = set(_of(run["answers"], attribute, prompt=told_by).query("hit == 0")["clip"])
+    curves = _of(run["information"], attribute, prompt=prompt, position="readout", lens="logit")
+    curves = curves[curves["clip"].isin(wrong)]
+    if curves.empty:
+        return not_measured(claim, "no clip is answered wrong", "rate", f"By the format {told_by}")
+    who, hits = wide(curves, "hit")
+    # The peak is chosen on the mean of the other clips, so that it is no peak of noise.
+    total = hits.sum(axis=0)
+    peaks = (total - hits)[:, :-1].argmax(axis=1)
+    drop = hits[np.arange(len(hits)), peaks] - hits[:, -1]
+    found = run.draws.row(drop, clusters(run, who))
+    return judged(
+        claim,
+        f"Of {len(who)} clips answered wrong under the format {told_by}, {hits[:, -1].mean():.2f} "
+        f"read right at the last depth; at the depth where most others do, {shown(found)} more",
+        {**few(found["n_clusters"], "clips"), "no surely higher": not found["low"] > 0},
+        numbers=found,
+        unit="rate",
+    )
+
+
+def _enrichment(run: AttributeResults, attribute: str) -> Finding | None:
+    if not run.config.enrich_modes:
+        return None
+    claim = f"Enriching later states with earlier ones helps to answer the {attribute}"
+    table = _of(run["enrichment"], attribute)
+    if table.empty:
+        return not_measured(claim, "no clips are left to judge it on", "logits")
+    own = table[table.donor == "self"]
+    gain = mean_of(run, own, "gain")
+    hits = mean_of(run, own.assign(gained=own.hit - own.base_hit), "gained")
+    why_not = {
+        **few(gain["n_clusters"], "clips"),
+        "the gain is not surely above 0": not gain["low"] > 0,
+        "no more clips are answered right": not hits["mean"] > 0,
+    }
+    said = []
+    for donor, part in table[table.donor != "self"].groupby("donor", sort=False):
+        both = own.merge(part[["clip", "gain"]], on="clip", suffixes=("", "_other"))
+        gap = mean_of(run, both.assign(gap=both.gain - both.gain_other), "gap")
+        said.append(f"{part.gain.mean():.2f} ({str(donor).replace('_', ' ')})")
+        why_not[f"not surely more than by {str(donor).replace('_', ' ')}"] = not gap["low"] > 0
+    first = own.iloc[0]
+    return judged(
+        claim,
+        f"{first['mode']} of depth {first['source']} after block {first['layer']}, chosen on other "
+        f"clips: the right label leads by {shown(gain)} logits more, {shown(hits)} more clips are "
+        f"answered right; by what should not help: {', '.join(said) or 'not asked'}",
+        why_not,
+        numbers=gain,
+        unit="logits",
+    )
+
+
+CLAIMS = (
+    Claim(name="answers_{}", rests_on=("answers",), judge=_hears, per=attributes_of),
+    Claim(name="uses_the_audio_{}", rests_on=("answers", "absences"), judge=_uses_the_audio,
+          per=attributes_of),
+    Claim(name="readable_{}", rests_on=("information",), judge=_readable, per=attributes_of),
+    Claim(name="direct_{}", rests_on=("knockout",), judge=_direct, per=attributes_of),
+    Claim(name="peaks_and_drops_{}", rests_on=("information", "answers"), judge=_peaks,
+          per=attributes_of),
+    Claim(name="enrichment_{}", rests_on=("enrichment", "enrichment_search"), judge=_enrichment,
+          per=attributes_of),
+)  # fmt: skip

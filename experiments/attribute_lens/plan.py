@@ -1,0 +1,119 @@
+"""What ``attribute_lens`` runs: which clip is asked how, and what is done to the run."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from hooked_alm.methods.patching.enrich import EnrichMode
+
+from ..materials.attributes import PromptFormat
+from ..materials.held_out import Half
+from ..materials.recordings import Recording
+from ..workbench.results import Row
+
+Heard = Literal["audio", "silence", "no_clip", "no_transcript", "neither"]
+"""What is heard: the clip, silence of its length, or no clip at all; where the model reads a
+transcript, too, it is left out, or both are."""
+
+
+@dataclass(frozen=True)
+class AttributePrompt:
+    """A clip under one format of one attribute."""
+
+    clip: Recording
+    attribute: str
+    format: PromptFormat
+    heard: Heard = "audio"
+
+    @property
+    def label(self) -> str:
+        """What the table says of the clip."""
+        return self.clip.cells[self.attribute]
+
+    def identity(self) -> Row:
+        """What it is, as columns of a table."""
+        who = {"clip": self.clip.name, "speaker": self.clip.cells.get("speaker", "")}
+        return {**who, "attribute": self.attribute, "prompt": self.format, "label": self.label}
+
+    def random(self, seed: int) -> np.random.Generator:
+        """Draws that depend on clip and attribute alone, not on the others of a set."""
+        digest = hashlib.sha256(f"{seed}/{self.clip.name}/{self.attribute}".encode()).digest()
+        return np.random.default_rng(int.from_bytes(digest[:8], "big"))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The answer to a prompt, and what a lens reads of it; without its audio, the answer alone."""
+
+    prompt: AttributePrompt
+
+
+@dataclass(frozen=True)
+class Knockouts:
+    """A prompt whose queries do not see some keys."""
+
+    prompt: AttributePrompt
+
+
+@dataclass(frozen=True)
+class EnrichmentSearch:
+    """A prompt enriched by every depth after every block, in every mode."""
+
+    prompt: AttributePrompt
+
+
+@dataclass(frozen=True)
+class ChosenEnrichment:
+    """What was best on the clips of the search."""
+
+    mode: EnrichMode
+    source: int
+    """Depth."""
+    layer: int
+
+
+@dataclass(frozen=True)
+class EnrichmentTest:
+    """A prompt of another clip, enriched as chosen, and by what must not help."""
+
+    prompt: AttributePrompt
+    chosen: ChosenEnrichment
+    other: Recording | None
+    """A clip of another label; None where there is none."""
+
+
+AttributeWork = Reading | Knockouts | EnrichmentSearch | EnrichmentTest
+
+
+def work_name(work: AttributeWork) -> str:
+    """Names a unit."""
+    prompt, kind = work.prompt, type(work).__name__.lower()
+    about = [prompt.clip.name, prompt.attribute]
+    if isinstance(work, Reading):
+        about += [prompt.format, prompt.heard]
+    return "__".join([kind, *about])
+
+
+def windows(n_layers: int, size: int) -> list[tuple[int, ...]]:
+    """Every window of so many blocks, and all blocks at once."""
+    some = [tuple(range(first, first + size)) for first in range(n_layers - size + 1)]
+    every = tuple(range(n_layers))
+    return [one for one in some if one != every] + [every]
+
+
+def labelled(
+    recordings: Sequence[Recording], attributes: Iterable[str]
+) -> Iterator[tuple[Recording, str]]:
+    """The clips that each attribute is known of."""
+    for attribute in attributes:
+        for clip in recordings:
+            if clip.cells.get(attribute):
+                yield clip, attribute
+
+
+def is_searched(parts: Mapping[str, Half], clip: Recording) -> bool:
+    """Whether an enrichment is chosen on a clip, and not judged on it."""
+    return parts[clip.name] == "discovery"
