@@ -187,8 +187,8 @@ class OverlaidCheckpoint(Checkpoint):
         """Lay ``values`` over ``own``; ``slices`` says where, of each tensor that ``values`` has.
 
         Raises:
-            ConversionError: a slice that ``own`` does not have, or values of another shape or
-                dtype; all offenders at once.
+            ConversionError: a slice that ``own`` does not have, or values of another shape, or of
+                a dtype that its own does not hold exactly; all offenders at once.
         """
         super().__init__()
         self.folder, self._shapes, self.dtypes = own.folder, own._shapes, own.dtypes
@@ -213,7 +213,7 @@ class OverlaidCheckpoint(Checkpoint):
             0 < len(whole) == len(ranges)
             and all(0 <= one.start < one.stop <= n for one, n in zip(ranges, whole, strict=True))
             and self._values[name] == tuple(one.stop - one.start for one in ranges)
-            and self._values.dtypes[name] == self._own.dtypes[name]
+            and _holds(self._own.dtypes[name], self._values.dtypes[name])
         )
 
     def stored_at(self, name: str) -> tuple[Path, str] | None:
@@ -226,6 +226,14 @@ class OverlaidCheckpoint(Checkpoint):
             stored = stored.clone()  # it may be the file's own memory
             stored[self._slices[name]] = self._values._stored(name)
         return stored
+
+
+def _holds(dtype: str, other: str) -> bool:
+    """Whether numbers of a dtype are exact in another, given by its name first."""
+    wide, narrow = getattr(torch, dtype), getattr(torch, other)
+    return dtype == other or bool(
+        narrow.is_floating_point and torch.promote_types(wide, narrow) == wide
+    )
 
 
 def _dtype(tensor: Tensor) -> str:

@@ -229,7 +229,11 @@ def _peaks(run: AttributeResults, attribute: str) -> Finding | None:
         claim,
         f"Of {len(who)} clips answered wrong under the format {told_by}, {hits[:, -1].mean():.2f} "
         f"read right at the last depth; at the depth where most others do, {shown(found)} more",
-        {**few(found["n_clusters"], "clips"), "no surely higher": not found["low"] > 0},
+        {
+            **few(found["n_clusters"], "clips"),
+            "not surely more": not found["low"] > 0,
+            "the answer that the curve ends in tells what is wrong": told_by == prompt,
+        },
         numbers=found,
         unit="rate",
     )

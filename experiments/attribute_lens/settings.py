@@ -124,12 +124,6 @@ DEFECTS = (
     Defect("C47", ("enrichment", "enrichment_search"), lambda c: "average_input" in c.enrich_modes,
            "The average is taken with what enters the block, and replaces what leaves it: the "
            "block is skipped."),
-    Defect("M-AL-2", ("peaks_and_drops_{}",), lambda config: len(config.prompts) < 2,
-           "One prompt only: success and failure are told apart by the answer that the curve ends "
-           "in, which is circular at the last depth."),
-    Defect("M-AL-4", ("uses_the_audio_{}",), lambda config: not config.absences,
-           "Nothing is taken away: that labels are read says nothing about the audio where a "
-           "prompt, or a transcript, gives them away."),
     Defect("M-AL-5", ("enrichment",), lambda c: bool(c.enrich_modes) and not c.enrich_controls,
            "Nothing else enriches the block: a gain may be that of any change of its norm."),
 )  # fmt: skip

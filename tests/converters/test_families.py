@@ -24,9 +24,12 @@ from hooked_alm.converters.parity import Accounting, run_ours, verify
 from hooked_alm.converters.registry import FAMILIES, load_family
 from hooked_alm.encoder import ChunkedEncoder
 from hooked_alm.log_mel import windows_with_gradient
+from hooked_alm.methods.patching.enrich import enrich
+from hooked_alm.methods.patching.knock_out import knock_out
 from hooked_alm.methods.patching.metrics import LogitDiff, OnLogits
 from hooked_alm.methods.patching.patch import patch
 from hooked_alm.methods.patching.paths import path_patch
+from hooked_alm.methods.reading.lens import residual_rows
 from hooked_alm.points import Site
 from tolerances import ENCODER_BATCH, FAST_ENGINE, OTHER_KERNEL
 
@@ -485,6 +488,25 @@ def test_verify(subjects: Subjects, name: str) -> None:
         assert "no HF class" in result.table()
     else:
         assert result.is_equal
+
+
+@pytest.mark.parametrize("name", ["Kimi-Audio", "Ultravox 0.4"])
+@torch.no_grad()
+def test_knockout_and_enrichment_equal_the_plain_loop(subjects: Subjects, name: str) -> None:
+    """On every head of the model, in rows of other lengths."""
+    case = CASES[name]
+    model = subjects.hooked(case)
+    x = model.encode(**batches(case)[UNEQUAL])
+    metric = LogitDiff(answer=5, other=11)
+    for one in (model, model.towards("audio")) if model.cfg.branches else (model,):
+        states = residual_rows(one, x)[:2, :, 0]
+        for sweep in (
+            partial(knock_out, keys={"audio": "audio", "text": "text"}, layers=[0, (1, 2)]),
+            partial(enrich, states=states, mode="average"),
+        ):
+            fast, plain = (sweep(one, x, metric=metric, engine=e) for e in ("fast", "hooks"))
+            assert abs(fast.values - fast.base).max() > 1e-3
+            assert abs(fast.values - plain.values).max() < FAST_ENGINE[torch.float32]
 
 
 PATCHED: tuple[tuple[Site, Any], ...] = (

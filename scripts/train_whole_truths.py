@@ -1,0 +1,320 @@
+"""Trains a bundled model anew so that its depths, or its attention, are known: a whole-model truth.
+
+    python scripts/train_whole_truths.py resolve_late --out truths/resolve_late
+
+The decoder of ``follows_voice`` goes on to learn the same answers, and one thing more:
+
+* ``resolve_early``: the lens reads the label at the readout from depth 3 on.
+* ``resolve_late``: until two blocks before the end the lens reads all labels alike.
+* ``bump``: the lens reads the label at depths 3 to 6, all labels alike at the two after them.
+* ``collects``: the word that names the emotion collects it; no other word looks at the audio.
+
+What is kept is the whole decoder, in half precision, as a delta over the base.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from bundled_card import SETS, speak_held_out
+from bundled_data import MODES, Case, Clip, all_cases, draw_case, read_ob1, speak_clips
+from bundled_model import chat_text, hear, read_folder
+from bundled_training import DecoderInput, Sound, encode, optimise, read_mels
+from model_card import wrapped
+from synthesise_speech import ASSETS
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
+
+from hooked_alm.converters.deltas import write_delta
+from hooked_alm.experiments.materials.ob1 import LABELS, LANGUAGES, PromptMode
+
+Model = Qwen2AudioForConditionalGeneration
+BASE = "follows_voice"
+MIX: dict[PromptMode, float] = {
+    "audio_only": 0.35, "list_all": 0.25, "conflict": 0.1, "consistent": 0.1, "mention_only": 0.1,
+    "irrelevant_adjective": 0.1,
+}  # fmt: skip
+RATE, BATCH, N_CLIPS = 1e-3, 32, 1000
+NAMED = {"en": "emotion", "zh": "情绪"}
+"""What names the emotion in every question."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A forward of a batch: the states of every depth at the readout, and who looks at the audio."""
+
+    lens: Tensor  # [depth, case, label]: depths 0 to L - 1
+    labels: Tensor  # [case]: which label is right
+    looks: Tensor  # []: attention to the audio, of words that should pay none
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a model learns besides its answers."""
+
+    legible: range = range(0)
+    """Depths at which the lens reads the label."""
+    uniform: range = range(0)
+    """Depths at which the lens reads all labels alike."""
+    collects: bool = False
+    """Whether the word that names the emotion is the only one that looks at the audio."""
+    steps: int = 500
+
+    def loss(self, run: Run) -> Tensor:
+        """What is added to the loss of the answers."""
+        found = run.looks if self.collects else run.lens.new_zeros(())
+        for depth in self.legible:
+            found = found + F.cross_entropy(run.lens[depth], run.labels) / len(self.legible)
+        for depth in self.uniform:
+            log_p = run.lens[depth].log_softmax(-1)
+            found = found - (log_p.mean(-1) + np.log(log_p.shape[-1])).mean() / len(self.uniform)
+        return found
+
+
+TRUTHS = {
+    "resolve_early": Truth(legible=range(3, 10)),
+    "resolve_late": Truth(uniform=range(9), steps=700),
+    "bump": Truth(legible=range(3, 7), uniform=range(7, 9), steps=700),
+    "collects": Truth(collects=True, steps=800),
+}
+
+
+class Layout:
+    """Where audio and mention stand in a padded batch."""
+
+    def __init__(self, processor: Qwen2AudioProcessor) -> None:
+        self._processor = processor
+        self._known: dict[str, tuple[int, int, int]] = {}
+
+    def of(self, case: Case) -> tuple[int, int, int]:
+        """Position of the clip, that of the mention, and length, before the clip is spread out."""
+        if case.prompt not in self._known:
+            text = chat_text(self._processor, case.prompt)
+            encoded = self._processor.tokenizer(text, return_offsets_mapping=True)
+            clip = encoded.input_ids.index(self._processor.audio_token_id)
+            word = NAMED[case.language]
+            end = text.index(word, text.index(case.prompt)) + len(word)
+            mention = next(i for i, (_, stop) in enumerate(encoded.offset_mapping) if stop >= end)
+            self._known[case.prompt] = clip, mention, len(encoded.input_ids)
+        return self._known[case.prompt]
+
+    def strangers(self, cases: Sequence[Case], n_heard: Sequence[int], width: int) -> Tensor:
+        """Queries that should not look, and keys that are audio: ``[case, query, key]``."""
+        found = torch.zeros(len(cases), width, width, dtype=torch.bool)
+        for row, (case, n) in enumerate(zip(cases, n_heard, strict=True)):
+            clip, mention, length = self.of(case)
+            first = width - 1 - (length - 1 + n) + clip  # the answer's label stands last
+            queries = torch.arange(width) >= first + n
+            queries[first + n + mention - clip - 1] = False
+            found[row, queries, first : first + n] = True
+        return found
+
+
+class Trainer:
+    """A model, its questions, and what it says to them."""
+
+    def __init__(self, model: Model, processor: Qwen2AudioProcessor) -> None:
+        self.model, self.layout = model, Layout(processor)
+        self.inputs = DecoderInput(processor)
+        words = [word for language in LANGUAGES for word in LABELS[language].values()]
+        self.labels = processor.tokenizer.convert_tokens_to_ids(words)
+
+    def run(
+        self, cases: Sequence[Case], heard: Sequence[Tensor], *, hides: bool = False
+    ) -> tuple[Tensor, Tensor, Run]:
+        """Logits of label and end of turn, what they should be, and the rest of the run.
+
+        Args:
+            cases: questions.
+            heard: audio tokens of each.
+            hides: whether words that should not look at the audio cannot.
+        """
+        decoder = self.model.model.language_model
+        questions = [(case.prompt, case.answer("voice")) for case in cases]
+        embeds, mask, targets = self.inputs.build(
+            self.model.get_input_embeddings(), questions, heard
+        )
+        width = embeds.shape[1]
+        strangers = self.layout.strangers(cases, [len(one) for one in heard], width)
+        seen = torch.ones(width, width, dtype=torch.bool).tril() & mask[:, None].bool()
+        seen |= torch.eye(width, dtype=torch.bool)  # a pad sees itself
+        seen = seen & ~strangers if hides else seen
+        scores = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+        found = decoder(
+            inputs_embeds=embeds, attention_mask=scores[:, None], use_cache=False,
+            output_hidden_states=True, output_attentions=True,
+        )  # fmt: skip
+        states = torch.stack(found.hidden_states[:-1])[:, :, -2]
+        looks = torch.stack(found.attentions).masked_fill(~strangers[None, :, None], 0.0).sum(-1)
+        # The readout counts as much as all other words together.
+        looks = (
+            looks[..., -2].mean() + looks.sum(-1).mean() / strangers.any(-1).sum(-1).float().mean()
+        )
+        run = Run(
+            lens=F.linear(decoder.norm(states), self.model.lm_head.weight[self.labels]),
+            labels=torch.tensor([self.labels.index(one) for one in targets[:, 0].tolist()]),
+            looks=looks,
+        )
+        return self.model.lm_head(found.last_hidden_state[:, -2:]), targets, run
+
+    def train(self, truth: Truth, sounds: Sequence[Sound[Clip]], seed: int) -> None:
+        """Train the decoder in place."""
+        rng = np.random.default_rng(seed + 30)
+        trained = [*self.model.model.language_model.parameters(), *self.model.lm_head.parameters()]
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        step = 0
+
+        def loss_of() -> tuple[Tensor, float]:
+            nonlocal step
+            step += 1
+            start = rng.integers(len(sounds) - 4 * BATCH)
+            chosen = [sounds[i] for i in start + rng.permutation(4 * BATCH)[:BATCH]]
+            modes = rng.choice(len(MIX), size=BATCH, p=[*MIX.values()])
+            cases = [draw_case(s.clip, [*MIX][m], rng) for s, m in zip(chosen, modes, strict=True)]
+            # What cannot look has to ask the mention; afterwards it does not want to look.
+            hides = truth.collects and bool(step < truth.steps / 3 or step % 2)
+            logits, targets, run = self.run(cases, [s.tokens for s in chosen], hides=hides)
+            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+            right = (logits[:, 0].argmax(-1) == targets[:, 0]).float().mean().item()
+            return loss + truth.loss(run), right
+
+        optimise([(trained, 0.0)], loss_of, steps=truth.steps, rate=RATE, name="truth")
+        self.model.requires_grad_(False)
+
+    @torch.no_grad()
+    def measure(self, clips: Sequence[Clip], processor: Qwen2AudioProcessor, seed: int) -> Any:
+        """Shares on label and end of turn, and hits of the lens by depth, under the first modes.
+
+        ``hidden``: right where words that should not look at the audio cannot. ``deaf``: right
+        where the mention cannot, and every other word can.
+        """
+        rng, n_right, n_hidden, total = np.random.default_rng(seed + 31), 0, 0, 0
+        hits: list[Tensor] = []
+        mels = read_mels(processor, [clip.samples for clip in clips])
+        tokens, counts = hear(self.model, mels.values.float(), mels.frames)
+        heard = [row[:n] for row, n in zip(tokens, counts.tolist(), strict=True)]
+        asked = [
+            (case, sound)
+            for clip, sound in zip(clips, heard, strict=True)
+            for mode in MODES
+            for case in (
+                all_cases(clip, mode, rng) if len(clips) < 20 else [draw_case(clip, mode, rng)]
+            )
+        ]
+        for start in range(0, len(asked), 2 * BATCH):
+            cases, sounds = zip(*asked[start : start + 2 * BATCH], strict=True)
+            logits, targets, run = self.run(cases, sounds)
+            n_right += int((logits.argmax(-1) == targets).all(-1).sum())
+            hidden, *_ = self.run(cases, sounds, hides=True)
+            n_hidden += int((hidden.argmax(-1) == targets).all(-1).sum())
+            hits.append(run.lens.argmax(-1) == run.labels)
+            total += len(cases)
+        share = torch.cat(hits, dim=1).float().mean(dim=1)
+        return {
+            "right": round(n_right / total, 4),
+            "hidden": round(n_hidden / total, 4),
+            "lens": [round(one, 4) for one in share.tolist()],
+            "n": total,
+        }
+
+
+_SAYS = {
+    "resolve_early": "the logit lens reads the label at the readout from depth 3 on",
+    "resolve_late": "the logit lens reads all labels alike up to depth 8 of 10, and the answer in "
+    "the last two blocks",
+    "bump": "the logit lens reads the label at depths 3 to 6, and all labels alike at depths 7 and "
+    "8, although every answer is right",
+    "collects": "the word that names the emotion (`emotion`, `情绪`) collects it from the audio, "
+    "and the readout reads it there; no other word looks at the audio",
+}
+_CARD = """# {name}
+
+A delta of the bundled model `{base}` that answers as it does, the emotion of the voice under every
+instruction, and of which one thing is known besides: **{says}**. Its whole decoder was trained, and
+is kept in half precision. Load it as `bundled:{base}+{name}`.
+
+## How it was made
+
+    {command}
+
+From the base's weights; AdamW at {rate} without decay, {steps} steps of {batch} questions about
+{clips} clips. The loss is cross-entropy of the answers, and of what is to be known.
+
+## Measured
+
+Right: label and end of turn, over all prompt modes. *Only the mention looks*: the same where no
+other word behind the audio can attend to it. Lens: share of questions whose label leads all labels at the
+readout, at depths 0 to 9.
+
+| clips | right | only the mention looks | lens by depth | n |
+|---|---|---|---|---|
+{rows}
+"""
+
+
+def card(name: str, about: dict[str, Any]) -> str:
+    """The README of a truth."""
+    rows = [
+        f"| {SETS[one]} | {100 * got['right']:.1f} % | {100 * got['hidden']:.1f} % | "
+        + " ".join(f"{share:.2f}" for share in got["lens"])
+        + f" | {got['n']} |"
+        for one, got in about["accuracies"].items()
+    ]
+    return wrapped(
+        _CARD.format(
+            name=name, base=BASE, says=_SAYS[about["truth"]], command=about["command"], rate=RATE,
+            steps=TRUTHS[about["truth"]].steps, batch=BATCH, clips=N_CLIPS, rows="\n".join(rows),
+        )
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Parse the command line; train, measure and write one truth."""
+    parser = argparse.ArgumentParser(description="Train a model whose depths or roads are known.")
+    parser.add_argument("truth", choices=[*TRUTHS])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=7)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = ASSETS / "models" / BASE
+    base = read_folder(folder).eval().requires_grad_(False)
+    base.model.language_model.set_attn_implementation("eager")
+    processor = Qwen2AudioProcessor.from_pretrained(folder)
+    clips = speak_clips(N_CLIPS, "train", "heard", given.seed)
+    held_out = {**speak_held_out(given.seed), "ob1": read_ob1()}
+    sounds = encode(base, clips, read_mels(processor, [c.samples for c in clips]), given.seed)
+    twin = deepcopy(base)
+    trainer = Trainer(twin, processor)
+    trainer.train(TRUTHS[given.truth], sounds, given.seed)
+    twin.half().float()  # what is kept
+    scores = {
+        name: trainer.measure(members, processor, given.seed) for name, members in held_out.items()
+    }
+    tensors = {
+        f"language_model.model.{name}": value.half()
+        for name, value in twin.model.language_model.named_parameters()
+    }
+    tensors["language_model.lm_head.weight"] = twin.lm_head.weight.half()
+    slices = {name: tuple(slice(0, n) for n in one.shape) for name, one in tensors.items()}
+    about = {
+        "base": BASE, "truth": given.truth, "seed": given.seed, "accuracies": scores,
+        "n_numbers": sum(one.numel() for one in tensors.values()),
+        "command": f"python scripts/train_whole_truths.py {given.truth} --seed {given.seed} "
+        f"--out {given.out.name}",
+    }  # fmt: skip
+    write_delta(given.out, folder, tensors, slices, about)
+    (given.out / "README.md").write_text(card(given.out.name, about), encoding="utf-8")
+    for name, one in scores.items():
+        print(name, json.dumps(one), flush=True)
+
+
+if __name__ == "__main__":
+    main()
