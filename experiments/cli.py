@@ -352,6 +352,36 @@ def demo(
 
 
 @app.command()
+def truths(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Experiments; all that have truths if none is given.", metavar="NAME"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs/truths"),
+) -> None:
+    """Run experiments on bundled models whose answer is known, and say what was found."""
+    from .workbench.truths import run_truths
+
+    kinds = {name: load_experiment(name) for name in names or known_experiments()}
+    if without := [name for name, kind in kinds.items() if names and not kind.truths]:
+        raise InputError(
+            f"running the truths of {', '.join(without)}: got an experiment without any, expected "
+            "one that says what must be found in which bundled model. Leave it out."
+        )
+    hold = True
+    try:
+        for name, kind in kinds.items():
+            if kind.truths:
+                rows = run_truths(kind, out / name)
+                say("", name, *(f"  {row.line()}" for row in rows))
+                hold &= all(row.holds for row in rows)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    if not hold:
+        raise typer.Exit(1)
+
+
+@app.command()
 def report(folder: Run, show: Open = False) -> None:
     """Write report.html again from a finished run."""
     from .workbench.render import render

@@ -4,12 +4,13 @@
 
 The decoder of ``follows_voice`` goes on to learn the same answers, and one thing more:
 
-* ``resolve_early``: the lens reads the label at the readout from depth 3 on.
 * ``resolve_late``: until two blocks before the end the lens reads all labels alike.
 * ``bump``: the lens reads the label at depths 3 to 6, all labels alike at the two after them.
 * ``collects``: the word that names the emotion collects it; no other word looks at the audio.
+* ``reads``: no word looks at the audio but the last, which answers.
 
-What is kept is the whole decoder, in half precision, as a delta over the base.
+The base itself reads the label early. What is kept is the whole decoder, in half precision, as a
+delta over the base.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ NAMED = {"en": "emotion", "zh": "情绪"}
 
 @dataclass(frozen=True)
 class Run:
-    """A forward of a batch: the states of every depth at the readout, and who looks at the audio."""
+    """A forward of a batch: what the lens reads at the readout, and who looks at the audio."""
 
     lens: Tensor  # [depth, case, label]: depths 0 to L - 1
     labels: Tensor  # [case]: which label is right
@@ -63,13 +64,13 @@ class Truth:
     """Depths at which the lens reads the label."""
     uniform: range = range(0)
     """Depths at which the lens reads all labels alike."""
-    collects: bool = False
-    """Whether the word that names the emotion is the only one that looks at the audio."""
+    looks: Literal["mention", "readout"] | None = None
+    """The only word that looks at the audio; None leaves it open."""
     steps: int = 500
 
     def loss(self, run: Run) -> Tensor:
         """What is added to the loss of the answers."""
-        found = run.looks if self.collects else run.lens.new_zeros(())
+        found = run.lens.new_zeros(()) if self.looks is None else run.looks
         for depth in self.legible:
             found = found + F.cross_entropy(run.lens[depth], run.labels) / len(self.legible)
         for depth in self.uniform:
@@ -79,10 +80,10 @@ class Truth:
 
 
 TRUTHS = {
-    "resolve_early": Truth(legible=range(3, 10)),
     "resolve_late": Truth(uniform=range(9), steps=700),
     "bump": Truth(legible=range(3, 7), uniform=range(7, 9), steps=700),
-    "collects": Truth(collects=True, steps=800),
+    "collects": Truth(looks="mention", steps=800),
+    "reads": Truth(looks="readout", steps=500),
 }
 
 
@@ -105,23 +106,35 @@ class Layout:
             self._known[case.prompt] = clip, mention, len(encoded.input_ids)
         return self._known[case.prompt]
 
-    def strangers(self, cases: Sequence[Case], n_heard: Sequence[int], width: int) -> Tensor:
+    def strangers(
+        self, cases: Sequence[Case], n_heard: Sequence[int], width: int, looks: str | None
+    ) -> Tensor:
         """Queries that should not look, and keys that are audio: ``[case, query, key]``."""
         found = torch.zeros(len(cases), width, width, dtype=torch.bool)
         for row, (case, n) in enumerate(zip(cases, n_heard, strict=True)):
             clip, mention, length = self.of(case)
             first = width - 1 - (length - 1 + n) + clip  # the answer's label stands last
             queries = torch.arange(width) >= first + n
-            queries[first + n + mention - clip - 1] = False
+            queries[width - 2 if looks == "readout" else first + n + mention - clip - 1] = False
             found[row, queries, first : first + n] = True
         return found
+
+
+def attention_to(strangers: Tensor, patterns: Sequence[Tensor]) -> Tensor:
+    """Attention of some queries to some keys, mean over heads and blocks.
+
+    The readout counts as much as all other words together.
+    """
+    looks = torch.stack([*patterns]).masked_fill(~strangers[None, :, None], 0.0).sum(-1)
+    n_words = strangers.any(-1).sum(-1).float().mean()
+    return looks[..., -2].mean() + looks.sum(-1).mean() / n_words
 
 
 class Trainer:
     """A model, its questions, and what it says to them."""
 
-    def __init__(self, model: Model, processor: Qwen2AudioProcessor) -> None:
-        self.model, self.layout = model, Layout(processor)
+    def __init__(self, model: Model, processor: Qwen2AudioProcessor, truth: Truth) -> None:
+        self.model, self.layout, self.truth = model, Layout(processor), truth
         self.inputs = DecoderInput(processor)
         words = [word for language in LANGUAGES for word in LABELS[language].values()]
         self.labels = processor.tokenizer.convert_tokens_to_ids(words)
@@ -142,31 +155,29 @@ class Trainer:
             self.model.get_input_embeddings(), questions, heard
         )
         width = embeds.shape[1]
-        strangers = self.layout.strangers(cases, [len(one) for one in heard], width)
+        n_heard = [len(one) for one in heard]
+        strangers = self.layout.strangers(cases, n_heard, width, self.truth.looks)
         seen = torch.ones(width, width, dtype=torch.bool).tril() & mask[:, None].bool()
         seen |= torch.eye(width, dtype=torch.bool)  # a pad sees itself
         seen = seen & ~strangers if hides else seen
         scores = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
         found = decoder(
             inputs_embeds=embeds, attention_mask=scores[:, None], use_cache=False,
-            output_hidden_states=True, output_attentions=True,
+            output_hidden_states=True, output_attentions=self.truth.looks is not None,
         )  # fmt: skip
         states = torch.stack(found.hidden_states[:-1])[:, :, -2]
-        looks = torch.stack(found.attentions).masked_fill(~strangers[None, :, None], 0.0).sum(-1)
-        # The readout counts as much as all other words together.
-        looks = (
-            looks[..., -2].mean() + looks.sum(-1).mean() / strangers.any(-1).sum(-1).float().mean()
-        )
         run = Run(
             lens=F.linear(decoder.norm(states), self.model.lm_head.weight[self.labels]),
             labels=torch.tensor([self.labels.index(one) for one in targets[:, 0].tolist()]),
-            looks=looks,
+            looks=attention_to(strangers, found.attentions)
+            if found.attentions
+            else torch.zeros(()),
         )
         return self.model.lm_head(found.last_hidden_state[:, -2:]), targets, run
 
-    def train(self, truth: Truth, sounds: Sequence[Sound[Clip]], seed: int) -> None:
+    def train(self, sounds: Sequence[Sound[Clip]], seed: int) -> None:
         """Train the decoder in place."""
-        rng = np.random.default_rng(seed + 30)
+        rng, truth = np.random.default_rng(seed + 30), self.truth
         trained = [*self.model.model.language_model.parameters(), *self.model.lm_head.parameters()]
         for parameter in trained:
             parameter.requires_grad_(True)
@@ -180,7 +191,7 @@ class Trainer:
             modes = rng.choice(len(MIX), size=BATCH, p=[*MIX.values()])
             cases = [draw_case(s.clip, [*MIX][m], rng) for s, m in zip(chosen, modes, strict=True)]
             # What cannot look has to ask the mention; afterwards it does not want to look.
-            hides = truth.collects and bool(step < truth.steps / 3 or step % 2)
+            hides = truth.looks is not None and bool(step < truth.steps / 3 or step % 2)
             logits, targets, run = self.run(cases, [s.tokens for s in chosen], hides=hides)
             loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
             right = (logits[:, 0].argmax(-1) == targets[:, 0]).float().mean().item()
@@ -193,8 +204,7 @@ class Trainer:
     def measure(self, clips: Sequence[Clip], processor: Qwen2AudioProcessor, seed: int) -> Any:
         """Shares on label and end of turn, and hits of the lens by depth, under the first modes.
 
-        ``hidden``: right where words that should not look at the audio cannot. ``deaf``: right
-        where the mention cannot, and every other word can.
+        ``hidden``: right where words that should not look at the audio cannot.
         """
         rng, n_right, n_hidden, total = np.random.default_rng(seed + 31), 0, 0, 0
         hits: list[Tensor] = []
@@ -213,27 +223,28 @@ class Trainer:
             cases, sounds = zip(*asked[start : start + 2 * BATCH], strict=True)
             logits, targets, run = self.run(cases, sounds)
             n_right += int((logits.argmax(-1) == targets).all(-1).sum())
-            hidden, *_ = self.run(cases, sounds, hides=True)
-            n_hidden += int((hidden.argmax(-1) == targets).all(-1).sum())
+            if self.truth.looks is not None:
+                hidden, *_ = self.run(cases, sounds, hides=True)
+                n_hidden += int((hidden.argmax(-1) == targets).all(-1).sum())
             hits.append(run.lens.argmax(-1) == run.labels)
             total += len(cases)
         share = torch.cat(hits, dim=1).float().mean(dim=1)
         return {
             "right": round(n_right / total, 4),
-            "hidden": round(n_hidden / total, 4),
+            **({} if self.truth.looks is None else {"hidden": round(n_hidden / total, 4)}),
             "lens": [round(one, 4) for one in share.tolist()],
             "n": total,
         }
 
 
 _SAYS = {
-    "resolve_early": "the logit lens reads the label at the readout from depth 3 on",
     "resolve_late": "the logit lens reads all labels alike up to depth 8 of 10, and the answer in "
     "the last two blocks",
     "bump": "the logit lens reads the label at depths 3 to 6, and all labels alike at depths 7 and "
     "8, although every answer is right",
     "collects": "the word that names the emotion (`emotion`, `情绪`) collects it from the audio, "
     "and the readout reads it there; no other word looks at the audio",
+    "reads": "the readout reads the emotion off the audio; no other word looks at it",
 }
 _CARD = """# {name}
 
@@ -250,11 +261,11 @@ From the base's weights; AdamW at {rate} without decay, {steps} steps of {batch}
 
 ## Measured
 
-Right: label and end of turn, over all prompt modes. *Only the mention looks*: the same where no
-other word behind the audio can attend to it. Lens: share of questions whose label leads all labels at the
-readout, at depths 0 to 9.
+Right: label and end of turn, over all prompt modes. *Only one looks*: the same where no word
+behind the audio can attend to it but the one that may (the mention; of `reads`, the readout).
+Lens: share of questions whose label leads all labels at the readout, at depths 0 to 9.
 
-| clips | right | only the mention looks | lens by depth | n |
+| clips | right | only one looks | lens by depth | n |
 |---|---|---|---|---|
 {rows}
 """
@@ -263,7 +274,8 @@ readout, at depths 0 to 9.
 def card(name: str, about: dict[str, Any]) -> str:
     """The README of a truth."""
     rows = [
-        f"| {SETS[one]} | {100 * got['right']:.1f} % | {100 * got['hidden']:.1f} % | "
+        f"| {SETS[one]} | {100 * got['right']:.1f} % | "
+        + (f"{100 * got['hidden']:.1f} % | " if "hidden" in got else "– | ")
         + " ".join(f"{share:.2f}" for share in got["lens"])
         + f" | {got['n']} |"
         for one, got in about["accuracies"].items()
@@ -286,14 +298,15 @@ def main() -> None:
     torch.set_num_threads(1)
     folder = ASSETS / "models" / BASE
     base = read_folder(folder).eval().requires_grad_(False)
-    base.model.language_model.set_attn_implementation("eager")
+    if TRUTHS[given.truth].looks is not None:  # whose patterns are wanted
+        base.model.language_model.set_attn_implementation("eager")
     processor = Qwen2AudioProcessor.from_pretrained(folder)
     clips = speak_clips(N_CLIPS, "train", "heard", given.seed)
     held_out = {**speak_held_out(given.seed), "ob1": read_ob1()}
     sounds = encode(base, clips, read_mels(processor, [c.samples for c in clips]), given.seed)
     twin = deepcopy(base)
-    trainer = Trainer(twin, processor)
-    trainer.train(TRUTHS[given.truth], sounds, given.seed)
+    trainer = Trainer(twin, processor, TRUTHS[given.truth])
+    trainer.train(sounds, given.seed)
     twin.half().float()  # what is kept
     scores = {
         name: trainer.measure(members, processor, given.seed) for name, members in held_out.items()

@@ -204,7 +204,9 @@ def _direct(run: AttributeResults, attribute: str) -> Finding:
 
 
 def _share(share: float) -> str:
-    return f"{share:.0%} of what silence costs" if np.isfinite(share) else "silence costs nothing"
+    if not np.isfinite(share):
+        return "silence costs nothing"
+    return f"{max(share, 0.0):.0%} of what silence costs"
 
 
 def _peaks(run: AttributeResults, attribute: str) -> Finding | None:

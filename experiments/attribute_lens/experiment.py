@@ -57,6 +57,7 @@ from .plan import (
 )
 from .settings import DEFECTS, AttributeLensConfig
 from .tables import MAY_LACK, TABLES, AttributeResults, chosen_enrichment, summarise
+from .truths import TRUTHS
 
 SPEAKER = "speaker"
 
@@ -70,6 +71,7 @@ class AttributeLens(BatchedExperiment[AttributeLensConfig], ModelExperiment[Attr
     Config = AttributeLensConfig
     tables, may_lack = TABLES, MAY_LACK
     defects, controls, claims, caveats = DEFECTS, CONTROLS, CLAIMS, CAVEATS
+    truths = TRUTHS
 
     # --- What is asked
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ..materials.clips import file_safe
 from ..materials.confounds import add_confounds
 from ..materials.recordings import Recording
 from ..materials.trained_lens import lens_name
@@ -120,7 +121,7 @@ def _answers(page: Page, run: AttributeResults) -> None:
             y_limits=(0, 1.05), reference=1 / len(run.inputs["labels"][attribute]),
         )  # fmt: skip
         page.figure(
-            f"accuracy_{attribute}", drawing, shown,
+            f"accuracy_{file_safe(attribute)}", drawing, shown,
             f"How often the right {attribute} is answered, by format, and without the audio",
             "Whiskers are 95 % bootstrap intervals, the line one over the number of labels. "
             f"Without the audio the format is {run.config.causal_prompt}.",
@@ -149,7 +150,7 @@ def _information(page: Page, run: AttributeResults, attribute: str) -> None:
         figures.curves, parts, height=3.4, x="depth", group="curve", x_label=DEPTH
     )
     page.figure(
-        f"information_{attribute}", drawing, every[every.measure.isin([*labels])],
+        f"information_{file_safe(attribute)}", drawing, every[every.measure.isin([*labels])],
         f"What can be read of the {attribute}, by format and position",
         f"The line is {above(run, attribute):.2f}: chance and {run.config.margin:.0%} of it. "
         f"{BAND} At the last depth the readout's curve is the answer.",
@@ -169,7 +170,7 @@ def _outcomes(page: Page, run: AttributeResults, attribute: str) -> None:
         x_label=DEPTH, y_label="share of clips", y_limits=SHARE, reference=above(run, attribute),
     )  # fmt: skip
     page.figure(
-        f"outcomes_{attribute}", drawing, table,
+        f"outcomes_{file_safe(attribute)}", drawing, table,
         f"Information under the format {run.config.causal_prompt}, by the answer",
         f"Right or wrong is the answer under the format {told_by}. {BAND}",
     )  # fmt: skip
@@ -188,7 +189,7 @@ def _knockouts(page: Page, run: AttributeResults, attribute: str) -> None:
             reference=0,
         )  # fmt: skip
         page.figure(
-            f"knockout_{attribute}", drawing, sweep,
+            f"knockout_{file_safe(attribute)}", drawing, sweep,
             f"What not seeing some keys in a window of blocks costs the right {attribute}",
             f"Below 0: the right label leads by less. {BAND}",
             "Random keys are as many as the audio has, drawn anew for every clip.",
@@ -218,7 +219,7 @@ def _enrichment(page: Page, run: AttributeResults) -> None:
             value_label="gain of the margin (logits)", is_upwards=True,
         )  # fmt: skip
         page.figure(
-            f"enrichment_{attribute}", drawing, means,
+            f"enrichment_{file_safe(attribute)}", drawing, means,
             f"Enrichment on the clips of the search: {attribute}",
             "Mean gain; one cell of these was chosen, the one with the most right answers.",
         )  # fmt: skip

@@ -10,6 +10,7 @@ import numpy as np
 from hooked_alm.methods.patching.enrich import EnrichMode
 
 from ..materials.attributes import PromptFormat
+from ..materials.clips import file_safe
 from ..materials.held_out import Half
 from ..materials.recordings import Recording
 from ..workbench.results import Row
@@ -91,7 +92,7 @@ AttributeWork = Reading | Knockouts | EnrichmentSearch | EnrichmentTest
 def work_name(work: AttributeWork) -> str:
     """Names a unit."""
     prompt, kind = work.prompt, type(work).__name__.lower()
-    about = [prompt.clip.name, prompt.attribute]
+    about = [prompt.clip.name, file_safe(prompt.attribute)]
     if isinstance(work, Reading):
         about += [prompt.format, prompt.heard]
     return "__".join([kind, *about])

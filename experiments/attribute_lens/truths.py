@@ -1,0 +1,103 @@
+"""What ``attribute_lens`` must find in bundled models whose depths and roads are known.
+
+``follows_voice`` reads the label early. ``resolve_late`` answers as it does, and is legible in the
+last two blocks alone; ``bump`` is legible in the middle and again at the end. In ``reads`` the
+readout alone looks at the audio; in ``collects`` it is the word that names the emotion. See
+``scripts/train_whole_truths.py``.
+"""
+
+import numpy as np
+import pandas as pd
+
+from ..workbench.run_folder import RunFolder
+from ..workbench.truths import Range, Truth
+
+EARLY, LATE, BUMP, READS, COLLECTS = (
+    "follows_voice",
+    *(f"follows_voice+{name}" for name in ("resolve_late", "bump", "reads", "collects")),
+)
+CHANCE = 0.2
+
+
+def _at_readout(folder: RunFolder, table: str) -> pd.DataFrame:
+    found = folder.read_table(table)
+    return found[(found.position == "readout") & (found.prompt == "question")]
+
+
+def _information(folder: RunFolder) -> np.ndarray:
+    """Share of clips whose label leads, by depth."""
+    found = _at_readout(folder, "information_curves")
+    hits = found[found.measure == "hit"].sort_values("depth")["mean"]
+    return hits.to_numpy(np.float64)
+
+
+def _answers(folder: RunFolder) -> float:
+    found = folder.read_table("accuracy")
+    return float(found[(found.prompt == "question") & (found.heard == "audio")]["mean"].iloc[0])
+
+
+def _critical(folder: RunFolder) -> float:
+    found = _at_readout(folder, "critical")
+    return float(found[found.definition == "weighted"].depth.iloc[0])
+
+
+def _bump(folder: RunFolder) -> float:
+    """What is read at depths 3 to 6 and no more at the two after them."""
+    hits = _information(folder)
+    return float(hits[3:7].min() - hits[7:9].max())
+
+
+def _cost(folder: RunFolder, keys: str) -> float:
+    found = folder.read_table("knockouts")
+    is_whole = (found["first"] == 0) & (found["last"] == found["last"].max())
+    found = found[(found["query"] == "readout") & (found["keys"] == keys) & is_whole]
+    return float(found.share.iloc[0])
+
+
+def _established(folder: RunFolder, claim: str) -> str:
+    found = folder.read_table("findings").set_index("claim").established
+    return "established" if found[claim] else "not established"
+
+
+TRUTHS = (
+    Truth(
+        claim="share of clips whose label is read at depth 3",
+        find=lambda folder: float(_information(folder)[3]),
+        known={EARLY: Range(low=0.9), LATE: Range(high=CHANCE + 0.1)},
+    ),
+    Truth(
+        claim="share of clips answered right",
+        find=_answers,
+        known=dict.fromkeys((EARLY, LATE, BUMP, READS, COLLECTS), Range(low=0.95)),
+    ),
+    Truth(
+        claim="critical layer",
+        find=_critical,
+        known={EARLY: Range(high=7), LATE: Range(low=8)},
+    ),
+    Truth(
+        claim="share read at depths 3 to 6, and lost after them",
+        find=_bump,
+        known={EARLY: Range(high=0.1), BUMP: Range(low=0.6)},
+    ),
+    Truth(
+        claim="a peak and a drop mean a wrong answer",
+        find=lambda folder: _established(folder, "peaks_and_drops_emotion"),
+        known={EARLY: "not established", BUMP: "not established"},
+    ),
+    Truth(
+        claim="enrichment from an earlier depth helps",
+        find=lambda folder: _established(folder, "enrichment_emotion"),
+        known={EARLY: "not established", BUMP: "not established"},
+    ),
+    Truth(
+        claim="cost, in silence's, of keeping the readout from the audio",
+        find=lambda folder: _cost(folder, "audio"),
+        known={READS: Range(low=0.8), COLLECTS: Range(high=0.05)},
+    ),
+    Truth(
+        claim="cost, in silence's, of keeping the readout from where the emotion is named",
+        find=lambda folder: _cost(folder, "mention"),
+        known={READS: Range(high=0.05), COLLECTS: Range(low=0.8)},
+    ),
+)
