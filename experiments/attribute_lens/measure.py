@@ -26,9 +26,10 @@ from hooked_alm.methods.reading.lens import (
 )
 from hooked_alm.methods.statistics.information import information_scores
 
+from ..materials.attribute_prompts import AttributePrompt
 from ..materials.attributes import MENTION
 from ..workbench.results import Row
-from .plan import AttributePrompt, ChosenEnrichment, windows
+from .plan import ChosenEnrichment, windows
 from .settings import AttributeLensConfig
 
 Found = list[list[Row]]

@@ -1,48 +1,14 @@
 """What ``attribute_lens`` runs: which clip is asked how, and what is done to the run."""
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
-
-import numpy as np
 
 from hooked_alm.methods.patching.enrich import EnrichMode
 
-from ..materials.attributes import PromptFormat
+from ..materials.attribute_prompts import AttributePrompt
 from ..materials.clips import file_safe
 from ..materials.held_out import Half
 from ..materials.recordings import Recording
-from ..workbench.results import Row
-
-Heard = Literal["audio", "silence", "no_clip", "no_transcript", "neither"]
-"""What is heard: the clip, silence of its length, or no clip at all; where the model reads a
-transcript, too, it is left out, or both are."""
-
-
-@dataclass(frozen=True)
-class AttributePrompt:
-    """A clip under one format of one attribute."""
-
-    clip: Recording
-    attribute: str
-    format: PromptFormat
-    heard: Heard = "audio"
-
-    @property
-    def label(self) -> str:
-        """What the table says of the clip."""
-        return self.clip.cells[self.attribute]
-
-    def identity(self) -> Row:
-        """What it is, as columns of a table."""
-        who = {"clip": self.clip.name, "speaker": self.clip.cells.get("speaker", "")}
-        return {**who, "attribute": self.attribute, "prompt": self.format, "label": self.label}
-
-    def random(self, seed: int) -> np.random.Generator:
-        """Draws that depend on clip and attribute alone, not on the others of a set."""
-        digest = hashlib.sha256(f"{seed}/{self.clip.name}/{self.attribute}".encode()).digest()
-        return np.random.default_rng(int.from_bytes(digest[:8], "big"))
 
 
 @dataclass(frozen=True)
@@ -103,16 +69,6 @@ def windows(n_layers: int, size: int) -> list[tuple[int, ...]]:
     some = [tuple(range(first, first + size)) for first in range(n_layers - size + 1)]
     every = tuple(range(n_layers))
     return [one for one in some if one != every] + [every]
-
-
-def labelled(
-    recordings: Sequence[Recording], attributes: Iterable[str]
-) -> Iterator[tuple[Recording, str]]:
-    """The clips that each attribute is known of."""
-    for attribute in attributes:
-        for clip in recordings:
-            if clip.cells.get(attribute):
-                yield clip, attribute
 
 
 def is_searched(parts: Mapping[str, Half], clip: Recording) -> bool:

@@ -12,18 +12,16 @@ from pydantic import Field, model_validator
 
 from hooked_alm.methods.patching.enrich import EnrichMode
 from hooked_alm.methods.patching.options import Engine
-from hooked_alm.methods.reading.labels import LabelMode
 
-from ..materials.attributes import PromptFormat, Wording
-from ..materials.sources import Source
-from ..workbench.batches import BatchedConfig
+from ..materials.attribute_prompts import AttributesConfig
+from ..materials.attributes import PromptFormat
 from ..workbench.claims import Defect
-from ..workbench.settings import EngineBytes, Truncate, TunedLensFolder
+from ..workbench.settings import EngineBytes, TunedLensFolder
 
 EnrichControl = Literal["other_depth", "other_clip", "noise"]
 
 
-class AttributeLensConfig(BatchedConfig):
+class AttributeLensConfig(AttributesConfig):
     """What is asked about which clips; the switches' defaults are the corrected experiment."""
 
     KNOWN_WITH: ClassVar = ("audio", "attributes")
@@ -37,39 +35,10 @@ class AttributeLensConfig(BatchedConfig):
     }
 
     model: str = Field(default="bundled:follows_voice", description="id, folder or bundled:NAME")
-    audio: Source = Field(
-        default="bundled",
-        description="a table of clips, a folder with manifest.csv, or one of OB1-named clips",
-    )
-    attributes: Mapping[str, Wording] | None = Field(
-        default=None,
-        min_length=1,
-        description="column of the table -> how it is asked for; None is OB1's emotion for bundled "
-        "clips, else those of AudioLens' four attributes that the table has",
-    )
-    label_mode: LabelMode = Field(
-        default="first_token",
-        description="an answer's score: of its first token, or of the best of several spellings",
-    )
-    prompts: tuple[PromptFormat, ...] = Field(
-        default=get_args(PromptFormat), min_length=1, description="formats; those without words "
-        "are left out"
-    )  # fmt: skip
     causal_prompt: PromptFormat = Field(
         default="question", description="format under which attention is knocked out, the audio "
         "taken away, and states enriched; another one, if it was asked, tells success from failure"
     )  # fmt: skip
-    reversed: bool = Field(
-        default=False, description="begin the answer with the attribute: The emotion of the speaker"
-    )
-    use_is: bool = Field(default=False, description="let the beginning of the answer end in 'is'")
-    rotate_options: bool = Field(
-        default=True, description="list the labels in another order for every clip"
-    )
-    truncate: Truncate = False
-    cluster: Literal["item", "speaker"] = Field(
-        default="item", description="what intervals resample: clips, or speakers with all of theirs"
-    )
     tuned_lens: TunedLensFolder = None
     margin: float = Field(
         default=0.2, ge=0, le=100, description="above chance, as a share of it, where depths begin "
