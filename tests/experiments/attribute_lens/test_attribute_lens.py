@@ -245,9 +245,18 @@ def finished(model: Path, table: Path, out: Path, **how: Any) -> RunFolder:
 
 @pytest.fixture(scope="module")
 def run(
-    tiny_models: TinyModels, table: Path, tmp_path_factory: pytest.TempPathFactory
+    small_figures: None,
+    tiny_models: TinyModels,
+    table: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> RunFolder:
     return finished(tiny_models.folder(), table, tmp_path_factory.mktemp("run") / "run")
+
+
+@pytest.fixture
+def unpaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than the rest."""
+    monkeypatch.setattr(AttributeLens, "page", lambda self, page, run: None)
 
 
 TABLES = ("answers", "information", "absences", "knockout", "enrichment_search", "enrichment")
@@ -273,6 +282,7 @@ def test_a_table_of_ones_own_gives_every_table(run: RunFolder) -> None:
     assert {*run.read_table("enrichment_search")["clip"]} == {*inputs["validation"]}
 
 
+@pytest.mark.usefixtures("unpaged")
 def test_batches_are_single_prompts_to_rounding(
     run: RunFolder, tiny_models: TinyModels, table: Path, tmp_path: Path
 ) -> None:
@@ -293,6 +303,7 @@ def test_batches_are_single_prompts_to_rounding(
                 )
 
 
+@pytest.mark.usefixtures("unpaged")
 def test_two_processes_give_the_same_bytes(
     run: RunFolder, tiny_models: TinyModels, table: Path, tmp_path: Path
 ) -> None:
@@ -301,6 +312,7 @@ def test_two_processes_give_the_same_bytes(
         assert (again.path / "tables" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
+@pytest.mark.usefixtures("unpaged")
 def test_a_frozen_language_model_is_asked_too(table: Path, tmp_path: Path) -> None:
     case = ultravox.CASES[0]
     folder = tmp_path / "model"
