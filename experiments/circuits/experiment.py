@@ -12,7 +12,7 @@ al. 2022; Miller's edges), faithfulness and completeness (Wang et al. 2022), fal
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -35,6 +35,7 @@ from .measure import PairSweeps
 from .plan import CircuitNode, bundled_pairs, places_of, random_nodes
 from .settings import CircuitsConfig, PlaceName
 from .tables import MAY_LACK, TABLES, CircuitResults, node_cells, nodes_of, of, summarise, winners
+from .truths import TRUTHS
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Circuits(BatchedExperiment[CircuitsConfig], ModelExperiment[CircuitsConfig
     schema_version = 3
     tables, may_lack = TABLES, MAY_LACK
     controls, claims = CONTROLS, CLAIMS
+    truths = TRUTHS
+    truth_settings: ClassVar = {"places": ("readout",)}
     caveats = (
         "What is sampled are groups of pairs: pairs of a group are averaged before they are "
         "tested. Groups that share a donor clip, as the bundled ones do, are still not quite "
