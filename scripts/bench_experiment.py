@@ -24,8 +24,8 @@ from transformers import Qwen2AudioForConditionalGeneration
 
 from hooked_alm import ALMInput, HookedALM
 from hooked_alm.experiments.emotion_conflict.measure import ConflictMeasures
-from hooked_alm.experiments.emotion_conflict.plan import PromptRun
 from hooked_alm.experiments.emotion_conflict.settings import EmotionConflictConfig
+from hooked_alm.experiments.materials.conflict_runs import PromptRun
 from hooked_alm.experiments.materials.recordings import Recording
 from hooked_alm.methods.reading.labels import LabelSet
 from hooked_alm.methods.reading.lens import LogitLens

@@ -3,49 +3,34 @@
 Source: seed 000, hypotheses H1 and H2; M-000-14.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import wraps
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from ..materials.conflict_claims import (
+    handoff_finding,
+    no_handoff,
+    numbers_of,
+    of_enough_clips,
+    place_in_words,
+)
+from ..materials.conflict_runs import EXCHANGES
 from ..materials.confounds import confounded
-from ..workbench.claims import MIN_ITEMS, Claim, Finding, few, shown, within_rounding
+from ..workbench.claims import Claim, Finding, counted, few, shown, within_rounding
 from ..workbench.intervals import rate
-from .hypotheses import counted, dominance_test, late_consolidation_test
-from .plan import EXCHANGES
+from .hypotheses import dominance_test, late_consolidation_test
 from .tables import EmotionResults, conflict_items
-
-MOST_UNDEFINED = 0.05
-"""Share of the replicates that may lack a hand-off before its interval means nothing."""
-
-
-def _of_enough_clips(judge: Callable[..., Finding]) -> Callable[..., Finding]:
-    """Doubts a finding of many items but few clips: what is sampled is clips."""
-
-    @wraps(judge)
-    def judged(run: EmotionResults, *value: str) -> Finding:
-        finding, n_clips = judge(run, *value), run["runs"]["clip"].nunique()
-        is_few = n_clips < MIN_ITEMS <= finding.n
-        return finding.doubted(f"only {n_clips} clips") if is_few else finding
-
-    return judged
 
 
 def _share(row: pd.Series) -> str:
     return f"{int(row.k)} of {int(row.n)}, {row.rate:.2f} [{row.low:.2f}, {row.high:.2f}]"
 
 
-def _numbers(row: pd.Series, middle: str) -> dict[str, Any]:
-    return {"mean": row[middle], "low": row.low, "high": row.high, "n": row.n}
-
-
 # --- Answers
 
 
-@_of_enough_clips
+@of_enough_clips
 def _answer_follows(run: EmotionResults) -> Finding:
     flips = run["ob1_flip_summary"]
     among = flips[flips.among == "audio_only_correct"].set_index("measure")
@@ -58,12 +43,12 @@ def _answer_follows(run: EmotionResults) -> Finding:
         f"Instruction {_share(text)}, voice {_share(voice)}, among the items whose voice is "
         "recognised without an instruction",
         {**few(text.n), "neither rate is surely above one half": undecided, **could_be_else},
-        _numbers(text, "rate"),
+        numbers_of(text, "rate"),
         "rate",
     )
 
 
-@_of_enough_clips
+@of_enough_clips
 def _voice_is_heard(run: EmotionResults) -> Finding:
     runs = run["runs"]
     alone = runs[runs.condition == "audio_only"]  # one run for each clip, however many targets
@@ -77,12 +62,12 @@ def _voice_is_heard(run: EmotionResults) -> Finding:
             f"not surely above chance, {chance:g}": not row.low > chance,
             **confounded(run["confounds"], run.config),
         },
-        _numbers(row, "rate"),
+        numbers_of(row, "rate"),
         "rate",
     )
 
 
-@_of_enough_clips
+@of_enough_clips
 def _naming(run: EmotionResults) -> Finding:
     """Whether the instruction moves the answer more than the mere word does (C9)."""
     claim = "The instruction moves the answer, not the mere word"
@@ -114,7 +99,7 @@ def total_effects(patching: pd.DataFrame) -> pd.DataFrame:
     return first.pivot(index=["clip", "target"], columns="donor", values="total_effect")
 
 
-@_of_enough_clips
+@of_enough_clips
 def _dominance(run: EmotionResults) -> Finding:
     effects = total_effects(run["patching"])
     if not {*EXCHANGES} <= {*effects.columns}:
@@ -140,7 +125,7 @@ def _dominance(run: EmotionResults) -> Finding:
     )
 
 
-@_of_enough_clips
+@of_enough_clips
 def _late_by_lens(run: EmotionResults) -> Finding:
     runs = run["runs"][run["runs"].condition == "conflict"]
     names = run.inputs["labels"]
@@ -161,7 +146,7 @@ def _late_by_lens(run: EmotionResults) -> Finding:
     return replace(finding, claim=f"{finding.claim}, by the lens")
 
 
-@_of_enough_clips
+@of_enough_clips
 def _late_by_patching(run: EmotionResults) -> Finding:
     """H1 by patching, for the side whose exchange moves the answer more."""
     claim = "The conflict is settled late, by patching"
@@ -174,39 +159,24 @@ def _late_by_patching(run: EmotionResults) -> Finding:
     return counted(
         claim,
         f"The {EXCHANGES[donor].what}, whose exchange moves the answer most, is handed off at "
-        f"{_block(row, run.n_blocks)}",
+        f"{place_in_words(row, 'block', run.n_blocks - 1)}",
         {
-            **_no_handoff(row),
+            **no_handoff(row, "block"),
             **_within_rounding(run, donor),
             f"interval not past block {middle:g}": not row.low > middle,
         },
-        _numbers(row, "block"),
+        numbers_of(row, "block"),
         "blocks",
     )
 
 
-@_of_enough_clips
+@of_enough_clips
 def _handoff(run: EmotionResults, donor: str) -> Finding:
-    what, source, _ = EXCHANGES[donor]
-    claim = f"The {what} moves from {source} to the readout"
-    rows = run["handoffs"][run["handoffs"].donor == donor].set_index("event")
-    if not {"leaves", "arrives"} <= {*rows.index}:
-        facts, why_not = "Where was not measured", {"not all of it was patched": True}
-        return counted(claim, facts, why_not, {}, "blocks")
-    leaves, arrives = rows.loc["leaves"], rows.loc["arrives"]
-    if np.isfinite(leaves.block):
-        claim += f" by block {leaves.block:.0f}"
-    return counted(
-        claim,
-        f"It leaves {source} at {_block(leaves, run.n_blocks)} and is at the readout from "
-        f"{_block(arrives, run.n_blocks)}",
-        _no_handoff(leaves)
-        | _no_handoff(arrives)
-        | _within_rounding(run, donor)
-        | (confounded(run["confounds"], run.config) if what == "voice" else {}),
-        _numbers(leaves, "block"),
-        "blocks",
-    )
+    return handoff_finding(
+        run["handoffs"], donor, "block", run.n_blocks - 1,
+        _within_rounding(run, donor)
+        | (confounded(run["confounds"], run.config) if donor == "audio_swap" else {}),
+    )  # fmt: skip
 
 
 def _within_rounding(run: EmotionResults, donor: str) -> dict[str, bool]:
@@ -214,20 +184,6 @@ def _within_rounding(run: EmotionResults, donor: str) -> dict[str, bool]:
     patching = run["patching"]
     items = patching[patching.donor == donor].drop_duplicates(["clip", "target"])
     return within_rounding(items.total_effect, items.noise, "logits")
-
-
-def _block(row: pd.Series, n_blocks: int) -> str:
-    if not np.isfinite(row.block):
-        return "no block"
-    return f"block {shown(_numbers(row, 'block'), 0)} of 0 to {n_blocks - 1}"
-
-
-def _no_handoff(row: pd.Series) -> dict[str, bool]:
-    is_unsure = row.n >= MIN_ITEMS and not row.undefined <= MOST_UNDEFINED
-    return {
-        **few(row.n, "items have a total effect to recover"),
-        "no such block in some resamples": is_unsure,
-    }
 
 
 CLAIMS = (

@@ -6,7 +6,6 @@ everything but a word.
 Source: seed 000; M-000-6, M-000-7, M-000-11, S-7 and S-11.
 """
 
-from collections.abc import Sequence
 from functools import partial
 from typing import get_args
 
@@ -14,47 +13,16 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from hooked_alm.methods.statistics.bootstrap import handoff_index
 from hooked_alm.methods.statistics.critical_layer import CriticalMethod, critical_layers
 
+from ..materials.item_curves import curves, mean_curve
 from ..workbench.intervals import Draws, prefixed, rate
-from ..workbench.results import Results, Row
-from .plan import EXCHANGES
+from ..workbench.results import Results
 from .settings import EmotionConflictConfig
 
 STRATA = ("language", "voice", "intensity")
 MEAN_CURVE = "(mean curve)"
 """Stands for the file in ``critical_layers`` where a row is about the mean over clips."""
-
-
-def curves(
-    items: pd.DataFrame, x: str, y: str
-) -> tuple[pd.DataFrame, Float[np.ndarray, "item x"], list[int]]:
-    """What the items are, their curves, and the values of ``x``."""
-    wide = items.pivot(index=["clip", "target"], columns=x, values=y)
-    return wide.index.to_frame(index=False), wide.to_numpy(np.float64), list(wide.columns)
-
-
-def _mean_curve(items: pd.DataFrame, x: str, y: str, draws: Draws) -> list[Row]:
-    """The mean curve with its band, a row per point."""
-    what, values, points = curves(items, x, y)
-    found = draws.points(values, what["clip"].tolist())
-    return [{x: point, "measure": y, **row} for point, row in zip(points, found, strict=True)]
-
-
-def means_by(
-    table: pd.DataFrame, measures: Sequence[str], by: list[str], x: str, draws: Draws
-) -> pd.DataFrame:
-    """Mean curves of several measures, by group."""
-    # A group is a copy: of what is read alone, as a table may have millions of rows.
-    table = table[["clip", "target", *by, x, *measures]]
-    rows = [
-        dict(zip(by, group, strict=True)) | row
-        for group, part in table.groupby(by, sort=False)
-        for measure in measures
-        for row in _mean_curve(part, x, measure, draws)
-    ]
-    return pd.DataFrame(rows).drop(columns="n_clusters")
 
 
 def delta_curves(items: pd.DataFrame, draws: Draws) -> pd.DataFrame:
@@ -67,7 +35,7 @@ def delta_curves(items: pd.DataFrame, draws: Draws) -> pd.DataFrame:
                 strata[f"{column}={value}"] = some
         for stratum, some in strata.items():
             names = {"condition": condition, "stratum": stratum}
-            rows += [names | row for row in _mean_curve(some, "depth", "delta", draws)]
+            rows += [names | row for row in mean_curve(some, "depth", "delta", draws)]
     table = pd.DataFrame(rows).drop(columns=["measure", "n_undefined"])
     return table.rename(columns={"n_clusters": "n_clips"})
 
@@ -119,7 +87,7 @@ def patching_summary(patching: pd.DataFrame, draws: Draws) -> pd.DataFrame:
     for (donor, span), part in patching.groupby(["donor", "span"], sort=False):
         flips = part.groupby("block").flip.agg(lambda cells: [rate(cells > 0)])
         shifts, recoveries = (
-            _mean_curve(part, "block", measure, draws) for measure in ("shift", "recovery")
+            mean_curve(part, "block", measure, draws) for measure in ("shift", "recovery")
         )
         for (block, [flip]), shift, recovery in zip(flips.items(), shifts, recoveries, strict=True):
             rows.append(
@@ -134,35 +102,3 @@ def patching_summary(patching: pd.DataFrame, draws: Draws) -> pd.DataFrame:
     ends = [f"{what}_{end}" for what in ("shift", "recovery") for end in ("mean", "low", "high")]
     columns = ["donor", "block", "span", "n", "flip_rate", "flip_low", "flip_high", *ends]
     return pd.DataFrame(rows, columns=[*columns, "n_undefined"])
-
-
-def handoffs(patching: pd.DataFrame, draws: Draws) -> pd.DataFrame:
-    """Where information leaves its own span for good, and where it is at the readout for good.
-
-    ``leaves``: the first block from which the span's mean recovery stays below one half (S-11);
-    ``arrives``: the first from which the readout's stays at one half or above. NaN if there is no
-    such block; ``undefined`` is the share of the replicates without one.
-    """
-    rows = []
-    spans = [(donor, span) for donor, one in EXCHANGES.items() for span in (one.span, "readout")]
-    for donor, span in spans:
-        part = patching[(patching.donor == donor) & (patching.span == span)]
-        if part.empty:
-            continue
-        event = "arrives" if span == "readout" else "leaves"
-        row = {"donor": donor, "span": span, "event": event, "n": 0, "undefined": 1.0}
-        if len(part := part[part.recovery.notna()]):
-            what, values, blocks = curves(part, "block", "recovery")
-            find = partial(_handoff_blocks, blocks=blocks, is_arrival=event == "arrives")
-            found = draws.where(values, what["clip"].tolist(), find)
-            row |= {"block": found.at, **found._asdict(), "n": len(values)}
-        rows.append(row)
-    columns = ["donor", "span", "event", "block", "low", "high", "undefined", "n"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _handoff_blocks(
-    recovery: Float[np.ndarray, "curve block"], blocks: list[int], is_arrival: bool
-) -> Float[np.ndarray, " curve"]:
-    index = handoff_index(1 - recovery if is_arrival else recovery, is_arrival)
-    return np.array([*blocks, np.nan])[index]

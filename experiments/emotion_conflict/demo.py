@@ -14,6 +14,8 @@ import pandas as pd
 from hooked_alm.bundled import PREFIX
 from hooked_alm.converters import parity
 
+from ..materials.conflict_figures import draw_handoffs
+from ..materials.conflict_runs import EXCHANGES
 from ..workbench import figures, provenance, runner
 from ..workbench.claims import shown
 from ..workbench.controls import FAIL
@@ -27,8 +29,7 @@ from ..workbench.results import Tables
 from ..workbench.run_folder import RunFolder
 from .claims import total_effects
 from .experiment import EmotionConflict
-from .figures import DELTA, DEPTH, draw_handoffs, in_order
-from .plan import EXCHANGES
+from .figures import BY_BLOCK, DELTA, DEPTH, in_order
 from .settings import EmotionConflictConfig
 
 TWINS = ("follows_text", "follows_voice")
@@ -274,7 +275,7 @@ def _add_handoffs(page: Page, tables: Mapping[str, Tables]) -> None:
         if most.n_undefined
     ]
     page.figure(
-        "handoff", draw_handoffs(both, "curve", height=3.8), both,
+        "handoff", draw_handoffs(both, "block", "curve", x_label=BY_BLOCK, height=3.8), both,
         "Where information leaves its own positions for the readout",
         "Falling: how much of the donor's effect its own span still carries. Rising: how much is "
         "at the readout.",

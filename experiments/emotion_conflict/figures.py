@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure as Drawing
 
+from ..materials.conflict_figures import draw_handoffs
+from ..materials.conflict_runs import EXCHANGES
 from ..workbench import figures
 from ..workbench.page import Page
-from .plan import EXCHANGES
 from .tables import EmotionResults
 
 MAIN = ("audio_only", "conflict", "consistent")
@@ -104,26 +104,13 @@ def add_recovery(page: Page, run: EmotionResults, donor: str) -> None:
     )  # fmt: skip
 
 
-def draw_handoffs(table: pd.DataFrame, group: str, height: float) -> Drawing:
-    """Recoveries of the source span and of the readout, a panel for each exchange."""
-    parts = [
-        (some, {"title": f"{one.what.capitalize()} exchanged"})
-        for donor, one in EXCHANGES.items()
-        if len(some := table[table.donor == donor])
-    ]
-    return figures.panels(
-        figures.curves, parts, height=height, x="block", y="recovery_mean", lo="recovery_low",
-        hi="recovery_high", group=group, reference=0.5, x_label=BY_BLOCK, y_label="recovery",
-    )  # fmt: skip
-
-
 def add_handoffs(page: Page, run: EmotionResults) -> None:
     """Adds the recovery of each source span against the readout's, for both donors."""
     table = run["patching_summary"].merge(run["handoffs"][["donor", "span"]])
     table = table[table.recovery_mean.notna()]
     if table.empty:
         return
-    drawing = draw_handoffs(table, "span", height=3.4)
+    drawing = draw_handoffs(table, "block", "span", x_label=BY_BLOCK, height=3.4)
     page.figure(
         "handoff", drawing, table,
         "Where information leaves its own positions for the readout",

@@ -3,9 +3,8 @@
 Source: seed 000; M-000-14.
 """
 
-from collections.abc import Mapping
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -14,7 +13,7 @@ from hooked_alm.methods.statistics.critical_layer import resolve_depths
 from hooked_alm.methods.statistics.draws import chunks
 from hooked_alm.methods.statistics.significance import sign_test
 
-from ..workbench.claims import Finding, around_zero, few, judged, shown
+from ..workbench.claims import Finding, around_zero, counted, few, shown
 from ..workbench.intervals import Clusters, Draws, numbers
 
 
@@ -123,11 +122,3 @@ def dominance_test(
     few_items = few(found["n"], "items recognised from the voice alone")
     why_not = few_items | around_zero(found, "difference")
     return counted(claim, facts, why_not, found, "logits")
-
-
-def counted(
-    claim: str, facts: str, why_not: Mapping[str, bool], found: Mapping[str, Any], unit: str
-) -> Finding:
-    """The finding, whose facts end in the size of the sample."""
-    facts = f"{facts}, n = {int(found.get('n', 0))}"
-    return judged(claim, facts, why_not, numbers=found, unit=unit)

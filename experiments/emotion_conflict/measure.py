@@ -23,8 +23,9 @@ from hooked_alm.methods.reading.lens import (
     read_rows,
 )
 
+from ..materials.answers import answer_of, by_label, label_weight
+from ..materials.conflict_runs import PatchRun, PromptRun
 from ..workbench.results import Row
-from .plan import PatchRun, PromptRun
 from .settings import EmotionConflictConfig
 from .tables import FIDELITY
 
@@ -102,15 +103,13 @@ class ConflictMeasures:
     def _answer_row(
         self, run: PromptRun, x: ALMInput, row: int, logits: Float[Tensor, " vocab"]
     ) -> Row:
-        ours = logits[self.labels.tokens]
-        scores = self.labels.scores(ours)
+        scores = self.labels.scores(logits[self.labels.tokens])
         return {
             **run.identity(),
-            "prediction": self._answer(scores),
-            **self._by_label("z", scores),
+            "prediction": answer_of(self.labels, scores),
+            **by_label("z", self.labels, scores),
             "delta_final": float(self._contrast(scores, run, run.targets[0])),
-            "label_mass": float(logits.log_softmax(-1)[self.labels.tokens].exp().sum()),
-            "best_label_rank": int((logits > ours.max()).sum()) + 1,
+            **label_weight(self.labels, logits),
             "top_token": self.model.tokenizer.decode([int(logits.argmax())]),
             "n_tokens": int(x.attention_mask[row].sum()),
             "n_audio_tokens": len(x.spans.positions("audio", row)),
@@ -122,9 +121,9 @@ class ConflictMeasures:
         return [
             {
                 "depth": depth,
-                **self._by_label("z", scores),
-                **self._by_label("p", scores.softmax(-1)),
-                "prediction": self._answer(scores),
+                **by_label("z", self.labels, scores),
+                **by_label("p", self.labels, scores.softmax(-1)),
+                "prediction": answer_of(self.labels, scores),
                 **{name: float(getattr(fidelity, name)[depth, row, 0]) for name in FIDELITY},
             }
             for depth, scores in enumerate(lens)
@@ -162,8 +161,8 @@ class ConflictMeasures:
                 "span_length_ratio": found.length_ratios[n],
                 "base_scores": base_scores.tolist(),
                 "donor_scores": donor_scores.tolist(),
-                "base_prediction": self._answer(base_scores),
-                "donor_prediction": self._answer(donor_scores),
+                "base_prediction": answer_of(self.labels, base_scores),
+                "donor_prediction": answer_of(self.labels, donor_scores),
             }
             results.append(
                 ([{**one, "noise": found.noise_between_labels[n]} for one in rows], about)
@@ -183,30 +182,26 @@ class ConflictMeasures:
         places = product(config.patched_layers(self.model.cfg.n_layers), config.patched_spans())
         rows = []
         for (block, span), scores in zip(places, cells.flatten(0, 1), strict=True):
-            shift, prediction = float(self._gap(scores, *sweep.toward)) - base, self._answer(scores)
+            shift, prediction = (
+                float(self._gap(scores, *sweep.toward)) - base,
+                answer_of(self.labels, scores),
+            )
             rows.append(
                 {
                     **sweep.identity(),
                     "block": block,
                     "span": span,
                     "prediction": prediction,
-                    "flip": float(prediction != self._answer(base_scores)),
+                    "flip": float(prediction != answer_of(self.labels, base_scores)),
                     "shift": shift,
                     "recovery": shift / total if abs(total) >= config.min_effect else np.nan,
                     "base": base,
                     "donor_metric": donor,
                     "total_effect": total,
-                    **self._by_label("z", scores),
+                    **by_label("z", self.labels, scores),
                 }
             )
         return rows
-
-    def _answer(self, scores: Float[Tensor, " label"]) -> str:
-        return self.labels.names[int(scores.argmax())]
-
-    def _by_label(self, prefix: str, values: Float[Tensor, " label"]) -> dict[str, float]:
-        names = [f"{prefix}_{name}" for name in self.labels.names]
-        return dict(zip(names, values.tolist(), strict=True))
 
 
 def attention_rows(

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from ..materials.clips import of_whom
+from ..materials.conflict_runs import EXCHANGES
 from ..materials.confounds import add_confounds
 from ..materials.recordings import Recording
 from ..materials.trained_lens import lens_name
@@ -12,7 +14,6 @@ from ..workbench.page import Page
 from ..workbench.report import Clip
 from . import figures as draw
 from .curves import MEAN_CURVE
-from .plan import EXCHANGES
 from .tables import EmotionResults, items_with_delta
 
 CONDITIONS = {
@@ -40,10 +41,10 @@ TUNED_LENS = (
 
 def lead(run: EmotionResults) -> str:
     """What was asked of which clips."""
-    labels, what = run.inputs["labels"], run.config.label_column
+    labels, what, clips = run.inputs["labels"], run.config.label_column, run["manifest"]
     lead = (
-        f"{len(run['manifest'])} clips, {_of_whom(run)}. What each voice carries (A) is in the "
-        f"column {what}: {', '.join(run['manifest'][what].unique())}. The instruction asks for it, "
+        f"{len(clips)} clips, {of_whom(clips)}. What each voice carries (A) is in the column "
+        f"{what}: {', '.join(clips[what].unique())}. The instruction asks for it, "
         f"or names another of the {len(labels)} labels, T. This page shows which of the two the "
         "answer follows, at which depth that can be read, and which positions carry it."
     )
@@ -54,16 +55,6 @@ def lead(run: EmotionResults) -> str:
             "conclusion between them."
         )
     return lead
-
-
-def _of_whom(run: EmotionResults) -> str:
-    """How many speakers and sentences the clips are of, where their table says so."""
-    known = {"speaker": "speakers", "sentence": "sentences", "language": "languages"}
-    counts = {name: run["manifest"].get(name, pd.Series(dtype=str)).nunique() for name in known}
-    said = [f"{n} {known[name] if n > 1 else name}" for name, n in counts.items() if n]
-    unsaid = [known[name] for name, n in counts.items() if not n]
-    parts = [f"of {', '.join(said)}"] if said else []
-    return "; ".join(parts + ([f"their {' and '.join(unsaid)} are not stated"] if unsaid else []))
 
 
 def fill_page(page: Page, run: EmotionResults, recordings: Sequence[Recording]) -> None:
@@ -176,9 +167,9 @@ def _unmoved(patching: pd.DataFrame) -> list[str]:
 
 def method(run: EmotionResults) -> str:
     """How intervals and recoveries were made."""
-    config = run.config
+    config, clips = run.config, of_whom(run["manifest"])
     text = (
-        f"Model: {config.model}, {config.dtype}. The clips: {_of_whom(run)}; what holds for other "
+        f"Model: {config.model}, {config.dtype}. The clips: {clips}; what holds for other "
         f"speakers or sentences the intervals do not say. They resample clips {config.n_resamples} "
         f"times with seed {config.seed}; rates have Wilson intervals, which take items for "
         "independent (under all_pairs a clip has four; they are then too narrow). Recoveries are "

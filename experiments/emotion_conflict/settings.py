@@ -10,19 +10,15 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import Field, model_validator
 
 from hooked_alm.errors import InputError
-from hooked_alm.methods.patching.alignment import AlignPolicies, AlignPolicy
-from hooked_alm.methods.patching.options import Engine
-from hooked_alm.methods.reading.labels import LabelMode
+from hooked_alm.methods.patching.alignment import AlignPolicies
 from hooked_alm.methods.reading.lens import LensNorm
 from hooked_alm.methods.statistics.critical_layer import CriticalMethod
 
-from ..materials.instructions import Instructions, PromptMode
-from ..materials.sources import Source
-from ..workbench.batches import BatchedConfig
+from ..materials.conflict_runs import DonorKind
+from ..materials.conflict_settings import ConflictConfig
+from ..materials.instructions import PromptMode
 from ..workbench.claims import Defect
-from ..workbench.settings import EngineBytes, Truncate, TunedLensFolder
-
-DonorKind = Literal["self", "text_swap", "audio_swap", "both", "random_other"]
+from ..workbench.settings import TunedLensFolder
 
 SPANS: dict[str, tuple[str, ...]] = {
     **{name: (name,) for name in ("label", "text", "audio", "audio_struct", "struct", "readout")},
@@ -40,10 +36,9 @@ SEED_LAYERS = (0, 5, 10, 15, 20, 25, 27)
 """Blocks that the seed patched, of 28."""
 
 
-class EmotionConflictConfig(BatchedConfig):
+class EmotionConflictConfig(ConflictConfig):
     """What to run; the switches' defaults are the corrected experiment."""
 
-    KNOWN_WITH: ClassVar = ("audio", "label_column", "labels", "prompts", "conflict_map")
     SEED_DEFAULTS: ClassVar[Mapping[str, Any]] = {
         "modes": ("audio_only", "conflict", "consistent"),
         "lens_norm": "none",
@@ -56,52 +51,8 @@ class EmotionConflictConfig(BatchedConfig):
         "align": "min_len",
     }
 
-    audio: Source = Field(
-        default="bundled",
-        description="a table of clips, a folder with manifest.csv, or one of OB1-named clips",
-    )
-    n_clips: int | None = Field(
-        default=None, ge=1, le=10**6, description="how many clips there must be"
-    )
-    label_column: str = Field(
-        default="emotion",
-        min_length=1,
-        description="column of the table that says what the voice carries",
-    )
-    labels: Mapping[str, Mapping[str, str | tuple[str, ...]]] | None = Field(
-        default=None,
-        description="language -> label -> how answers spell it; None is OB1's five if the clips "
-        "have no others, else the labels of the clips as they stand",
-    )
-    label_mode: LabelMode = Field(
-        default="first_token",
-        description="an answer's score: of its first token, or of the best of several spellings",
-    )
-    prompt_language: str = Field(
-        default="clip", description="of instruction and labels: the clip's, or one for all clips"
-    )
-    prompts: Mapping[str, Instructions] = Field(
-        default={},
-        description="language -> ask, label_only, obey, mention, choose, unrelated (quoted, "
-        "between); OB1's are there in zh and en",
-    )
-    conflict_map: Mapping[str, str] | None = Field(
-        default=None,
-        description="voice's label -> label that the instruction names; None is OB1's for its "
-        "five, else the next label; a column target says it clip by clip",
-    )
-    pairs: Literal["map", "all_pairs"] = Field(
-        default="map", description="instructions name the label of that map, or every other one"
-    )
     modes: tuple[PromptMode, ...] = Field(
         default=get_args(PromptMode), description="conditions that every clip is asked under"
-    )
-    truncate: Truncate = False
-    loudness_dbfs: float | None = Field(
-        default=None,
-        ge=-120,
-        le=0,
-        description="scale every clip to this level (RMS), so that it cannot tell the label",
     )
     lens_norm: LensNorm = Field(
         default="final", description="norm that the lens applies before the unembedding"
@@ -126,32 +77,14 @@ class EmotionConflictConfig(BatchedConfig):
     audio_positions: Literal["speech_only", "not_text"] = Field(
         default="speech_only", description="what the span audio is: frames of speech, or all else"
     )
-    align: AlignPolicy = Field(
-        default="resample_linear", description="spans of unequal length in base and donor"
-    )
     patch_layers: tuple[Annotated[int, Field(ge=-10_000, le=10_000)], ...] | None = Field(
         default=None, min_length=1, description="blocks; None is all"
-    )
-    engine: Engine = Field(
-        default="fast", description="of the patching; hooks is one whole forward per cell"
-    )
-    max_bytes: EngineBytes = 2**30
-    min_effect: float = Field(
-        default=0.5,
-        gt=0,
-        le=1e6,
-        description="logits; below this total effect a recovery is undefined",
     )
 
     @model_validator(mode="after")
     def _modes_that_the_summary_needs(self) -> "EmotionConflictConfig":
         if missing := {"audio_only", "conflict"} - set(self.modes):
             raise ValueError(f"modes must include {', '.join(sorted(missing))}")
-        if self.label_mode == "sequence":
-            raise ValueError(
-                "label_mode 'sequence' has no lens: use first_token or variants, and labels that "
-                "begin with different tokens"
-            )
         if self.tuned_lens is not None and self.lens_norm != "final":
             raise ValueError("tuned_lens was trained under the final norm: lens_norm must be final")
         return self
@@ -161,10 +94,9 @@ class EmotionConflictConfig(BatchedConfig):
         return SEED_SPANS if self.audio_positions == "not_text" else SPANS
 
     def align_policies(self) -> AlignPolicies:
-        """For clips of unequal duration what is set; for labels of unequal token count, nearest."""
-        if self.align in ("error", "min_len"):
-            return self.align
-        return {"audio": self.align, "text": "nearest", "label": "nearest"}
+        """As for all spans, for that of the label alone."""
+        policies = super().align_policies()
+        return policies if isinstance(policies, str) else {**policies, "label": "nearest"}
 
     def patched_layers(self, n_layers: int) -> tuple[int, ...]:
         """Blocks to patch; of the seed's list for 28 blocks, those that exist, and the last.

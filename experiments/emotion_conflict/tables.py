@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from ..materials.clips import SOUNDS
+from ..materials.item_curves import handoffs, means_by
 from ..workbench.intervals import rate
 from ..workbench.results import Results
-from .curves import critical_layer_table, delta_curves, handoffs, means_by, patching_summary
+from .curves import critical_layer_table, delta_curves, patching_summary
 from .settings import EmotionConflictConfig
 
 EmotionResults = Results[EmotionConflictConfig]
@@ -50,7 +51,7 @@ def summarise(run: EmotionResults) -> Iterator[tuple[str, pd.DataFrame]]:
     yield "mar", (ratios := attention_ratios(run["attention"], run["runs"]))
     yield "mar_summary", means_by(ratios, RATIOS, ["condition"], "layer", draws)
     yield "patching_summary", patching_summary(run["patching"], draws)
-    yield "handoffs", handoffs(run["patching"], draws)
+    yield "handoffs", handoffs(run["patching"], "block", draws)
 
 
 def items_with_delta(run: EmotionResults) -> pd.DataFrame:

@@ -125,6 +125,16 @@ def manifest(clips: Sequence[ClipFile], sounds: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(said).join(measured.reset_index(drop=True)).assign(notes=notes)
 
 
+def of_whom(clips: pd.DataFrame) -> str:
+    """How many speakers and sentences the clips are of, where their table says so."""
+    known = {"speaker": "speakers", "sentence": "sentences", "language": "languages"}
+    counts = {name: clips.get(name, pd.Series(dtype=str)).nunique() for name in known}
+    said = [f"{n} {known[name] if n > 1 else name}" for name, n in counts.items() if n]
+    unsaid = [known[name] for name, n in counts.items() if not n]
+    parts = [f"of {', '.join(said)}"] if said else []
+    return "; ".join(parts + ([f"their {' and '.join(unsaid)} are not stated"] if unsaid else []))
+
+
 C = TypeVar("C", bound=ClipFile)
 L = TypeVar("L", bound=ClipLine)
 

@@ -184,6 +184,14 @@ def judged(
     )
 
 
+def counted(
+    claim: str, facts: str, why_not: Mapping[str, bool], found: Mapping[str, Any], unit: str
+) -> Finding:
+    """The finding, whose facts end in the size of the sample."""
+    facts = f"{facts}, n = {int(found.get('n', 0))}"
+    return judged(claim, facts, why_not, numbers=found, unit=unit)
+
+
 def not_measured(claim: str, why: str, unit: str, facts: str = "Not measured") -> Finding:
     """A claim that the run has no numbers for."""
     return judged(claim, facts, {why: True}, numbers={}, unit=unit)

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import soundfile
 
-from hooked_alm.experiments.emotion_conflict.curves import handoffs
 from hooked_alm.experiments.emotion_conflict.experiment import EmotionConflict
 from hooked_alm.experiments.emotion_conflict.plan import NAMES_TARGET
 from hooked_alm.experiments.emotion_conflict.settings import EmotionConflictConfig
@@ -19,6 +18,7 @@ from hooked_alm.experiments.emotion_conflict.tables import (
     flip_summary,
 )
 from hooked_alm.experiments.materials.clips import Sounds
+from hooked_alm.experiments.materials.item_curves import handoffs
 from hooked_alm.experiments.materials.ob1 import CONFLICT_MAP, EMOTIONS, ob1_clip_names
 from hooked_alm.experiments.materials.recordings import Recording, load_recordings
 
@@ -210,6 +210,6 @@ def toy_results(
     """Hand-made tables (or given ones) as results, with the summaries that claims are made of."""
     run = EmotionConflict.results(config, INPUTS, tables or toy_tables(config, **made))
     run.tables["confounds"] = pd.DataFrame(columns=["feature", "p", "found"])
-    run.tables["handoffs"] = handoffs(run["patching"], run.draws)
+    run.tables["handoffs"] = handoffs(run["patching"], "block", run.draws)
     run.tables["ob1_flip_summary"] = flip_summary(conflict_items(run["runs"]))
     return run

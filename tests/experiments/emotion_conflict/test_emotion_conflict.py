@@ -19,11 +19,11 @@ from torch import Tensor
 
 from hooked_alm import HookedALM
 from hooked_alm.bundled import CLIPS, MODELS
-from hooked_alm.experiments.emotion_conflict.corpus import Corpus
 from hooked_alm.experiments.emotion_conflict.experiment import EmotionConflict
 from hooked_alm.experiments.emotion_conflict.measure import SEGMENTS
-from hooked_alm.experiments.emotion_conflict.plan import PatchRun, PromptRun
 from hooked_alm.experiments.emotion_conflict.settings import EmotionConflictConfig
+from hooked_alm.experiments.materials.conflict_corpus import Corpus
+from hooked_alm.experiments.materials.conflict_runs import PatchRun, PromptRun
 from hooked_alm.experiments.materials.ob1 import CONFLICT_MAP, EMOTIONS, LABELS
 from hooked_alm.experiments.workbench.experiment import Unit, UnitResult
 from hooked_alm.methods.patching.options import Engine

@@ -9,9 +9,9 @@ import soundfile
 
 from hooked_alm.bundled import CLIPS
 from hooked_alm.errors import InputError
-from hooked_alm.experiments.emotion_conflict.corpus import Corpus
 from hooked_alm.experiments.emotion_conflict.experiment import EmotionConflict
 from hooked_alm.experiments.emotion_conflict.settings import EmotionConflictConfig
+from hooked_alm.experiments.materials.conflict_corpus import Corpus
 from hooked_alm.experiments.materials.ob1 import CONFLICT_MAP, EMOTIONS
 from hooked_alm.experiments.materials.recordings import load_recordings
 from hooked_alm.experiments.workbench import runner, work

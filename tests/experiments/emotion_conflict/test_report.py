@@ -15,7 +15,6 @@ from hooked_alm.experiments.emotion_conflict.curves import (
     MEAN_CURVE,
     critical_layer_table,
     delta_curves,
-    handoffs,
     patching_summary,
 )
 from hooked_alm.experiments.emotion_conflict.experiment import EmotionConflict
@@ -30,6 +29,7 @@ from hooked_alm.experiments.emotion_conflict.tables import (
     items_with_delta,
     summarise,
 )
+from hooked_alm.experiments.materials.item_curves import handoffs
 from hooked_alm.experiments.materials.ob1 import EMOTIONS
 from hooked_alm.experiments.workbench import page
 from hooked_alm.experiments.workbench.claims import Finding
@@ -137,15 +137,16 @@ def test_a_hand_off_is_for_good() -> None:
 
 def test_hand_offs_name_blocks(run: EmotionResults) -> None:
     patching = run["patching"]
-    table = handoffs(patching, DRAWS).set_index(["donor", "event"])
+    table = handoffs(patching, "block", DRAWS).set_index(["donor", "event"])
     assert table.block["text_swap", "leaves"] == 2
     assert table.block["text_swap", "arrives"] == 2
     assert table.block["audio_swap", "leaves"] == 2
     assert (table.undefined == 0).all()
     some = patching[patching.block != 1]  # names are of blocks, not places in the list
-    assert handoffs(some, DRAWS).block.iloc[0] == 2
+    assert handoffs(some, "block", DRAWS).block.iloc[0] == 2
     patching.loc[patching.donor == "audio_swap", "recovery"] = np.nan
-    nothing = handoffs(patching, DRAWS).set_index(["donor", "event"]).loc["audio_swap", "leaves"]
+    table = handoffs(patching, "block", DRAWS).set_index(["donor", "event"])
+    nothing = table.loc["audio_swap", "leaves"]
     assert nothing.n == 0
     assert np.isnan(nothing.block)
     assert nothing.undefined == 1
@@ -322,7 +323,7 @@ def test_noisy_hand_offs_have_95_percent_intervals() -> None:
          "recovery": float(block < leaves[clip])}
         for clip in range(n_clips) for block in range(n_blocks)
     ]  # fmt: skip
-    row = handoffs(pd.DataFrame(rows), Draws(0, 4000)).iloc[0]
+    row = handoffs(pd.DataFrame(rows), "block", Draws(0, 4000)).iloc[0]
     draws = np.random.default_rng(5).integers(0, n_clips, (20_000, n_clips))
     kept = (leaves[draws][:, :, None] > np.arange(n_blocks)).mean(axis=1)
     first = (kept < 0.5).argmax(axis=1)

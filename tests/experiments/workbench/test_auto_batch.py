@@ -15,8 +15,8 @@ from hooked_alm.errors import InputError
 from hooked_alm.experiments import cli
 from hooked_alm.experiments.cli import app
 from hooked_alm.experiments.emotion_conflict.experiment import EmotionConflict
-from hooked_alm.experiments.emotion_conflict.plan import PatchRun, PromptRun
 from hooked_alm.experiments.emotion_conflict.settings import EmotionConflictConfig
+from hooked_alm.experiments.materials.conflict_runs import PatchRun, PromptRun
 from hooked_alm.experiments.workbench import auto_batch, runner
 from hooked_alm.experiments.workbench.auto_batch import auto_batched, host_room, largest_batch
 from hooked_alm.experiments.workbench.experiment import UnitResult

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 
-from ..materials.instructions import Instructions
-from ..materials.ob1 import CONFLICT_MAP, EMOTIONS, INSTRUCTIONS, LABELS
-from ..materials.recordings import Recording
-from ..materials.records import raise_all
-from .settings import EmotionConflictConfig
+from .conflict_settings import ConflictConfig
+from .instructions import Instructions
+from .ob1 import CONFLICT_MAP, EMOTIONS, INSTRUCTIONS, LABELS
+from .recordings import Recording
+from .records import raise_all
 
 Spelling = str | tuple[str, ...]
 
@@ -23,7 +23,7 @@ Spelling = str | tuple[str, ...]
 class Corpus:
     """Recordings, and everything that prompts are made of."""
 
-    config: EmotionConflictConfig
+    config: ConflictConfig
     recordings: Sequence[Recording]
 
     def __post_init__(self) -> None:

@@ -1,0 +1,27 @@
+"""What a model answers, among labels, and how much it thinks of them."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from hooked_alm.methods.reading.labels import LabelSet
+
+from ..workbench.results import Row
+
+
+def answer_of(labels: LabelSet, scores: Float[Tensor, " label"]) -> str:
+    """The label with the highest score."""
+    return labels.names[int(scores.argmax())]
+
+
+def by_label(prefix: str, labels: LabelSet, values: Float[Tensor, " label"]) -> dict[str, float]:
+    """Values as columns ``{prefix}_{label}``."""
+    return dict(zip([f"{prefix}_{name}" for name in labels.names], values.tolist(), strict=True))
+
+
+def label_weight(labels: LabelSet, logits: Float[Tensor, " vocab"]) -> Row:
+    """Columns that `label_controls` reads: whether the labels are what the model says at all."""
+    ours = logits[labels.tokens]
+    return {
+        "label_mass": float(logits.log_softmax(-1)[labels.tokens].exp().sum()),
+        "best_label_rank": int((logits > ours.max()).sum()) + 1,
+    }

@@ -1,0 +1,82 @@
+"""What experiments on conflicts claim in the same words.
+
+Source: S-11.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..workbench.claims import MIN_ITEMS, Finding, counted, few, shown
+from ..workbench.results import Results
+from .conflict_runs import EXCHANGES
+
+MOST_UNDEFINED = 0.05
+"""Share of the replicates that may lack a hand-off before its interval means nothing."""
+
+
+def of_enough_clips(judge: Callable[..., Finding]) -> Callable[..., Finding]:
+    """Doubts a finding of many items but few clips: what is sampled is clips."""
+
+    @wraps(judge)
+    def judged(run: Results[Any], *value: str) -> Finding:
+        finding, n_clips = judge(run, *value), run["runs"]["clip"].nunique()
+        is_few = n_clips < MIN_ITEMS <= finding.n
+        return finding.doubted(f"only {n_clips} clips") if is_few else finding
+
+    return judged
+
+
+def numbers_of(row: pd.Series, middle: str) -> dict[str, Any]:
+    """Mean, ends and size of a row whose middle has another name."""
+    return {"mean": row[middle], "low": row.low, "high": row.high, "n": row.n}
+
+
+def handoff_finding(
+    table: pd.DataFrame, donor: str, x: str, last: int, why_not: Mapping[str, bool]
+) -> Finding:
+    """The claim that what a donor exchanges moves from its own span to the readout.
+
+    Args:
+        table: rows of `handoffs`.
+        donor: one of `EXCHANGES`.
+        x: column of the place, a block or a depth.
+        last: the last of these; the first is 0.
+        why_not: reasons against it that are the run's own.
+    """
+    what, source, _ = EXCHANGES[donor]
+    claim = f"The {what} moves from {source} to the readout"
+    rows = table[table.donor == donor].set_index("event")
+    if not {"leaves", "arrives"} <= {*rows.index}:
+        facts, unknown = "Where was not measured", {"not all of it was patched": True}
+        return counted(claim, facts, unknown, {}, f"{x}s")
+    leaves, arrives = rows.loc["leaves"], rows.loc["arrives"]
+    if np.isfinite(leaves[x]):
+        claim += f" by {x} {leaves[x]:.0f}"
+    return counted(
+        claim,
+        f"It leaves {source} at {place_in_words(leaves, x, last)} and is at the readout from "
+        f"{place_in_words(arrives, x, last)}",
+        no_handoff(leaves, x) | no_handoff(arrives, x) | dict(why_not),
+        numbers_of(leaves, x),
+        f"{x}s",
+    )
+
+
+def place_in_words(row: pd.Series, x: str, last: int) -> str:
+    """Where something happens, with its interval."""
+    if not np.isfinite(row[x]):
+        return f"no {x}"
+    return f"{x} {shown(numbers_of(row, x), 0)} of 0 to {last}"
+
+
+def no_handoff(row: pd.Series, x: str) -> dict[str, bool]:
+    """The reasons against a place that too few items, or not all replicates, have."""
+    is_unsure = row.n >= MIN_ITEMS and not row.undefined <= MOST_UNDEFINED
+    return {
+        **few(row.n, "items have a total effect to recover"),
+        f"no such {x} in some resamples": is_unsure,
+    }

@@ -1,0 +1,156 @@
+"""Runs of clips under instructions that contradict them, and what is exchanged in them.
+
+A conflict run (the voice's label is A, the instruction's T) is a base. Each kind of donor exchanges
+one part of it, so that its answer is known beforehand:
+
+* ``self``: nothing; a control that must change nothing.
+* ``text_swap``: the same clip, instructed A. What the instruction contributes.
+* ``audio_swap``: a clip of label T, instructed T. What the voice contributes.
+* ``both``: a clip of label T, instructed A.
+* ``random_other``: a clip and an instruction of other labels; the floor of an unrelated state.
+
+A run that names no label (``audio_only``) has no instruction to exchange: of these it has ``self``
+and ``audio_swap`` alone.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from ..workbench.results import Row
+from .conflict_corpus import Corpus
+from .instructions import PromptMode
+from .recordings import Recording
+
+DonorKind = Literal["self", "text_swap", "audio_swap", "both", "random_other"]
+
+
+class Exchange(NamedTuple):
+    """What a donor exchanges, and where that stands: in words, and as a span."""
+
+    what: str
+    source: str
+    span: str
+
+
+EXCHANGES = {
+    "text_swap": Exchange("instruction", "its words", "text"),
+    "audio_swap": Exchange("voice", "its audio", "audio"),
+}
+"""Donors that exchange one side of the conflict, whose information moves to the readout."""
+
+
+@dataclass(frozen=True)
+class PromptRun:
+    """One forward: a clip under one instruction."""
+
+    recording: Recording
+    language: str
+    """Language of the instruction and of the labels."""
+    condition: PromptMode
+    named: str | None
+    """Label that the instruction names."""
+    targets: tuple[str, ...]
+    """Labels T whose contrast with the voice's is read."""
+
+    @property
+    def prompts(self) -> "tuple[PromptRun, ...]":
+        """Itself."""
+        return (self,)
+
+    @property
+    def sweeps(self) -> "tuple[PatchRun, ...]":
+        """None: nothing is patched."""
+        return ()
+
+    def identity(self) -> Row:
+        """What it is, as columns of a table."""
+        return {
+            "clip": self.recording.name,
+            "language": self.recording.language,
+            "prompt_language": self.language,
+            "voice": self.recording.label,
+            "intensity": self.recording.intensity,
+            "condition": self.condition,
+            "named": self.named,
+            "target": self.targets[0],
+        }
+
+
+@dataclass(frozen=True)
+class PatchRun:
+    """A base, such as a conflict run, and the donor that is patched into it."""
+
+    base: PromptRun
+    donor: PromptRun
+    kind: DonorKind
+    toward: tuple[str, str]
+    """Label that the donor should bring, and label it should displace."""
+
+    @property
+    def prompts(self) -> tuple[PromptRun, ...]:
+        """Its base and its donor."""
+        return self.base, self.donor
+
+    @property
+    def sweeps(self) -> "tuple[PatchRun, ...]":
+        """Itself."""
+        return (self,)
+
+    def identity(self) -> Row:
+        """What it is, as columns of a table."""
+        return {
+            **self.base.identity(),
+            "donor": self.kind,
+            "donor_clip": self.donor.recording.name,
+            "donor_named": self.donor.named,
+            "toward": self.toward[0],
+        }
+
+
+@dataclass(frozen=True)
+class Donors:
+    """Which runs of a corpus are the donors of a base."""
+
+    corpus: Corpus
+    seed: int
+
+    def sweep(self, base: PromptRun, kind: DonorKind) -> PatchRun | None:
+        """The base with a donor; None if no clip can play it, or there is nothing to exchange."""
+        if base.named is None and kind not in ("self", "audio_swap"):
+            return None
+        voice, target = base.recording.label, base.targets[0]
+        clip: Recording | None = base.recording
+        named: str | None = voice if kind in ("text_swap", "both") else target
+        if kind in ("audio_swap", "both"):
+            clip = self._clip_like(base, [target])
+        elif kind == "random_other":
+            others = [one for one in self.corpus.labels if one not in (voice, target)]
+            if len(others) < 2:
+                return None
+            named = others[self._random(base).integers(len(others))]
+            clip = self._clip_like(base, [one for one in others if one != named])
+        if clip is None:
+            return None
+        toward = (target, voice) if kind == "audio_swap" else (voice, target)
+        mode: PromptMode = "consistent" if clip.label == named else "conflict"
+        if base.named is None:
+            mode, named = base.condition, None
+        donor = PromptRun(clip, self.corpus.language(clip), mode, named, (target,))
+        return PatchRun(base, donor, kind, toward)
+
+    def _clip_like(self, base: PromptRun, labels: Sequence[str]) -> Recording | None:
+        """A clip of the same language, speaker and sentence; of equal intensity if there is one."""
+        clip = base.recording
+        found = self.corpus.clips_like(clip, labels)
+        alike = [r for r in found if r.intensity == clip.intensity] or found
+        return alike[self._random(base).integers(len(alike))] if alike else None
+
+    def _random(self, run: PromptRun) -> np.random.Generator:
+        """Draws that depend on the run alone, not on the other runs of the set."""
+        name = f"{self.seed}/{run.recording.name}/{run.named}"
+        digest = hashlib.sha256(name.encode()).digest()
+        return np.random.default_rng(int.from_bytes(digest[:8], "big"))

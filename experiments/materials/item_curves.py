@@ -1,0 +1,87 @@
+"""Mean curves of items along depths or blocks, and where information leaves one place for another.
+
+An *item* is a clip with a target label T; intervals resample clips, because a clip's items share
+everything but a word.
+
+Source: S-7 and S-11.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from hooked_alm.methods.statistics.bootstrap import handoff_index
+
+from ..workbench.intervals import Draws
+from ..workbench.results import Row
+from .conflict_runs import EXCHANGES
+
+
+def curves(
+    items: pd.DataFrame, x: str, y: str
+) -> tuple[pd.DataFrame, Float[np.ndarray, "item x"], list[int]]:
+    """What the items are, their curves, and the values of ``x``."""
+    wide = items.pivot(index=["clip", "target"], columns=x, values=y)
+    return wide.index.to_frame(index=False), wide.to_numpy(np.float64), list(wide.columns)
+
+
+def mean_curve(items: pd.DataFrame, x: str, y: str, draws: Draws) -> list[Row]:
+    """The mean curve with its band, a row per point."""
+    what, values, points = curves(items, x, y)
+    found = draws.points(values, what["clip"].tolist())
+    return [{x: point, "measure": y, **row} for point, row in zip(points, found, strict=True)]
+
+
+def means_by(
+    table: pd.DataFrame, measures: Sequence[str], by: list[str], x: str, draws: Draws
+) -> pd.DataFrame:
+    """Mean curves of several measures, by group."""
+    # A group is a copy: of what is read alone, as a table may have millions of rows.
+    table = table[["clip", "target", *by, x, *measures]]
+    rows = [
+        dict(zip(by, group, strict=True)) | row
+        for group, part in table.groupby(by, sort=False)
+        for measure in measures
+        for row in mean_curve(part, x, measure, draws)
+    ]
+    return pd.DataFrame(rows).drop(columns="n_clusters")
+
+
+def handoffs(cells: pd.DataFrame, x: str, draws: Draws) -> pd.DataFrame:
+    """Where information leaves its own span for good, and where it is at the readout for good.
+
+    ``leaves``: the first place from which the span's mean recovery stays below one half (S-11);
+    ``arrives``: the first from which the readout's stays at one half or above. NaN if there is no
+    such place; ``undefined`` is the share of the replicates without one.
+
+    Args:
+        cells: ``recovery`` by clip, target, donor, span and place.
+        x: column of the place, a block or a depth.
+        draws: of the intervals.
+    """
+    rows = []
+    spans = [(donor, span) for donor, one in EXCHANGES.items() for span in (one.span, "readout")]
+    for donor, span in spans:
+        part = cells[(cells.donor == donor) & (cells.span == span)]
+        if part.empty:
+            continue
+        event = "arrives" if span == "readout" else "leaves"
+        row = {"donor": donor, "span": span, "event": event, "n": 0, "undefined": 1.0}
+        if len(part := part[part.recovery.notna()]):
+            what, values, places = curves(part, x, "recovery")
+            find = partial(_handoff_places, places=places, is_arrival=event == "arrives")
+            found = draws.where(values, what["clip"].tolist(), find)
+            row |= {x: found.at, **found._asdict(), "n": len(values)}
+        rows.append(row)
+    columns = ["donor", "span", "event", x, "low", "high", "undefined", "n"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _handoff_places(
+    recovery: Float[np.ndarray, "curve place"], places: list[int], is_arrival: bool
+) -> Float[np.ndarray, " curve"]:
+    index = handoff_index(1 - recovery if is_arrival else recovery, is_arrival)
+    return np.array([*places, np.nan])[index]
