@@ -14,13 +14,17 @@ SUFFIXES = {".py", ".md", ".html", ".yaml", ".jsonl"}
 KIND = r"M-\d{3}-|S-|[CIH]"
 # An id inside a longer word is none: an H200, S-1b, AC6.
 CITED = re.compile(rf"(?<![\w-])({KIND})(\d{{1,2}})(?: to \1(\d{{1,2}}))?(?!\w|-\w)")
+# Cards that have a name in place of a document's number.
+NAMED = re.compile(r"(?<![\w-])M-[A-Z]{2,}(?![\w-])")
 # "M-001-2, 3" and "M-001-1 to 3": bare numbers are cards of the same document.
 SAME_SEED = re.compile(r"(M-\d{3}-)(\d{1,2})(, | to )(\d{1,2})(?![\w%-]|\.\d)")
 SEED = re.compile(r"\bseed (?:document )?(\d{3})\b")
 # A placeholder in capitals, such as docs/gallery/NAME.py, names no file.
 NAMED_FILE = re.compile(rf"\b(?:{'|'.join(FOLDERS)})/[a-z0-9_/.-]+\.[a-z]+\b")
 IN_A_NAME = re.compile(r"(?<=_)(?:m_\d{3}_\d{1,2}|[cis]\d{1,2})(?=_|$)")
-ENTRY = re.compile(rf"^(?:#+|\*\*|\* \*\*) ?((?:{KIND})\d{{1,2}}|seed \d{{3}})\b", re.MULTILINE)
+ENTRY = re.compile(
+    rf"^(?:#+|\*\*|\* \*\*) ?((?:{KIND})\d{{1,2}}|M-[A-Z]{{2,}}|seed \d{{3}})\b", re.MULTILINE
+)
 
 
 def citations(line: str) -> Iterator[str]:
@@ -29,6 +33,7 @@ def citations(line: str) -> Iterator[str]:
         line = longer
     for kind, first, last in CITED.findall(line):
         yield from (f"{kind}{n}" for n in range(int(first), int(last or first) + 1))
+    yield from NAMED.findall(line)
     yield from (f"seed {number}" for number in SEED.findall(line))
     for name in re.findall(r"def (test_\w+)", line):
         for found in IN_A_NAME.findall(name):
@@ -72,6 +77,7 @@ def test_lists_ranges_and_names_are_citations_and_longer_words_are_none() -> Non
         ("M-001-1 to 3: scores; (I2, I4 to I5)", "M-001-1 M-001-2 M-001-3 I2 I4 I5"),
         ("S-9 to S-11, 95 %; H1_x, H2", "S-9 S-10 S-11 H2"),
         ("def test_i5_i6_last(): def test_cards_s7_and_m_002_12()", "I5 I6 S-7 M-002-12"),
+        ("the card M-GC; M-GCx, xM-GC, M-GC-1b", "M-GC"),
         ("an H200, AC6, C6x, S-1-b, G10, N815, M-001-3b", ""),
     ):
         assert [*citations(line)] == ids.split(), line
