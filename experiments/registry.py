@@ -20,6 +20,7 @@ EXPERIMENTS = {
         "attribute_lens": "AttributeLens",
         "circuits": "Circuits",
         "emotion_conflict": "EmotionConflict",
+        "grounding": "Grounding",
         "prefix_comparison": "PrefixComparison",
         "head_statistics": "HeadStatistics",
         "tuned_lens": "TuneLens",

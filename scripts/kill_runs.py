@@ -77,6 +77,7 @@ def small_settings(inputs: Path) -> dict[str, list[str]]:
             *(f"audio={clips}", "modes=[audio_only, conflict]", "donors=[self, text_swap]"),
             "patch_layers=[2, 9]",
         ],
+        "grounding": [f"audio={clips}"],
         "head_statistics": ["max_samples=8", "batch_size=1", "unit_batches=1"],
         "prefix_comparison": [f"items={inputs}/items.jsonl", "pos_modes=[as_run]", "n_shown=1"],
         "semantic_vs_prosody": ["n_pairs=2", "spans=[audio]", "controls=[self]"],

@@ -28,7 +28,7 @@ IMPORTED = (
     *(f"experiments.workbench.{name}" for name in ("figures", "runner")),
     *(f"experiments.{name}.experiment" for name in ("emotion_conflict", "semantic_vs_prosody")),
     *(f"experiments.{name}.experiment" for name in ("prefix_comparison", "tuned_lens")),
-    "experiments.activations.experiment",
+    *(f"experiments.{name}.experiment" for name in ("activations", "grounding")),
     *(f"converters.families.{name}" for name in ("qwen2", "qwen2_audio")),
 )
 

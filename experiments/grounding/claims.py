@@ -1,0 +1,128 @@
+"""What a ``grounding`` run may establish, in sentences made from its numbers.
+
+Source: seed 003; M-GC.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from ..materials.conflict_claims import handoff_finding, of_enough_clips
+from ..materials.conflict_runs import EXCHANGES
+from ..materials.confounds import confounded
+from ..workbench.claims import Claim, Finding, few, judged, not_measured, shown, within_rounding
+from .measure import READINGS
+from .plan import INPUTS
+from .settings import ALL
+from .tables import GroundingResults
+
+LARGE = 0.5
+"""Recovery above which a head carries an input's part."""
+WHAT = {name: EXCHANGES[kind].what for name, kind in INPUTS.items()}
+
+
+def _doubts_of(run: GroundingResults, name: str) -> dict[str, bool]:
+    """What else than its label may tell clips apart is a reason against what the audio does."""
+    return confounded(run["confounds"], run.config) if name == "audio" else {}
+
+
+def _at_rounding(run: GroundingResults, name: str) -> dict[str, bool]:
+    cells = run["grounding"].drop_duplicates("pair")
+    cells = cells[cells[f"te_{name}"].notna()]
+    return within_rounding(cells[f"te_{name}"], cells.noise, "logits")
+
+
+@of_enough_clips
+def _grounded(run: GroundingResults) -> Finding:
+    """The claim which input the answer rests on: the coefficient of whole runs."""
+    means, n_items = run["grounding_means"], run["runs"].pair.nunique()
+    means = means[(means.direction == "denoise") & (means.span == ALL) & (means.depth == 0)]
+    row = means.set_index("measure").loc["gc"].to_dict()
+    if not row["n"]:
+        why = "no item has an effect of audio and text together to share"
+        if run.config.condition == "audio_only":
+            why = "under audio_only no instruction can be exchanged"
+        claim, facts = "The answer is grounded in one input", f"gc(0) = NaN in {n_items} items"
+        return not_measured(claim, why, run.config.gc_form, facts)
+    name = "audio" if row["mean"] > run.config.even else "text"
+    is_sure = row["low"] > run.config.even or row["high"] < run.config.even
+    effects = ", ".join(f"{WHAT[one]} {run['items'][f'te_{one}'].mean():.2f}" for one in INPUTS)
+    return judged(
+        f"The answer is grounded in the {WHAT[name]}",
+        f"gc(0) = {shown(row)}, {run.config.even:g} is even; total effects in logits: {effects}; "
+        f"n = {row['n']} of {n_items} items",
+        {
+            **few(row["n"]),
+            f"not surely on one side of {run.config.even:g}": not is_sure,
+            **_doubts_of(run, name),
+        },
+        numbers=row,
+        unit=run.config.gc_form,
+    )
+
+
+@of_enough_clips
+def _handover(run: GroundingResults, reading: str) -> Finding:
+    """The claim where the input that moves the answer most reaches the readout."""
+    effects = run["items"][[f"te_{name}" for name in INPUTS]].mean().abs()
+    name = str(effects.idxmax()).removeprefix("te_")
+    table = run["handoffs"]
+    found = handoff_finding(
+        table[table.direction == reading], INPUTS[name], "depth", run.n_blocks,
+        _at_rounding(run, name) | _doubts_of(run, name),
+    )  # fmt: skip
+    return replace(found, claim=f"{found.claim}, by {reading}")
+
+
+@of_enough_clips
+def _head(run: GroundingResults, name: str) -> Finding:
+    """The claim that one head carries an input's part, in both readings."""
+    best = run["best_heads"]
+    best = best[best.input == name].set_index("direction")
+    anyone = f"A single head carries the {WHAT[name]}'s part"
+    if best.empty:
+        return not_measured(anyone, f"the {WHAT[name]} was not exchanged", "recovery")
+    rows = {reading: best.loc[reading] for reading in READINGS}
+    level = [reading for reading, row in rows.items() if not row.lead_low > 0]
+    small = [reading for reading, row in rows.items() if not row.recovery_low > LARGE]
+    first, other = map(_label, rows.values())
+    reasons = {
+        **few(best.n_recovered.min(), "items have a total effect to recover"),
+        "no single head: not the same in both readings": first != other,
+        f"no single head: none is surely ahead of all others ({', '.join(level)})": bool(level),
+        f"none surely recovers more than {LARGE:g} ({', '.join(small)})": bool(small),
+    }
+    weaker = best.loc[best.recovery.fillna(-1).idxmin()]
+    return judged(
+        anyone if any(reasons.values()) else f"Head {first} carries the {WHAT[name]}'s part",
+        "; ".join(f"{reading}: {_told(row)}" for reading, row in rows.items()),
+        reasons | _at_rounding(run, name) | _doubts_of(run, name),
+        numbers={
+            "mean": weaker.recovery, "low": weaker.recovery_low, "high": weaker.recovery_high,
+            "n": weaker.n_recovered,
+        },
+        unit="recovery",
+    )  # fmt: skip
+
+
+def _label(row: pd.Series) -> str:
+    return f"L{row.block:.0f}H{row['head']:.0f}"
+
+
+def _told(row: pd.Series) -> str:
+    effect = {"mean": row.effect, "low": row.effect_low, "high": row.effect_high}
+    recovery = {"mean": row.recovery, "low": row.recovery_low, "high": row.recovery_high}
+    ahead = f", {row.lead:.2f} ahead of L{row.next_block:.0f}H{row.next_head:.0f}"
+    return (
+        f"{_label(row)} moves {shown(effect)} logits{ahead if np.isfinite(row.lead) else ''}, "
+        f"recovery {shown(recovery)}"
+    )
+
+
+CLAIMS = (
+    Claim(name="grounded", rests_on=("grounding", "runs"), judge=_grounded),
+    Claim(name="handover_{}", rests_on=("grounding",), judge=_handover,
+          per=lambda run: [*READINGS]),
+    Claim(name="head_{}", rests_on=("nodes",), judge=_head, per=lambda run: [*INPUTS]),
+)  # fmt: skip

@@ -1,0 +1,98 @@
+"""Is an answer grounded in the voice or in the instruction, and which parts carry either?
+
+In a conflict the clip and the instruction are exchanged, one at a time: in the whole prompt, at
+every depth and span of the stream, and in every head and MLP. The grounding coefficient is the
+voice's share of what both exchanges move.
+
+Source: seed 003; M-GC.
+"""
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Sequence
+from functools import cached_property
+
+import pandas as pd
+
+from ..materials.conflict_experiment import ConflictExperiment
+from ..workbench.experiment import UnitResult
+from ..workbench.page import Page
+from ..workbench.results import Row
+from .claims import CLAIMS
+from .controls import CONTROLS
+from .measure import GroundingMeasures
+from .pages import CAVEATS, fill_page, lead, method
+from .plan import INPUTS, GroundingItem, GroundingPlan
+from .settings import DEFECTS, SPANS, GroundingConfig
+from .tables import TABLES, GroundingResults, summarise
+
+
+class Grounding(ConflictExperiment[GroundingConfig]):
+    """Grounding coefficients of depths, spans, heads and MLPs, in both readings of patching."""
+
+    name = "grounding"
+    title = "Grounding"
+    question = "Is the answer grounded in the voice or in the instruction, and where?"
+    Config = GroundingConfig
+    tables = TABLES
+    defects, controls, claims, caveats = DEFECTS, CONTROLS, CLAIMS, CAVEATS
+
+    def places(self) -> list[tuple[str, ...]]:
+        """Spans that are patched together."""
+        return [*SPANS.values()]
+
+    @cached_property
+    def plan(self) -> GroundingPlan:
+        """What is run on these recordings."""
+        return GroundingPlan(self.config, self.corpus)
+
+    def batch_kind(self, work: GroundingItem) -> Hashable:
+        """The language, whose labels are read, and what can be exchanged."""
+        return work.base.language, work.kinds
+
+    def measure_batch(self, works: Sequence[GroundingItem]) -> list[UnitResult]:
+        """Answers, sweeps in both readings, and the items patched with themselves."""
+        labels = self.labels[works[0].base.language]
+        measures = GroundingMeasures(self.model, labels, self.config)
+        bases = [work.base for work in works]
+        exchanged = {
+            kind: [work.sweeps[k].donor for work in works] for k, kind in enumerate(works[0].kinds)
+        }
+        base = self.input(*bases)
+        donors = {kind: self.input(*runs) for kind, runs in exchanged.items()}
+        found: list[dict[str, list[Row]]] = [defaultdict(list) for _ in works]
+        roles = {kind: name for name, kind in INPUTS.items()}
+        for role, runs, x in [
+            ("base", bases, base),
+            *((roles[kind], exchanged[kind], donors[kind]) for kind in donors),
+        ]:
+            for tables, answer in zip(found, measures.answers(runs, x), strict=True):
+                tables["runs"].append({"role": role, **answer})
+        for table, n, row in measures.cells(works, base, donors):
+            found[n][table].append(row)
+        for n, row in measures.unpatched(works, base):
+            found[n]["unpatched"].append(row)
+        return [self._result(work, tables) for work, tables in zip(works, found, strict=True)]
+
+    def _result(self, work: GroundingItem, tables: dict[str, list[Row]]) -> UnitResult:
+        who = work.identity()
+        record = self.record_of(work.base)
+        record["donors"] = {one.kind: self.record_of(one.donor) for one in work.sweeps}
+        named = {name: [{**who, **row} for row in rows] for name, rows in tables.items()}
+        return UnitResult(named, {"pair": work.pair, **record})
+
+    def summaries(self, run: GroundingResults) -> Iterator[tuple[str, pd.DataFrame]]:
+        """The clips, and what `summarise` makes of the tables."""
+        yield from super().summaries(run)
+        yield from summarise(run)
+
+    def lead(self, run: GroundingResults) -> str:
+        """What is exchanged in which clips."""
+        return lead(run)
+
+    def page(self, page: Page, run: GroundingResults) -> None:
+        """What was asked and answered, the stream, and heads and MLPs."""
+        fill_page(page, run, self.recordings)
+
+    def method(self, run: GroundingResults) -> str:
+        """How effects, coefficients and intervals were made."""
+        return method(run)

@@ -1,0 +1,115 @@
+"""The figures of a ``grounding`` page, drawn from its summary tables."""
+
+import pandas as pd
+
+from ..materials.conflict_figures import draw_handoffs
+from ..workbench import figures
+from ..workbench.page import Page
+from .claims import WHAT
+from .measure import MLP, READINGS, PatchReading
+from .plan import INPUTS
+from .settings import ALL
+from .tables import GroundingResults
+
+DEPTH = "depth (blocks passed)"
+HOW: dict[PatchReading, str] = {
+    "denoise": "States of the exchanged run are written into the run as asked: what suffices.",
+    "noise": "States of the run as asked are written into the exchanged one: what is needed.",
+}
+SHOWN = (ALL, "audio", "text", "readout")
+POINTWISE = "Bands are 95 % bootstrap intervals over clips, each depth by itself."
+
+
+def add_coefficient(page: Page, run: GroundingResults) -> None:
+    """Adds the coefficient by depth and span, both readings apart."""
+    means, config = run["grounding_means"], run.config
+    means = means[(means.measure == "gc") & means.span.isin(SHOWN)]
+    if means["mean"].isna().all():
+        page.note("The grounding coefficient is NaN everywhere: there are not two inputs to share.")
+        return
+    limits = (-0.03, 1.03) if config.gc_form == "share" else (0, None)
+    drawing = figures.panels(
+        figures.curves, [(means[means.direction == one], {"title": one}) for one in READINGS],
+        height=3.4, x="depth", group="span", reference=config.even, x_label=DEPTH,
+        y_label="grounding coefficient", y_limits=limits,
+    )  # fmt: skip
+    page.figure(
+        "coefficient", drawing, means,
+        "The audio's part in what one span carries, depth by depth",
+        f"Above {config.even:g} what is exchanged there is the voice's, below it the "
+        f"instruction's. {' '.join(f'{one}: {HOW[one]}' for one in READINGS)} A point is the mean "
+        f"of the items whose answer that span moves by {config.min_effect:g} logits or more; "
+        f"where there is none, there is no point. {POINTWISE}",
+        "The span all is the other run, at every depth alike.",
+    )  # fmt: skip
+
+
+def add_handoffs(page: Page, run: GroundingResults, reading: PatchReading) -> None:
+    """Adds the recovery at each input's own span and at the readout, in one reading."""
+    means = run["grounding_means"]
+    rows = means[(means.direction == reading) & means["mean"].notna()]
+    parts = [
+        rows[rows.measure == f"rec_{name}"].assign(donor=kind) for name, kind in INPUTS.items()
+    ]
+    table = pd.concat(parts).rename(
+        columns={"mean": "recovery_mean", "low": "recovery_low", "high": "recovery_high"}
+    )
+    table = table.merge(run["handoffs"][["direction", "donor", "span"]])
+    if table.empty:
+        return
+    drawing = draw_handoffs(table, "depth", "span", x_label=DEPTH, height=3.4)
+    page.figure(
+        f"handover__{reading}", drawing, table,
+        f"Where each input is, depth by depth: {reading}",
+        f"{HOW[reading]} 1 is the exchange's whole effect. An input leaves its own span where its "
+        f"curve drops below one half for good, and is at the readout from where that curve stays "
+        f"above. {POINTWISE}",
+        "Both curves need not add up to 1: in between the information may sit elsewhere.",
+    )  # fmt: skip
+
+
+def add_heads(page: Page, run: GroundingResults, reading: PatchReading) -> None:
+    """Adds a map of the heads' effects at the readout, a panel for each input."""
+    means = run["node_means"]
+    means = means[(means["head"] != MLP) & (means.span == "readout") & means["mean"].notna()]
+    effects = {name: means[means.measure == f"effect_{name}"] for name in INPUTS}
+    every = pd.concat(effects.values())
+    some = every[every.direction == reading]
+    if some.empty:
+        return
+    drawing = figures.panels(
+        figures.heat_map,
+        [
+            (part[part.direction == reading], {"title": f"The {WHAT[name]} exchanged"})
+            for name, part in effects.items()
+            if len(part)
+        ],
+        height=max(2.6, 1.4 + 0.3 * run.n_blocks), x="head", y="block", value="mean",
+        value_label="effect (logits)", centre=0, limits=figures.ends_of(every["mean"]),
+        decimals=2, is_upwards=True,
+    )  # fmt: skip
+    page.figure(
+        f"heads__{reading}", drawing, some,
+        f"What each head brings to the readout: {reading}",
+        f"{HOW[reading]} Mean over items of how far the head moves the answer towards what the "
+        "exchange does; red moves it there, blue away, on one scale in all maps of heads. Blocks "
+        "from bottom to top.",
+        "A head's effect contains everything downstream of it; effects do not add up.",
+    )  # fmt: skip
+
+
+def add_mlps(page: Page, run: GroundingResults) -> None:
+    """Adds the effects of the MLPs at the readout, a panel for each reading."""
+    means = run["node_means"]
+    means = means[(means["head"] == MLP) & (means.span == "readout") & means["mean"].notna()]
+    effects = {f"effect_{name}": what for name, what in WHAT.items()}
+    some = means[means.measure.isin(effects)]
+    some = some.assign(exchanged=some.measure.map(effects))
+    drawing = figures.panels(
+        figures.curves, [(some[some.direction == one], {"title": one}) for one in READINGS],
+        height=3.0, x="block", group="exchanged", reference=0, y_label="effect (logits)",
+    )  # fmt: skip
+    page.figure(
+        "mlps", drawing, some, "What each MLP brings to the readout",
+        f"As the maps of heads, for each MLP's output. {POINTWISE.replace('depth', 'block')}",
+    )  # fmt: skip

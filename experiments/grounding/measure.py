@@ -1,0 +1,184 @@
+"""What ``grounding`` reads off a model: the answers of whole runs, and what every exchange moves.
+
+The metric is the score of the label that an exchange calls for, minus that of the one it displaces.
+Effects are in logits and positive towards what the exchange does. Two readings of a patch, which
+answer different questions and are never averaged (S-12):
+
+* ``denoise`` writes the exchanged run's states into the run as asked: what suffices for its answer.
+* ``noise`` writes the states of the run as asked into the exchanged one: what that answer needs.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from hooked_alm import HookedALM
+from hooked_alm.inputs import ALMInput
+from hooked_alm.methods.patching.metrics import LabelScores
+from hooked_alm.methods.patching.options import PatchOptions
+from hooked_alm.methods.patching.patch import patch
+from hooked_alm.methods.patching.results import PatchResult
+from hooked_alm.methods.reading.labels import LabelSet
+from hooked_alm.methods.statistics.grounding import grounding_coefficient
+
+from ..materials.answers import answer_of, by_label, label_weight
+from ..materials.conflict_runs import DonorKind, PatchRun, PromptRun
+from ..workbench.results import Row
+from .plan import INPUTS, GroundingItem
+from .settings import SPANS, GroundingConfig
+
+PatchReading = Literal["denoise", "noise"]
+READINGS: tuple[PatchReading, ...] = ("denoise", "noise")
+MLP = -1
+"""What stands for an MLP where heads are numbered."""
+Batches = Mapping[DonorKind, ALMInput]
+"""Donor -> the exchanged runs of a batch of items, a row each."""
+
+
+class SweptSite(NamedTuple):
+    """A site that is swept, the table that it fills, and the columns that name its cells."""
+
+    table: Literal["grounding", "nodes"]
+    options: PatchOptions
+    at: Mapping[str, Sequence[int | str]]
+    """Column -> its value by the index of the cell, axis by axis."""
+
+
+class ExchangeEffects(NamedTuple):
+    """What one exchange moves in every cell, item by item."""
+
+    effect: Float[np.ndarray, "*cell example"]
+    total: Float[np.ndarray, " example"]
+    noise: Float[np.ndarray, " example"]
+
+
+@dataclass(frozen=True, eq=False)
+class GroundingMeasures:
+    """A model, the labels that it is read with, and the settings of a run."""
+
+    model: HookedALM
+    labels: LabelSet
+    config: GroundingConfig
+
+    @torch.no_grad()
+    def answers(self, runs: Sequence[PromptRun], x: ALMInput) -> list[Row]:
+        """What each run of a batch answers; one forward."""
+        rows = []
+        for n, (run, logits) in enumerate(zip(runs, self.model(x)[:, -1].float(), strict=True)):
+            scores = self.labels.scores(logits[self.labels.tokens])
+            rows.append(
+                {
+                    "heard": run.recording.name,
+                    "condition": run.condition,
+                    "named": run.named,
+                    "prediction": answer_of(self.labels, scores),
+                    **by_label("z", self.labels, scores),
+                    **label_weight(self.labels, logits),
+                    "n_tokens": int(x.attention_mask[n].sum()),
+                    "n_audio_tokens": len(x.spans.positions("audio", n)),
+                }
+            )
+        return rows
+
+    def sites(self) -> Iterator[SweptSite]:
+        """The stream at every depth; every head, and every MLP."""
+        blocks, heads = range(len(self.model.path)), range(self.model.path_cfg.n_heads)
+        spans, parts = [*SPANS], [*SPANS.values()]
+        # Depth 0 is what the first block reads, any other what the block before it leaves.
+        first: PatchOptions = {"site": "resid_pre", "layers": (0,), "places": parts}
+        yield SweptSite("grounding", first, {"depth": [0], "span": spans})
+        after: PatchOptions = {"site": "resid_post", "places": parts}
+        yield SweptSite("grounding", after, {"depth": [b + 1 for b in blocks], "span": spans})
+        own = self.config.node_spans
+        at_heads: PatchOptions = {"site": "z", "heads": "each", "places": own}
+        yield SweptSite("nodes", at_heads, {"block": blocks, "head": heads, "span": own})
+        at_mlps: PatchOptions = {"site": "mlp_out", "places": own}
+        yield SweptSite("nodes", at_mlps, {"block": blocks, "span": own})
+
+    @torch.no_grad()
+    def cells(
+        self, items: Sequence[GroundingItem], base: ALMInput, donors: Batches
+    ) -> Iterator[tuple[str, int, Row]]:
+        """Table, item and row of every cell, in both readings."""
+        for site in self.sites():
+            for reading in READINGS:
+                effects = {
+                    kind: self._effects(
+                        site, reading, base, donor, [one.sweeps[k] for one in items]
+                    )
+                    for k, (kind, donor) in enumerate(donors.items())
+                }
+                for n, row in self._rows(site, effects):
+                    yield site.table, n, {"direction": reading, **row}
+
+    @torch.no_grad()
+    def unpatched(
+        self, items: Sequence[GroundingItem], base: ALMInput
+    ) -> Iterator[tuple[int, Row]]:
+        """Item and row of every site: what changes if a run is patched with itself."""
+        for site in self.sites():
+            found = self._patched(site, base, base)
+            shifts = np.abs(found.values - found.base).max(axis=-1)
+            largest = shifts.reshape(-1, len(items)).max(axis=0)
+            name = site.options["site"]
+            yield from ((n, {"site": name, "shift": one}) for n, one in enumerate(largest.tolist()))
+
+    def _patched(self, site: SweptSite, base: ALMInput, donor: ALMInput) -> PatchResult:
+        config = self.config
+        options: PatchOptions = {
+            **site.options, "policy": config.align_policies(), "engine": config.engine,
+            "max_bytes": config.max_bytes,
+        }  # fmt: skip
+        return patch(self.model, base, donor, LabelScores(self.labels), **options)
+
+    def _effects(
+        self,
+        site: SweptSite,
+        reading: PatchReading,
+        base: ALMInput,
+        donor: ALMInput,
+        exchanges: Sequence[PatchRun],
+    ) -> ExchangeEffects:
+        """Of one exchange; under ``noise`` base and donor change places."""
+        sides, sign = ((base, donor), 1) if reading == "denoise" else ((donor, base), -1)
+        found = self._patched(site, *sides)
+        example = np.arange(len(exchanges))
+        gained, lost = ([self.labels.index(one.toward[i]) for one in exchanges] for i in (0, 1))
+
+        def metric(scores: Float[np.ndarray, "*cell label"]) -> Float[np.ndarray, " *cell"]:
+            return scores[..., example, gained] - scores[..., example, lost]
+
+        start = metric(found.base)
+        effect, total = (sign * (metric(one) - start) for one in (found.values, found.donor))
+        return ExchangeEffects(effect, total, found.noise_between_labels)
+
+    def _rows(
+        self, site: SweptSite, effects: Mapping[DonorKind, ExchangeEffects]
+    ) -> Iterator[tuple[int, Row]]:
+        """Item and row of every cell of a site; NaN for an input that was not exchanged."""
+        some = next(iter(effects.values()))
+        nothing = ExchangeEffects(*(np.full(one.shape, np.nan) for one in some))
+        by_input = {name: effects.get(kind, nothing) for name, kind in INPUTS.items()}
+        columns = {}
+        for name, (effect, total, _) in by_input.items():
+            columns[f"te_{name}"] = np.broadcast_to(total, effect.shape)
+            columns[f"effect_{name}"] = effect
+            is_enough = np.abs(total) >= self.config.min_effect
+            columns[f"rec_{name}"] = np.divide(
+                effect, total, out=np.full(effect.shape, np.nan), where=is_enough
+            )
+        columns["gc"] = grounding_coefficient(
+            columns["effect_audio"], columns["effect_text"],
+            min_effect=self.config.min_effect, form=self.config.gc_form,
+        )  # fmt: skip
+        noise = np.stack([one.noise for one in effects.values()]).max(axis=0)
+        columns["noise"] = np.broadcast_to(noise, some.effect.shape)
+        for cell in np.ndindex(some.effect.shape):
+            at = {name: values[i] for (name, values), i in zip(site.at.items(), cell, strict=False)}
+            if site.table == "nodes":
+                at = {"block": at["block"], "head": at.get("head", MLP), "span": at["span"]}
+            yield cell[-1], at | {name: float(values[cell]) for name, values in columns.items()}
