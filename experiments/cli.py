@@ -360,7 +360,7 @@ def truths(
     out: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs/truths"),
 ) -> None:
     """Run experiments on bundled models whose answer is known, and say what was found."""
-    from .workbench.truths import run_truths
+    from .workbench.truth_runs import run_truths
 
     kinds = {name: load_experiment(name) for name in names or known_experiments()}
     if without := [name for name, kind in kinds.items() if names and not kind.truths]:

@@ -15,7 +15,7 @@ import pandas as pd
 from hooked_alm.bundled import CLIPS
 from hooked_alm.inputs import ALMInput
 
-from ..materials.attribute_prompts import AttributePrompt, AttributePrompts, Heard, labelled
+from ..materials.attribute_prompts import AttributePrompt, AttributePrompts, HeardAs, labelled
 from ..materials.clips import Sounds, described_table, manifest, sound_units
 from ..materials.confounds import confounds
 from ..materials.held_out import split_groups
@@ -68,7 +68,7 @@ class AttributeLens(BatchedExperiment[AttributeLensConfig], ModelExperiment[Attr
         self.parts = {name: parts[group] for name, group in groups.items()}
         self.items = [*labelled(self.recordings, self.prompts.wordings)]
         first = {name: self._prompt(clip, name) for clip, name in reversed(self.items)}
-        self.absences: Sequence[Heard] = ()
+        self.absences: Sequence[HeardAs] = ()
         if config.absences:
             self.absences = self.prompts.absences(next(iter(first.values())))
         collect("making prompts", self._check, self.units(), lambda unit: unit.id)
@@ -101,7 +101,7 @@ class AttributeLens(BatchedExperiment[AttributeLensConfig], ModelExperiment[Attr
         if self.config.tuned_lens is not None:
             self.lenses["tuned"] = open_lens(self.config.tuned_lens, self.model, "final")
 
-    def _prompt(self, clip: Recording, attribute: str, heard: Heard = "audio") -> AttributePrompt:
+    def _prompt(self, clip: Recording, attribute: str, heard: HeardAs = "audio") -> AttributePrompt:
         return AttributePrompt(clip, attribute, self.config.causal_prompt, heard)
 
     def units(self) -> list[Unit]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..workbench.run_folder import RunFolder
-from ..workbench.truths import Range, Truth
+from ..workbench.truths import Between, Truth
 
 EARLY, LATE, BUMP, READS, COLLECTS = (
     "follows_voice",
@@ -63,22 +63,22 @@ TRUTHS = (
     Truth(
         claim="share of clips whose label is read at depth 3",
         find=lambda folder: float(_information(folder)[3]),
-        known={EARLY: Range(low=0.9), LATE: Range(high=CHANCE + 0.1)},
+        known={EARLY: Between(low=0.9), LATE: Between(high=CHANCE + 0.1)},
     ),
     Truth(
         claim="share of clips answered right",
         find=_answers,
-        known=dict.fromkeys((EARLY, LATE, BUMP, READS, COLLECTS), Range(low=0.95)),
+        known=dict.fromkeys((EARLY, LATE, BUMP, READS, COLLECTS), Between(low=0.95)),
     ),
     Truth(
         claim="critical layer",
         find=_critical,
-        known={EARLY: Range(high=7), LATE: Range(low=8)},
+        known={EARLY: Between(high=7), LATE: Between(low=8)},
     ),
     Truth(
         claim="share read at depths 3 to 6, and lost after them",
         find=_bump,
-        known={EARLY: Range(high=0.1), BUMP: Range(low=0.6)},
+        known={EARLY: Between(high=0.1), BUMP: Between(low=0.6)},
     ),
     Truth(
         claim="a peak and a drop mean a wrong answer",
@@ -93,11 +93,11 @@ TRUTHS = (
     Truth(
         claim="cost, in silence's, of keeping the readout from the audio",
         find=lambda folder: _cost(folder, "audio"),
-        known={READS: Range(low=0.8), COLLECTS: Range(high=0.05)},
+        known={READS: Between(low=0.8), COLLECTS: Between(high=0.05)},
     ),
     Truth(
         claim="cost, in silence's, of keeping the readout from where the emotion is named",
         find=lambda folder: _cost(folder, "mention"),
-        known={READS: Range(high=0.05), COLLECTS: Range(low=0.8)},
+        known={READS: Between(high=0.05), COLLECTS: Between(low=0.8)},
     ),
 )

@@ -23,14 +23,14 @@ from hooked_alm.methods.reading.labels import LabelMode, LabelSet
 from ..workbench.batches import BatchedConfig
 from ..workbench.results import Row
 from ..workbench.settings import Truncate
-from .attributes import AUDIO_LENS, MENTION, OB1_EMOTION, Parts, PromptFormat, Wording
+from .attributes import AUDIO_LENS, MENTION, OB1_EMOTION, NamedParts, PromptFormat, Wording
 from .hearing import Hearing
 from .recordings import Recording, check_label
 from .records import collect, raise_all
 from .sources import Source, shown
 from .stand_ins import silence_like
 
-Heard = Literal["audio", "silence", "no_clip", "no_transcript", "neither"]
+HeardAs = Literal["audio", "silence", "no_clip", "no_transcript", "neither"]
 """What is heard: the clip, silence of its length, or no clip at all; where the model reads a
 transcript, too, it is left out, or both are."""
 Spelled = str | tuple[str, ...]
@@ -78,7 +78,7 @@ class AttributePrompt:
     clip: Recording
     attribute: str
     format: PromptFormat
-    heard: Heard = "audio"
+    heard: HeardAs = "audio"
 
     @property
     def label(self) -> str:
@@ -225,7 +225,7 @@ class AttributePrompts:
         words = {label: spelled(one) for label, one in self.words[attribute].items()}
         return LabelSet.from_texts(self.model.tokenizer, words, self.config.label_mode)
 
-    def absences(self, prompt: AttributePrompt) -> tuple[Heard, ...]:
+    def absences(self, prompt: AttributePrompt) -> tuple[HeardAs, ...]:
         """What can be taken away: the audio, its place, or the transcript that goes with it."""
         reads_transcript = "transcript" in self.input(prompt).spans
         return (
@@ -250,7 +250,7 @@ class AttributePrompts:
             answer_prefix=self.prefixes[prompt.attribute] or None,
         )
 
-    def _parts(self, prompt: AttributePrompt) -> Parts:
+    def _parts(self, prompt: AttributePrompt) -> NamedParts:
         """What is said with the clip."""
         name = prompt.attribute
         words = {k: v if isinstance(v, str) else v[0] for k, v in self.words[name].items()}

@@ -19,7 +19,7 @@ from .records import Words
 PromptFormat = Literal["prefix", "question", "options"]
 """What is said beside the clip: nothing but how the answer begins (P1), a question (P2), or a
 question that lists the labels (P3)."""
-Parts = list[tuple[str, str]]
+NamedParts = list[tuple[str, str]]
 MENTION = "mention"
 """Span of the words that name the attribute."""
 _MARKED = re.compile(r"\[([^\[\]]+)\]")
@@ -58,14 +58,18 @@ class Wording(BaseModel):
     quoted: Words = Field(default="{label}", description="one label in that list")
     between: str = Field(default=", ", description="what stands between two labels in that list")
 
-    def beginning(self, *, is_reversed: bool, use_is: bool) -> Parts:
+    def beginning(self, *, is_reversed: bool, use_is: bool) -> NamedParts:
         """How the answer begins, its mention apart."""
         text = self.reversed_prefix if is_reversed else self.prefix
         return _parts(f"{text} is" if text and use_is else text)
 
     def asked(
-        self, prompt: PromptFormat, words: Mapping[str, str], order: Sequence[str], prefix: Parts
-    ) -> Parts | None:
+        self,
+        prompt: PromptFormat,
+        words: Mapping[str, str],
+        order: Sequence[str],
+        prefix: NamedParts,
+    ) -> NamedParts | None:
         """What is said with the clip; None where this format has no words.
 
         Args:
@@ -86,7 +90,7 @@ class Wording(BaseModel):
         return parts
 
 
-def _parts(text: str) -> Parts:
+def _parts(text: str) -> NamedParts:
     """A text cut at its brackets."""
     pieces = _MARKED.split(text)
     return [

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic
+from typing import Any, ClassVar, Generic
 
 import pandas as pd
 
@@ -16,9 +16,7 @@ from .page import Page
 from .results import C, Results, Row, Tables
 from .run_folder import RunFolder
 from .settings import ExperimentConfig
-
-if TYPE_CHECKING:
-    from .truths import Truth
+from .truths import Truth
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class Experiment(ABC, Generic[C]):
     """What a reader has to bear in mind, a paragraph each."""
     location: ClassVar[Path | None] = None
     """The file of a user's own experiment; set where it is loaded."""
-    truths: ClassVar[Sequence["Truth"]] = ()
+    truths: ClassVar[Sequence[Truth]] = ()
     """What must be found in bundled models; see ``truths``."""
     truth_settings: ClassVar[Mapping[str, Any]] = {}
     """Settings of the runs that find it."""

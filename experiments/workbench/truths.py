@@ -7,19 +7,14 @@ else.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from hooked_alm.bundled import PREFIX
-
-from . import runner
-from .experiment import Experiment
 from .run_folder import RunFolder
 
 
-class Range(NamedTuple):
+class Between(NamedTuple):
     """Numbers between two ends, both included; NaN is in no range."""
 
     low: float = -np.inf
@@ -40,7 +35,7 @@ class Truth:
     """What is looked for, in words."""
     find: Callable[[RunFolder], float | str]
     """What a finished run has found."""
-    known: Mapping[str, Range | str]
+    known: Mapping[str, Between | str]
     """Bundled model -> what must be found: the base, its twin, its counter-twin."""
 
 
@@ -49,7 +44,7 @@ class TruthRow(NamedTuple):
 
     claim: str
     found: dict[str, float | str]
-    known: Mapping[str, Range | str]
+    known: Mapping[str, Between | str]
     holds: bool
 
     def line(self) -> str:
@@ -64,25 +59,6 @@ def _shown(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.2f}"
 
 
-def run_truths(
-    kind: type[Experiment[Any]], out: Path, settings: Mapping[str, Any] | None = None
-) -> list[TruthRow]:
-    """Runs an experiment on every model that its truths are about, and compares.
-
-    Args:
-        kind: the experiment.
-        out: folder of the runs, a folder for every model; finished ones are found again.
-        settings: in place of those that it has for its truths.
-    """
-    models = dict.fromkeys(model for truth in kind.truths for model in truth.known)
-    given = kind.truth_settings if settings is None else settings
-    folders = {
-        model: runner.run(kind(kind.Config(model=PREFIX + model, **given)), out / model)
-        for model in models
-    }
-    return [*compared(kind.truths, folders)]
-
-
 def compared(truths: Sequence[Truth], folders: Mapping[str, RunFolder]) -> Iterator[TruthRow]:
     """What finished runs have found, beside what is known."""
     for truth in truths:
@@ -91,7 +67,7 @@ def compared(truths: Sequence[Truth], folders: Mapping[str, RunFolder]) -> Itera
         yield TruthRow(truth.claim, found, truth.known, holds)
 
 
-def _is_as_known(value: float | str, known: Range | str) -> bool:
+def _is_as_known(value: float | str, known: Between | str) -> bool:
     if isinstance(known, str) or isinstance(value, str):
         return value == known
     return bool(known.low <= value <= known.high)

@@ -4,7 +4,8 @@ import pytest
 
 from hooked_alm.experiments.attribute_lens.experiment import AttributeLens
 from hooked_alm.experiments.attribute_lens.truths import TRUTHS
-from hooked_alm.experiments.workbench.truths import TruthRow, run_truths
+from hooked_alm.experiments.workbench.truth_runs import run_truths
+from hooked_alm.experiments.workbench.truths import TruthRow
 
 SETTINGS = {
     "batch_size": 18, "n_resamples": 1000, "prompts": ("question", "options"), "window": 10,

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 from hooked_alm.experiments.cli import app
 from hooked_alm.experiments.workbench.run_folder import RunFolder
-from hooked_alm.experiments.workbench.truths import Range, Truth, TruthRow, run_truths
+from hooked_alm.experiments.workbench.truth_runs import run_truths
+from hooked_alm.experiments.workbench.truths import Between, Truth, TruthRow
 from workbench_toy import Toy
 
 
@@ -32,12 +33,12 @@ class Known(Toy):
         Truth(
             claim="the least mean",
             find=least,
-            known={"follows_text": Range(low=0.5), "follows_voice": Range(high=0.5)},
+            known={"follows_text": Between(low=0.5), "follows_voice": Between(high=0.5)},
         ),
         Truth(
             claim="something that is not there",
             find=lambda folder: float("nan"),
-            known={"follows_text": Range()},
+            known={"follows_text": Between()},
         ),
     )
     truth_settings: ClassVar = {"n_units": 2, "n_resamples": 1000}
@@ -58,12 +59,12 @@ def test_a_truth_holds_where_every_model_gives_what_is_known(tmp_path: Path) -> 
 
 
 def test_a_line_says_what_was_found_and_what_is_known() -> None:
-    known = {"base": Range(high=0.3), "twin": Range(0.9, 1), "other": "head 2.0"}
+    known = {"base": Between(high=0.3), "twin": Between(0.9, 1), "other": "head 2.0"}
     row = TruthRow("share", {"base": 0.25, "twin": 0.951, "other": "none"}, known, holds=False)
     assert row.line() == (
         "NO   share: base 0.25 (at most 0.3) | twin 0.95 (0.9 to 1) | other none (head 2.0)"
     )
-    assert str(Range(low=2)) == "at least 2"
+    assert str(Between(low=2)) == "at least 2"
 
 
 def test_an_experiment_without_truths_is_refused() -> None:
