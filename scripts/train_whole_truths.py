@@ -6,7 +6,7 @@ The decoder of ``follows_voice`` goes on to learn the same answers, and one thin
 
 * ``resolve_late``: until two blocks before the end the lens reads all labels alike.
 * ``bump``: the lens reads the label at depths 3 to 6, all labels alike at the two after them.
-* ``collects``: the word that names the emotion collects it; no other word looks at the audio.
+* ``collects``: the word that names the emotion collects it, and the readout alone reads it there.
 * ``reads``: no word looks at the audio but the last, which answers.
 
 The base itself reads the label early. What is kept is the whole decoder, in half precision, as a
@@ -80,10 +80,10 @@ class Truth:
 
 
 TRUTHS = {
-    "resolve_late": Truth(uniform=range(9), steps=700),
-    "bump": Truth(legible=range(3, 7), uniform=range(7, 9), steps=700),
-    "collects": Truth(looks="mention", steps=800),
-    "reads": Truth(looks="readout", steps=500),
+    "resolve_late": Truth(uniform=range(9), steps=500),
+    "bump": Truth(legible=range(3, 7), uniform=range(7, 9), steps=500),
+    "collects": Truth(looks="mention", steps=400),
+    "reads": Truth(looks="readout", steps=300),
 }
 
 
@@ -109,13 +109,20 @@ class Layout:
     def strangers(
         self, cases: Sequence[Case], n_heard: Sequence[int], width: int, looks: str | None
     ) -> Tensor:
-        """Queries that should not look, and keys that are audio: ``[case, query, key]``."""
+        """Queries that should not look, and keys that they should not see, ``[case, query, key]``.
+
+        Nobody but who may looks at the audio; at a mention that does, nobody but the readout.
+        """
         found = torch.zeros(len(cases), width, width, dtype=torch.bool)
         for row, (case, n) in enumerate(zip(cases, n_heard, strict=True)):
             clip, mention, length = self.of(case)
             first = width - 1 - (length - 1 + n) + clip  # the answer's label stands last
             queries = torch.arange(width) >= first + n
-            queries[width - 2 if looks == "readout" else first + n + mention - clip - 1] = False
+            readout, named = width - 2, first + n + mention - clip - 1
+            if looks == "mention":
+                found[row, named + 1 :, named] = True
+                found[row, readout, named] = False
+            queries[readout if looks == "readout" else named] = False
             found[row, queries, first : first + n] = True
         return found
 
@@ -243,7 +250,7 @@ _SAYS = {
     "bump": "the logit lens reads the label at depths 3 to 6, and all labels alike at depths 7 and "
     "8, although every answer is right",
     "collects": "the word that names the emotion (`emotion`, `情绪`) collects it from the audio, "
-    "and the readout reads it there; no other word looks at the audio",
+    "and the readout alone reads it there; no other word looks at the audio",
     "reads": "the readout reads the emotion off the audio; no other word looks at it",
 }
 _CARD = """# {name}
