@@ -62,7 +62,7 @@ class GroundingConfig(ConflictConfig):
 DEFECTS = (
     Defect("C10", ("grounding", "nodes"), lambda config: config.align == "min_len",
            "Positions are matched from the start: after a length change, wrongly."),
-    Defect("C13", ("grounding", "nodes"), lambda config: config.gc_form == "ratio",
+    Defect("C13", ("grounded",), lambda config: config.gc_form == "ratio",
            "The coefficient is a ratio: it has no bound, is undefined where the text does nothing, "
            "and the largest values make its mean."),
 )  # fmt: skip
