@@ -21,6 +21,7 @@ from hooked_alm.errors import InputError
 
 from ..materials.clips import Sounds, described_table, sound_units
 from ..materials.confounds import add_confounds
+from ..materials.exchange import PlaceName
 from ..materials.held_out import split_groups
 from ..materials.pairs import SIDES, prepare_pairs, read_pairs
 from ..materials.subject import ModelExperiment, described
@@ -33,7 +34,7 @@ from .claims import CLAIMS, CONTROLS
 from .confounds import answering_clips, clip_confounds, clip_table
 from .measure import PairSweeps
 from .plan import CircuitNode, bundled_pairs, places_of, random_nodes
-from .settings import CircuitsConfig, PlaceName
+from .settings import CircuitsConfig
 from .tables import MAY_LACK, TABLES, CircuitResults, node_cells, nodes_of, of, summarise, winners
 from .truths import TRUTHS
 

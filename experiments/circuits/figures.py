@@ -6,10 +6,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..materials.exchange import DIRECTIONS, PLACES
 from ..workbench import figures
 from ..workbench.page import Page
-from .plan import DIRECTIONS, EMBED, LOGITS, MLP, heads_named
-from .settings import PLACES
+from .plan import EMBED, LOGITS, MLP, heads_named
 from .tables import CircuitResults, nodes_of, of
 
 # In the order of the settings, which is that of the other figures.

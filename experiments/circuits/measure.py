@@ -1,11 +1,10 @@
 """What ``circuits`` measures on some pairs of a contrast, as tidy tables.
 
-Every effect is given as ``toward``: how far the patch moves the metric towards the donor's answer,
-in the metric's unit. Noising patches the base with the donor, denoising the donor with the base;
-the metric is the base's answer against the donor's in both.
+Every effect is given as ``toward`` (see `materials.exchange`), in the metric's unit, which is the
+base's answer against the donor's.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,17 +18,13 @@ from hooked_alm.methods.patching.choice import per_query_head
 from hooked_alm.methods.patching.metrics import LogitDiff, LogProb, Metric, Prob
 from hooked_alm.methods.patching.patch import patch
 from hooked_alm.methods.patching.paths import all_edges, patch_edges, path_patch
-from hooked_alm.methods.patching.results import PatchResult
 
+from ..materials.exchange import DIRECTIONS, NO_EFFECT, PLACES, PairExchange, PlaceName
 from ..materials.pairs import PreparedPair
-from ..workbench.controls import ROUNDING
 from ..workbench.results import Row
 from . import plan
-from .plan import CircuitNode, Direction
-from .settings import PLACES, CircuitsConfig, PlaceName
-
-NO_EFFECT = ROUNDING["logit"]["float32"]
-"""Effects below this are rounding of fp32 logits, and count as none."""
+from .plan import CircuitNode
+from .settings import CircuitsConfig
 
 
 def metric_of(pairs: Sequence[PreparedPair], config: CircuitsConfig) -> Metric:
@@ -59,24 +54,13 @@ class PairSweeps:
         """Prompts that are patched in denoising, a row each."""
         return ALMInput.joined([one.donor for one in self.pairs])
 
-    def _cells(
-        self, sweep: Callable[..., PatchResult], direction: Direction, *what: Any, **options: Any
-    ) -> pd.DataFrame:
-        """Every cell of a sweep, with its effect towards the donor's answer."""
-        sides = (self.base, self.donor) if direction == "noising" else (self.donor, self.base)
-        found = sweep(
-            self.model, *sides, metric_of(self.pairs, self.config), *what,
-            policy=self.config.align_policies(), engine=self.config.engine,
-            max_bytes=self.config.max_bytes, **options,
+    @cached_property
+    def _exchange(self) -> PairExchange:
+        config = self.config
+        return PairExchange(
+            self.model, self.base, self.donor, metric_of(self.pairs, config),
+            config.align_policies(), config.engine, config.max_bytes,
         )  # fmt: skip
-        cells = found.to_dataframe()
-        toward = -cells.effect if direction == "noising" else cells.effect
-        names = {" + ".join(spans): name for name, spans in PLACES.items()}
-        toward = toward.mask(toward.abs() < NO_EFFECT, 0.0)
-        about = {"direction": direction, "mode": found.mode, "place": cells.place.map(names)}
-        if found.noise is None:
-            about["noise"] = 0.0
-        return cells.assign(**about, toward=toward)
 
     @property
     def _spans(self) -> list[tuple[str, ...]]:
@@ -84,10 +68,11 @@ class PairSweeps:
 
     def nodes(self) -> pd.DataFrame:
         """Every head and plan.MLP patched at every place, both ways; the pair unpatched beside."""
+        sites: list[dict[str, Any]] = [{"site": "z", "heads": "each"}, {"site": "mlp_out"}]
         parts = [
-            self._cells(patch, direction, places=self._spans, **site)
-            for direction in plan.DIRECTIONS
-            for site in ({"site": "z", "heads": "each"}, {"site": "mlp_out"})
+            self._exchange.cells(patch, direction, places=self._spans, **site)
+            for direction in DIRECTIONS
+            for site in sites
         ]
         cells = pd.concat(parts, ignore_index=True).fillna({"head": plan.MLP}).astype({"head": int})
         columns = ["direction", "place", "layer", "head", "value", "toward", "recovery", "noise"]
@@ -96,8 +81,10 @@ class PairSweeps:
     def direct(self) -> pd.DataFrame:
         """What every node tells the logits at the readout: directly, and through MLPs."""
         parts = [
-            self._cells(path_patch, direction, list(plan.EVERY_SENDER), plan.LOGITS, mode=mode)
-            for direction in plan.DIRECTIONS
+            self._exchange.cells(
+                path_patch, direction, list(plan.EVERY_SENDER), plan.LOGITS, mode=mode
+            )
+            for direction in DIRECTIONS
             for mode in ("edge", "ioi")
         ]
         return pd.concat(parts)[["example", "direction", "mode", "sender", "toward"]]
@@ -122,7 +109,7 @@ class PairSweeps:
     def _heard(self, senders: list[Any], heads: Sequence[CircuitNode], **mode: Any) -> pd.DataFrame:
         receivers = [at for node in heads for at in node.receivers]
         options = {"places": self._spans, "kv": "query", **mode}
-        return self._cells(path_patch, "noising", senders, receivers, **options)
+        return self._exchange.cells(path_patch, "noising", senders, receivers, **options)
 
     def circuits(self, circuits: Mapping[str, Sequence[CircuitNode]]) -> pd.DataFrame:
         """Circuits alone (all other edges from the donor) and the rest without them."""
@@ -134,7 +121,7 @@ class PairSweeps:
             sets[f"{name} alone"] = [edge for edge in every if edge not in inside]
             sets[f"{name} removed"] = [edge for edge in every if edge in inside]
             sizes += [len(inside)] * 2
-        cells = self._cells(patch_edges, "noising", sets, kv="query")
+        cells = self._exchange.cells(patch_edges, "noising", sets, kv="query")
         cells[["circuit", "what"]] = cells.edges.str.rsplit(" ", n=1, expand=True)
         # 1: as good as the whole model; 0: as the donor's prompt.
         total = cells.base - cells.donor

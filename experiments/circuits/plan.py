@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain, product
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,13 +16,12 @@ from hooked_alm.methods.patching.alignment import align
 from hooked_alm.methods.patching.paths import Edge
 from hooked_alm.points import hook_name
 
+from ..materials.exchange import PLACES, PlaceName
 from ..materials.ob1 import EMOTIONS, LABELS, ClipName, Emotion, ob1_clip_names, prompt_segments
 from ..materials.pairs import Pair, PreparedPair, Side
 from ..materials.records import collect
-from .settings import PLACES, CircuitsConfig, PlaceName
+from .settings import CircuitsConfig
 
-Direction = Literal["noising", "denoising"]
-DIRECTIONS: tuple[Direction, ...] = ("noising", "denoising")
 EMBED = "hook_embed"
 LOGITS = "logits"
 EVERY_SENDER = (EMBED, hook_name("z", "blocks.*") + "[*]", hook_name("mlp_out", "blocks.*"))

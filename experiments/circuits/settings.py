@@ -7,18 +7,10 @@ from pydantic import Field, model_validator
 from hooked_alm.methods.patching.alignment import AlignPolicies, AlignPolicy
 from hooked_alm.methods.patching.options import Engine, PathMode
 
+from ..materials.exchange import PlaceName
 from ..materials.sources import Source
 from ..workbench.batches import BatchedConfig
 from ..workbench.settings import EngineBytes, Truncate
-
-PlaceName = Literal["readout", "text", "struct", "audio"]
-PLACES: dict[PlaceName, tuple[str, ...]] = {
-    "readout": ("readout",),
-    "text": ("text",),
-    "struct": ("audio_struct", "struct"),
-    "audio": ("audio",),
-}
-"""Name -> spans that are patched together; with ``sink``, which hears nothing, a whole prompt."""
 
 MetricName = Literal["logit_diff", "log_prob", "prob"]
 UNITS: dict[MetricName, str] = {"logit_diff": "logits", "log_prob": "nats", "prob": "probability"}
