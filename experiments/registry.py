@@ -19,6 +19,7 @@ EXPERIMENTS = {
         "activations": "StoreActivations",
         "attribute_lens": "AttributeLens",
         "circuits": "Circuits",
+        "minimal_pairs": "MinimalPairs",
         "emotion_conflict": "EmotionConflict",
         "grounding": "Grounding",
         "prefix_comparison": "PrefixComparison",

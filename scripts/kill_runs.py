@@ -79,6 +79,7 @@ def small_settings(inputs: Path) -> dict[str, list[str]]:
         ],
         "grounding": [f"audio={clips}"],
         "head_statistics": ["max_samples=8", "batch_size=1", "unit_batches=1"],
+        "minimal_pairs": [f"audio={clips}", "kinds=[label, range]", "batch_size=1"],
         "prefix_comparison": [f"items={inputs}/items.jsonl", "pos_modes=[as_run]", "n_shown=1"],
         "semantic_vs_prosody": ["n_pairs=2", "spans=[audio]", "controls=[self]"],
         "tuned_lens": [
