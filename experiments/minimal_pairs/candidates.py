@@ -17,7 +17,7 @@ from ..materials.recordings import Recording
 from ..materials.records import collect
 from ..materials.sound_changes import add_noise, band_limit, in_16_bits, level_db, resynthesise
 from ..workbench.claims import MIN_ITEMS
-from .settings import FAMILIES, PairFamily, MinimalPairsConfig, PairKind
+from .settings import FAMILIES, MinimalPairsConfig, PairFamily, PairKind
 
 RESYNTHESISED = "same"
 """Change of the first clip of prosodic pairs: both have gone through the same resynthesis."""
