@@ -7,10 +7,12 @@ Source: M-MP.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from hooked_alm.methods.statistics.bootstrap import wilson
 from hooked_alm.methods.statistics.probing import held_out_probabilities
@@ -27,9 +29,11 @@ EVERY = "(all)"
 LEAK_P = 0.05
 SAME_DB = 0.01
 """Levels this close are the same: what rounding to 16 bits does to quiet clips."""
+N_REFITS = 20
+"""Fits to drawn groups, whose spread is the interval of what a probe says."""
 NO_SHIFT = 0.02
 """Mean change of a probe's probability that is none, however surely it is measured."""
-ACCEPTANCE = ["attribute", "pair", "criterion", "measured", "bound", "verdict"]
+ACCEPTANCE = ["attribute", "pair", "criterion", "measured", "low", "high", "bound", "verdict"]
 PROBES = ["column", "grouped_by", "n", "accuracy", "low", "high", "chance", "reads"]
 SOUND = ("frames", "tokens", "rms_dbfs", "f0_median_hz", "f0_mean_hz", "f0_std_hz")
 
@@ -37,17 +41,23 @@ SOUND = ("frames", "tokens", "rms_dbfs", "f0_median_hz", "f0_mean_hz", "f0_std_h
 class Reading(NamedTuple):
     """What held-out probes of a column read off every clip."""
 
-    probabilities: pd.DataFrame
-    """A row per clip, a column per value."""
+    probabilities: Float[np.ndarray, "fit clip value"]
+    names: Sequence[str]
+    """Values in their order."""
     values: "pd.Series[Any]"
-    """What each should be read as; empty where that is not known."""
+    """What each clip should be read as; empty where that is not known."""
+
+    def changes(self, one: Candidate) -> Float[np.ndarray, " fit"]:
+        """By how much the probability of clip a's own value changes from a to b, by every fit."""
+        if not (value := self.values[one.a.name]):
+            return np.full(len(self.probabilities), np.nan)
+        own = self.probabilities[:, :, [*self.names].index(value)]
+        a, b = (self.values.index.get_loc(clip.name) for clip in (one.a, one.b))
+        return own[:, b] - own[:, a]
 
     def change(self, one: Candidate) -> float:
-        """By how much the probability of clip a's own value changes from a to b."""
-        if not (value := self.values[one.a.name]):
-            return np.nan
-        a, b = (self.probabilities.at[clip.name, value] for clip in (one.a, one.b))
-        return float(b - a)
+        """The change by the fit on all."""
+        return float(self.changes(one)[0])
 
 
 class Accepted(NamedTuple):
@@ -74,7 +84,7 @@ def accept(material: Material, clips: pd.DataFrame, draws: Draws) -> Accepted:
     pairs = pd.DataFrame([_pair_row(one, material, clips, readings) for one in material.candidates])
     rows: list[Row] = []
     for one, pair in zip(material.candidates, pairs.to_dict("records"), strict=True):
-        changes = {c: read.change(one) for c, read in readings.items() if not _own(one, c)}
+        changes = {c: read.changes(one) for c, read in readings.items() if not _own(one, c)}
         rows += [{"pair": one.id, **row} for row in _criteria(one, pair, changes, material)]
     failed = {row["pair"] for row in rows if row["verdict"] == FAIL}
     for attribute, some in pairs[~pairs.pair.isin(failed)].groupby("attribute", sort=False):
@@ -107,18 +117,17 @@ def _pair_row(
 
 
 def _criteria(
-    one: Candidate, pair: Row, changes: dict[str, float], material: Material
+    one: Candidate, pair: Row, changes: dict[str, np.ndarray], material: Material
 ) -> Iterator[Row]:
-    """The criteria of a pair, each with its verdict."""
+    """The criteria of a pair, each with its verdict; of a probe, with the interval of its fits."""
     config, moved = material.config, MOVES.get(one.kind, ())
     f0 = [pair[f"f0_median_hz_{side}"] for side in "ab"]
-    bounds: list[tuple[str, float, float]] = [
+    bounds: list[tuple[str, int | float, int | float]] = [
         ("frames", pair["frames_b"] - pair["frames_a"], 0),
         ("audio tokens", pair["tokens_b"] - pair["tokens_a"], 0),
         ("level", pair["rms_dbfs_b"] - pair["rms_dbfs_a"], config.max_level_db),
         ("SNR", pair["snr_db"] - config.snr_db, config.max_snr_db),
         ("F0", 12 * float(np.log2(f0[1] / f0[0])), config.max_f0_st),
-        *((f"probe: {name}", found, config.max_probe_change) for name, found in changes.items()),
     ]
     for criterion, found, bound in bounds:
         verdict = _verdict(found, bound)
@@ -126,11 +135,19 @@ def _criteria(
             verdict = SKIPPED
         yield {
             "attribute": one.attribute, "criterion": criterion, "measured": float(found),
-            "bound": float(bound), "verdict": verdict,
+            "low": np.nan, "high": np.nan, "bound": float(bound), "verdict": verdict,
+        }  # fmt: skip
+    for column, fits in changes.items():
+        low, high = np.quantile(fits, [0.025, 0.975])
+        nearest = max(low, -high, 0.0)  # to no change, of what the fits say
+        yield {
+            "attribute": one.attribute, "criterion": f"probe: {column}", "measured": fits[0],
+            "low": low, "high": high, "bound": config.max_probe_change,
+            "verdict": _verdict(nearest, config.max_probe_change),
         }  # fmt: skip
 
 
-def _verdict(found: float, bound: float) -> str:
+def _verdict(found: int | float, bound: int | float) -> str:
     if np.isnan(found):
         return SKIPPED
     return PASS if abs(found) <= bound else FAIL
@@ -147,7 +164,8 @@ def _of_set(
     p = level_leak(pairs, draws.seed)
     is_judged = "level leak" not in MOVES.get(kind, ()) and not np.isnan(p)
     leaks = {True: FAIL, False: PASS}[p < LEAK_P] if is_judged else SKIPPED
-    yield {"criterion": "level leak", "measured": p, "bound": LEAK_P, "verdict": leaks}
+    ends = {"low": np.nan, "high": np.nan}
+    yield {"criterion": "level leak", "measured": p, **ends, "bound": LEAK_P, "verdict": leaks}
     for column, read in readings.items():
         if not _own(candidates[0], column):
             changes = [read.change(one) for one in candidates]
@@ -155,8 +173,8 @@ def _of_set(
             mean, low, high = (found[name] for name in ("mean", "low", "high"))
             is_sure = not low <= 0 <= high and abs(mean) > NO_SHIFT
             verdict = SKIPPED if np.isnan(low) else FAIL if is_sure else PASS
-            criterion = f"probe shift: {column}"
-            yield {"criterion": criterion, "measured": mean, "bound": NO_SHIFT, "verdict": verdict}
+            about = {"measured": mean, "low": low, "high": high, "bound": NO_SHIFT}
+            yield {"criterion": f"probe shift: {column}", **about, "verdict": verdict}
 
 
 def level_leak(pairs: pd.DataFrame, seed: int) -> float:
@@ -210,12 +228,12 @@ def read_by_probes(
         groups = pd.Series({k: material.value(own, by) or own.name for k, own in owners.items()})
         groups = groups.loc[clips.index]
         codes, names = values[plain].factorize()
-        p = held_out_probabilities(
-            states[plain], codes.astype(np.int64), groups[plain].tolist(), states,
-            groups.where(groups.isin({*groups[plain]}), groups[plain].iloc[0]).tolist(),
+        known = groups.where(groups.isin({*groups[plain]}), groups[plain].iloc[0]).tolist()
+        fit = partial(
+            held_out_probabilities, states[plain], codes.astype(np.int64), groups[plain].tolist(),
+            states, known, seed=config.seed,
         )  # fmt: skip
-        table = pd.DataFrame(p, index=clips.index, columns=names)
-        is_right = table[plain].idxmax(axis=1) == values[plain]
+        is_right = fit()[0, plain].argmax(axis=1) == codes
         rate, chance = (
             wilson(int(is_right.sum()), len(is_right)),
             values[plain].value_counts().max(),
@@ -225,7 +243,7 @@ def read_by_probes(
         reads = bool(row["low"] > chance / len(is_right))
         rows.append({**row, "chance": chance / len(is_right), "reads": reads})
         if reads:
-            found[column] = Reading(table, values)
+            found[column] = Reading(fit(n_refits=N_REFITS), names.tolist(), values)
     return found, pd.DataFrame(rows, columns=PROBES)
 
 

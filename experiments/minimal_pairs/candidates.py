@@ -139,10 +139,12 @@ class Material:
 
     def value(self, one: Recording, column: str) -> str:
         """What is known of a recording by a column; empty if nothing is."""
+        cells = one.cells
         if column == "text":
-            said = SENTENCES.get(one.language, "") if self.config.audio == "bundled" else ""  # type: ignore[call-overload]
-            return one.cells.get("text") or one.cells.get("sentence") or said
-        return one.cells.get(column, "")
+            cells = {"text": cells.get("sentence", ""), **cells}
+        if self.config.audio == "bundled":  # one sentence in one synthetic voice
+            cells = {**cells, "speaker": "synthetic", "text": SENTENCES[one.language]}  # type: ignore[index]
+        return cells.get(column, "")
 
     @property
     def attribute(self) -> str:

@@ -27,6 +27,8 @@ CAVEATS = (
     "away from all that the model has learnt, more.",
 )
 
+UNSHOWN = ("attribute", "family", "kind", "text", "speaker", "frames_a", "tokens_a")
+
 
 def lead(run: PairResults) -> str:
     """What pairs were made of, and how many are accepted."""
@@ -49,8 +51,11 @@ def fill_page(page: Page, run: PairResults) -> None:
     page.table("Sets of pairs, and what rejected some", "sets")
     if "written" in run.tables and len(run["written"]):
         _add_clips(page, run)
-    pairs = run["pairs"].drop(columns=["kind", "frames_a", "tokens_a", "text"])
-    page.table("The pairs, and what was measured of both clips", pairs, of="pairs")
+    first = ["pair", "accepted", "label_a", "label_b", "clip_a", "clip_b"]
+    others = [name for name in run["pairs"] if name not in first and name not in UNSHOWN]
+    page.table(
+        "The pairs, and what was measured of both clips", run["pairs"][first + others], of="pairs"
+    )
     page.section("Criteria")
     worst = run["acceptance"][run["acceptance"].verdict == FAIL]
     page.table("Criteria that failed", worst, of="acceptance")

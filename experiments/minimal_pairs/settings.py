@@ -96,7 +96,11 @@ class MinimalPairsConfig(BatchedConfig):
         "begins, else the decoder: what is in the sound, whether the model keeps it or not",
     )
     max_probe_change: float = Field(
-        default=0.5, ge=0, le=1, description="of the probability of what a probe should read"
+        default=0.5,
+        ge=0,
+        le=1,
+        description="of the probability of what a probe should read; to fail, the interval of its "
+        "fits has to lie beyond",
     )
     ablation: Literal["mean", "zero"] = Field(
         default="mean", description="what stands for a removed head; mean of some recordings"

@@ -3,7 +3,7 @@
 A probe is a multinomial logistic regression on standardised features (M-MP).
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -12,7 +12,7 @@ from scipy.special import log_softmax, softmax
 
 from ...errors import InputError
 
-MOST_FOLDS = 10
+MOST_FOLDS = 5
 
 
 def fit_probe(
@@ -45,7 +45,7 @@ def fit_probe(
 
     found = minimize(
         loss, np.zeros(x.shape[1] * n_labels), jac=True, method="L-BFGS-B",
-        options={"maxiter": 1000, "ftol": 1e-12, "gtol": 1e-6},
+        options={"maxiter": 1000, "ftol": 1e-10, "gtol": 1e-5},
     )  # fmt: skip
     w = found.x.reshape(x.shape[1], n_labels)
     return w[:-1], w[-1]
@@ -64,9 +64,14 @@ def held_out_probabilities(
     asked: Float[np.ndarray, "asked feature"],
     asked_groups: Sequence[Hashable],
     *,
+    seed: int,
+    n_refits: int = 0,
     strength: int | float = 1,
-) -> Float[np.ndarray, "asked label"]:
+) -> Float[np.ndarray, "fit asked label"]:
     """What probes say of states whose group they were not trained on.
+
+    The first fit is on all other groups; each further one on as many, drawn from them with
+    replacement, so that what fits disagree on, the items do not settle.
 
     Args:
         features: of the items that probes are trained on.
@@ -74,6 +79,8 @@ def held_out_probabilities(
         groups: of these; items of a group are never on both sides.
         asked: states that are read.
         asked_groups: of these, each among ``groups``.
+        seed: of the draws.
+        n_refits: number of further fits.
         strength: see `fit_probe`.
 
     Raises:
@@ -88,11 +95,27 @@ def held_out_probabilities(
     folds = folds_of(groups)
     fold_of = dict(zip(groups, folds.tolist(), strict=True))
     asked_folds = np.array([fold_of[group] for group in asked_groups])
-    found = np.empty((len(asked), n_labels))
+    found = np.empty((1 + n_refits, len(asked), n_labels))
     for fold in np.unique(folds):
-        train, there = features[folds != fold], asked_folds == fold
-        mean, std = train.mean(axis=0), train.std(axis=0)
-        std[std < 1e-12 * max(float(std.max()), 1e-300)] = 1.0
-        w, b = fit_probe((train - mean) / std, labels[folds != fold], n_labels, strength=strength)
-        found[there] = softmax((asked[there] - mean) / std @ w + b, axis=1)
+        others, there = np.flatnonzero(folds != fold), asked_folds == fold
+        for fit, items in enumerate(_draws(others, groups, [seed, int(fold)], n_refits)):
+            train = features[items]
+            mean, std = train.mean(axis=0), train.std(axis=0)
+            std[std < 1e-12 * max(float(std.max()), 1e-300)] = 1.0
+            w, b = fit_probe((train - mean) / std, labels[items], n_labels, strength=strength)
+            found[fit, there] = softmax((asked[there] - mean) / std @ w + b, axis=1)
     return found
+
+
+def _draws(
+    items: Int[np.ndarray, " item"], groups: Sequence[Hashable], seed: list[int], n: int
+) -> Iterator[Int[np.ndarray, " drawn"]]:
+    """The items; then those of groups that are drawn with replacement."""
+    yield items
+    by_group: dict[Hashable, list[int]] = {}
+    for item in items.tolist():
+        by_group.setdefault(groups[item], []).append(item)
+    every, rng = [*by_group.values()], np.random.default_rng(seed)
+    for _ in range(n):
+        drawn = rng.integers(0, len(every), len(every))
+        yield np.concatenate([every[i] for i in drawn])

@@ -34,8 +34,8 @@ def test_a_probe_is_the_optimum() -> None:
 def test_without_features_a_probe_knows_how_often_labels_come() -> None:
     y = np.array([0, 0, 0, 1, 2, 2])
     found = held_out_probabilities(
-        np.zeros((6, 2)), y, ["a"] * 3 + ["b"] * 3, np.zeros((1, 2)), ["b"]
-    )
+        np.zeros((6, 2)), y, ["a"] * 3 + ["b"] * 3, np.zeros((1, 2)), ["b"], seed=0
+    )[0]
     # Trained on group a alone, in which there is one label.
     assert found[0, 0] > 0.99
     w, b = fit_probe(np.zeros((6, 2)), y, 3)
@@ -52,7 +52,7 @@ def test_groups_are_never_on_both_sides() -> None:
     y = rng.integers(0, 2, 40)[speakers]
     each = [*range(200)]
     rates = [
-        (held_out_probabilities(x, y, groups, x, groups).argmax(1) == y).mean()
+        (held_out_probabilities(x, y, groups, x, groups, seed=0)[0].argmax(1) == y).mean()
         for groups in (each, speakers.tolist())
     ]
     assert rates[0] > 0.9
@@ -63,9 +63,9 @@ def test_other_states_are_read_by_probes_that_do_not_know_their_group() -> None:
     rng = np.random.default_rng(1)
     x, y, groups = rng.normal(size=(24, 3)), rng.integers(0, 3, 24), [*"abcdefgh"] * 3
     asked = rng.normal(size=(2, 3))
-    found = held_out_probabilities(x, y, groups, asked, ["c", "f"])
-    for row, group in enumerate("cf"):
-        train = np.array([one != group for one in groups])
+    found = held_out_probabilities(x, y, groups, asked, ["c", "f"], seed=0)[0]
+    for row, group in enumerate(["ch", "af"]):  # of eight groups, the folds that begin anew
+        train = np.array([one not in group for one in groups])
         mean, std = x[train].mean(0), x[train].std(0)
         w, b = fit_probe((x[train] - mean) / std, y[train], 3)
         scores = np.exp((asked[row] - mean) / std @ w + b)
@@ -74,6 +74,23 @@ def test_other_states_are_read_by_probes_that_do_not_know_their_group() -> None:
 
 def test_folds_and_refusals() -> None:
     assert folds_of([*"abca"]).tolist() == [0, 1, 2, 0]
-    assert folds_of(range(12)).tolist() == [*range(10), 0, 1]
+    assert folds_of(range(12)).tolist() == [*range(5), *range(5), 0, 1]
     with pytest.raises(InputError, match="probing with 1 groups: expected at least two"):
-        held_out_probabilities(np.ones((2, 1)), np.array([0, 1]), [*"aa"], np.ones((1, 1)), ["a"])
+        held_out_probabilities(
+            np.ones((2, 1)), np.array([0, 1]), [*"aa"], np.ones((1, 1)), ["a"], seed=0
+        )
+
+
+def test_further_fits_draw_groups_with_replacement() -> None:
+    rng = np.random.default_rng(2)
+    x, y, groups = rng.normal(size=(30, 3)), rng.integers(0, 2, 30), [*"abcdefghij"] * 3
+    found = held_out_probabilities(x, y, groups, x[:1], ["a"], seed=5, n_refits=2)
+    assert found.shape == (3, 1, 2)
+    drawn = np.random.default_rng([5, 0])
+    others = [[i for i in range(30) if groups[i] == group] for group in "bcdeghij"]
+    for fit in (1, 2):
+        items = np.concatenate([others[i] for i in drawn.integers(0, 8, 8)])
+        mean, std = x[items].mean(0), x[items].std(0)
+        w, b = fit_probe((x[items] - mean) / std, y[items], 2)
+        scores = np.exp((x[0] - mean) / std @ w + b)
+        np.testing.assert_allclose(found[fit, 0], scores / scores.sum(), atol=1e-12)
