@@ -19,9 +19,6 @@ from ..materials.sound_changes import add_noise, band_limit, in_16_bits, level_d
 from ..workbench.claims import MIN_ITEMS
 from .settings import FAMILIES, MinimalPairsConfig, PairFamily, PairKind
 
-RESYNTHESISED = "same"
-"""Change of the first clip of prosodic pairs: both have gone through the same resynthesis."""
-
 
 @dataclass(frozen=True)
 class ClipVersion:
@@ -54,7 +51,7 @@ class ClipVersion:
             changed = add_noise(sound, config.snr_db, seed)
         elif self.change == "band":
             changed = band_limit(sound, rate, *config.band_hz)
-        elif self.change not in ("", "level"):
+        elif self.change in ("pitch", "range", "pace"):
             changed = resynthesise(sound, rate, **_factors(self.change, config))
         changed = changed * _gain(changed, own + config.level_db * (self.change == "level"))
         if np.abs(changed).max(initial=0) > 1:
@@ -75,7 +72,7 @@ def _factors(change: str, config: MinimalPairsConfig) -> dict[str, float]:
         "pitch": {"pitch": 2 ** (config.pitch_st / 12)},
         "range": {"spread": config.range_factor},
         "pace": {"pace": config.pace_factor},
-    }.get(change, {})
+    }[change]
 
 
 @dataclass(frozen=True)
@@ -228,9 +225,8 @@ class Material:
             "range": f"x{config.range_factor:g}",
             "pace": f"x{config.pace_factor:g}",
         }[kind]
-        plain = "" if FAMILIES[kind] == "waveform" else RESYNTHESISED
         for one in self.recordings:
-            versions = ClipVersion(one, plain), ClipVersion(one, kind)
+            versions = ClipVersion(one), ClipVersion(one, kind)
             yield *versions, ("as it is", size), (self.answers[one.name], None)
 
 

@@ -14,9 +14,9 @@ CAVEATS = (
     "may differ.",
     "A probe is linear, and of one depth. That it reads nothing is no proof that nothing is there; "
     "criteria of columns that no probe reads surely are left out.",
-    "Changed clips are made by overlap-add of the recording's own grains. Both clips of a prosodic "
-    "pair have gone through it; it leaves the spectral envelope, and what pitch does to a voice "
-    "besides, as they were.",
+    "Pitch and pace are changed by overlap-add of the recording's own grains, which unchanged "
+    "gives the recording itself. It leaves the spectral envelope, and what pitch does to a voice "
+    "besides, as they were, and may be heard as what it is.",
     "What a changed clip should be answered has no truth: its answer is the one of the others that "
     "the change brings nearest, so that its total effect is large by choice.",
     "What is sampled are groups of pairs: speakers if ten or more are known, else the recording "
@@ -100,20 +100,26 @@ def _add_curves(page: Page, run: PairResults, attribute: str) -> None:
 def _add_heads(page: Page, run: PairResults, attribute: str) -> None:
     some = of(run["backup"], attribute)
     long = some.melt(["place", "layer", "head"], ["patched", "ablated"], "what", "toward")
-    for place, maps in long.groupby("place", sort=False):
-        parts = [(maps[maps.what == one], {"title": one}) for one in ("patched", "ablated")]
-        drawing = figures.panels(
-            figures.heat_map, parts, height=max(2.6, 1.4 + 0.3 * run.n_blocks), x="head", y="layer",
-            value="toward", value_label="effect (logits)", centre=0, decimals=2, is_upwards=True,
-            limits=figures.ends_of(long.toward),
-        )  # fmt: skip
-        page.figure(
-            f"heads__{attribute}__{place}", drawing, some[some.place == place],
-            f"Heads of {attribute} at the {place}",
-            "How far each head moves the answer away from clip a's: patched with clip b's, and "
-            f"removed ({run.config.ablation} ablation). Mean over groups, one scale for all maps.",
-            "A head that only one of the two shows may have others that stand in for it.",
-        )  # fmt: skip
+    largest = long.toward.abs().groupby(long.place, sort=False).max()
+    shown = largest.index[largest >= min(run.config.min_effect, largest.max())]
+    parts = [
+        (maps, {"title": f"{what} at the {place}"})
+        for (place, what), maps in long[long.place.isin(shown)].groupby(
+            ["place", "what"], sort=False
+        )
+    ]
+    drawing = figures.panels(
+        figures.heat_map, parts, height=max(2.6, 1.4 + 0.3 * run.n_blocks), x="head", y="layer",
+        value="toward", value_label="effect (logits)", centre=0, decimals=2, is_upwards=True,
+        limits=figures.ends_of(long.toward),
+    )  # fmt: skip
+    page.figure(
+        f"heads__{attribute}", drawing, some, f"Heads of {attribute}",
+        "How far each head moves the answer away from clip a's: patched with clip b's, and removed "
+        f"({run.config.ablation} ablation). Mean over groups, one scale for all maps; places where "
+        f"no head moves it by {run.config.min_effect:g} are left out.",
+        "A head that only one of the two shows may have others that stand in for it.",
+    )  # fmt: skip
     alone = some[some.alone != ""]
     if len(alone):
         page.note(

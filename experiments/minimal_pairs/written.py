@@ -48,7 +48,8 @@ def write_pairs(
         )
         for name, one in versions.items()
     ]  # fmt: skip
-    manifest = write_manifest(root, recordings)
+    # A change that changes nothing is the same recording, which a table may name once.
+    manifest = write_manifest(root, [*{one.sha256: one for one in recordings[::-1]}.values()][::-1])
     lines = "".join(
         json.dumps(_line(pair, answers, files, material), ensure_ascii=False) + "\n"
         for pair, answers in pairs

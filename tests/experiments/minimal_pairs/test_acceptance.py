@@ -97,7 +97,7 @@ def test_levels_that_are_left_alone_leave_the_file_alone(tmp_path: Path) -> None
     some = material(write_recordings(tmp_path, n_speakers=1), level_dbfs=None)
     plain = ClipVersion(some.recordings[0])
     assert plain.is_file(some.config)
-    assert not ClipVersion(some.recordings[0], "same").is_file(some.config)
+    assert not ClipVersion(some.recordings[0], "range").is_file(some.config)
     assert not plain.is_file(MinimalPairsConfig())
 
 
@@ -166,7 +166,7 @@ def test_a_probe_that_surely_changes_rejects_the_pair(tmp_path: Path) -> None:
     some = material(write_recordings(tmp_path), n_pairs=100)
     clips = measured(some)
     one = some.candidates[0]
-    states = dict(zip(clips.clip, clips.state, strict=True))
+    states = dict(zip(clips["clip"], clips["state"], strict=True))
     states[one.b.name] = [2.0 - states[one.b.name][0], *states[one.b.name][1:]]
     clips = clips.assign(state=[*states.values()])
     found = accepted(some, clips)
