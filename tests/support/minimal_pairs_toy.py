@@ -1,14 +1,18 @@
 """Recordings for ``minimal_pairs``: buzzes of some speakers, in two pitches and two timbres."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import soundfile
 
 from hooked_alm.experiments.minimal_pairs.experiment import MinimalPairs
 from hooked_alm.experiments.minimal_pairs.settings import MinimalPairsConfig
+from hooked_alm.experiments.workbench.experiment import Unit
+from hooked_alm.experiments.workbench.run_folder import RunFolder
 
 RATE = 16_000
 PITCH_HZ = {"high": 220, "low": 140}
@@ -59,3 +63,21 @@ def toy(model: Path | str, audio: Path, **settings: Any) -> MinimalPairs:
         **settings,
     }  # fmt: skip
     return MinimalPairs(MinimalPairsConfig(model=str(model), audio=str(audio), **values))
+
+
+def tables_of(experiment: MinimalPairs, out: Path) -> dict[str, pd.DataFrame]:
+    """All that a run measures, without what is made of it."""
+    experiment.folder = RunFolder(out)
+    experiment.identify()
+    experiment.load()
+    found: dict[str, pd.DataFrame] = {}
+
+    def measure(units: Sequence[Unit]) -> None:
+        for unit in units:
+            for name, rows in experiment.measure(unit).tables.items():
+                parts = [found[name]] if name in found else []
+                found[name] = pd.concat([*parts, pd.DataFrame(rows)], ignore_index=True)
+
+    measure(experiment.units())
+    measure(experiment.further_units(found))
+    return found
