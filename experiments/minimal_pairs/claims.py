@@ -93,16 +93,17 @@ def _directions(run: PairResults, attribute: str) -> Finding:
     if cells.empty:
         return not_measured(claim, "no pair has an effect to share", "share")
     surest = np.maximum(cells.low, -cells.high).fillna(-np.inf)
-    worst = cells.loc[surest.idxmax()].to_dict()
+    is_any = surest.max() > NO_GAP
+    worst = cells.loc[surest.idxmax() if is_any else cells["mean"].abs().idxmax()].to_dict()
     n = int(worst["n"])
     return judged(
         claim,
-        f"Surest at the {worst['place']}, depth {worst['depth']}: noising brings "
-        f"{worst['noising']:.2f} of the effect, denoising {worst['denoising']:.2f}; difference "
+        f"{'Surest' if is_any else 'Largest'} at the {worst['place']}, depth {worst['depth']}: "
+        f"noising brings {worst['noising']:.2f} of the effect, denoising {worst['denoising']:.2f}; difference "
         f"{shown(worst)} (band over {len(cells)} cells), {n} groups with an effect",
         {
             **few(n, "groups"),
-            f"no difference is surely above {NO_GAP:g}": not surest.max() > NO_GAP,
+            f"no difference is surely above {NO_GAP:g}": not is_any,
         },
         numbers=worst,
         unit="share",
