@@ -99,8 +99,9 @@ def _directions(run: PairResults, attribute: str) -> Finding:
     return judged(
         claim,
         f"{'Surest' if is_any else 'Largest'} at the {worst['place']}, depth {worst['depth']}: "
-        f"noising brings {worst['noising']:.2f} of the effect, denoising {worst['denoising']:.2f}; difference "
-        f"{shown(worst)} (band over {len(cells)} cells), {n} groups with an effect",
+        f"noising brings {worst['noising']:.2f} of the effect, denoising "
+        f"{worst['denoising']:.2f}; difference {shown(worst)} (band over {len(cells)} "
+        f"cells), {n} groups with an effect",
         {
             **few(n, "groups"),
             f"no difference is surely above {NO_GAP:g}": not is_any,

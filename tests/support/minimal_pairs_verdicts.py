@@ -39,7 +39,7 @@ def cases() -> PairResults:
         )
         for name, bound in (("frames", 0), ("level", 0.5)):
             found = {"criterion": name, "measured": 0.0, "bound": bound, "verdict": PASS}
-            criteria.append({**who, **found})
+            criteria.append({**who, **found, "low": np.nan, "high": np.nan})
         shares = {"noising": (1.0, 0.2, 0.0), "denoising": (1.0, 0.8, 0.0)}
         for direction, depth in product(shares, range(3)):
             share = shares[direction][depth] * (around() if depth == 1 else 1.0)

@@ -13,6 +13,8 @@ from scipy.special import log_softmax, softmax
 from ...errors import InputError
 
 MOST_FOLDS = 5
+MIN_DRAWN = 5
+"""Groups; of fewer, no draw says how others would have come out."""
 
 
 def fit_probe(
@@ -110,12 +112,14 @@ def held_out_probabilities(
 def _draws(
     items: Int[np.ndarray, " item"], groups: Sequence[Hashable], seed: list[int], n: int
 ) -> Iterator[Int[np.ndarray, " drawn"]]:
-    """The items; then those of groups that are drawn with replacement."""
+    """The items; then those of groups, or of too few groups single ones, drawn with replacement."""
     yield items
     by_group: dict[Hashable, list[int]] = {}
     for item in items.tolist():
         by_group.setdefault(groups[item], []).append(item)
-    every, rng = [*by_group.values()], np.random.default_rng(seed)
+    is_few = len(by_group) < MIN_DRAWN
+    every = [[item] for item in items.tolist()] if is_few else [*by_group.values()]
+    rng = np.random.default_rng(seed)
     for _ in range(n):
         drawn = rng.integers(0, len(every), len(every))
         yield np.concatenate([every[i] for i in drawn])

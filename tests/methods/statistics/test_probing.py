@@ -94,3 +94,11 @@ def test_further_fits_draw_groups_with_replacement() -> None:
         w, b = fit_probe((x[items] - mean) / std, y[items], 2)
         scores = np.exp((x[0] - mean) / std @ w + b)
         np.testing.assert_allclose(found[fit, 0], scores / scores.sum(), atol=1e-12)
+
+
+def test_of_few_groups_single_items_are_drawn() -> None:
+    """Else every fit of two groups, of which one is held out, would be the same."""
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(30, 3)), rng.integers(0, 2, 30)
+    found = held_out_probabilities(x, y, [*"ab"] * 15, x[:1], ["a"], seed=0, n_refits=5)
+    assert len(np.unique(found[:, 0, 0])) == 6
