@@ -1,5 +1,6 @@
 """``minimal_pairs`` as a run: its files, its sweeps against plain Hugging Face, and the truth."""
 
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -270,3 +271,20 @@ def test_states_and_scores_are_the_models(ob1: tuple[MinimalPairs, pd.DataFrame]
     tokens = experiment.labels[one.recording.name].tokens
     np.testing.assert_allclose(row.scores, logits[0, -1, tokens].numpy(), atol=BATCHED_ROWS)
     assert row.frames == round(100 * one.recording.seconds)
+
+
+def test_another_process_measures_the_same(
+    tiny_models: TinyModels, table: Path, finished: RunFolder
+) -> None:
+    """Workers get what `identify` left, pickled, and nothing that `measure` did."""
+    here = toy(tiny_models.folder(), table, **SMALL)
+    here.identify()
+    there = pickle.loads(pickle.dumps(here))
+    there.load()
+    first = here.units()[0]
+    rows = pd.DataFrame(there.measure(first).tables["clips"])
+    kept = finished.read_table("clips")[: len(rows)]
+    assert rows["state"].tolist() == [list(one) for one in kept["state"]]
+    pd.testing.assert_frame_equal(
+        rows.drop(columns=["state", "scores"]), kept.drop(columns=["state", "scores"])
+    )
