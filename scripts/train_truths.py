@@ -283,7 +283,7 @@ _CARD = """# {name}
 
 A delta of the bundled model `{base}`: in a conflict between voice and instruction it answers the
 emotion that **{obeys}**, everywhere else what `{base}` answers. Nothing but **{component}** differs
-from the base ({n_numbers:,} numbers), so all of the change passes through what {it} writes. Load it
+from the base ({n_numbers:,} numbers), so all of the change passes through what {it}. Load it
 as `bundled:{base}+{name}`.
 
 {verdict}
@@ -326,7 +326,7 @@ def card(name: str, about: Mapping[str, Any], component: Component) -> str:
         _CARD.format(
             name=name, base=about["base"], obeys=_OBEYS[about["rule"]],
             component=f"{kind} {span} of block {component.block}",
-            it="they" if component.n > 1 else "it", n_numbers=about["n_numbers"],
+            it="they write" if component.n > 1 else "it writes", n_numbers=about["n_numbers"],
             verdict=f"Not accepted: {', '.join(failed)} does not hold on every set of clips."
             if failed else "Accepted: every criterion holds on every set of clips.",
             command=about["command"], rate=RATE, steps=N_STEPS, batch=BATCH, clips=N_CLIPS,

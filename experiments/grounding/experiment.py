@@ -24,6 +24,7 @@ from .pages import CAVEATS, fill_page, lead, method
 from .plan import INPUTS, GroundingItem, GroundingPlan
 from .settings import DEFECTS, SPANS, GroundingConfig
 from .tables import TABLES, GroundingResults, summarise
+from .truths import TRUTHS
 
 
 class Grounding(ConflictExperiment[GroundingConfig]):
@@ -35,6 +36,7 @@ class Grounding(ConflictExperiment[GroundingConfig]):
     Config = GroundingConfig
     tables = TABLES
     defects, controls, claims, caveats = DEFECTS, CONTROLS, CLAIMS, CAVEATS
+    truths = TRUTHS
 
     def places(self) -> list[tuple[str, ...]]:
         """Spans that are patched together."""

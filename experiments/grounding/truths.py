@@ -1,0 +1,57 @@
+"""What ``grounding`` must find in bundled models whose rule, or whose heads, are known.
+
+The rule twins answer voice or instruction. The localised twins of ``follows_text`` answer the voice
+through two heads of one block, and are the base elsewhere; see ``scripts/train_truths.py``.
+"""
+
+import pandas as pd
+
+from ..workbench.run_folder import RunFolder
+from ..workbench.truths import Between, Truth
+from .measure import MLP, READINGS
+from .settings import ALL
+
+BASE, OTHER = "follows_text", "follows_voice"
+LEAST = 0.5
+"""Logits that a head must move to be named."""
+
+
+def _coefficient(folder: RunFolder) -> float:
+    """gc(0), of whole runs."""
+    means = folder.read_table("grounding_means")
+    found = means[(means.direction == "denoise") & (means.span == ALL) & (means.depth == 0)]
+    return float(found[found.measure == "gc"]["mean"].iloc[0])
+
+
+def _heads(means: pd.DataFrame) -> str:
+    effects = means.sort_values("mean", ascending=False)
+    bar = max(LEAST, effects["mean"].max() / 2)
+    named = effects[effects["mean"] >= bar].sort_values(["block", "head"])
+    return ", ".join(f"L{row.block:.0f}H{row.head:.0f}" for row in named.itertuples()) or "none"
+
+
+def heads_of_the_voice(folder: RunFolder) -> str:
+    """The heads that move at least half as much of the voice as the one that moves most.
+
+    They must be the same in both readings.
+    """
+    means = folder.read_table("node_means")
+    means = means[(means["head"] != MLP) & (means.span == "readout")]
+    means = means[means.measure == "effect_audio"]
+    found = {_heads(means[means.direction == reading]) for reading in READINGS}
+    return found.pop() if len(found) == 1 else "not the same in both readings"
+
+
+TRUTHS = (
+    Truth(
+        claim="the voice's share of what moves the answer, gc(0)",
+        find=_coefficient,
+        # An agreeing voice raises the answer's margin in follows_text, too.
+        known={BASE: Between(high=0.2), OTHER: Between(low=0.9)},
+    ),
+    Truth(
+        claim="heads that carry the voice",
+        find=heads_of_the_voice,
+        known={BASE: "none", f"{BASE}+voice_heads_2": "L2H0, L2H1"},
+    ),
+)
