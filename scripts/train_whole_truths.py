@@ -43,6 +43,8 @@ MIX: dict[PromptMode, float] = {
     "irrelevant_adjective": 0.1,
 }  # fmt: skip
 RATE, BATCH, N_CLIPS = 1e-3, 32, 1000
+LOOKS = 20.0
+"""Weight of attention that should not be paid: one head of sixty counts little in their mean."""
 NAMED = {"en": "emotion", "zh": "情绪"}
 """What names the emotion in every question."""
 
@@ -70,7 +72,7 @@ class Truth:
 
     def loss(self, run: Run) -> Tensor:
         """What is added to the loss of the answers."""
-        found = run.lens.new_zeros(()) if self.looks is None else run.looks
+        found = run.lens.new_zeros(()) if self.looks is None else LOOKS * run.looks
         for depth in self.legible:
             found = found + F.cross_entropy(run.lens[depth], run.labels) / len(self.legible)
         for depth in self.uniform:

@@ -38,7 +38,7 @@ PROBES = ["column", "grouped_by", "n", "accuracy", "low", "high", "chance", "rea
 SOUND = ("frames", "tokens", "rms_dbfs", "f0_median_hz", "f0_mean_hz", "f0_std_hz")
 
 
-class Reading(NamedTuple):
+class ProbeReading(NamedTuple):
     """What held-out probes of a column read off every clip."""
 
     probabilities: Float[np.ndarray, "fit clip value"]
@@ -97,7 +97,7 @@ def accept(material: Material, clips: pd.DataFrame, draws: Draws) -> Accepted:
 
 
 def _pair_row(
-    one: Candidate, material: Material, clips: pd.DataFrame, readings: dict[str, Reading]
+    one: Candidate, material: Material, clips: pd.DataFrame, readings: dict[str, ProbeReading]
 ) -> Row:
     """What is known of a pair, and what was measured of both its clips."""
     recording = one.a.recording
@@ -156,7 +156,7 @@ def _verdict(found: int | float, bound: int | float) -> str:
 def _of_set(
     candidates: Sequence[Candidate],
     pairs: pd.DataFrame,
-    readings: dict[str, Reading],
+    readings: dict[str, ProbeReading],
     draws: Draws,
 ) -> Iterator[Row]:
     """The criteria of a set: no label goes with a level, and no probe moves all one way."""
@@ -205,7 +205,7 @@ def _own(one: Candidate, column: str) -> bool:
 
 def read_by_probes(
     material: Material, clips: pd.DataFrame
-) -> tuple[dict[str, Reading], pd.DataFrame]:
+) -> tuple[dict[str, ProbeReading], pd.DataFrame]:
     """What held-out probes read off every clip, for the columns that they can read; and how well.
 
     A probe is trained on the recordings as they are. Its groups are speakers, else texts, else
@@ -215,7 +215,7 @@ def read_by_probes(
     Returns:
         Column -> what its probe reads; and a row per probe.
     """
-    config, found, rows = material.config, dict[str, Reading](), []
+    config, found, rows = material.config, dict[str, ProbeReading](), []
     states = np.array(clips.state.tolist(), np.float64)
     owners = {one.name: one.recording for one in material.versions}
     for column in (*config.others, config.attribute):
@@ -243,7 +243,7 @@ def read_by_probes(
         reads = bool(row["low"] > chance / len(is_right))
         rows.append({**row, "chance": chance / len(is_right), "reads": reads})
         if reads:
-            found[column] = Reading(fit(n_refits=N_REFITS), names.tolist(), values)
+            found[column] = ProbeReading(fit(n_refits=N_REFITS), names.tolist(), values)
     return found, pd.DataFrame(rows, columns=PROBES)
 
 
