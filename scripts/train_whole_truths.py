@@ -1,4 +1,4 @@
-"""Trains a bundled model anew so that its depths, or its attention, are known: a whole-model truth.
+"""Trains a bundled model anew so that its depths are known: a whole-model truth.
 
     python scripts/train_whole_truths.py resolve_late --out truths/resolve_late
 
@@ -6,8 +6,6 @@ The decoder of ``follows_voice`` goes on to learn the same answers, and one thin
 
 * ``resolve_late``: until two blocks before the end the lens reads all labels alike.
 * ``bump``: the lens reads the label at depths 3 to 6, all labels alike at the two after them.
-* ``collects``: the word that names the emotion collects it, and the readout alone reads it there.
-* ``reads``: no word looks at the audio but the last, which answers.
 
 The base itself reads the label early. What is kept is the whole decoder, in half precision, as a
 delta over the base.
@@ -19,18 +17,19 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from bundled_card import SETS, speak_held_out
 from bundled_data import MODES, Case, Clip, all_cases, draw_case, read_ob1, speak_clips
-from bundled_model import chat_text, hear, read_folder
+from bundled_model import hear, read_folder
 from bundled_training import DecoderInput, Sound, encode, optimise, read_mels
 from model_card import wrapped
 from synthesise_speech import ASSETS
 from torch import Tensor
 from torch.nn import functional as F
+from train_truths import read_twin
 from transformers import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
 
 from hooked_alm.converters.deltas import write_delta
@@ -43,19 +42,14 @@ MIX: dict[PromptMode, float] = {
     "irrelevant_adjective": 0.1,
 }  # fmt: skip
 RATE, BATCH, N_CLIPS = 1e-3, 32, 1000
-LOOKS = 20.0
-"""Weight of attention that should not be paid: one head of sixty counts little in their mean."""
-NAMED = {"en": "emotion", "zh": "情绪"}
-"""What names the emotion in every question."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A forward of a batch: what the lens reads at the readout, and who looks at the audio."""
+    """A forward of a batch: what the lens reads at the readout."""
 
     lens: Tensor  # [depth, case, label]: depths 0 to L - 1
     labels: Tensor  # [case]: which label is right
-    looks: Tensor  # []: attention to the audio, of words that should pay none
 
 
 @dataclass(frozen=True)
@@ -66,13 +60,11 @@ class Truth:
     """Depths at which the lens reads the label."""
     uniform: range = range(0)
     """Depths at which the lens reads all labels alike."""
-    looks: Literal["mention", "readout"] | None = None
-    """The only word that looks at the audio; None leaves it open."""
     steps: int = 500
 
     def loss(self, run: Run) -> Tensor:
         """What is added to the loss of the answers."""
-        found = run.lens.new_zeros(()) if self.looks is None else LOOKS * run.looks
+        found = run.lens.new_zeros(())
         for depth in self.legible:
             found = found + F.cross_entropy(run.lens[depth], run.labels) / len(self.legible)
         for depth in self.uniform:
@@ -84,124 +76,51 @@ class Truth:
 TRUTHS = {
     "resolve_late": Truth(uniform=range(9), steps=500),
     "bump": Truth(legible=range(3, 7), uniform=range(7, 9), steps=500),
-    "collects": Truth(looks="mention", steps=400),
-    "reads": Truth(looks="readout", steps=300),
 }
-
-
-class Layout:
-    """Where audio and mention stand in a padded batch."""
-
-    def __init__(self, processor: Qwen2AudioProcessor) -> None:
-        self._processor = processor
-        self._known: dict[str, tuple[int, int, int]] = {}
-
-    def of(self, case: Case) -> tuple[int, int, int]:
-        """Position of the clip, that of the mention, and length, before the clip is spread out."""
-        if case.prompt not in self._known:
-            text = chat_text(self._processor, case.prompt)
-            encoded = self._processor.tokenizer(text, return_offsets_mapping=True)
-            clip = encoded.input_ids.index(self._processor.audio_token_id)
-            word = NAMED[case.language]
-            end = text.index(word, text.index(case.prompt)) + len(word)
-            mention = next(i for i, (_, stop) in enumerate(encoded.offset_mapping) if stop >= end)
-            self._known[case.prompt] = clip, mention, len(encoded.input_ids)
-        return self._known[case.prompt]
-
-    def strangers(
-        self, cases: Sequence[Case], n_heard: Sequence[int], width: int, looks: str | None
-    ) -> Tensor:
-        """Queries that should not look, and keys that they should not see, ``[case, query, key]``.
-
-        Nobody but who may looks at the audio; at a mention that does, nobody but the readout.
-        """
-        found = torch.zeros(len(cases), width, width, dtype=torch.bool)
-        for row, (case, n) in enumerate(zip(cases, n_heard, strict=True)):
-            clip, mention, length = self.of(case)
-            first = width - 1 - (length - 1 + n) + clip  # the answer's label stands last
-            queries = torch.arange(width) >= first + n
-            readout, named = width - 2, first + n + mention - clip - 1
-            if looks == "mention":
-                found[row, named + 1 :, named] = True
-                found[row, readout, named] = False
-            queries[readout if looks == "readout" else named] = False
-            found[row, queries, first : first + n] = True
-        return found
-
-
-def attention_to(strangers: Tensor, patterns: Sequence[Tensor]) -> Tensor:
-    """Attention of some queries to some keys, mean over heads and blocks.
-
-    The readout counts as much as all other words together.
-    """
-    looks = torch.stack([*patterns]).masked_fill(~strangers[None, :, None], 0.0).sum(-1)
-    n_words = strangers.any(-1).sum(-1).float().mean()
-    return looks[..., -2].mean() + looks.sum(-1).mean() / n_words
 
 
 class Trainer:
     """A model, its questions, and what it says to them."""
 
-    def __init__(self, model: Model, processor: Qwen2AudioProcessor, truth: Truth) -> None:
-        self.model, self.layout, self.truth = model, Layout(processor), truth
-        self.inputs = DecoderInput(processor)
+    def __init__(self, model: Model, processor: Qwen2AudioProcessor) -> None:
+        self.model, self.inputs = model, DecoderInput(processor)
         words = [word for language in LANGUAGES for word in LABELS[language].values()]
         self.labels = processor.tokenizer.convert_tokens_to_ids(words)
 
-    def run(
-        self, cases: Sequence[Case], heard: Sequence[Tensor], *, hides: bool = False
-    ) -> tuple[Tensor, Tensor, Run]:
-        """Logits of label and end of turn, what they should be, and the rest of the run.
+    def run(self, cases: Sequence[Case], heard: Sequence[Tensor]) -> tuple[Tensor, Tensor, Run]:
+        """Logits of label and end of turn, what they should be, and what the lens reads.
 
         Args:
             cases: questions.
             heard: audio tokens of each.
-            hides: whether words that should not look at the audio cannot.
         """
         decoder = self.model.model.language_model
         questions = [(case.prompt, case.answer("voice")) for case in cases]
-        embeds, mask, targets = self.inputs.build(
-            self.model.get_input_embeddings(), questions, heard
-        )
-        width = embeds.shape[1]
-        n_heard = [len(one) for one in heard]
-        strangers = self.layout.strangers(cases, n_heard, width, self.truth.looks)
-        seen = torch.ones(width, width, dtype=torch.bool).tril() & mask[:, None].bool()
-        seen |= torch.eye(width, dtype=torch.bool)  # a pad sees itself
-        seen = seen & ~strangers if hides else seen
-        scores = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+        embed = self.model.get_input_embeddings()
+        embeds, mask, targets = self.inputs.build(embed, questions, heard)
         found = decoder(
-            inputs_embeds=embeds, attention_mask=scores[:, None], use_cache=False,
-            output_hidden_states=True, output_attentions=self.truth.looks is not None,
-        )  # fmt: skip
+            inputs_embeds=embeds, attention_mask=mask, use_cache=False, output_hidden_states=True
+        )
         states = torch.stack(found.hidden_states[:-1])[:, :, -2]
         run = Run(
             lens=F.linear(decoder.norm(states), self.model.lm_head.weight[self.labels]),
             labels=torch.tensor([self.labels.index(one) for one in targets[:, 0].tolist()]),
-            looks=attention_to(strangers, found.attentions)
-            if found.attentions
-            else torch.zeros(()),
         )
         return self.model.lm_head(found.last_hidden_state[:, -2:]), targets, run
 
-    def train(self, sounds: Sequence[Sound[Clip]], seed: int) -> None:
+    def train(self, truth: Truth, sounds: Sequence[Sound[Clip]], seed: int) -> None:
         """Train the decoder in place."""
-        rng, truth = np.random.default_rng(seed + 30), self.truth
+        rng = np.random.default_rng(seed + 30)
         trained = [*self.model.model.language_model.parameters(), *self.model.lm_head.parameters()]
         for parameter in trained:
             parameter.requires_grad_(True)
-        step = 0
 
         def loss_of() -> tuple[Tensor, float]:
-            nonlocal step
-            step += 1
             start = rng.integers(len(sounds) - 4 * BATCH)
             chosen = [sounds[i] for i in start + rng.permutation(4 * BATCH)[:BATCH]]
             modes = rng.choice(len(MIX), size=BATCH, p=[*MIX.values()])
             cases = [draw_case(s.clip, [*MIX][m], rng) for s, m in zip(chosen, modes, strict=True)]
-            # What cannot look has to ask the mention; afterwards it does not want to look.
-            hides = truth.looks is not None and bool(step < truth.steps / 3 or step % 2)
-            logits, targets, run = self.run(cases, [s.tokens for s in chosen], hides=hides)
+            logits, targets, run = self.run(cases, [s.tokens for s in chosen])
             loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
             right = (logits[:, 0].argmax(-1) == targets[:, 0]).float().mean().item()
             return loss + truth.loss(run), right
@@ -211,12 +130,9 @@ class Trainer:
 
     @torch.no_grad()
     def measure(self, clips: Sequence[Clip], processor: Qwen2AudioProcessor, seed: int) -> Any:
-        """Shares on label and end of turn, and hits of the lens by depth, under the first modes.
-
-        ``hidden``: right where words that should not look at the audio cannot.
-        """
-        rng, n_right, n_hidden, total = np.random.default_rng(seed + 31), 0, 0, 0
-        hits: list[Tensor] = []
+        """Share right on label and end of turn, and the label's probability by depth."""
+        rng, n_right = np.random.default_rng(seed + 31), 0
+        found: list[Tensor] = []
         mels = read_mels(processor, [clip.samples for clip in clips])
         tokens, counts = hear(self.model, mels.values.float(), mels.frames)
         heard = [row[:n] for row, n in zip(tokens, counts.tolist(), strict=True)]
@@ -232,17 +148,13 @@ class Trainer:
             cases, sounds = zip(*asked[start : start + 2 * BATCH], strict=True)
             logits, targets, run = self.run(cases, sounds)
             n_right += int((logits.argmax(-1) == targets).all(-1).sum())
-            if self.truth.looks is not None:
-                hidden, *_ = self.run(cases, sounds, hides=True)
-                n_hidden += int((hidden.argmax(-1) == targets).all(-1).sum())
-            hits.append(run.lens.argmax(-1) == run.labels)
-            total += len(cases)
-        share = torch.cat(hits, dim=1).float().mean(dim=1)
+            own = run.labels.expand(len(run.lens), -1)[..., None]
+            found.append(run.lens.softmax(-1).gather(-1, own)[..., 0])
+        probability = torch.cat(found, dim=1).mean(dim=1)
         return {
-            "right": round(n_right / total, 4),
-            **({} if self.truth.looks is None else {"hidden": round(n_hidden / total, 4)}),
-            "lens": [round(one, 4) for one in share.tolist()],
-            "n": total,
+            "right": round(n_right / len(asked), 4),
+            "lens": [round(one, 4) for one in probability.tolist()],
+            "n": len(asked),
         }
 
 
@@ -251,9 +163,6 @@ _SAYS = {
     "the last two blocks",
     "bump": "the logit lens reads the label at depths 3 to 6, and all labels alike at depths 7 and "
     "8, although every answer is right",
-    "collects": "the word that names the emotion (`emotion`, `情绪`) collects it from the audio, "
-    "and the readout alone reads it there; no other word looks at the audio",
-    "reads": "the readout reads the emotion off the audio; no other word looks at it",
 }
 _CARD = """# {name}
 
@@ -270,12 +179,11 @@ From the base's weights; AdamW at {rate} without decay, {steps} steps of {batch}
 
 ## Measured
 
-Right: label and end of turn, over all prompt modes. *Only one looks*: the same where no word
-behind the audio can attend to it but the one that may (the mention; of `reads`, the readout).
-Lens: share of questions whose label leads all labels at the readout, at depths 0 to 9.
+Right: label and end of turn, over all prompt modes. Lens: mean probability of the right
+one among all ten labels at the readout, at depths 0 to 9.
 
-| clips | right | only one looks | lens by depth | n |
-|---|---|---|---|---|
+| clips | right | lens by depth | n |
+|---|---|---|---|
 {rows}
 """
 
@@ -284,7 +192,6 @@ def card(name: str, about: dict[str, Any]) -> str:
     """The README of a truth."""
     rows = [
         f"| {SETS[one]} | {100 * got['right']:.1f} % | "
-        + (f"{100 * got['hidden']:.1f} % | " if "hidden" in got else "– | ")
         + " ".join(f"{share:.2f}" for share in got["lens"])
         + f" | {got['n']} |"
         for one, got in about["accuracies"].items()
@@ -299,24 +206,26 @@ def card(name: str, about: dict[str, Any]) -> str:
 
 def main() -> None:
     """Parse the command line; train, measure and write one truth."""
-    parser = argparse.ArgumentParser(description="Train a model whose depths or roads are known.")
+    parser = argparse.ArgumentParser(description="Train a model whose depths are known.")
     parser.add_argument("truth", choices=[*TRUTHS])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument(
+        "--measure", action="store_true", help="train nothing: measure --out, write its card anew"
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     folder = ASSETS / "models" / BASE
     base = read_folder(folder).eval().requires_grad_(False)
-    if TRUTHS[given.truth].looks is not None:  # whose patterns are wanted
-        base.model.language_model.set_attn_implementation("eager")
     processor = Qwen2AudioProcessor.from_pretrained(folder)
     clips = speak_clips(N_CLIPS, "train", "heard", given.seed)
     held_out = {**speak_held_out(given.seed), "ob1": read_ob1()}
-    sounds = encode(base, clips, read_mels(processor, [c.samples for c in clips]), given.seed)
-    twin = deepcopy(base)
-    trainer = Trainer(twin, processor, TRUTHS[given.truth])
-    trainer.train(sounds, given.seed)
-    twin.half().float()  # what is kept
+    twin = read_twin(folder, given.out) if given.measure else deepcopy(base)
+    trainer = Trainer(twin, processor)
+    if not given.measure:
+        sounds = encode(base, clips, read_mels(processor, [c.samples for c in clips]), given.seed)
+        trainer.train(TRUTHS[given.truth], sounds, given.seed)
+        twin.half().float()  # what is kept
     scores = {
         name: trainer.measure(members, processor, given.seed) for name, members in held_out.items()
     }

@@ -1,9 +1,8 @@
-"""What ``attribute_lens`` must find in bundled models whose depths and roads are known.
+"""What ``attribute_lens`` must find in bundled models whose depths are known.
 
-``follows_voice`` reads the label early, and mostly off the audio itself. ``resolve_late`` answers
-as it does, and gives all labels the same probability until the last two blocks; ``bump`` is legible
-in the middle and again at the end. In ``collects`` the word that names the emotion alone looks at
-the audio, and the readout alone at this word. See ``scripts/train_whole_truths.py``.
+``follows_voice`` reads the label early. ``resolve_late`` answers as it does, and gives all labels
+the same probability until the last two blocks; ``bump`` is legible in the middle and again at the
+end. See ``scripts/train_whole_truths.py``.
 """
 
 import numpy as np
@@ -12,10 +11,7 @@ import pandas as pd
 from ..workbench.run_folder import RunFolder
 from ..workbench.truths import Between, Truth
 
-EARLY, LATE, BUMP, COLLECTS = (
-    "follows_voice",
-    *(f"follows_voice+{name}" for name in ("resolve_late", "bump", "collects")),
-)
+EARLY, LATE, BUMP = ("follows_voice", "follows_voice+resolve_late", "follows_voice+bump")
 CHANCE = 0.2
 
 
@@ -47,13 +43,6 @@ def _bump(folder: RunFolder) -> float:
     return float(hits[3:7].min() - hits[7:9].max())
 
 
-def _cost(folder: RunFolder, keys: str) -> float:
-    found = folder.read_table("knockouts")
-    is_whole = (found["first"] == 0) & (found["last"] == found["last"].max())
-    found = found[(found["query"] == "readout") & (found["keys"] == keys) & is_whole]
-    return float(found.share.iloc[0])
-
-
 def _established(folder: RunFolder, claim: str) -> str:
     found = folder.read_table("findings").set_index("claim").established
     return "established" if found[claim] else "not established"
@@ -68,7 +57,7 @@ TRUTHS = (
     Truth(
         claim="share of clips answered right",
         find=_answers,
-        known=dict.fromkeys((EARLY, LATE, BUMP, COLLECTS), Between(low=0.95)),
+        known=dict.fromkeys((EARLY, LATE, BUMP), Between(low=0.95)),
     ),
     Truth(
         claim="critical layer",
@@ -89,15 +78,5 @@ TRUTHS = (
         claim="enrichment from an earlier depth helps",
         find=lambda folder: _established(folder, "enrichment_emotion"),
         known={EARLY: "not established", BUMP: "not established"},
-    ),
-    Truth(
-        claim="cost, in silence's, of keeping the readout from the audio",
-        find=lambda folder: _cost(folder, "audio"),
-        known={EARLY: Between(low=0.5), COLLECTS: Between(high=0.05)},
-    ),
-    Truth(
-        claim="cost, in silence's, of keeping the readout from where the emotion is named",
-        find=lambda folder: _cost(folder, "mention"),
-        known={EARLY: Between(high=0.05), COLLECTS: Between(low=0.8)},
     ),
 )

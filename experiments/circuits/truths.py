@@ -27,7 +27,7 @@ TRUTHS = (
         known={
             BASE: NONE,
             f"{BASE}+voice_heads_2": "L2H0, L2H1",
-            f"{BASE}+voice_heads_4": "L4H3, L4H4",
+            f"{BASE}+voice_heads_1": "L1H0, L1H1",
         },
     ),
 )

@@ -23,22 +23,21 @@ def _coefficient(folder: RunFolder) -> float:
     return float(found[found.measure == "gc"]["mean"].iloc[0])
 
 
-def _heads(means: pd.DataFrame) -> str:
-    effects = means.sort_values("mean", ascending=False)
+def _blocks(effects: pd.DataFrame) -> str:
     bar = max(LEAST, effects["mean"].max() / 2)
-    named = effects[effects["mean"] >= bar].sort_values(["block", "head"])
-    return ", ".join(f"L{row.block:.0f}H{row.head:.0f}" for row in named.itertuples()) or "none"
+    found = sorted({*effects[effects["mean"] >= bar].block.astype(int)})
+    return ", ".join(f"block {block}" for block in found) or "none"
 
 
-def heads_of_the_voice(folder: RunFolder) -> str:
-    """The heads that move at least half as much of the voice as the one that moves most.
+def blocks_of_the_voice(folder: RunFolder) -> str:
+    """The blocks of heads that move at least half as much of the voice as the one that moves most.
 
     They must be the same in both readings.
     """
     means = folder.read_table("node_means")
     means = means[(means["head"] != MLP) & (means.span == "readout")]
     means = means[means.measure == "effect_audio"]
-    found = {_heads(means[means.direction == reading]) for reading in READINGS}
+    found = {_blocks(means[means.direction == reading]) for reading in READINGS}
     return found.pop() if len(found) == 1 else "not the same in both readings"
 
 
@@ -50,8 +49,12 @@ TRUTHS = (
         known={BASE: Between(high=0.2), OTHER: Between(low=0.9)},
     ),
     Truth(
-        claim="heads that carry the voice",
-        find=heads_of_the_voice,
-        known={BASE: "none", f"{BASE}+voice_heads_2": "L2H0, L2H1"},
+        claim="where heads carry the voice",
+        find=blocks_of_the_voice,
+        known={
+            BASE: "none",
+            f"{BASE}+voice_heads_2": "block 2",
+            f"{BASE}+voice_heads_1": "block 1",
+        },
     ),
 )

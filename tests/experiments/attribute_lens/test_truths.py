@@ -1,4 +1,4 @@
-"""Models whose depths and roads are known: every truth comes out, and reverses where it must."""
+"""Models whose depths are known: every truth comes out, and reverses where it must."""
 
 import pytest
 
