@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +110,20 @@ def test_training_leaves_what_is_outside_its_slices(script: Any) -> None:
 def test_components_that_are_none(script: Any, text: str) -> None:
     with pytest.raises(Exception, match="expected head:BLOCK.HEAD or neurons:BLOCK:NUMBER"):
         script.Component.read(text)
+
+
+@pytest.mark.usefixtures("script")
+def test_what_a_whole_truth_learns_besides() -> None:
+    """Nothing is lost where all labels are alike, or where the right one is sure."""
+    whole = importlib.import_module("train_whole_truths")
+    labels = torch.tensor([1, 0])
+    alike = whole.Run(lens=torch.zeros(4, 2, 3), labels=labels)
+    sure = whole.Run(
+        lens=torch.tensor([[0.0, 50.0, 0.0], [50.0, 0.0, 0.0]]).repeat(4, 1, 1), labels=labels
+    )
+    late, legible = whole.Truth(uniform=range(1, 3)), whole.Truth(legible=range(1, 3))
+    assert float(late.loss(alike)) == pytest.approx(0, abs=1e-6)
+    assert float(legible.loss(sure)) == pytest.approx(0, abs=1e-6)
+    # By hand: -(0 - 50 - 50) / 3 - log 3 of log-probabilities 0, -50, -50; and log 3.
+    assert float(late.loss(sure)) == pytest.approx(100 / 3 - math.log(3), abs=1e-3)
+    assert float(legible.loss(alike)) == pytest.approx(math.log(3))
