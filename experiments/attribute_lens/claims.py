@@ -140,14 +140,16 @@ def _readable(run: AttributeResults, attribute: str) -> Finding:
         prompt=run.config.causal_prompt,
         position="readout",
         lens="logit",
-    ).set_index("definition")
-    at, mean = rows.loc["resolve"], rows.loc["weighted"]
+    ).set_index(["measure", "definition"])
+    # A label may lead all others by a hair, in clip after clip, where none has been read.
+    at, mean = rows.loc[("p_correct_soft", "resolve")], rows.loc[("hit", "weighted")]
     numbers = {"mean": at.depth, "low": at.low, "high": at.high, "n": at.n}
     bar = above(run, attribute)
     where = f"{shown(numbers, 0)} of 0 to {run.n_blocks}" if np.isfinite(at.depth) else "none"
     facts = (
-        f"The share of clips whose label leads stays above {bar:.2f} from depth {where} on; its "
-        f"critical layer, a mean depth weighted by what is above that, is {mean.depth:.2f}"
+        f"Its probability among the labels stays above {bar:.2f} from depth {where} on. The "
+        f"critical layer, a mean depth weighted by the share of clips whose label leads, is "
+        f"{mean.depth:.2f}"
     )
     return judged(
         f"The {attribute} can be read at the readout"

@@ -5,6 +5,7 @@ Source: M-AL-2 to M-AL-5, S-7.
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import product
 from typing import Any, cast
 
 import numpy as np
@@ -136,7 +137,9 @@ def critical(run: AttributeResults) -> pd.DataFrame:
     """Where the information of the mean curve is, by three definitions (M-AL-3).
 
     ``weighted`` is AudioLens' critical layer: a mean depth, and no event. ``first_above`` is the
-    first depth above the bar, ``resolve`` the first from which it stays above.
+    first depth above the bar, ``resolve`` the first from which it stays above. Each is given of the
+    hits, as AudioLens has it, and of the label's probability among the labels: one may lead by a
+    hair, time and again, where all have the same.
     """
     rows = []
     for key, part in run["information"].groupby(CURVE, sort=False):
@@ -150,12 +153,12 @@ def critical(run: AttributeResults) -> pd.DataFrame:
             "first_above": partial(_first_above, bar=bar),
             "resolve": partial(_resolved, bar=bar),
         }
-        who, curves = wide(part, "hit")
-        for name, find in definitions.items():
+        for measure, (name, find) in product(("hit", "p_correct_soft"), definitions.items()):
+            who, curves = wide(part, measure)
             found = run.draws.where(curves, clusters(run, who), find)
             rows.append({
-                **names, "definition": name, "depth": found.at, "low": found.low,
-                "high": found.high, "undefined": found.undefined,
+                **names, "measure": measure, "definition": name, "depth": found.at,
+                "low": found.low, "high": found.high, "undefined": found.undefined,
                 "relative_depth": found.at / run.n_blocks, "n": len(who),
             })  # fmt: skip
     return pd.DataFrame(rows)

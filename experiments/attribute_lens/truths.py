@@ -34,7 +34,12 @@ def _answers(folder: RunFolder) -> float:
 
 def _critical(folder: RunFolder) -> float:
     found = _at_readout(folder, "critical")
-    return float(found[found.definition == "weighted"].depth.iloc[0])
+    return float(found[(found.definition == "weighted") & (found.measure == "hit")].depth.iloc[0])
+
+
+def _readable(folder: RunFolder) -> float:
+    """The depth from which the report says that the label can be read."""
+    return float(folder.read_table("findings").set_index("claim").estimate["readable_emotion"])
 
 
 def _bump(folder: RunFolder) -> float:
@@ -58,6 +63,11 @@ TRUTHS = (
         claim="share of clips answered right",
         find=_answers,
         known=dict.fromkeys((EARLY, LATE, BUMP), Between(low=0.95)),
+    ),
+    Truth(
+        claim="depth from which the label can be read",
+        find=_readable,
+        known={EARLY: Between(high=3), LATE: Between(low=9), BUMP: Between(low=9)},
     ),
     Truth(
         claim="critical layer",
