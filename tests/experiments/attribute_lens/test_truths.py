@@ -8,8 +8,8 @@ from hooked_alm.experiments.workbench.truth_runs import run_truths
 from hooked_alm.experiments.workbench.truths import TruthRow
 
 SETTINGS = {
-    "batch_size": 18, "n_resamples": 1000, "prompts": ("question", "options"), "window": 10,
-    "enrich_sources": (1, 4), "enrich_layers": (4, 8),
+    "batch_size": 18, "n_resamples": 1000, "prompts": ("question",), "window": 10,
+    "absences": False, "enrich_modes": ("add",), "enrich_sources": (1,), "enrich_layers": (8,),
 }  # fmt: skip
 
 
