@@ -171,6 +171,17 @@ def test_the_component_carries_all_that_changed(tiny_models: TinyModels, twin: s
     assert not torch.equal(at, below)
 
 
+def test_a_delta_of_a_narrower_dtype_is_exact(tiny_models: TinyModels, tmp_path: Path) -> None:
+    base = tiny_models.folder("mha, sliding")
+    values = {name: one.half() for name, one in new_values(base, torch.float32).items()}
+    write_delta(tmp_path / "delta", base, values, NAMES, {})
+    written = load_file(tmp_path / "delta" / "delta.safetensors")
+    assert {one.dtype for one in written.values()} == {torch.float16}
+    found = own_checkpoint(lay_out(f"{base}+{tmp_path / 'delta'}"))
+    for name, at in NAMES.items():
+        assert torch.equal(found.read(name, torch.float32)[at], values[name][at].float())
+
+
 # --- Everywhere that a model is named
 
 
@@ -311,7 +322,7 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Any], dict[str, Tensor]], None], str
         r"q_proj.weight \[10, 54\] in float32 at \[\[40, 50\]\], where .* \[60, 54\]",
     ),
     "another dtype": (
-        lambda w, v: v.update({Q_BIAS: v[Q_BIAS].half()}), "in float16 at .* in float32"
+        lambda w, v: v.update({Q_BIAS: v[Q_BIAS].double()}), "in float64 at .* in float32"
     ),
     "no slices": (lambda w, v: w.pop("slices"), "its slices are not those of the tensors"),
     "one without values": (lambda w, v: v.pop(Q_BIAS), "its slices are not those of the tensors"),

@@ -206,7 +206,7 @@ def test_runs_are_compared(
     [
         ("run circ", ["circuits"]),
         ("run my", ["my_experiment.py", "my_models/"]),
-        ("run toy --model bundled:follows_t", ["bundled:follows_text"]),
+        ("run toy --model bundled:follows_s", ["bundled:follows_semantics"]),
         ("verify my_models/", ["my_models/small/"]),
         ("lis", ["list"]),
     ],
