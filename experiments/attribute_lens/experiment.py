@@ -62,6 +62,7 @@ class AttributeLens(BatchedExperiment[AttributeLensConfig], ModelExperiment[Attr
         self.recordings = load_recordings(source, label_column=None)
         self.prompts = AttributePrompts(config, self.recordings, config.causal_prompt)
         self.model = self.lay_out(hears=True)
+        config.check_enrichment(len(self.model.path))
         clips = self.prompts.hear(self.model, with_silence=config.absences)
         groups = {one.name: one.cells.get(config.cluster, one.name) for one in self.recordings}
         parts = split_groups([*groups.values()], config.validation_share, config.seed)

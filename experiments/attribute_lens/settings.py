@@ -6,10 +6,11 @@ name.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
+from hooked_alm.errors import InputError
 from hooked_alm.methods.patching.enrich import EnrichMode
 from hooked_alm.methods.patching.options import Engine
 
@@ -19,6 +20,7 @@ from ..workbench.claims import Defect
 from ..workbench.settings import EngineBytes, TunedLensFolder
 
 EnrichControl = Literal["other_depth", "other_clip", "noise"]
+DepthOrBlock = Annotated[int, Field(ge=0, le=10_000)]
 
 
 class AttributeLensConfig(AttributesConfig):
@@ -55,10 +57,10 @@ class AttributeLensConfig(AttributesConfig):
         default=("add", "average"),
         description="of enrichment; average_input skips the block, () is no enrichment",
     )
-    enrich_sources: tuple[int, ...] | None = Field(
+    enrich_sources: tuple[DepthOrBlock, ...] | None = Field(
         default=None, min_length=1, description="depths whose states enrich others; None is all"
     )
-    enrich_layers: tuple[int, ...] | None = Field(
+    enrich_layers: tuple[DepthOrBlock, ...] | None = Field(
         default=None, min_length=1, description="blocks whose output is enriched; None is all"
     )
     coefficient: float = Field(default=1.0, ge=-1e6, le=1e6, description="of what is added")
@@ -73,6 +75,20 @@ class AttributeLensConfig(AttributesConfig):
         default="fast", description="of the sweeps; hooks is one whole forward per cell"
     )
     max_bytes: EngineBytes = 2**28
+
+    def check_enrichment(self, n_blocks: int) -> None:
+        """Refuse depths and blocks that a model lacks.
+
+        Raises:
+            InputError: the settings name some.
+        """
+        for name, given in (("enrich_sources", self.enrich_sources),
+                            ("enrich_layers", self.enrich_layers)):  # fmt: skip
+            if wrong := [one for one in given or () if one >= n_blocks]:
+                raise InputError(
+                    f"enriching: got {wrong} in {name}, expected 0 to {n_blocks - 1}: the model "
+                    f"has {n_blocks} blocks, and enriches with what enters one."
+                )
 
     @model_validator(mode="after")
     def _what_makes_sense(self) -> "AttributeLensConfig":
