@@ -56,6 +56,7 @@ RESULTS: list[MethodResult] = [
     LensFidelity(
         kl=torch.randn(3, 1, 2).to(torch.bfloat16), agrees=torch.ones(3, 1, 2),
         entropy=torch.zeros(3, 1, 2), residual_norm=torch.randn(2, 1, 3).permute(2, 1, 0),
+        normaliser=torch.randn(3, 1, 2),
     ),
 ]  # fmt: skip
 
