@@ -338,7 +338,7 @@ def test_a_frozen_language_model_is_asked_too(table: Path, tmp_path: Path) -> No
     ("settings", "message"),
     [
         ({"attributes": None}, "got the columns beast, room, speaker, expected one of emotion"),
-        ({"enrich_layers": (4,), "attributes": WORDS}, r"got \[4\] in enrich_layers, expected 0 to"),
+        ({"enrich_layers": (4,), "attributes": WORDS}, r"got \[4\] in enrich_layers, expected 0"),
         ({"attributes": {"size": {"question": "How big?"}}}, r"changed\.csv line 2: size: missing"),
         (
             {"attributes": {"animal": {"question": "?", "labels": {"dog": "a", "cat": "b"}}}},
