@@ -199,7 +199,6 @@ def _provenance(runs: Mapping[str, RunFolder]) -> dict[str, Any]:
         "experiment": "demo",
         "question": QUESTION,
         "command": "hooked-alm demo",
-        "n_threads": first["n_threads"],
         "inputs": inputs,
         "environment": provenance.environment(),
         "config_hash": fingerprint(identity | {"inputs": inputs}),

@@ -13,6 +13,7 @@ from hooked_alm.experiments.emotion_conflict.settings import EmotionConflictConf
 from hooked_alm.experiments.workbench.conclude import conclude
 from hooked_alm.experiments.workbench.report import read_report
 from hooked_alm.experiments.workbench.run_folder import RunFolder
+from hooked_alm.experiments.workbench.runner import _start
 
 N_CLIPS = 10
 
@@ -22,20 +23,17 @@ def finished_run(path: Path, side: Side) -> RunFolder:
     config = EmotionConflictConfig(model=f"bundled:follows_{side}", n_resamples=1000)
     folder, tables = RunFolder(path), toy_tables(config, side, n_clips=N_CLIPS)
     path.mkdir(parents=True)
-    folder.start(
-        {
-            "experiment": "emotion_conflict",
-            "schema_version": 1,
-            "command": "hooked-alm run emotion_conflict",
-            "config": config.model_dump(mode="json"),
-            "n_threads": 1,
-            "inputs": {"model": {"weights_sha256": side}},
-            "environment": {},
-            "config_hash": "0" * 8,
-        }
-    )
     experiment = EmotionConflict(config)
     experiment.folder = folder
+    made_with = {
+        "experiment": experiment.name,
+        "source": experiment.source(),
+        "schema_version": experiment.schema_version,
+        "config": config.model_dump(mode="json"),
+        "inputs": {"model": {"weights_sha256": side}},
+    }
+    # The record is the runner's own, of which the demonstration reads some.
+    _start(experiment, folder, made_with, device=None)
     experiment.recordings = toy_recordings(path / "audio", N_CLIPS)
     tables |= toy_sounds(experiment.recordings)
     for name, table in tables.items():
