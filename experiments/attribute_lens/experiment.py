@@ -15,7 +15,13 @@ import pandas as pd
 from hooked_alm.bundled import CLIPS
 from hooked_alm.inputs import ALMInput
 
-from ..materials.attribute_prompts import AttributePrompt, AttributePrompts, HeardAs, labelled
+from ..materials.attribute_prompts import (
+    SPEAKER,
+    AttributePrompt,
+    AttributePrompts,
+    HeardAs,
+    labelled,
+)
 from ..materials.clips import Sounds, described_table, manifest, sound_units
 from ..materials.confounds import confounds
 from ..materials.held_out import split_groups
@@ -64,7 +70,10 @@ class AttributeLens(BatchedExperiment[AttributeLensConfig], ModelExperiment[Attr
         self.model = self.lay_out(hears=True)
         config.check_enrichment(len(self.model.path))
         clips = self.prompts.hear(self.model, with_silence=config.absences)
-        groups = {one.name: one.cells.get(config.cluster, one.name) for one in self.recordings}
+        is_by_speaker = config.cluster == SPEAKER
+        groups = {
+            one.name: one.cells[SPEAKER] if is_by_speaker else one.name for one in self.recordings
+        }
         parts = split_groups([*groups.values()], config.validation_share, config.seed)
         self.parts = {name: parts[group] for name, group in groups.items()}
         self.items = [*labelled(self.recordings, self.prompts.wordings)]

@@ -181,7 +181,8 @@ def _knockouts(page: Page, run: AttributeResults, attribute: str) -> None:
     table = table[table.attribute == attribute]
     table = table.assign(road=table["query"] + " ← " + table["keys"])
     is_whole = (table["first"] == 0) & (table["last"] == run.n_blocks - 1)
-    sweep, whole = table[~is_whole], table[is_whole]
+    is_window = table["last"] - table["first"] + 1 == run.config.window
+    sweep, whole = table[is_window & ~is_whole], table[is_whole]
     if len(sweep):
         drawing = figures.curves(
             sweep, "first", group="road", title=f"Attention kept from keys: {attribute}",

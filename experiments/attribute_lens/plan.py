@@ -65,10 +65,13 @@ def work_name(work: AttributeWork) -> str:
 
 
 def windows(n_layers: int, size: int) -> list[tuple[int, ...]]:
-    """Every window of so many blocks, and all blocks at once."""
+    """Every window of so many blocks, the last block alone, and all blocks at once.
+
+    What words before the readout see in the last block, nothing reads any more: a control.
+    """
     some = [tuple(range(first, first + size)) for first in range(n_layers - size + 1)]
-    every = tuple(range(n_layers))
-    return [one for one in some if one != every] + [every]
+    last, every = (n_layers - 1,), tuple(range(n_layers))
+    return [one for one in dict.fromkeys([*some, last]) if one != every] + [every]
 
 
 def is_searched(parts: Mapping[str, Half], clip: Recording) -> bool:

@@ -33,8 +33,8 @@ class Enriched:
     mode: EnrichMode
     coefficient: float
     states: Float[Tensor, "of d_model"]
-    entering: Float[Tensor, "batch d_model"]
-    """What enters the block in the base run."""
+    entering: Float[Tensor, "batch d_model"] | None
+    """What enters the block in the base run, where that is averaged with."""
     of: Indices
     """Row of ``states`` for every entry."""
     rows: Indices
@@ -45,7 +45,7 @@ class Enriched:
         d = self.states[on_device(self.of[entries], self.states)].to(own)
         if self.mode == "add":
             return own + self.coefficient * d
-        if self.mode == "average_input":
+        if self.entering is not None:
             own = self.entering[on_device(self.rows[entries], self.entering)].to(own)
         return (own + d) / 2
 
@@ -104,7 +104,7 @@ def enrich(
             f"{tuple(states.shape)}, expected [source, batch, d_model]."
         )
     where = readout_positions(x) if positions is None else positions
-    base: Rows = residual_rows(model, x, where)
+    base: Rows | None = residual_rows(model, x, where) if mode == "average_input" else None
     measured = Measurement(model, x, None, metric, engine=engine, max_bytes=max_bytes)
     source, row = (one.ravel() for one in np.indices((n_sources, n_rows)))
     edits = [
@@ -113,7 +113,8 @@ def enrich(
             cells=(source * len(blocks) + place) * n_rows + row,
             positions=where.cpu().numpy()[row, 0],
             write=Enriched(
-                mode, coefficient, states.flatten(0, 1), base[block, :, 0],
+                mode, coefficient, states.flatten(0, 1),
+                entering=None if base is None else base[block, :, 0],
                 of=source * n_rows + row, rows=row,
             ),
         )

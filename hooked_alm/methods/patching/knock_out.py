@@ -85,7 +85,6 @@ def knock_out(
     """
     model.refuse_encoder("knocking attention out")
     placement = Placement(model, x, None, [queries])
-    # Spans and positions are those of the base, whose every place stands for itself.
     choice = Choice.of(
         model, x.shape[1], {"site": "pattern", "layers": layers, "heads": heads, "neurons": None,
                             "places": [queries]},
@@ -116,7 +115,7 @@ def knock_out(
                 ]  # fmt: skip
         n_cells = len(choice.layers) * len(units) * n_sets
         found, noise = measured.swept(n_cells, edits)
-        _refuse_lost(found)
+        _refuse_lost(found, measured.base_values)
         axes = {name: ticks for name, ticks in choice.axes.items() if name != "place"}
         return measured.result(
             {**axes, "keys": tuple(keys)}, found, noise, site="pattern", mode="knock_out"
@@ -167,13 +166,13 @@ def _refuse_blind(
         )
 
 
-def _refuse_lost(found: Tensor) -> None:
+def _refuse_lost(found: Tensor, base: Tensor) -> None:
     """Refuse numbers of patterns whose every key that was left had underflowed to 0.
 
     Raises:
         InputError: there are some.
     """
-    if found.isnan().any():
+    if (found.isnan() & ~base.isnan()).any():
         raise InputError(
             "knocking attention out: got a query whose attention to all keys that are left is 0 in "
             "this precision, so that nothing can be renormalised. Take precision='float32', or "

@@ -202,8 +202,9 @@ def test_enrichment_is_a_hook_of_hugging_faces() -> None:
 
 
 def test_windows_are_each_once_and_all_blocks_are_one() -> None:
-    assert windows(4, 3) == [(0, 1, 2), (1, 2, 3), (0, 1, 2, 3)]
-    assert windows(3, 3) == windows(3, 9) == [(0, 1, 2)]
+    assert windows(4, 3) == [(0, 1, 2), (1, 2, 3), (3,), (0, 1, 2, 3)]
+    assert windows(3, 3) == windows(3, 9) == [(2,), (0, 1, 2)]
+    assert windows(1, 1) == [(0,)]
     assert windows(2, 1) == [(0,), (1,), (0, 1)]
 
 

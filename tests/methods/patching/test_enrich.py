@@ -68,10 +68,10 @@ def test_the_block_is_kept_by_one_average_and_skipped_by_the_other() -> None:
     """Input 2, output 5, donor 3: 4, and 2.5 by the published code."""
     one = np.zeros(1, int)
     found = [
-        Enriched(mode, 1.0, torch.tensor([[3.0]]), torch.tensor([[2.0]]), one, one)(
+        Enriched(mode, 1.0, torch.tensor([[3.0]]), entering, one, one)(
             torch.tensor([[5.0]]), one
         ).item()
-        for mode in ("average", "average_input")
+        for mode, entering in {"average": None, "average_input": torch.tensor([[2.0]])}.items()
     ]
     assert found == [4.0, 2.5]
 
