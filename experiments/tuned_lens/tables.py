@@ -7,6 +7,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from hooked_alm.methods.statistics.bootstrap import Band
+from hooked_alm.methods.statistics.critical_layer import settling_depths
 
 from ..workbench.intervals import Draws, numbers
 from ..workbench.results import Results
@@ -56,8 +57,7 @@ def settling_table(held_out: pd.DataFrame, draws: Draws) -> pd.DataFrame:
     depths = {}
     for lens in LENSES:
         agrees = some.pivot(index=["group", "prompt"], columns="depth", values=f"agrees_{lens}")
-        settled = np.logical_and.accumulate(agrees.to_numpy()[:, ::-1] > 0, axis=1)
-        depths[lens] = pd.Series(agrees.shape[1] - settled.sum(axis=1), index=agrees.index)
+        depths[lens] = pd.Series(settling_depths(agrees.to_numpy() > 0), index=agrees.index)
     depths["earlier"] = depths["logit"] - depths["tuned"]
     rows = []
     for name, values in depths.items():

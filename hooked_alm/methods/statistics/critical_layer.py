@@ -9,7 +9,7 @@ Source: seed 000, whose own definition is ``second_diff_abs``; M-000-7.
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from ...errors import InputError
 
@@ -71,9 +71,17 @@ def critical_layers(
 def resolve_depths(curves: Curves) -> Depths:
     """Depth of every curve from which its sign is the final one for good; NaN for a final 0."""
     sign = np.sign(curves)
-    final = sign[:, -1:]
-    settled = np.logical_and.accumulate((sign == final)[:, ::-1], axis=1).sum(axis=1)
-    return np.where(final[:, 0] == 0, np.nan, curves.shape[1] - settled)
+    return np.where(sign[:, -1] == 0, np.nan, settling_depths(sign == sign[:, -1:]))
+
+
+def settling_depths(holds: Bool[np.ndarray, " curve depth"]) -> Depths:
+    """The first depth of every curve from which something holds for good; NaN if not at the end.
+
+    Of "the top token is the output's" this is the saturation depth (M-BT-2), of "the transcript is
+    near the final one" the encoder's stabilisation (M-BT-3).
+    """
+    settled = np.logical_and.accumulate(holds[:, ::-1], axis=1).sum(axis=1)
+    return np.where(settled == 0, np.nan, holds.shape[1] - settled)
 
 
 def _smooth(curves: Curves, window: int) -> Curves:

@@ -7,7 +7,11 @@ import pytest
 
 from hooked_alm.errors import InputError
 from hooked_alm.methods.statistics.bootstrap import Located, located
-from hooked_alm.methods.statistics.critical_layer import CriticalMethod, critical_layers
+from hooked_alm.methods.statistics.critical_layer import (
+    CriticalMethod,
+    critical_layers,
+    settling_depths,
+)
 
 METHODS: list[CriticalMethod] = [
     "second_diff_abs",
@@ -133,3 +137,14 @@ def test_interval_counts_replicates_without_a_turn() -> None:
     assert alone.at == 4
     assert alone.undefined == 1
     assert np.isnan([alone.low, alone.high]).all()
+
+
+def test_where_a_token_and_a_transcript_settle() -> None:
+    """The cards' examples: the last token for good (M-BT-2), near the last for good (M-BT-3)."""
+    tokens = np.array([[9, 7, 3, 5, 5, 5], [9, 9, 5, 3, 5, 5]])[:, 1:]
+    assert settling_depths(tokens == tokens[:, -1:]).tolist() == [2, 3]
+    assert settling_depths(np.array([[5, 3, 5, 5]]) == 5).tolist() == [2]
+    distances = np.array([[1, 0.4, 0.05, 0.2, 0, 0], [0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0.2]])
+    found = settling_depths(distances <= 0.1)
+    assert found[:2].tolist() == [4, 0]
+    assert np.isnan(found[2])
