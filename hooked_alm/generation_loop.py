@@ -67,6 +67,20 @@ class GenerationLoop(PreTrainedModel, GenerationMixin):
         named = inspect.signature(GenerationMixin.generate).parameters
         return {*named, *GenerationConfig().to_dict(), "past_key_values"} - {"self", "kwargs"}
 
+    def _prepare_generated_length(
+        self,
+        generation_config: GenerationConfig,
+        has_default_max_length: bool,
+        *args: Any,
+        **more: Any,
+    ) -> GenerationConfig:
+        """Let a number of new tokens go before the checkpoint's longest length, without a word."""
+        is_given = generation_config.max_new_tokens is not None
+        found: GenerationConfig = super()._prepare_generated_length(
+            generation_config, has_default_max_length or is_given, *args, **more
+        )
+        return found
+
     @property
     def device(self) -> torch.device:
         """Device of the prompt."""

@@ -63,6 +63,7 @@ class WhisperLoop(WhisperGenerationMixin, GenerationLoop):
             max_target_positions=model.cfg.n_ctx,
             # The generation config's are what counts.
             **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), None),
+            decoder_start_token_id=0,
         )
 
     @staticmethod

@@ -1,6 +1,5 @@
 """TransformerLens' tools on Whisper's decoder, and lenses on both of its stacks."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from transformer_lens.head_detector import detect_head
 from hooked_alm import ALMInput, HookedALM, InputError
 from hooked_alm.methods.patching.metrics import Logits
 from hooked_alm.methods.patching.patch import patch
-from hooked_alm.methods.reading.encoder_lens import encoder_lens, memories_by_depth
+from hooked_alm.methods.reading.encoder_lens import encoder_lens, heard_by_depth
 from hooked_alm.methods.reading.lens import logit_lens, residual_rows
 from hooked_alm.methods.reading.tuned_lens import TunedLens
 from whisper_toy import LAYERS, Whispers, noise
@@ -159,7 +158,7 @@ def test_lens_on_the_encoder(model: HookedALM, whispers: Whispers) -> None:
     """Depth L is what is heard; each depth's scores are those of Hugging Face's own parts."""
     clips = [noise(0.5), noise(0.8, seed=1)]
     x = model.prepare(clips, ["", "What"], language="en", answer_prefix=" happy sad")
-    memories = memories_by_depth(model, x)
+    memories = heard_by_depth(model, x)
     assert memories.shape == (LAYERS["encoder"] + 1, 2, 50, 48)
     heard = model.run_with_cache(x, names_filter="hook_audio_embed")[1]["hook_audio_embed"]
     assert torch.equal(memories[-1], heard)
@@ -179,13 +178,6 @@ def test_lens_on_the_encoder(model: HookedALM, whispers: Whispers) -> None:
     assert (scores[0] - scores[-1]).abs().max() > 1e-3
     texts = model.generate(x, 6, memory=memories[-1], return_type="tokens")
     assert torch.equal(texts, model.generate(x, 6, return_type="tokens"))
-
-
-def test_the_encoder_lens_is_whispers(model: HookedALM, x: ALMInput, gqa: HookedALM) -> None:
-    with pytest.raises(InputError, match="a memory instead of"):
-        encoder_lens(model, replace(x, memory=torch.zeros(2, 50, 48)))
-    with pytest.raises(InputError, match="no cross-attention reads it"):
-        memories_by_depth(gqa, gqa.encode(input_ids=[[3, 4, 5]]))
 
 
 @torch.no_grad()
