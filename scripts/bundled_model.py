@@ -117,8 +117,8 @@ def build_model(
 
 
 @torch.no_grad()
-def initialise(model: Qwen2AudioForConditionalGeneration) -> None:
-    """Weights of std 1/sqrt(fan_in); branches start small; positions are Whisper's sinusoids.
+def initialise_matrices(model: nn.Module, n_layers: int) -> None:
+    """Weights of std 1/sqrt(fan_in); branches start small.
 
     The library's std of 0.02 is meant for widths of thousands: at width 96 it starves every layer.
     """
@@ -126,10 +126,16 @@ def initialise(model: Qwen2AudioForConditionalGeneration) -> None:
         if isinstance(module, nn.Linear | nn.Conv1d):
             std = module.weight[0].numel() ** -0.5
             if name.endswith(("o_proj", "out_proj", "down_proj", "fc2")):
-                std /= math.sqrt(2 * model.config.text_config.num_hidden_layers)
+                std /= math.sqrt(2 * n_layers)
             module.weight.normal_(0, std)
             if module.bias is not None:
                 module.bias.zero_()
+
+
+@torch.no_grad()
+def initialise(model: Qwen2AudioForConditionalGeneration) -> None:
+    """Matrices, embedding and head for a small width; positions are Whisper's sinusoids."""
+    initialise_matrices(model, n_layers=model.config.text_config.num_hidden_layers)
     model.get_input_embeddings().weight.normal_(0, 0.5)
     model.lm_head.weight.mul_(0.5)
     positions = model.model.audio_tower.embed_positions.weight
