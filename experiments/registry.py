@@ -21,6 +21,7 @@ EXPERIMENTS = {
         "circuits": "Circuits",
         "minimal_pairs": "MinimalPairs",
         "emotion_conflict": "EmotionConflict",
+        "encoder_lens": "EncoderLens",
         "grounding": "Grounding",
         "prefix_comparison": "PrefixComparison",
         "head_statistics": "HeadStatistics",

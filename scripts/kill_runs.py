@@ -37,7 +37,7 @@ FREE = {"run.json", "events.jsonl", "report.html"}
 PRELOADED = [
     "hooked_alm.experiments.workbench.runner",
     *(location.partition(":")[0] for location in EXPERIMENTS.values()),
-    *(f"hooked_alm.converters.families.{name}" for name in ("qwen2", "qwen2_audio")),
+    *(f"hooked_alm.converters.families.{name}" for name in ("qwen2", "qwen2_audio", "whisper")),
 ]
 WAYS: dict[str, tuple[signal.Signals, ...]] = {
     "kill -9": (signal.SIGKILL,),
@@ -77,6 +77,7 @@ def small_settings(inputs: Path) -> dict[str, list[str]]:
             *(f"audio={clips}", "modes=[audio_only, conflict]", "donors=[self, text_swap]"),
             "patch_layers=[2, 9]",
         ],
+        "encoder_lens": [f"audio={clips}"],
         "grounding": [f"audio={clips}"],
         "head_statistics": ["max_samples=8", "batch_size=1", "unit_batches=1"],
         "minimal_pairs": [f"audio={clips}", "kinds=[label, range]", "batch_size=1"],

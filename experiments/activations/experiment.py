@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from hooked_alm.bundled import CLIPS
 from hooked_alm.errors import InputError
 from hooked_alm.inputs import AudioClip
 from hooked_alm.methods.activations.collect import rows_of
@@ -21,6 +22,7 @@ from hooked_alm.methods.activations.writer import ActivationWriter
 
 from ..materials.clips import described_table
 from ..materials.hearing import heard_alike
+from ..materials.recordings import load_clips
 from ..materials.subject import ModelExperiment, described
 from ..workbench.batches import bucketed, heaviest
 from ..workbench.experiment import Unit, UnitResult
@@ -31,7 +33,6 @@ from .pages import CAVEATS, fill_page, lead, method
 from .plan import (
     StoragePlan,
     check_room,
-    clips_of,
     labels_of,
     plan_storage,
     prompts_of,
@@ -67,7 +68,7 @@ class StoreActivations(ModelExperiment[ActivationsConfig]):
         """
         if self._planned is None:
             config = self.config
-            self.clips = clips_of(config.audio)
+            self.clips = load_clips(CLIPS if config.audio == "bundled" else config.audio)
             self.labels = labels_of(self.clips)
             self.model = self.lay_out(hears=True)
             self._planned = plan_storage(self.model, self.clips, config)

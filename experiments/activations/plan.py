@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hooked_alm.bundled import CLIPS
 from hooked_alm.display import amount, listed
 from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput, AudioClip
@@ -14,12 +13,9 @@ from hooked_alm.methods.activations.collect import n_rows_of
 from hooked_alm.methods.activations.rows import COLUMNS, DTYPES, StoreDtype
 from hooked_alm.methods.activations.selection import KeptPoint, RowKind, kept_points
 from hooked_alm.model import HookedALM
-from hooked_alm.storage import expanded
 
-from ..materials.clips import ClipFile, ClipLine, check_clips, open_clip, read_clips, table_of
-from ..materials.recordings import audio_files, load_recordings
+from ..materials.clips import ClipFile
 from ..materials.records import collect
-from ..workbench.files import is_folder
 from .settings import ActivationsConfig
 
 INDEX_BYTES, SHARD_BYTES = 24, 16_000
@@ -74,34 +70,6 @@ class StoragePlan:
             f"{len(self.rows)} clips in {len(every)} shards: about {amount(self.n_bytes(every))}, "
             f"the largest shard {amount(max(self.n_bytes([shard]) for shard in every))}"
         )
-
-
-def clips_of(source: str) -> list[ClipFile]:
-    """The clips of a table or folder, in its order; a table's columns are kept.
-
-    Raises:
-        InputError: all that is wrong with it.
-    """
-    if source == "bundled":
-        return [*load_recordings(CLIPS)]
-    if table := table_of(source):
-        return read_clips("clips", table, ClipLine, _of_line)
-    folder, doing = expanded(source), f"loading clips from {source}"
-    files = audio_files(folder) if is_folder(folder) else []
-    if not files:
-        raise InputError(
-            f"{doing}: got no audio files, expected a table of clips or a folder of them. Check "
-            "the path."
-        )
-
-    def opened(path: Path) -> ClipFile:
-        return open_clip(ClipFile, path, path.name, {})
-
-    return check_clips(doing, collect(doing, opened, files, lambda path: path.name))
-
-
-def _of_line(line: ClipLine) -> ClipFile:
-    return open_clip(ClipFile, line.path, line.where, line.cells, column="path", sha256=line.sha256)
 
 
 def labels_of(clips: Sequence[ClipFile]) -> dict[str, list[str]]:

@@ -108,6 +108,32 @@ def load_recordings(
     return found
 
 
+def load_clips(source: str | Path) -> list[ClipFile]:
+    """The clips of a table or folder, in its order, whatever they are; a table's columns are kept.
+
+    Raises:
+        InputError: all that is wrong with it.
+    """
+    if table := table_of(source):
+        return read_clips("clips", table, ClipLine, _any_line)
+    folder, doing = expanded(source), f"loading clips from {source}"
+    files = audio_files(folder) if is_folder(folder) else []
+    if not files:
+        raise InputError(
+            f"{doing}: got no audio files, expected a table of clips or a folder of them. Check "
+            "the path."
+        )
+
+    def opened(path: Path) -> ClipFile:
+        return open_clip(ClipFile, path, path.name, {})
+
+    return check_clips(doing, collect(doing, opened, files, lambda path: path.name))
+
+
+def _any_line(line: ClipLine) -> ClipFile:
+    return open_clip(ClipFile, line.path, line.where, line.cells, column="path", sha256=line.sha256)
+
+
 def _of_line(line: ClipLine, label_column: str | None) -> Recording:
     cells = line.cells
     if label_column is not None:

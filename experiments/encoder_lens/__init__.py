@@ -1,0 +1,1 @@
+"""At which depth of the encoder, and of the decoder, a transcript is settled."""

@@ -1,0 +1,78 @@
+"""At which depth is a transcript settled, in the encoder and in the decoder?
+
+Every clip is written down once for each depth of the encoder, by the model's own final norm and an
+unchanged decoder; and the logit lens reads at which depth of the decoder each token is settled.
+
+Source: Beyond Transcription (arXiv 2508.15882), DecoderLens (arXiv 2310.03686); M-BT-1 to M-BT-3.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from ..materials.clips import Sounds, described_table, manifest, sound_units
+from ..materials.subject import ModelExperiment, described
+from ..materials.transcription import Transcription
+from ..workbench.experiment import Unit, UnitResult
+from ..workbench.page import Page
+from .claims import CLAIMS, CONTROLS
+from .measure import ClipReader
+from .pages import CAVEATS, fill_page, lead, method
+from .settings import EncoderLensConfig
+from .tables import TABLES, DepthResults, summarise
+
+
+class EncoderLens(ModelExperiment[EncoderLensConfig]):
+    """The encoder lens on any model whose audio encoder is hooked."""
+
+    name = "encoder_lens"
+    title = "Encoder lens"
+    question = "At which depth is a transcript settled, in the encoder and in the decoder?"
+    Config = EncoderLensConfig
+    tables, controls, claims, caveats = TABLES, CONTROLS, CLAIMS, CAVEATS
+
+    def identify(self) -> dict[str, Any]:
+        """Reads the clips."""
+        self.ours = Transcription(self.config)
+        self.model = self.lay_out(hears=True)
+        self.model.towards("encoder")  # refuses an encoder without hooks
+        heard = self.ours.hear(self.model)
+        return {
+            "model": described(self.model, self.config),
+            **described_table(self.config.source),
+            "clips": [
+                {"name": one.name, "sha256": one.sha256, "seconds": clip.seconds,
+                 "notes": [*one.notes, *clip.notes]}
+                for one, clip in zip(self.ours.clips, heard, strict=True)
+            ],
+        }  # fmt: skip
+
+    def units(self) -> list[Unit]:
+        """A unit for each clip, then how the clips sound."""
+        units = [Unit(f"clip__{one.name}", one) for one in self.ours.clips]
+        return units + sound_units(self.ours.clips)
+
+    def measure(self, unit: Unit) -> UnitResult:
+        """All depths of a clip, or the sound of some clips."""
+        work = unit.payload
+        if isinstance(work, Sounds):
+            return work.measured()
+        return ClipReader(self.model, self.ours, work).result()
+
+    def summaries(self, run: DepthResults) -> Iterator[tuple[str, pd.DataFrame]]:
+        """The clips, and what `summarise` makes of their depths."""
+        yield "manifest", manifest(self.ours.clips, run["sounds"])
+        yield from summarise(run)
+
+    def lead(self, run: DepthResults) -> str:
+        """What was read at which depths."""
+        return lead(run)
+
+    def page(self, page: Page, run: DepthResults) -> None:
+        """Transcripts, how good they are at every depth, and the decoder's tokens."""
+        fill_page(page, run, self.ours)
+
+    def method(self, run: DepthResults) -> str:
+        """How transcripts and intervals were made."""
+        return method(run)

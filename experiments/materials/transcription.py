@@ -1,0 +1,175 @@
+"""Clips with what is said in them, and the prompts under which a model writes it down."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+from transformers.models.whisper.english_normalizer import (
+    BasicTextNormalizer,
+    EnglishTextNormalizer,
+)
+
+from hooked_alm import HookedALM
+from hooked_alm.bundled import ASSETS
+from hooked_alm.errors import InputError
+from hooked_alm.inputs import ALMInput, AudioClip
+from hooked_alm.methods.statistics.word_errors import (
+    CountedUnit,
+    Normaliser,
+    WordErrors,
+    word_errors,
+)
+
+from ..workbench.results import Row
+from ..workbench.settings import ExperimentConfig, Truncate
+from .clips import ClipFile
+from .hearing import Hearing
+from .recordings import load_clips
+from .records import collect, raise_all
+from .sources import Source, shown
+
+SPOKEN = ASSETS / "semantic_vs_prosody"
+"""Clips that the package carries, with their words."""
+TEXT, SPEAKER = "text", "speaker"
+"""Columns of a table of clips."""
+
+
+class TranscriptionConfig(ExperimentConfig):
+    """Settings of experiments in which a model writes down what is said."""
+
+    KNOWN_WITH: ClassVar = ("audio",)
+
+    model: str = Field(default="bundled:tiny_whisper", description="id, folder or bundled:NAME")
+    audio: Source = Field(
+        default="bundled",
+        description="a table of clips (column path; text is what is said, and empty where nothing "
+        "is, speaker who says it), or a folder of clips",
+    )
+    prompt: str = Field(
+        default="Write down what is said.",
+        description="instruction under which clips are heard; Whisper is given none",
+    )
+    language: str | None = Field(
+        default=None, description="spoken in all clips; None has a multilingual Whisper hear it"
+    )
+    max_new_tokens: int = Field(default=60, ge=1, le=10_000, description="of a transcript, at most")
+    suppress: bool = Field(
+        default=False,
+        description="never say tokens that the checkpoint's generation config forbids",
+    )
+    normaliser: Literal["basic", "english", "none"] = Field(
+        default="basic",
+        description="of both sides before words are compared: lower case without punctuation; "
+        "Whisper's for English, with the spellings in the checkpoint's folder; or as they are",
+    )
+    unit: CountedUnit = Field(
+        default="word", description="what is counted: characters where no spaces are written"
+    )
+    truncate: Truncate = False
+    cluster: Literal["item", "speaker"] = Field(
+        default="item", description="what intervals resample: clips, or speakers with all of theirs"
+    )
+
+    @property
+    def source(self) -> Any:
+        """Where the clips are."""
+        return SPOKEN if self.audio == "bundled" else self.audio
+
+
+class Transcription:
+    """Some clips, as a model hears and writes them down."""
+
+    def __init__(self, config: TranscriptionConfig) -> None:
+        """Opens the clips.
+
+        Raises:
+            InputError: all that is wrong with them.
+        """
+        self.config = config
+        self.clips = load_clips(config.source)
+        self.has_words = any(TEXT in one.cells for one in self.clips)
+        raise_all("reading clips", [*self._unnamed()])
+
+    def _unnamed(self) -> Iterator[str]:
+        """Clips that do not say whose they are, where speakers are resampled."""
+        if self.config.cluster == "speaker":
+            for one in self.clips:
+                if not one.cells.get(SPEAKER):
+                    yield f"{one.where}: {SPEAKER}: missing, and cluster resamples speakers"
+
+    def hear(self, model: HookedALM) -> list[AudioClip]:
+        """Reads every clip; returns them.
+
+        Args:
+            model: at least laid out.
+
+        Raises:
+            InputError: clips that cannot be heard, a language or spellings that are not known.
+        """
+        self.model = model
+        self.normalise = self._normaliser()
+        heard = Hearing(partial(model.read_clip, truncate=self.config.truncate))
+        doing = f"hearing {shown(self.config.audio)}"
+        found = collect(doing, lambda one: heard.clip(one.path), self.clips, lambda one: one.where)
+        self._heard = {one.name: clip for one, clip in zip(self.clips, found, strict=True)}
+        # What could fail in the midst of a run; a language that is to be heard needs weights.
+        self._prepared(found[0], self.config.language or "en")
+        return [*found]
+
+    def _normaliser(self) -> Normaliser:
+        kind = self.config.normaliser
+        if kind == "none":
+            return str
+        if kind == "basic":
+            found: Normaliser = BasicTextNormalizer()
+            return found
+        spellings = getattr(self.model.tokenizer, "english_spelling_normalizer", None)
+        if not spellings:
+            raise InputError(
+                f"normalising transcripts of {self.config.model!r}: its folder has no English "
+                "spellings (normalizer.json). Add it, or set normaliser=basic."
+            )
+        english: Normaliser = EnglishTextNormalizer(spellings)
+        return english
+
+    def input(self, clip: ClipFile) -> ALMInput:
+        """The prompt under which a clip is written down."""
+        return self._prepared(self._heard[clip.name], self.config.language)
+
+    def _prepared(self, clip: AudioClip, language: str | None) -> ALMInput:
+        model = self.model
+        assert model.audio is not None
+        if not model.audio.is_memory:
+            return model.prepare(clip, self.config.prompt)
+        is_multilingual = getattr(model.generation_config, "is_multilingual", False)
+        if self.config.language is None and not is_multilingual:
+            language = None
+        return model.prepare(clip, language=language)
+
+    def ids(self, text: str) -> list[int]:
+        """Tokens of words, as the model would write them."""
+        assert self.model.audio is not None
+        space = " " if self.model.audio.is_memory and text else ""
+        found: list[int] = self.model.tokenizer(space + text, add_special_tokens=False).input_ids
+        return found
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The words of some tokens."""
+        found: str = self.model.tokenizer.decode(tokens, skip_special_tokens=True)
+        return found.strip()
+
+    def said_in(self, clip: ClipFile) -> str | None:
+        """What is said in a clip; None where the table has no column of words."""
+        return clip.cells.get(TEXT, "") if self.has_words else None
+
+    def errors(self, said: str | None, heard: str) -> WordErrors:
+        """Errors of a transcript; of a reference that is not known, none of 0."""
+        if said is None:
+            return WordErrors(0, 0, 0, 0)
+        return word_errors([said], [heard], unit=self.config.unit, normalise=self.normalise)[0]
+
+
+def whose(clip: ClipFile) -> Row:
+    """The clip and its speaker, as columns of a table."""
+    return {"clip": clip.name, "speaker": clip.cells.get(SPEAKER, "")}
