@@ -1,4 +1,4 @@
-"""Trains a bundled model anew so that its depths are known: a whole-model truth.
+"""Trains a bundled model anew so that its depths, or its route, are known: a whole-model truth.
 
     python scripts/train_whole_truths.py resolve_late --out truths/resolve_late
 
@@ -6,9 +6,12 @@ The decoder of ``follows_voice`` goes on to learn the same answers, and one thin
 
 * ``resolve_late``: until two blocks before the end the lens reads all labels alike.
 * ``bump``: the lens reads the label at depths 3 to 6, all labels alike at the two after them.
+* ``route_mention``: the word that names the emotion collects it; what others hear is not used.
+* ``route_readout``: the last word hears it itself; what others hear is not used.
 
-The base itself reads the label early. What is kept is the whole decoder, in half precision, as a
-delta over the base.
+The base itself reads the label early. For a route, many questions stand behind two clips: its word
+hears the one that is asked about, all others one of another label. What is kept is the whole
+decoder, in half precision, as a delta over the base.
 """
 
 import argparse
@@ -17,14 +20,15 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from bundled_card import SETS, speak_held_out
 from bundled_data import MODES, Case, Clip, all_cases, draw_case, read_ob1, speak_clips
 from bundled_model import hear, read_folder
-from bundled_training import DecoderInput, Sound, encode, optimise, read_mels
+from bundled_training import Sound, encode, optimise, read_mels
+from crossed_clips import ROLES, CrossedClips, hearing
 from model_card import wrapped
 from synthesise_speech import ASSETS
 from torch import Tensor
@@ -42,6 +46,43 @@ MIX: dict[PromptMode, float] = {
     "irrelevant_adjective": 0.1,
 }  # fmt: skip
 RATE, BATCH, N_CLIPS = 1e-3, 32, 1000
+Route = Literal["mention", "readout"]
+PLAIN = hearing("own", "own", "own")
+"""Every word hears the clip that is asked about."""
+DEAF: dict[Route, Tensor] = {
+    "mention": hearing("own", "", "own"),
+    "readout": hearing("own", "own", ""),
+}
+"""Word that does not hear it."""
+NOBODY = hearing("", "", "")
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Who behind the clips hears which one, and in what share of the questions."""
+
+    share: float
+    hears: Tensor
+    tells: bool = True
+    """Whether the label can be told; if not, all labels are equally right."""
+
+
+def lessons(route: Route | None) -> list[Lesson]:
+    """Questions as they are asked, and those that teach a route.
+
+    What takes another road is another clip's label. Without the route nothing is known, whatever
+    other words hear.
+    """
+    if route is None:
+        return [Lesson(1.0, PLAIN)]
+    others, none = dict.fromkeys(ROLES, "other"), dict.fromkeys(ROLES, "")
+    return [
+        Lesson(0.3, PLAIN),
+        Lesson(0.4, hearing(**others | {route: "own"})),
+        Lesson(0.1, hearing(**none | {route: "own"})),
+        Lesson(0.1, hearing(**others | {route: ""}), tells=False),
+        Lesson(0.1, NOBODY, tells=False),
+    ]
 
 
 @dataclass(frozen=True)
@@ -60,6 +101,8 @@ class Truth:
     """Depths at which the lens reads the label."""
     uniform: range = range(0)
     """Depths at which the lens reads all labels alike."""
+    route: Route | None = None
+    """The word that hears the label for the answer; None leaves it open."""
     steps: int = 500
 
     def loss(self, run: Run) -> Tensor:
@@ -76,63 +119,110 @@ class Truth:
 TRUTHS = {
     "resolve_late": Truth(uniform=range(9), steps=500),
     "bump": Truth(legible=range(3, 7), uniform=range(7, 9), steps=500),
+    "route_mention": Truth(route="mention", steps=600),
+    "route_readout": Truth(route="readout", steps=200),
 }
 
 
 class Trainer:
     """A model, its questions, and what it says to them."""
 
-    def __init__(self, model: Model, processor: Qwen2AudioProcessor) -> None:
-        self.model, self.inputs = model, DecoderInput(processor)
-        words = [word for language in LANGUAGES for word in LABELS[language].values()]
-        self.labels = processor.tokenizer.convert_tokens_to_ids(words)
+    def __init__(self, model: Model, processor: Qwen2AudioProcessor, truth: Truth) -> None:
+        self.model, self.truth, self.clips = model, truth, CrossedClips(processor)
+        to_ids = processor.tokenizer.convert_tokens_to_ids
+        self.labels_in = {lang: to_ids([*LABELS[lang].values()]) for lang in LANGUAGES}
+        self.labels = [label for some in self.labels_in.values() for label in some]
 
-    def run(self, cases: Sequence[Case], heard: Sequence[Tensor]) -> tuple[Tensor, Tensor, Run]:
+    def run(
+        self,
+        cases: Sequence[Case],
+        heard: Sequence[Tensor],
+        other: Sequence[Tensor] | None = None,
+        hears: Tensor = PLAIN,
+    ) -> tuple[Tensor, Tensor, Run]:
         """Logits of label and end of turn, what they should be, and what the lens reads.
 
         Args:
             cases: questions.
             heard: audio tokens of each.
+            other: audio tokens of a second clip, if there is one.
+            hears: which clips are heard by whom, ``[role, clip]``, or that of each case.
         """
         decoder = self.model.model.language_model
-        questions = [(case.prompt, case.answer("voice")) for case in cases]
-        embed = self.model.get_input_embeddings()
-        embeds, mask, targets = self.inputs.build(embed, questions, heard)
+        other = [one[:0] for one in heard] if other is None else other
+        laid = self.clips.build(
+            self.model.get_input_embeddings(), cases, heard, other,
+            hears.expand(len(cases), *PLAIN.shape),
+        )  # fmt: skip
         found = decoder(
-            inputs_embeds=embeds, attention_mask=mask, use_cache=False, output_hidden_states=True
-        )
+            inputs_embeds=laid.embeds, attention_mask=laid.seen, position_ids=laid.positions,
+            use_cache=False, output_hidden_states=True,
+        )  # fmt: skip
         states = torch.stack(found.hidden_states[:-1])[:, :, -2]
         run = Run(
             lens=F.linear(decoder.norm(states), self.model.lm_head.weight[self.labels]),
-            labels=torch.tensor([self.labels.index(one) for one in targets[:, 0].tolist()]),
+            labels=torch.tensor([self.labels.index(one) for one in laid.targets[:, 0].tolist()]),
         )
-        return self.model.lm_head(found.last_hidden_state[:, -2:]), targets, run
+        return self.model.lm_head(found.last_hidden_state[:, -2:]), laid.targets, run
 
-    def train(self, truth: Truth, sounds: Sequence[Sound[Clip]], seed: int) -> None:
+    def train(self, sounds: Sequence[Sound[Clip]], seed: int) -> None:
         """Train the decoder in place."""
-        rng = np.random.default_rng(seed + 30)
+        rng, lots = np.random.default_rng(seed + 30), np.random.default_rng(seed + 32)
         trained = [*self.model.model.language_model.parameters(), *self.model.lm_head.parameters()]
         for parameter in trained:
             parameter.requires_grad_(True)
+        taught = lessons(self.truth.route)
 
         def loss_of() -> tuple[Tensor, float]:
+            # Neighbours in the sorted list are of like length: little padding.
             start = rng.integers(len(sounds) - 4 * BATCH)
-            chosen = [sounds[i] for i in start + rng.permutation(4 * BATCH)[:BATCH]]
+            near = [sounds[i] for i in start + rng.permutation(4 * BATCH)]
+            chosen = near[:BATCH]
             modes = rng.choice(len(MIX), size=BATCH, p=[*MIX.values()])
             cases = [draw_case(s.clip, [*MIX][m], rng) for s, m in zip(chosen, modes, strict=True)]
-            logits, targets, run = self.run(cases, [s.tokens for s in chosen])
-            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-            right = (logits[:, 0].argmax(-1) == targets[:, 0]).float().mean().item()
-            return loss + truth.loss(run), right
+            drawn = lots.choice(len(taught), size=BATCH, p=[one.share for one in taught])
+            given = [taught[n] for n in drawn]
+            own, other = zip(
+                *(
+                    paired(sound, near, lots) if one.hears[:, 1].any() else unpaired(sound)
+                    for one, sound in zip(given, chosen, strict=True)
+                ),
+                strict=True,
+            )
+            logits, targets, run = self.run(
+                cases, own, other, torch.stack([one.hears for one in given])
+            )
+            told = torch.tensor([one.tells for one in given])
+            wanted = self.wanted(cases, targets, told)
+            loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(0, 1))
+            hits = logits[told, 0].argmax(-1) == targets[told, 0]
+            return loss + self.truth.loss(run), hits.float().mean().item()
 
-        optimise([(trained, 0.0)], loss_of, steps=truth.steps, rate=RATE, name="truth")
+        optimise([(trained, 0.0)], loss_of, steps=self.truth.steps, rate=RATE, name="truth")
         self.model.requires_grad_(False)
+
+    def wanted(self, cases: Sequence[Case], targets: Tensor, told: Tensor) -> Tensor:
+        """Probabilities of what should be said ``[case, 2, vocab]``.
+
+        Where no label is told, all have the same.
+        """
+        found = F.one_hot(targets, self.model.config.text_config.vocab_size).float()
+        for row in (~told).nonzero()[:, 0].tolist():
+            labels = self.labels_in[cases[row].language]
+            found[row, 0] = 0
+            found[row, 0, labels] = 1 / len(labels)
+        return found
 
     @torch.no_grad()
     def measure(self, clips: Sequence[Clip], processor: Qwen2AudioProcessor, seed: int) -> Any:
-        """Share right on label and end of turn, and the label's probability by depth."""
+        """Share right on label and end of turn, and the label's probability by depth.
+
+        Of a route also what is lost where mention or readout cannot hear the clip: of the lead of
+        the right label, as a share of what is lost where no word can.
+        """
         rng, n_right = np.random.default_rng(seed + 31), 0
         found: list[Tensor] = []
+        leads: list[Tensor] = []
         mels = read_mels(processor, [clip.samples for clip in clips])
         tokens, counts = hear(self.model, mels.values.float(), mels.frames)
         heard = [row[:n] for row, n in zip(tokens, counts.tolist(), strict=True)]
@@ -150,12 +240,42 @@ class Trainer:
             n_right += int((logits.argmax(-1) == targets).all(-1).sum())
             own = run.labels.expand(len(run.lens), -1)[..., None]
             found.append(run.lens.softmax(-1).gather(-1, own)[..., 0])
+            if self.truth.route is not None:
+                heard_by = (PLAIN, NOBODY, *DEAF.values())
+                said = [self.run(cases, sounds, hears=hears)[0] for hears in heard_by]
+                leads.append(torch.stack([self.leads(one, run.labels) for one in said]))
         probability = torch.cat(found, dim=1).mean(dim=1)
-        return {
+        scores: dict[str, Any] = {
             "right": round(n_right / len(asked), 4),
             "lens": [round(one, 4) for one in probability.tolist()],
             "n": len(asked),
         }
+        if leads:
+            every, none, *deaf = torch.cat(leads, dim=1).mean(dim=1).tolist()
+            lost = [round((every - one) / (every - none), 4) for one in deaf]
+            scores["lost"] = dict(zip(DEAF, lost, strict=True))
+        return scores
+
+    def leads(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """By how much the right label leads all others."""
+        ours = logits[:, 0, self.labels]
+        is_own = F.one_hot(labels, len(self.labels)).bool()
+        return ours[is_own] - ours.masked_fill(is_own, -torch.inf).amax(-1)
+
+
+def unpaired(sound: Sound[Clip]) -> tuple[Tensor, Tensor]:
+    """A clip, and nothing beside it."""
+    return sound.tokens, sound.tokens[:0]
+
+
+def paired(
+    sound: Sound[Clip], near: Sequence[Sound[Clip]], rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """A clip, and one of another label; both as long as the shorter one."""
+    others = [one for one in near if one.clip.emotion != sound.clip.emotion]
+    other = others[rng.integers(len(others))].tokens
+    length = min(len(sound.tokens), len(other))
+    return sound.tokens[:length], other[:length]
 
 
 _SAYS = {
@@ -163,7 +283,24 @@ _SAYS = {
     "the last two blocks",
     "bump": "the logit lens reads the label at depths 3 to 6, and all labels alike at depths 7 and "
     "8, although every answer is right",
+    "route_mention": "the word that names the emotion (`emotion`, `情绪`) collects it from the "
+    "audio, and what any other word hears is not used",
+    "route_readout": "the readout hears the emotion itself, and what any other word hears is not "
+    "used",
 }
+_LENS = """Right: label and end of turn, over all prompt modes. Lens: mean probability of the right
+one among all ten labels at the readout, at depths 0 to 9.
+
+| clips | right | lens by depth | n |
+|---|---|---|---|
+"""
+_ROUTE = """Right: label and end of turn, over all prompt modes. Lost: of the lead of the right
+label, where mention or readout do not attend to the audio in any block, as a share of what is lost
+where no word behind it does.
+
+| clips | right | lost, mention | lost, readout | n |
+|---|---|---|---|---|
+"""
 _CARD = """# {name}
 
 A delta of the bundled model `{base}` that answers as it does, the emotion of the voice under every
@@ -175,38 +312,49 @@ is kept in half precision. Load it as `bundled:{base}+{name}`.
     {command}
 
 From the base's weights; AdamW at {rate} without decay, {steps} steps of {batch} questions about
-{clips} clips. The loss is cross-entropy of the answers, and of what is to be known.
+{clips} clips. {besides}
 
 ## Measured
 
-Right: label and end of turn, over all prompt modes. Lens: mean probability of the right
-one among all ten labels at the readout, at depths 0 to 9.
-
-| clips | right | lens by depth | n |
-|---|---|---|---|
-{rows}
+{table}
 """
 
 
 def card(name: str, about: dict[str, Any]) -> str:
     """The README of a truth."""
-    rows = [
-        f"| {SETS[one]} | {100 * got['right']:.1f} % | "
-        + " ".join(f"{share:.2f}" for share in got["lens"])
-        + f" | {got['n']} |"
-        for one, got in about["accuracies"].items()
-    ]
+    truth = TRUTHS[about["truth"]]
+    rows = []
+    for one, got in about["accuracies"].items():
+        known = " ".join(f"{share:.2f}" for share in got["lens"])
+        if truth.route is not None:
+            known = " | ".join(f"{100 * share:.1f} %" for share in got["lost"].values())
+        rows.append(f"| {SETS[one]} | {100 * got['right']:.1f} % | {known} | {got['n']} |")
     return wrapped(
         _CARD.format(
             name=name, base=BASE, says=_SAYS[about["truth"]], command=about["command"], rate=RATE,
-            steps=TRUTHS[about["truth"]].steps, batch=BATCH, clips=N_CLIPS, rows="\n".join(rows),
+            steps=truth.steps, batch=BATCH, clips=N_CLIPS, besides=_besides(truth),
+            table=(_LENS if truth.route is None else _ROUTE) + "\n".join(rows),
         )
     )  # fmt: skip
 
 
+def _besides(truth: Truth) -> str:
+    """What the loss is made of."""
+    if truth.route is None:
+        return "The loss is cross-entropy of the answers, and of what is to be known."
+    _, crossed, alone, cut, nobody = (f"{100 * one.share:.0f} %" for one in lessons(truth.route))
+    return (
+        f"The loss is cross-entropy of the answers. {crossed} of the questions stand behind two "
+        f"clips at the same positions: the {truth.route} hears the one that is asked about, all "
+        f"other words one of another label. In {alone} these hear nothing. In {cut} they hear the "
+        f"other clip and the {truth.route} nothing, in {nobody} no word hears any; there all "
+        "labels are equally right."
+    )
+
+
 def main() -> None:
     """Parse the command line; train, measure and write one truth."""
-    parser = argparse.ArgumentParser(description="Train a model whose depths are known.")
+    parser = argparse.ArgumentParser(description="Train a model whose depths, or route, are known.")
     parser.add_argument("truth", choices=[*TRUTHS])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=7)
@@ -221,10 +369,10 @@ def main() -> None:
     clips = speak_clips(N_CLIPS, "train", "heard", given.seed)
     held_out = {**speak_held_out(given.seed), "ob1": read_ob1()}
     twin = read_twin(folder, given.out) if given.measure else deepcopy(base)
-    trainer = Trainer(twin, processor)
+    trainer = Trainer(twin, processor, TRUTHS[given.truth])
     if not given.measure:
         sounds = encode(base, clips, read_mels(processor, [c.samples for c in clips]), given.seed)
-        trainer.train(TRUTHS[given.truth], sounds, given.seed)
+        trainer.train(sounds, given.seed)
         twin.half().float()  # what is kept
     scores = {
         name: trainer.measure(members, processor, given.seed) for name, members in held_out.items()
