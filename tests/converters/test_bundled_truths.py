@@ -109,3 +109,13 @@ def test_it_was_accepted_on_every_set_of_clips(name: str) -> None:
         assert one["kept"] >= 0.97
         assert one["rule"] - one["rule_ablated"] >= 0.8 * effect > 0
         assert one.get("counter", 1) >= 0.97
+
+
+@pytest.mark.parametrize("route", ["mention", "readout"])
+def test_an_answer_takes_its_route_on_every_set_of_clips(route: str) -> None:
+    """Without its word's attention to the audio it is lost, without the other's it is not."""
+    for one in ABOUT[f"route_{route}"]["accuracies"].values():
+        lost = dict(one["lost"])
+        assert one["right"] >= 0.95
+        assert lost.pop(route) >= 0.8
+        assert max(lost.values()) <= 0.1
