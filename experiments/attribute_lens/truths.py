@@ -1,8 +1,9 @@
-"""What ``attribute_lens`` must find in bundled models whose depths are known.
+"""What ``attribute_lens`` must find in bundled models whose depths, or whose routes, are known.
 
 ``follows_voice`` reads the label early. ``resolve_late`` answers as it does, and gives all labels
 the same probability until the last two blocks; ``bump`` is legible in the middle and again at the
-end. See ``scripts/train_whole_truths.py``.
+end. ``route_mention`` answers by what the mention has heard, ``route_readout`` by what the readout
+hears itself. See ``scripts/train_whole_truths.py``.
 """
 
 import numpy as np
@@ -12,6 +13,8 @@ from ..workbench.run_folder import RunFolder
 from ..workbench.truths import Between, Truth
 
 EARLY, LATE, BUMP = ("follows_voice", "follows_voice+resolve_late", "follows_voice+bump")
+BY_MENTION, BY_READOUT = ("follows_voice+route_mention", "follows_voice+route_readout")
+USED, UNUSED = Between(low=0.8), Between(high=0.1)
 CHANCE = 0.2
 
 
@@ -48,6 +51,22 @@ def _bump(folder: RunFolder) -> float:
     return float(hits[3:7].min() - hits[7:9].max())
 
 
+def _lost(folder: RunFolder, query: str) -> float:
+    """Share of the right label's lead that is lost without a query's attention to the audio."""
+    found = folder.read_table("knockout")
+    every = found[found["first"].eq(0) & found["last"].eq(found["last"].max())]
+    deaf = every[every["query"].eq(query) & every["keys"].eq("audio")]
+    return float(-deaf.gain.mean() / deaf.base.mean())
+
+
+def _source(folder: RunFolder) -> str:
+    """Where the report says that the readout gets the label from."""
+    found = folder.read_table("findings").set_index("claim").loc["direct_emotion"]
+    if not found.established:
+        return "not established"
+    return "the audio" if found.estimate > 0 else "the mention"
+
+
 def _established(folder: RunFolder, claim: str) -> str:
     found = folder.read_table("findings").set_index("claim").established
     return "established" if found[claim] else "not established"
@@ -62,7 +81,7 @@ TRUTHS = (
     Truth(
         claim="share of clips answered right",
         find=_answers,
-        known=dict.fromkeys((EARLY, LATE, BUMP), Between(low=0.95)),
+        known=dict.fromkeys((EARLY, LATE, BUMP, BY_MENTION, BY_READOUT), Between(low=0.95)),
     ),
     Truth(
         claim="depth from which the label can be read",
@@ -88,5 +107,20 @@ TRUTHS = (
         claim="enrichment from an earlier depth helps",
         find=lambda folder: _established(folder, "enrichment_emotion"),
         known={EARLY: "not established", BUMP: "not established"},
+    ),
+    Truth(
+        claim="share of the answer lost when the mention no longer reads the audio",
+        find=lambda folder: _lost(folder, "mention"),
+        known={BY_MENTION: USED, BY_READOUT: UNUSED},
+    ),
+    Truth(
+        claim="share of the answer lost when the readout no longer reads the audio",
+        find=lambda folder: _lost(folder, "readout"),
+        known={BY_MENTION: UNUSED, BY_READOUT: USED},
+    ),
+    Truth(
+        claim="where the readout gets the answer from",
+        find=_source,
+        known={BY_MENTION: "the mention", BY_READOUT: "the audio"},
     ),
 )
