@@ -19,6 +19,7 @@ EXPERIMENTS = {
         "activations": "StoreActivations",
         "attribute_lens": "AttributeLens",
         "circuits": "Circuits",
+        "convergence": "Convergence",
         "minimal_pairs": "MinimalPairs",
         "emotion_conflict": "EmotionConflict",
         "encoder_lens": "EncoderLens",

@@ -73,6 +73,7 @@ def small_settings(inputs: Path) -> dict[str, list[str]]:
         "activations": [f"audio={clips}", "batch_size=1", "unit_batches=1"],
         "attribute_lens": [f"audio={clips}", "enrich_sources=[0, 3]", "enrich_layers=[4]"],
         "circuits": [f"pairs={inputs}/pairs.jsonl", "places=[readout]", "n_random=1", "n_paths=2"],
+        "convergence": [f"audio={clips}"],
         "emotion_conflict": [
             *(f"audio={clips}", "modes=[audio_only, conflict]", "donors=[self, text_swap]"),
             "patch_layers=[2, 9]",

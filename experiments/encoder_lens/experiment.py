@@ -37,16 +37,11 @@ class EncoderLens(ModelExperiment[EncoderLensConfig]):
         self.ours = Transcription(self.config)
         self.model = self.lay_out(hears=True)
         self.model.towards("encoder")  # refuses an encoder without hooks
-        heard = self.ours.hear(self.model)
         return {
             "model": described(self.model, self.config),
             **described_table(self.config.source),
-            "clips": [
-                {"name": one.name, "sha256": one.sha256, "seconds": clip.seconds,
-                 "notes": [*one.notes, *clip.notes]}
-                for one, clip in zip(self.ours.clips, heard, strict=True)
-            ],
-        }  # fmt: skip
+            "clips": self.ours.described(self.ours.hear(self.model)),
+        }
 
     def units(self) -> list[Unit]:
         """A unit for each clip, then how the clips sound."""

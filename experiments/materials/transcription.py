@@ -117,6 +117,14 @@ class Transcription:
         self._prepared(found[0], self.config.language or "en")
         return [*found]
 
+    def described(self, heard: Sequence[AudioClip]) -> list[Row]:
+        """What ``run.json`` says of the clips, as they were heard."""
+        return [
+            {"name": one.name, "sha256": one.sha256, "seconds": clip.seconds,
+             "notes": [*one.notes, *clip.notes]}
+            for one, clip in zip(self.clips, heard, strict=True)
+        ]  # fmt: skip
+
     def _normaliser(self) -> Normaliser:
         kind = self.config.normaliser
         if kind == "none":

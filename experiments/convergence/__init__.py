@@ -1,0 +1,1 @@
+"""Whether measures of where an encoder commits turn at the same depth."""
