@@ -8,7 +8,8 @@
     whisper-base            OpenAI's, multilingual; fp16, as published
     smollm2-135m-instruct   a LLaMA, taken out of 4 bits, so not the published weights; needs the
                             extra ``real``
-    telephone               30 s of two people on the telephone, and who says what when
+    telephone               30 s of two people on the telephone, who says what when, and a clip of
+                            each of the 13 utterances with its words (``utterances.csv``)
 
 Third parties packed these files; pip checks every package by its hash. What is there is left alone,
 and a folder has its name only once it is whole. Tests marked ``checkpoint`` run on the folders:
@@ -16,6 +17,7 @@ and a folder has its name only once it is whole. Tests marked ``checkpoint`` run
 """
 
 import argparse
+import csv
 import json
 import re
 import shutil
@@ -28,6 +30,7 @@ from typing import Any
 from zipfile import ZipFile
 
 import numpy as np
+import soundfile
 import torch
 
 PACKAGES = {
@@ -242,9 +245,18 @@ def make_smollm2(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def make_telephone(folder: Path, files: dict[str, bytes]) -> None:
-    """The recording, its speakers' turns and their words."""
+    """The recording, its speakers' turns and their words; and every utterance as a clip."""
     for name in ("sample.wav", "sample.rttm", "sample.stm"):
         (folder / name).write_bytes(files[name])
+    samples, rate = soundfile.read(folder / "sample.wav")
+    with (folder / "utterances.csv").open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["path", "text", "speaker"])
+        for n, line in enumerate(files["sample.stm"].decode().splitlines()):
+            _, _, speaker, start, end, text = line.split(maxsplit=5)
+            clip = samples[round(float(start) * rate) : round(float(end) * rate)]
+            soundfile.write(folder / f"u{n:02d}.wav", clip, rate, subtype="PCM_16")
+            rows.writerow([f"u{n:02d}.wav", text, speaker])
 
 
 MAKERS: dict[str, Callable[[Path, dict[str, bytes]], None]] = {
