@@ -17,6 +17,7 @@ EXPERIMENTS = {
     name: f"hooked_alm.experiments.{name}.experiment:{cls}"
     for name, cls in {
         "activations": "StoreActivations",
+        "asr_components": "AsrComponents",
         "attribute_lens": "AttributeLens",
         "circuits": "Circuits",
         "convergence": "Convergence",

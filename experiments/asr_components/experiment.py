@@ -1,0 +1,137 @@
+"""Which heads of a decoder make a transcript go in circles, or out of nothing?
+
+Clips are written down; what fails is screened by one gradient; then the first heads, and others of
+about the same norm, are left out at every step of decoding, of all clips: what is cured, and what
+it costs.
+
+Source: Beyond Transcription (arXiv 2508.15882), Calm-Whisper (arXiv 2505.12969); M-BT-7a, M-BT-7b.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+
+from hooked_alm.errors import InputError
+
+from ..materials.clips import ClipFile, Sounds, described_table, manifest, sound_units
+from ..materials.subject import ModelExperiment, described
+from ..materials.transcription import Transcription, whose
+from ..workbench.experiment import Unit, UnitResult
+from ..workbench.page import Page
+from ..workbench.results import Row, Tables
+from .claims import CLAIMS, CONTROLS
+from .measure import Decoder, kinds_there
+from .pages import CAVEATS, fill_page, lead, method
+from .plan import AsIs, WithoutHead, chosen_nodes
+from .settings import AsrComponentsConfig
+from .tables import MAY_LACK, TABLES, ComponentResults, summarise
+
+
+class AsrComponents(ModelExperiment[AsrComponentsConfig]):
+    """Heads that carry failures of transcription, on any model that writes down speech."""
+
+    name = "asr_components"
+    title = "ASR components"
+    question = "Which heads of a decoder make a transcript go in circles, or out of nothing?"
+    Config = AsrComponentsConfig
+    tables, may_lack = TABLES, MAY_LACK
+    controls, claims, caveats = CONTROLS, CLAIMS, CAVEATS
+
+    def identify(self) -> dict[str, Any]:
+        """Reads the clips."""
+        config = self.config
+        self.ours = Transcription(config)
+        self.model = self.lay_out(hears=True)
+        if lacking := kinds_there(self.model, config):
+            raise InputError(
+                f"leaving out heads of {config.model!r}: its decoder has no {lacking[0]}-"
+                "attention. Set kinds=[self]."
+            )
+        heard = self.ours.hear(self.model)
+        return {
+            "model": described(self.model, config),
+            **described_table(config.source),
+            "clips": self.ours.described(heard),
+        }
+
+    def load(self) -> None:
+        """Loads the weights."""
+        super().load()
+        self.decoder = Decoder(self.model, self.ours, self.config)
+
+    # --- Units
+
+    def units(self) -> list[Unit]:
+        """Batches of clips with all heads, then how the clips sound."""
+        units = [Unit(f"as_is__{first.name}", AsIs(some)) for first, some in self._batches()]
+        return units + sound_units(self.ours.clips)
+
+    def further_units(self, tables: Tables) -> list[Unit]:
+        """The same batches without each head that the screen has chosen."""
+        screen = tables.get("screen")
+        chosen = {} if screen is None or screen.empty else chosen_nodes(screen, self.config)
+        return [
+            Unit(
+                f"without__{node.name.replace(' ', '_')}__{first.name}",
+                WithoutHead(node, some, ", ".join(why)),
+            )
+            for node, why in chosen.items()
+            for first, some in self._batches()
+        ]
+
+    def _batches(self) -> Iterator[tuple[ClipFile, tuple[ClipFile, ...]]]:
+        clips, size = self.ours.clips, self.config.batch_size
+        for start in range(0, len(clips), size):
+            yield clips[start], tuple(clips[start : start + size])
+
+    def measure(self, unit: Unit) -> UnitResult:
+        """Some clips with all heads, or without one; or how they sound."""
+        work = unit.payload
+        if isinstance(work, Sounds):
+            return work.measured()
+        if isinstance(work, AsIs):
+            return self._as_is(work.clips)
+        node = work.node
+        x = self.decoder.prompts(work.clips)
+        about: Row = {"node": node.name, "kind": node.kind, "layer": node.layer}
+        about |= {"head": node.head, "why": work.why}
+        rows = [
+            {**self.decoder.row(clip, tokens), **about}
+            for clip, tokens in zip(work.clips, self.decoder.write(x, node), strict=True)
+        ]
+        return UnitResult({"ablated": rows})
+
+    def _as_is(self, clips: Sequence[ClipFile]) -> UnitResult:
+        x, screen = self.decoder.prompts(clips), list[Row]()
+        rows, written = [], self.decoder.write(x)
+        for i, (clip, tokens) in enumerate(zip(clips, written, strict=True)):
+            rows.append(row := self.decoder.row(clip, tokens))
+            is_invented = row["holds"] == "no_speech" and row["heard"] and tokens
+            if row["loops"]:
+                screen += self._screened(clip, x[i], tokens, "loop")
+            if is_invented:
+                screen += self._screened(clip, x[i], tokens, "hallucination")
+        return UnitResult({"transcripts": rows, "screen": screen}, {"tokens": written})
+
+    def _screened(self, clip: ClipFile, x: Any, tokens: Sequence[int], of: Any) -> list[Row]:
+        return [{**whose(clip), **row} for row in self.decoder.screen(x, tokens, of)]
+
+    # --- What is made of it
+
+    def summaries(self, run: ComponentResults) -> Iterator[tuple[str, pd.DataFrame]]:
+        """The clips, and what `summarise` makes of their transcripts."""
+        yield "manifest", manifest(self.ours.clips, run["sounds"])
+        yield from summarise(run)
+
+    def lead(self, run: ComponentResults) -> str:
+        """What was written down, and what fails."""
+        return lead(run)
+
+    def page(self, page: Page, run: ComponentResults) -> None:
+        """What fails, which heads it rests on, and what leaving them out cures and costs."""
+        fill_page(page, run, self.ours.clips)
+
+    def method(self, run: ComponentResults) -> str:
+        """How transcripts, choices and intervals were made."""
+        return method(run)

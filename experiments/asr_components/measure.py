@@ -1,0 +1,102 @@
+"""Clips written down, with all heads or without some, and which heads their failures rest on."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hooked_alm import HookedALM
+from hooked_alm.hooks import Hook, HookPoint
+from hooked_alm.inputs import ALMInput
+from hooked_alm.methods.attribution.head_gates import head_kinds, head_point, screen_heads
+from hooked_alm.methods.reading.encoder_lens import ends_of
+from hooked_alm.methods.statistics.repetition import loops, repetition
+
+from ..materials.clips import ClipFile
+from ..materials.transcription import Transcription, whose
+from ..workbench.results import Row
+from .plan import ALL, Failure, HeadNode
+from .settings import AsrComponentsConfig
+
+
+class Decoder:
+    """A model that writes clips down, all of a batch at once."""
+
+    def __init__(self, model: HookedALM, ours: Transcription, config: AsrComponentsConfig) -> None:
+        self.model, self.ours, self.config = model, ours, config
+
+    def prompts(self, clips: Sequence[ClipFile]) -> ALMInput:
+        """The prompts of some clips."""
+        x = ALMInput.joined([self.ours.input(clip) for clip in clips])
+        return x.to(self.model.cfg.device)
+
+    @torch.no_grad()
+    def write(self, x: ALMInput, without: HeadNode | None = None) -> list[list[int]]:
+        """Greedy tokens of every prompt, without those that end them."""
+        hooks = [] if without is None else ablations(self.model, without)
+        lists: dict[str, Any] = {"suppress_tokens": None, "begin_suppress_tokens": None}
+        new = self.model.generate(
+            x, self.config.max_new_tokens, return_type="tokens", fwd_hooks=hooks, do_sample=False,
+            num_beams=1, **({} if self.config.suppress else lists),
+        )  # fmt: skip
+        assert isinstance(new, Tensor)
+        ends = {*ends_of(self.model)}
+        return [
+            row[: next((i for i, token in enumerate(row) if token in ends), len(row))]
+            for row in new.tolist()
+        ]
+
+    def row(self, clip: ClipFile, tokens: Sequence[int]) -> Row:
+        """What came of a clip."""
+        said, text = self.ours.said_in(clip), self.ours.text(tokens)
+        errors = self.ours.errors(said, text)
+        kind = "unknown" if said is None else "speech" if said else "no_speech"
+        return {
+            **whose(clip), "holds": kind, "text": text, "n_tokens": len(tokens),
+            "loops": float(loops(tokens)), "heard": float(bool(self.ours.normalise(text).strip())),
+            "repetition": repetition(tokens, 1),
+            **{f"reference_{name}": n for name, n in errors._asdict().items()},
+        }  # fmt: skip
+
+    def screen(self, x: ALMInput, tokens: Sequence[int], failure: Failure) -> Iterator[Row]:
+        """What closing each head would do to the failing transcript of one clip.
+
+        The objective is the mean of its tokens' log-probabilities.
+        """
+        said = torch.tensor([tokens], dtype=torch.long, device=x.device)
+        found = screen_heads(self.model, x.extend(said), partial(mean_log_p, said))
+        for kind, screen in found.items():
+            for layer, head in torch.cartesian_prod(
+                torch.arange(screen.effect.shape[0]), torch.arange(screen.effect.shape[1])
+            ).tolist():
+                yield {
+                    "of": failure, "kind": kind, "layer": layer, "head": head,
+                    "effect": float(screen.effect[layer, head, 0]),
+                    "norm": float(screen.norm[layer, head, 0]),
+                }  # fmt: skip
+
+
+def mean_log_p(said: Tensor, logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, " batch"]:
+    """Mean log-probability of the last tokens of every row."""
+    log_p = logits[:, -said.shape[1] - 1 : -1].log_softmax(-1)
+    return log_p.gather(-1, said[..., None])[..., 0].mean(-1)
+
+
+def ablations(model: HookedALM, node: HeadNode) -> list[Hook]:
+    """Hooks under which a head writes nothing, at every step of a generation."""
+
+    def leave_out(z: Tensor, hook: HookPoint) -> Tensor:
+        z = z.clone()
+        z[:, :, node.head] = 0
+        return z
+
+    layers = range(len(model.path)) if node.layer == ALL else [node.layer]
+    return [(head_point(model, node.kind, layer), leave_out) for layer in layers]
+
+
+def kinds_there(model: HookedALM, config: AsrComponentsConfig) -> list[str]:
+    """Kinds of heads that are asked for and that the model lacks."""
+    return [kind for kind in config.kinds if kind not in head_kinds(model)]

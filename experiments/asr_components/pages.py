@@ -1,0 +1,126 @@
+"""The page of an ``asr_components`` run: sections, figures, and how to read them."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from ..materials.clips import ClipFile
+from ..workbench import figures
+from ..workbench.page import Page
+from ..workbench.report import Clip
+from .plan import FAILURES
+from .tables import ComponentResults, failing, is_whole_stack
+
+CAVEATS = (
+    "A head that is left out may have had a part in everything: read what it cures beside what it "
+    "costs. A cure that costs many words is none.",
+    "Zero is far from what any head writes; what is lost without it may be lost to that. Heads "
+    "of about the same norm, left out likewise, show what zero alone does.",
+    "The gradient says what the first step of closing a head would do to the failing words; heads "
+    "that it ranks low were not tried.",
+    "A failure that several heads can carry, each by itself, has no single head, and leaving one "
+    "out shows none.",
+)
+NAMES = {"loop": "transcripts in circles", "hallucination": "words out of nothing"}
+
+
+def lead(run: ComponentResults) -> str:
+    """What was written down, and what fails."""
+    n = {failure: len(failing(run, failure)) for failure in FAILURES}
+    n_silent = int((run["transcripts"].holds == "no_speech").sum())
+    return (
+        f"{len(run['transcripts'])} clips are written down: {n['loop']} transcripts go in circles, "
+        f"and in {n['hallucination']} of {n_silent} clips without speech something is heard. One "
+        "gradient says of every head of the decoder how much these words rest on it; the first of "
+        f"them, {run['ablated'].node.nunique()} heads with some of about the same norm, are left "
+        "out at every step of decoding, one at a time, of all clips."
+    )
+
+
+def fill_page(page: Page, run: ComponentResults, clips: Sequence[ClipFile]) -> None:
+    """What fails, which heads it rests on, and what leaving them out cures and costs."""
+    page.section("With all heads")
+    page.table("What is written down, by what the clips hold", "behaviour")
+    _examples(page, run, clips)
+    page.section("What the gradient says")
+    _effects(page, run)
+    page.section("Without a head")
+    _plane(page, run)
+    page.table("Every head that was left out, with intervals", "heads")
+
+
+def _examples(page: Page, run: ComponentResults, clips: Sequence[ClipFile]) -> None:
+    table = run["transcripts"].set_index("clip")
+    wanted = {*failing(run, "loop")["clip"], *failing(run, "hallucination")["clip"]}
+    failed = [one for one in clips if one.name in wanted]
+    if not failed:
+        return
+    shown = page.sample(failed, lambda one: table.holds[one.name], seed=run.config.seed, most=6)
+    found = [
+        Clip(page.folder.add_clip(one.name, one.path), one.name, None,
+             {"said": one.cells.get("text", "") or "nothing", "written": table.text[one.name]})
+        for one in shown.clips
+    ]  # fmt: skip
+    page.clips(found, f"{len(found)} of the {shown.n_of} clips that fail. {shown.how}".rstrip())
+
+
+def _effects(page: Page, run: ComponentResults) -> None:
+    table = run["effects"]
+    for failure in FAILURES:
+        mine = table[table.of == failure]
+        if mine.empty:
+            continue
+        parts = [
+            (some, {"title": f"{kind}-attention"})
+            for kind, some in mine.groupby("kind", sort=False)
+        ]
+        drawing = figures.panels(
+            figures.heat_map, parts, height=3.2, x="head", y="layer", value="effect", centre=0,
+            x_label="head", y_label="block", value_label="nats per token", is_upwards=True,
+        )  # fmt: skip
+        page.figure(
+            f"effects_{failure}", drawing, mine,
+            f"What closing each head would do to {NAMES[failure]}, to first order",
+            "Below 0: the failing words rest on the head. Means over the clips that fail.",
+        )  # fmt: skip
+
+
+def _plane(page: Page, run: ComponentResults) -> None:
+    table = run["heads"]
+    for failure, name in (("loop", "cured"), ("hallucination", "silenced")):
+        mine = table[table[f"{name}_mean"].notna()]
+        if mine.empty:
+            continue
+        order = mine.sort_values(f"{name}_mean", ascending=False)
+        rows = [
+            {"node": row["node"], "what": what, "mean": row[f"{column}_mean"],
+             "low": row[f"{column}_low"], "high": row[f"{column}_high"]}
+            for row in order.head(12).to_dict("records")
+            for what, column in (("cured", name), ("more errors for a word", "wer_delta"))
+        ]  # fmt: skip
+        numbers = pd.DataFrame(rows)
+        drawing = figures.bars(
+            numbers, "node", group="what", title=f"Without a head: {NAMES[failure]}",
+            y_label="share of clips; errors for a word", reference=0,
+        )  # fmt: skip
+        page.figure(
+            f"without_{failure}", drawing, numbers,
+            f"What leaving a head out cures of {NAMES[failure]}, and what it costs",
+            "Both bars belong together: a head is the failure's if the first is high and the "
+            "second is not. Heads in all blocks are left out together.",
+        )  # fmt: skip
+
+
+def method(run: ComponentResults) -> str:
+    """How transcripts, choices and intervals were made."""
+    config = run.config
+    n_all = int(run["heads"].layer.map(is_whole_stack).sum())
+    return (
+        f"Model: {config.model}, {config.dtype}. Greedy transcripts of at most "
+        f"{config.max_new_tokens} tokens, {config.batch_size} clips a batch; in circles: at most "
+        "four tokens, four times in a row. Words are compared after normalisation: "
+        f"{config.normaliser}. {len(run['heads'])} heads were left out, {n_all} of them in all "
+        f"blocks. The best is chosen on {config.discovery_share:.0%} of the clips and judged on "
+        f"the others. Intervals resample {'clips' if config.cluster == 'item' else 'speakers'} "
+        f"{config.n_resamples} times with seed {config.seed}."
+    )

@@ -1,0 +1,196 @@
+"""The tables of an ``asr_components`` run, and what is averaged over them.
+
+Source: M-BT-7a, M-BT-7b.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from ..materials.clips import SOUNDS
+from ..materials.held_out import split_groups
+from ..workbench.results import Results, Row
+from .plan import ALL, FAILURES, nodes_of
+from .settings import AsrComponentsConfig
+
+ComponentResults = Results[AsrComponentsConfig]
+_ROW = ("clip", "speaker", "holds", "text", "n_tokens", "loops", "heard", "repetition")
+ERRORS = ("n", "substitutions", "deletions", "insertions")
+"""Counts against the reference."""
+_COUNTS = tuple(f"reference_{name}" for name in ERRORS)
+TABLES = {
+    "transcripts": "a clip written down with all heads",
+    "screen": "a head, and what closing it would do to a transcript that fails, to first order",
+    "ablated": "a clip written down without a head",
+    **SOUNDS,
+}
+MAY_LACK = {
+    "screen": ("clip", "speaker", "of", "kind", "layer", "head", "effect", "norm"),
+    "ablated": (*_ROW, *_COUNTS, "node", "kind", "layer", "head", "why"),
+}
+"""Columns that are read of tables which a run has none of where nothing fails."""
+FAILS = {"loop": "loops", "hallucination": "heard"}
+"""Failure -> the column that says whether a transcript has it."""
+
+
+def summarise(run: ComponentResults) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Every summary but the clips', by the name of its file."""
+    yield "behaviour", behaviour(run)
+    yield "effects", effects(run)
+    yield "heads", heads(run)
+
+
+def clusters(run: ComponentResults, who: pd.DataFrame) -> list[str]:
+    """What the intervals resample of some rows."""
+    return who["clip" if run.config.cluster == "item" else "speaker"].tolist()
+
+
+def failing(run: ComponentResults, failure: str) -> pd.DataFrame:
+    """The clips that fail with all heads: any that go in circles, those of nothing with words."""
+    table = run["transcripts"]
+    among = table if failure == "loop" else table[table.holds == "no_speech"]
+    return among[among[FAILS[failure]] == 1]
+
+
+def spoken(table: pd.DataFrame, run: ComponentResults) -> pd.DataFrame:
+    """Rows of clips with speech that are written down without circles as the model is."""
+    sound = run["transcripts"]
+    sound = sound[(sound.holds == "speech") & (sound.loops == 0)]
+    return table[table["clip"].isin(sound["clip"])]
+
+
+def behaviour(run: ComponentResults) -> pd.DataFrame:
+    """What the model does with all heads, by what the clips hold."""
+    rows: list[Row] = []
+    for holds, some in run["transcripts"].groupby("holds", sort=False):
+        who = clusters(run, some)
+        found = {name: run.draws.row(some[name], who) for name in ("loops", "heard")}
+        rate = word_error_rate(run, some)
+        rows.append({
+            "holds": holds, "n": len(some),
+            **{f"{name}_{end}": row[end] for name, row in found.items()
+               for end in ("mean", "low", "high")},
+            **{f"wer_{end}": rate[end] for end in ("mean", "low", "high")},
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def word_error_rate(run: ComponentResults, table: pd.DataFrame) -> dict[str, Any]:
+    """Errors of some clips over all their words, with an interval."""
+    counts = _counts(table)
+    if not counts[:, 1].sum():
+        return {"mean": np.nan, "low": np.nan, "high": np.nan}
+    found = run.draws.where(counts, clusters(run, table), _ratio)
+    return {"mean": found.at, "low": found.low, "high": found.high}
+
+
+def _counts(table: pd.DataFrame) -> Float[np.ndarray, "clip 2"]:
+    errors = table[[*_COUNTS[1:]]].to_numpy(np.float64).sum(axis=1)
+    return np.stack([errors, table.reference_n.to_numpy(np.float64)], axis=1)
+
+
+def _ratio(means: Float[np.ndarray, "draw columns"]) -> Float[np.ndarray, " draw"]:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(means[:, 1] > 0, means[:, 0] / means[:, 1], np.nan)
+
+
+def effects(run: ComponentResults) -> pd.DataFrame:
+    """Mean first-order effect of closing each head on the transcripts that fail."""
+    parts = []
+    for failure in FAILURES:
+        mine = run["screen"][run["screen"].of == failure]
+        for kind in run.config.kinds:
+            parts.append(nodes_of(mine, kind, "cell").assign(of=failure, kind=kind))
+    columns = ["of", "kind", "layer", "head", "effect", "norm"]
+    return pd.concat(parts, ignore_index=True).reindex(columns=columns)
+
+
+def halves(run: ComponentResults) -> dict[str, str]:
+    """The part of every clip: heads are chosen on one, and judged on the other.
+
+    Clips of one group that is resampled stay together.
+    """
+    table = run["transcripts"]
+    groups = dict(zip(table["clip"], clusters(run, table), strict=True))
+    parts = split_groups([*groups.values()], run.config.discovery_share, run.config.seed)
+    return {clip: parts[group] for clip, group in groups.items()}
+
+
+def heads(run: ComponentResults) -> pd.DataFrame:
+    """What leaving each head out does: failures cured, and what it costs on speech.
+
+    ``cured`` is the share of the clips that loop with all heads and no longer do, ``silenced`` that
+    of the clips without speech in which nothing is heard any more; ``first_`` is the same on the
+    clips on which heads are chosen, ``held_out_`` on the others. ``wer_delta`` is how much the
+    error rate of speech that is written down without circles rises.
+    """
+    part, rows = halves(run), []
+    for node, some in run["ablated"].groupby("node", sort=False):
+        about = some.iloc[0]
+        row: Row = {
+            "node": node,
+            **{name: about[name] for name in ("kind", "layer", "head", "why")},
+        }
+        for failure, name in (("loop", "cured"), ("hallucination", "silenced")):
+            mine = some[some["clip"].isin(failing(run, failure)["clip"])]
+            good = 1 - mine[FAILS[failure]]
+            is_first = mine["clip"].map(part) == "discovery"
+            found = run.draws.row(good, clusters(run, mine)) if len(mine) else None
+            row |= {
+                f"{name}_{end}": np.nan if found is None else found[end]
+                for end in ("mean", "low", "high")
+            }
+            row |= {f"first_{name}": good[is_first].mean(), f"n_{name}": len(mine)}
+        row |= {f"wer_delta_{end}": value for end, value in _wer_delta(run, some).items()}
+        rows.append(row)
+    names = ["node", "kind", "layer", "head", "why"]
+    for name in ("cured", "silenced"):
+        names += [
+            *(f"{name}_{end}" for end in ("mean", "low", "high")),
+            f"first_{name}",
+            f"n_{name}",
+        ]
+    names += [f"wer_delta_{end}" for end in ("mean", "low", "high")]
+    return pd.DataFrame(rows).reindex(columns=names)
+
+
+def _wer_delta(run: ComponentResults, ablated: pd.DataFrame) -> dict[str, float]:
+    """Error rate of speech without a head minus that with all."""
+    before = spoken(run["transcripts"], run).set_index("clip")
+    after = spoken(ablated, run).set_index("clip").reindex(before.index)
+    both = np.concatenate([_counts(after), _counts(before)], axis=1)
+    if not both[:, 3].sum():
+        return {"mean": np.nan, "low": np.nan, "high": np.nan}
+    found = run.draws.where(
+        both, clusters(run, before.reset_index()), lambda m: _ratio(m[:, :2]) - _ratio(m[:, 2:])
+    )
+    return {"mean": found.at, "low": found.low, "high": found.high}
+
+
+def best(run: ComponentResults, name: str, **where: Any) -> str | None:
+    """The head that was best on the clips on which heads are chosen; None if none was tried."""
+    table = run["heads"]
+    table = table[~table.why.str.fullmatch("random") & table[f"first_{name}"].notna()]
+    for column, value in where.items():
+        table = table[table[column] == value]
+    if table.empty:
+        return None
+    # Of equals the one that costs speech least.
+    order = table.sort_values([f"first_{name}", "wer_delta_mean"], ascending=[False, True])
+    return str(order.node.iloc[0])
+
+
+def held_out(run: ComponentResults, node: str, failure: str) -> pd.DataFrame:
+    """Clips of the other half that fail with all heads, without a head; ``good`` is 1 if cured."""
+    part, table = halves(run), run["ablated"]
+    mine = table[(table.node == node) & table["clip"].isin(failing(run, failure)["clip"])]
+    mine = mine[mine["clip"].map(part) == "held-out"]
+    return mine.assign(good=1 - mine[FAILS[failure]])
+
+
+def is_whole_stack(layer: Any) -> bool:
+    """Whether a head is left out of all blocks."""
+    return int(layer) == ALL
