@@ -12,7 +12,7 @@ from hooked_alm import HookedALM
 from hooked_alm.hooks import Hook, HookPoint
 from hooked_alm.inputs import ALMInput
 from hooked_alm.methods.attribution.head_gates import head_kinds, head_point, screen_heads
-from hooked_alm.methods.reading.encoder_lens import ends_of
+from hooked_alm.methods.reading.encoder_lens import ends_of, hearing
 from hooked_alm.methods.statistics.repetition import loops, repetition
 
 from ..materials.clips import ClipFile
@@ -36,6 +36,10 @@ class Decoder:
     @torch.no_grad()
     def write(self, x: ALMInput, without: HeadNode | None = None) -> list[list[int]]:
         """Greedy tokens of every prompt, without those that end them."""
+        assert self.model.audio is not None
+        if self.model.audio.is_memory:
+            # One pass: a time that is predicted, though none is asked for, begins no new one.
+            x, _ = hearing(self.model, x, self.model.audio.heard(x))
         hooks = [] if without is None else ablations(self.model, without)
         lists: dict[str, Any] = {"suppress_tokens": None, "begin_suppress_tokens": None}
         new = self.model.generate(
