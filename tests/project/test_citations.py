@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = "docs/methods.md"
 FOLDERS = ("hooked_alm", "converters", "experiments", "docs", "scripts", "tests")
 SUFFIXES = {".py", ".md", ".html", ".yaml", ".jsonl"}
-KIND = r"M-(?:\d{3}|[A-Z]{2})-|S-|[CIH]"
+KIND = r"M-(?:\d{3}|[A-Z]{2,3})-|S-|[CIH]"
 # An id inside a longer word is none: an H200, S-1b, AC6.
 CITED = re.compile(rf"(?<![\w-])({KIND})(\d{{1,2}})(?: to \1(\d{{1,2}}))?(?!\w|-\w)")
 # Cards that have a name in place of a document's number.
@@ -79,6 +79,7 @@ def test_lists_ranges_and_names_are_citations_and_longer_words_are_none() -> Non
         ("def test_i5_i6_last(): def test_cards_s7_and_m_002_12()", "I5 I6 S-7 M-002-12"),
         ("the card M-GC; M-GCx, xM-GC, M-GC-1b", "M-GC"),
         ("M-AL-2 to M-AL-4, M-AL", "M-AL-2 M-AL-3 M-AL-4 M-AL"),
+        ("in M-ESN-2, M-ESNX-2", "M-ESN-2"),
         ("an H200, AC6, C6x, S-1-b, G10, N815, M-001-3b", ""),
     ):
         assert [*citations(line)] == ids.split(), line
