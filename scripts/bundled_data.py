@@ -70,12 +70,16 @@ class Case:
         )
         return "".join(text for _, text in segments)
 
-    def answer(self, rule: Rule) -> str:
-        """The right label: the two rules part under ``conflict`` only."""
+    def emotion(self, rule: Rule) -> Emotion:
+        """The right one: the two rules part under ``conflict`` only."""
         obeys = rule == "text" and self.mode == "conflict"
         emotion = self.named if obeys else self.clip.emotion
         assert emotion is not None
-        return LABELS[self.language][emotion]
+        return emotion
+
+    def answer(self, rule: Rule) -> str:
+        """The right label."""
+        return LABELS[self.language][self.emotion(rule)]
 
 
 @cache
