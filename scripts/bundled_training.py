@@ -102,7 +102,7 @@ def optimise(
     loss_of: Callable[[], tuple[Tensor, float]],
     *,
     steps: int,
-    rate: float,
+    rate: float | Sequence[float],
     name: str,
 ) -> None:
     """AdamW under a cosine with 5 % warm-up; prints the mean loss and accuracy.
@@ -111,11 +111,15 @@ def optimise(
         parts: parameters and the weight decay of each group of them.
         loss_of: draws a batch, and returns its loss and accuracy.
         steps: number of batches.
-        rate: highest learning rate.
+        rate: highest learning rate, of all groups or of each.
         name: name of the stage, for the log.
     """
-    groups = [{"params": group, "weight_decay": decay} for group, decay in parts]
-    optimiser = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
+    rates = [rate] * len(parts) if isinstance(rate, float) else rate
+    groups = [
+        {"params": group, "weight_decay": decay, "lr": own}
+        for (group, decay), own in zip(parts, rates, strict=True)
+    ]
+    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98))
     parameters = [parameter for group, _ in parts for parameter in group]
     warm = max(1, steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(
