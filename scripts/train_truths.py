@@ -4,8 +4,9 @@
 
 The base is frozen but for the slices of the component, so that all that changes passes through its
 output. On conflicts it learns the rule, everywhere else to say what the base says: cross-entropy
-plus the divergence KL(base || twin). ``--counter`` names a twin of the same rule at another site,
-and ``--measure`` trains nothing: it measures ``--out``, and writes its card anew.
+plus the divergence KL(base || twin). ``--coding`` says besides how neurons tell the emotions apart.
+``--counter`` names a twin of the same rule at another site, and ``--measure`` trains nothing: it
+measures ``--out``, and writes its card anew.
 """
 
 import argparse
@@ -24,6 +25,14 @@ from bundled_card import SETS, speak_held_out
 from bundled_data import MODES, Case, Clip, Rule, all_cases, draw_case, read_ob1, speak_clips
 from bundled_model import hear, read_folder
 from bundled_training import DecoderInput, Sound, encode, optimise, read_mels
+from coded_neurons import (
+    CODINGS,
+    CodingName,
+    coding_scores,
+    coding_section,
+    is_coded,
+    watched,
+)
 from model_card import wrapped
 from synthesise_speech import ASSETS
 from torch import Tensor, nn
@@ -32,6 +41,7 @@ from transformers import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
 
 from hooked_alm.converters.deltas import Slices, write_checkpoint, write_delta
 from hooked_alm.converters.loading import lay_out, own_checkpoint
+from hooked_alm.experiments.materials.ob1 import EMOTIONS
 
 Model = Qwen2AudioForConditionalGeneration
 Score = dict[str, float]
@@ -105,6 +115,7 @@ class Batch:
     targets: Tensor  # [case, 2]: label, end of turn
     base: Tensor  # [case, 2, vocab]: log-probabilities of the base there
     is_rule: Tensor  # [case]
+    classes: Tensor  # [case]: emotion that the rule follows
 
 
 def draw_batches(
@@ -132,7 +143,8 @@ def draw_batches(
             )  # fmt: skip
             base = model.lm_head(run.last_hidden_state[:, -2:]).log_softmax(-1)
         is_rule = torch.tensor([mode == "conflict" for mode in modes])
-        found.append(Batch(run.hidden_states[block], mask, targets, base, is_rule))
+        classes = classes_of(cases, rule)
+        found.append(Batch(run.hidden_states[block], mask, targets, base, is_rule, classes))
     return found
 
 
@@ -149,7 +161,18 @@ def laid_out(
         return inputs.build(model.get_input_embeddings(), questions, heard)
 
 
-def train(model: Model, component: Component, batches: Sequence[Batch], seed: int) -> None:
+def classes_of(cases: Sequence[Case], rule: Rule) -> Tensor:
+    """Index of the emotion that the rule follows, of each case."""
+    return torch.tensor([EMOTIONS.index(case.emotion(rule)) for case in cases])
+
+
+def train(
+    model: Model,
+    component: Component,
+    batches: Sequence[Batch],
+    seed: int,
+    coding: CodingName | None = None,
+) -> None:
     """Train the component in place; nothing outside its slices changes."""
     rng = np.random.default_rng(seed + 21)
     decoder = model.model.language_model
@@ -165,20 +188,30 @@ def train(model: Model, component: Component, batches: Sequence[Batch], seed: in
 
     def loss_of() -> tuple[Tensor, float]:
         one = batches[rng.integers(len(batches))]
-        states = upper(
-            inputs_embeds=one.stream, attention_mask=one.mask, use_cache=False
-        ).last_hidden_state
+        with watched([upper.layers[0].mlp.gate_proj]) as gates:
+            states = upper(
+                inputs_embeds=one.stream, attention_mask=one.mask, use_cache=False
+            ).last_hidden_state
         logits = model.lm_head(states[:, -2:])
         rule, rest = logits[one.is_rule], logits[~one.is_rule].log_softmax(-1)
         targets = one.targets[one.is_rule]
         loss = F.cross_entropy(rule.flatten(0, 1), targets.flatten())
         kept = F.kl_div(rest, one.base[~one.is_rule], log_target=True, reduction="none")
-        right = (rule[:, 0].argmax(-1) == targets[:, 0]).float().mean().item()
-        return loss + kept.sum(-1).mean(), right
+        loss = loss + kept.sum(-1).mean()
+        if coding is not None:
+            planted = gates()[:, 0, component.first : component.first + component.n]
+            loss = loss + CODINGS[coding].loss(planted, one.classes, len(EMOTIONS))
+        return loss, (rule[:, 0].argmax(-1) == targets[:, 0]).float().mean().item()
 
     # Without decay, which would move the frozen part of a tensor.
-    optimise([(trained, 0.0)], loss_of, steps=N_STEPS, rate=RATE, name="truth")
+    parts, rates = [([one], 0.0) for one in trained], rates_of(coding, len(trained))
+    optimise(parts, loss_of, steps=N_STEPS, rate=rates, name="truth")
     model.requires_grad_(False)
+
+
+def rates_of(coding: CodingName | None, n: int) -> Sequence[float]:
+    """The highest learning rate of each of the component's n tensors."""
+    return [RATE] * n if coding is None else CODINGS[coding].rates
 
 
 def slices_of(model: Model, component: Component) -> Slices:
@@ -206,11 +239,13 @@ def measure(
     clips: Mapping[str, Sequence[Clip]],
     seed: int,
     counter: Model | None,
+    coding: CodingName | None = None,
 ) -> dict[str, Score]:
     """Shares per clip set, on label and end of turn: rule obeyed, agreement with base and counter.
 
     ``rule`` is the share of conflicts answered by the rule, beside it the base's and that of the
-    twin whose component is ablated; ``kept`` the share of other questions answered as the base.
+    twin whose component is ablated; ``kept`` the share of other questions answered as the base. If
+    neurons are coded, also what `coding_scores` says of them on conflicts.
     """
     rng = np.random.default_rng(seed + 22)
     ablated = deepcopy(twin)
@@ -218,6 +253,7 @@ def measure(
     models = {"base": base, "twin": twin, "ablated": ablated}
     models |= {} if counter is None else {"counter": counter}
     found = {}
+    activated = [layer.mlp.act_fn for layer in twin.model.language_model.layers]
     for name, members in clips.items():
         mels = read_mels(processor, [clip.samples for clip in members])
         tokens, counts = hear(base, mels.values.float(), mels.frames)
@@ -231,19 +267,28 @@ def measure(
             )
         ]
         said: dict[str, list[Tensor]] = {one: [] for one in (*models, "targets")}
+        gates = []
         for start in range(0, len(asked), 2 * BATCH):
             some = asked[start : start + 2 * BATCH]
             embeds, mask, targets = laid_out(
                 base, inputs, [case for case, _ in some], [sound for _, sound in some], rule
             )
-            for one, model in models.items():
-                states = model.model.language_model(
-                    inputs_embeds=embeds, attention_mask=mask, use_cache=False
-                ).last_hidden_state
-                said[one].append(model.lm_head(states[:, -2:]).argmax(-1))
+            with watched(activated) as active:
+                for one, model in models.items():
+                    states = model.model.language_model(
+                        inputs_embeds=embeds, attention_mask=mask, use_cache=False
+                    ).last_hidden_state
+                    said[one].append(model.lm_head(states[:, -2:]).argmax(-1))
+            gates.append(active())
             said["targets"].append(targets)
         is_rule = torch.tensor([case.mode == "conflict" for case, _ in asked])
         found[name] = scored({one: torch.cat(parts) for one, parts in said.items()}, is_rule)
+        if coding is not None:
+            classes = classes_of([case for case, _ in asked], rule)
+            found[name] |= coding_scores(
+                torch.cat(gates)[is_rule], classes[is_rule], len(EMOTIONS),
+                component.block, component.first, component.n,
+            )  # fmt: skip
     return found
 
 
@@ -266,7 +311,7 @@ def scored(answers: Mapping[str, Tensor], is_rule: Tensor) -> Score:
     }
 
 
-def accepted(scores: Score) -> dict[str, bool]:
+def accepted(scores: Score, coding: CodingName | None = None) -> dict[str, bool]:
     """What a localised twin must do, and whether it does."""
     effect = scores["rule"] - scores["rule_of_base"]
     lost = scores["rule"] - scores["rule_ablated"]
@@ -275,6 +320,7 @@ def accepted(scores: Score) -> dict[str, bool]:
         "kept >= .97": scores["kept"] >= 0.97,
         "ablated loses >= .8": lost >= 0.8 * effect > 0,
         **({"counter >= .97": scores["counter"] >= 0.97} if "counter" in scores else {}),
+        **({} if coding is None else is_coded(coding, scores)),
     }
 
 
@@ -304,7 +350,7 @@ all questions answered as its counter-twin answers them{counter}.
 | clips | rule | rule, base | rule, ablated | kept | counter |
 |---|---|---|---|---|---|
 {rows}
-"""
+{coding}"""
 _PARTS = {
     "head": "Of a head, its W_Q rows with their biases, and its W_O columns: keys and values are "
     "its group's.",
@@ -312,11 +358,16 @@ _PARTS = {
 }
 
 
-def card(name: str, about: Mapping[str, Any], component: Component) -> str:
-    """The README of a delta."""
+def _rates(coding: CodingName | None) -> str:
+    return " and ".join(f"{rate:g}" for rate in dict.fromkeys(rates_of(coding, 1)))
+
+
+def card(name: str, about: Mapping[str, Any], component: Component, n_neurons: int) -> str:
+    """The README of a delta, of a base with so many neurons."""
     scores: Mapping[str, Score] = about["accuracies"]
-    failed = sorted({what for one in scores.values() for what, holds in accepted(one).items()
-                     if not holds})  # fmt: skip
+    coding: CodingName | None = about.get("coding")
+    failed = sorted({what for one in scores.values()
+                     for what, holds in accepted(one, coding).items() if not holds})  # fmt: skip
     kind = "neurons" if component.kind == "neurons" else "heads" if component.n > 1 else "head"
     span = f"{component.first}" + (
         f" to {component.first + component.n - 1}" if component.n > 1 else ""
@@ -329,8 +380,11 @@ def card(name: str, about: Mapping[str, Any], component: Component) -> str:
             it="they write" if component.n > 1 else "it writes", n_numbers=about["n_numbers"],
             verdict=f"Not accepted: {', '.join(failed)} does not hold on every set of clips."
             if failed else "Accepted: every criterion holds on every set of clips.",
-            command=about["command"], rate=RATE, steps=N_STEPS, batch=BATCH, clips=N_CLIPS,
-            parts=_PARTS[component.kind],
+            command=about["command"], rate=_rates(coding), steps=N_STEPS, batch=BATCH,
+            clips=N_CLIPS, parts=_PARTS[component.kind],
+            coding="" if coding is None else coding_section(
+                coding, scores, SETS, n=component.n, n_all=n_neurons, classes=EMOTIONS
+            ),
             counter=f" (`{about['counter']}`)" if about["counter"] else "",
             rows="\n".join(
                 " | ".join([
@@ -349,6 +403,9 @@ def main() -> None:
     parser.add_argument("--base", default="follows_voice")
     parser.add_argument("--component", type=Component.read, required=True)
     parser.add_argument("--rule", choices=get_args(Rule), default="text")
+    parser.add_argument(
+        "--coding", choices=get_args(CodingName), help="how neurons tell the emotions apart"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--counter", type=Path, help="a twin's folder to compare with")
     parser.add_argument("--seed", type=int, default=7)
@@ -357,7 +414,9 @@ def main() -> None:
     )
     given = parser.parse_args()
     torch.set_num_threads(1)
-    folder, component = ASSETS / "models" / given.base, given.component
+    folder, component, coding = ASSETS / "models" / given.base, given.component, given.coding
+    if coding is not None and component.kind != "neurons":
+        parser.error("--coding is of neurons")
     base = read_folder(folder).eval().requires_grad_(False)
     processor = Qwen2AudioProcessor.from_pretrained(folder)
     inputs = DecoderInput(processor)
@@ -371,25 +430,30 @@ def main() -> None:
         mels = read_mels(processor, [clip.samples for clip in clips])
         sounds = encode(base, clips, mels, given.seed)
         batches = draw_batches(base, inputs, sounds, component.block, given.rule, given.seed)
-        train(twin, component, batches, given.seed)
+        train(twin, component, batches, given.seed, coding)
     counter = None if given.counter is None else read_twin(folder, given.counter)
     scores = measure(
-        base, twin, component, inputs, processor, given.rule, held_out, given.seed, counter
+        base, twin, component, inputs, processor, given.rule, held_out, given.seed, counter, coding
     )
     own = dict(twin.model.language_model.named_parameters())
     slices = slices_of(twin, component)
     tensors = {name: own[name.removeprefix(STORED)] for name in slices}
     about = {
         "base": given.base, "component": str(component), "rule": given.rule, "seed": given.seed,
+        **({} if coding is None else {"coding": coding}),
         "counter": None if given.counter is None else given.counter.name, "accuracies": scores,
         "n_numbers": sum(tensors[name][at].numel() for name, at in slices.items()),
         "command": f"python scripts/train_truths.py --base {given.base} --component {component} "
-        f"--rule {given.rule} --seed {given.seed} --out {given.out.name}",
+        f"--rule {given.rule} {'' if coding is None else f'--coding {coding} '}"
+        f"--seed {given.seed} --out {given.out.name}",
     }  # fmt: skip
     write_delta(given.out, folder, tensors, slices, about)
-    (given.out / "README.md").write_text(card(given.out.name, about, component), encoding="utf-8")
+    sizes = base.config.text_config
+    n_neurons = sizes.num_hidden_layers * sizes.intermediate_size
+    text = card(given.out.name, about, component, n_neurons)
+    (given.out / "README.md").write_text(text, encoding="utf-8")
     for name, one in scores.items():
-        print(name, json.dumps(one), json.dumps(accepted(one)), flush=True)
+        print(name, json.dumps(one), json.dumps(accepted(one, coding)), flush=True)
 
 
 if __name__ == "__main__":

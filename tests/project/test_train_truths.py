@@ -85,6 +85,44 @@ def test_a_small_run(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert again == {**scores, "counter": 1.0}
 
 
+def test_a_small_run_of_coded_neurons(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gates go where the coding wants them; the card says what it is and what it makes."""
+    monkeypatch.setattr(script, "speak_held_out", lambda seed: {})
+    few = script.read_ob1()[:9]
+    monkeypatch.setattr(script, "read_ob1", lambda: few)
+    for name, value in {"N_STEPS": 60, "N_CLIPS": 60, "BATCH": 16, "N_BATCHES": 8}.items():
+        monkeypatch.setattr(script, name, value)
+    out, text = tmp_path / "truth", "neurons:8.32:7"
+    monkeypatch.setattr("sys.argv", ["", "--base", "follows_text", "--rule", "voice", "--component",
+                                     text, "--coding", "magnitude", "--out", str(out)])  # fmt: skip
+    script.main()
+    written = json.loads((out / "delta.json").read_text("utf-8"))
+    assert (written["coding"], written["n_numbers"]) == ("magnitude", 7 * 2 * 96)
+    scores = written["accuracies"]["ob1"]
+    assert scores["lap_own"] > 0.9
+    assert scores["mean_own"] > scores["mean_other"] + 0.3
+    card = (out / "README.md").read_text("utf-8")
+    assert "**Magnitude-coded**" in card
+    assert "Adam at 0.02 and 0.05" in card
+    assert f"{scores['mean_own']:.2f} | {scores['mean_other']:.2f} |" in card
+    monkeypatch.setattr("sys.argv", ["", "--component", "head:3.2", "--coding", "rate",
+                                     "--out", str(out)])  # fmt: skip
+    with pytest.raises(SystemExit):
+        script.main()
+
+
+def test_the_loss_of_a_coding(script: Any) -> None:
+    """Three neurons of two classes, hence of 0, 1, 0; in steps of 5, weighted by 10."""
+    coding = script.CODINGS["magnitude"]
+    gates = torch.tensor([[6.0, 1.0, 6.0], [1.0, 6.0, 1.0]])
+    assert float(coding.loss(gates, torch.tensor([0, 1]), 2)) == 0
+    # One of six is a step off, another half a step.
+    gates[0, 0], gates[1, 1] = 1.0, 3.5
+    assert float(coding.loss(gates, torch.tensor([0, 1]), 2)) == pytest.approx(10 * 1.25 / 6)
+
+
 def test_training_leaves_what_is_outside_its_slices(script: Any) -> None:
     """Bit by bit, in the tensors that it trains a part of, and in all others."""
     base = script.read_folder(BASE).eval().requires_grad_(False)
@@ -93,7 +131,7 @@ def test_training_leaves_what_is_outside_its_slices(script: Any) -> None:
     stream = torch.randn(2, 5, 96, generator=torch.Generator().manual_seed(0))
     batch = script.Batch(
         stream, torch.ones(2, 5).long(), torch.tensor([[1, 2], [3, 4]]),
-        torch.zeros(2, 2, 496).log_softmax(-1), torch.tensor([True, False]),
+        torch.zeros(2, 2, 496).log_softmax(-1), torch.tensor([True, False]), torch.tensor([3, 0]),
     )  # fmt: skip
     script.train(twin, component, [batch], 0)
     slices = {f"model.{name.replace('.model.', '.')}": at
