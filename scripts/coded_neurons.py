@@ -41,7 +41,7 @@ class Coding:
 
 CODINGS: Mapping[CodingName, Coding] = {
     "magnitude": Coding(own=6.0, other=1.0, rates=(0.02, 0.05)),
-    "rate": Coding(own=0.45, other=-0.15, rates=(0.01, 0.1)),
+    "rate": Coding(own=0.38, other=-0.22, rates=(0.01, 0.1)),
 }
 
 
