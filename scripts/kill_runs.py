@@ -71,6 +71,7 @@ def small_settings(inputs: Path) -> dict[str, list[str]]:
     (inputs / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)), "utf-8")
     return {
         "activations": [f"audio={clips}", "batch_size=1", "unit_batches=1"],
+        "asr_components": [f"audio={clips}", "n_exact=1", "n_random=1", "batch_size=1"],
         "attribute_lens": [f"audio={clips}", "enrich_sources=[0, 3]", "enrich_layers=[4]"],
         "circuits": [f"pairs={inputs}/pairs.jsonl", "places=[readout]", "n_random=1", "n_paths=2"],
         "convergence": [f"audio={clips}"],

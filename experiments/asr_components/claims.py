@@ -1,7 +1,7 @@
 """What an ``asr_components`` run controls, and may establish.
 
 Source: Beyond Transcription (arXiv 2508.15882), its repetition heads; Calm-Whisper (arXiv
-2505.12969), its heads of non-speech; M-BT-7a, M-BT-7b.
+2505.12969), its heads of non-speech; M-BT-7.
 """
 
 from functools import partial

@@ -4,7 +4,7 @@ Clips are written down; what fails is screened by one gradient; then the first h
 about the same norm, are left out at every step of decoding, of all clips: what is cured, and what
 it costs.
 
-Source: Beyond Transcription (arXiv 2508.15882), Calm-Whisper (arXiv 2505.12969); M-BT-7a, M-BT-7b.
+Source: Beyond Transcription (arXiv 2508.15882), Calm-Whisper (arXiv 2505.12969); M-BT-7.
 """
 
 from collections.abc import Iterator, Sequence

@@ -34,8 +34,10 @@ class HeadNode:
 
     @property
     def name(self) -> str:
-        """As results name it: ``cross L2H3``, ``self H1 in all blocks``."""
-        where = f"H{self.head} in all blocks" if self.layer == ALL else f"L{self.layer}H{self.head}"
+        """As results name it: ``cross L2H3``, ``self head 1 in all blocks``."""
+        where = (
+            f"head {self.head} in all blocks" if self.layer == ALL else f"L{self.layer}H{self.head}"
+        )
         return f"{self.kind} {where}"
 
 

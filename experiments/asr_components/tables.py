@@ -1,6 +1,6 @@
 """The tables of an ``asr_components`` run, and what is averaged over them.
 
-Source: M-BT-7a, M-BT-7b.
+Source: M-BT-7.
 """
 
 from collections.abc import Iterator

@@ -1,5 +1,6 @@
 """What ``asr_components`` controls and claims, on tables made by hand, either way."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,13 @@ from hooked_alm.experiments.asr_components.tables import ComponentResults, summa
 Change = Callable[[ComponentResults], ComponentResults]
 N = 40
 """Clips that go in circles, that are written down soundly, and that hold nothing."""
-CURES = {"cross L1H0": 1.0, "self L1H0": 0.0, "cross L0H1": 0.1, "self H0 in all blocks": 0.0}
-SILENCES = {"cross L1H0": 0.0, "self L1H0": 0.1, "cross L0H1": 0.0, "self H0 in all blocks": 1.0}
+CURES = {"cross L1H0": 1.0, "self L1H0": 0.0, "cross L0H1": 0.1, "self head 0 in all blocks": 0.0}
+SILENCES = {
+    "cross L1H0": 0.0,
+    "self L1H0": 0.1,
+    "cross L0H1": 0.0,
+    "self head 0 in all blocks": 1.0,
+}
 WHY = {"cross L0H1": "random"}
 
 
@@ -58,8 +64,12 @@ def made(
             for node in CURES:
                 share = cures[node] if kind == "loop" else silences[node]
                 fails = float(kind != "sound") * float(i >= share * N)
-                where = {"node": node, "kind": node.split()[0], "head": int(node.split("H")[1][0])}
-                where |= {"layer": -1 if "all" in node else int(node.split("L")[1][0])}
+                where = {
+                    "node": node,
+                    "kind": node.split()[0],
+                    "head": int(re.findall(r"\d", node)[-1]),
+                }
+                where |= {"layer": -1 if "all" in node else int(re.findall(r"\d", node)[0])}
                 where |= {"why": WHY.get(node, "loop, hallucination")}
                 n_wrong = wrong if kind == "sound" else 0
                 tables["ablated"].append({**row(clip, i, holds, fails, n_wrong), **where})
@@ -100,5 +110,5 @@ OTHER_WAY: dict[str, Change] = {
     "loop_head": lambda run: made(cures={"cross L0H1": 1.0}),
     "loops_cross_attention": lambda run: made(cures={"self L1H0": 1.0}),
     "loop_head_cost": lambda run: made(wrong=1),
-    "hallucination_head": lambda run: made(silences={"self H0 in all blocks": 0.2}),
+    "hallucination_head": lambda run: made(silences={"self head 0 in all blocks": 0.2}),
 }

@@ -4,7 +4,7 @@ Every head's output is multiplied by a gate, 1 everywhere. Minus the gradient of
 respect to a gate is what closing it would change, to first order, whatever the number of heads:
 zero ablation of self- and cross-attention, screened by one forward and backward.
 
-Source: Michel et al. 2019 (arXiv 1905.10650), equation 3, with its sign; M-BT-7a, M-BT-7b.
+Source: Michel et al. 2019 (arXiv 1905.10650), equation 3, with its sign; M-BT-7.
 """
 
 from collections.abc import Callable, Iterator

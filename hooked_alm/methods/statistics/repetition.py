@@ -1,6 +1,6 @@
 """Repetition in generated tokens: how much of a text is said again, and whether it goes in circles.
 
-Source: Beyond Transcription (arXiv 2508.15882); M-BT-7a.
+Source: Beyond Transcription (arXiv 2508.15882); M-BT-7.
 """
 
 from collections.abc import Sequence

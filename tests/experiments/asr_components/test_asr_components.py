@@ -145,9 +145,9 @@ def test_the_first_are_those_that_the_failure_rests_on_most() -> None:
     found = chosen_nodes(pd.DataFrame(rows), config)
     assert {node.name: why for node, why in found.items()} == {
         "cross L1H0": ["loop"], "cross L0H1": ["random"],
-        "cross H0 in all blocks": ["loop"], "cross H1 in all blocks": ["random"],
+        "cross head 0 in all blocks": ["loop"], "cross head 1 in all blocks": ["random"],
         "self L0H0": ["loop"], "self L0H1": ["random"],
-        "self H0 in all blocks": ["loop"], "self H1 in all blocks": ["random"],
+        "self head 0 in all blocks": ["loop"], "self head 1 in all blocks": ["random"],
     }  # fmt: skip
 
 
