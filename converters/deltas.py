@@ -83,19 +83,12 @@ def write_delta(
     Args:
         folder: where; its other files stay.
         base: folder of the base's checkpoint.
-        tensors: the trained tensors by their names there, whole; others are not looked at. One of
-            a narrower dtype than the base's is kept in it.
+        tensors: the trained tensors by their names there, whole; others are not looked at. Each is
+            kept in its own dtype, be it another than the base's.
         slices: the parts of them that were trained.
         about: what else ``delta.json`` says: base, component, rule, seed, accuracies.
     """
-    own = SafetensorsCheckpoint(base)
-
-    def kept(name: str, at: tuple[slice, ...]) -> Tensor:
-        value, dtype = tensors[name][at].detach(), getattr(torch, own.dtypes[name])
-        is_narrower = torch.promote_types(value.dtype, dtype) == dtype
-        return (value if is_narrower else value.to(dtype)).contiguous()
-
-    values = {name: kept(name, at) for name, at in slices.items()}
+    values = {name: tensors[name][at].detach().contiguous() for name, at in slices.items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(values, folder / "delta.safetensors", metadata={"format": "pt"})
     (folder / "delta.safetensors").chmod(0o644)  # safetensors writes for the owner alone

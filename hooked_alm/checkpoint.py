@@ -186,12 +186,14 @@ class OverlaidCheckpoint(Checkpoint):
     ) -> None:
         """Lay ``values`` over ``own``; ``slices`` says where, of each tensor that ``values`` has.
 
+        A tensor has the dtype that holds its own numbers and the new ones exactly.
+
         Raises:
             ConversionError: a slice that ``own`` does not have, or values of another shape, or of
-                a dtype that its own does not hold exactly; all offenders at once.
+                a dtype for which there is none; all offenders at once.
         """
         super().__init__()
-        self.folder, self._shapes, self.dtypes = own.folder, own._shapes, own.dtypes
+        self.folder, self._shapes = own.folder, own._shapes
         self._own, self._values, self._slices = own, values, slices
         # NaN is blamed on the values: what they are laid over was fit to train from.
         self._file_of = own._file_of | values._file_of
@@ -206,6 +208,8 @@ class OverlaidCheckpoint(Checkpoint):
                 f"laying {values.folder} over {own.folder}: {len(wrong)} slices do not fit:\n  "
                 f"{listed}\nIs it a delta of this model?"
             )
+        held = {name: _holding(own.dtypes[name], values.dtypes[name]) for name in values}
+        self.dtypes = {**own.dtypes, **{name: str(dtype) for name, dtype in held.items()}}
 
     def _fits(self, name: str) -> bool:
         ranges, whole = self._slices.get(name, ()), self._own._shapes.get(name, ())
@@ -213,7 +217,7 @@ class OverlaidCheckpoint(Checkpoint):
             0 < len(whole) == len(ranges)
             and all(0 <= one.start < one.stop <= n for one, n in zip(ranges, whole, strict=True))
             and self._values[name] == tuple(one.stop - one.start for one in ranges)
-            and _holds(self._own.dtypes[name], self._values.dtypes[name])
+            and _holding(self._own.dtypes[name], self._values.dtypes[name]) is not None
         )
 
     def stored_at(self, name: str) -> tuple[Path, str] | None:
@@ -223,17 +227,18 @@ class OverlaidCheckpoint(Checkpoint):
     def _stored(self, name: str) -> Tensor:
         stored = self._own._stored(name)
         if name in self._values:
-            stored = stored.clone()  # it may be the file's own memory
-            stored[self._slices[name]] = self._values._stored(name)
+            # A copy: it may be the file's own memory.
+            stored = stored.to(getattr(torch, self.dtypes[name]), copy=True)
+            stored[self._slices[name]] = self._values._stored(name).to(stored.dtype)
         return stored
 
 
-def _holds(dtype: str, other: str) -> bool:
-    """Whether numbers of a dtype are exact in another, given by its name first."""
-    wide, narrow = getattr(torch, dtype), getattr(torch, other)
-    return dtype == other or bool(
-        narrow.is_floating_point and torch.promote_types(wide, narrow) == wide
-    )
+def _holding(dtype: str, other: str) -> str | None:
+    """The dtype that holds numbers of two exactly; None where they are not both floating."""
+    one, two = getattr(torch, dtype), getattr(torch, other)
+    if dtype != other and not (one.is_floating_point and two.is_floating_point):
+        return None
+    return str(torch.promote_types(one, two)).removeprefix("torch.")
 
 
 def _dtype(tensor: Tensor) -> str:

@@ -171,15 +171,30 @@ def test_the_component_carries_all_that_changed(tiny_models: TinyModels, twin: s
     assert not torch.equal(at, below)
 
 
-def test_a_delta_of_a_narrower_dtype_is_exact(tiny_models: TinyModels, tmp_path: Path) -> None:
-    base = tiny_models.folder("mha, sliding")
-    values = {name: one.half() for name, one in new_values(base, torch.float32).items()}
+@pytest.mark.parametrize(
+    ("base_dtype", "dtype"),
+    [(torch.float32, torch.float16), (torch.bfloat16, torch.float32),
+     (torch.bfloat16, torch.float16)],
+)  # fmt: skip
+def test_a_delta_of_another_dtype_is_exact(
+    tiny_models: TinyModels, tmp_path: Path, base_dtype: torch.dtype, dtype: torch.dtype
+) -> None:
+    """And so are the numbers beside it, in one file as well."""
+    base = tiny_models.folder("mha, sliding", base_dtype)
+    values = {name: one.to(dtype) for name, one in new_values(base, torch.float32).items()}
     write_delta(tmp_path / "delta", base, values, NAMES, {})
     written = load_file(tmp_path / "delta" / "delta.safetensors")
-    assert {one.dtype for one in written.values()} == {torch.float16}
+    assert {one.dtype for one in written.values()} == {dtype}
+    own = load_file(base / "model.safetensors")
     found = own_checkpoint(lay_out(f"{base}+{tmp_path / 'delta'}"))
+    (whole := tmp_path / "whole").mkdir()
+    write_checkpoint(found, whole)
+    together = load_file(whole / "model.safetensors")
     for name, at in NAMES.items():
-        assert torch.equal(found.read(name, torch.float32)[at], values[name][at].float())
+        expected = own[name].float()
+        expected[at] = values[name][at].float()
+        assert torch.equal(found.read(name, torch.float32), expected)
+        assert torch.equal(together[name].float(), expected)
 
 
 # --- Everywhere that a model is named
@@ -322,7 +337,7 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Any], dict[str, Tensor]], None], str
         r"q_proj.weight \[10, 54\] in float32 at \[\[40, 50\]\], where .* \[60, 54\]",
     ),
     "another dtype": (
-        lambda w, v: v.update({Q_BIAS: v[Q_BIAS].double()}), "in float64 at .* in float32"
+        lambda w, v: v.update({Q_BIAS: v[Q_BIAS].int()}), "in int32 at .* in float32"
     ),
     "no slices": (lambda w, v: w.pop("slices"), "its slices are not those of the tensors"),
     "one without values": (lambda w, v: v.pop(Q_BIAS), "its slices are not those of the tensors"),
