@@ -22,6 +22,7 @@ from .measure import DepthMeasures
 from .pages import CAVEATS, fill_page, lead, method
 from .settings import DEFECTS, ConvergenceConfig
 from .tables import TABLES, AgreementResults, summarise
+from .truths import TRUTHS
 
 
 class Convergence(ModelExperiment[ConvergenceConfig]):
@@ -33,6 +34,7 @@ class Convergence(ModelExperiment[ConvergenceConfig]):
     Config = ConvergenceConfig
     tables, controls, claims, caveats = TABLES, CONTROLS, CLAIMS, CAVEATS
     defects = DEFECTS
+    truths = TRUTHS
 
     def identify(self) -> dict[str, Any]:
         """Reads the clips."""
