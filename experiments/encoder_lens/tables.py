@@ -56,6 +56,8 @@ def wide(table: pd.DataFrame, column: str) -> tuple[pd.DataFrame, Float[np.ndarr
 def depths(run: DepthResults) -> pd.DataFrame:
     """Mean over clips of every measure, by the encoder's depth."""
     table = run["transcripts"].assign(empty=(run["transcripts"].n_tokens == 0).astype(float))
+    # Where nothing is written, nothing is written again.
+    table["repetition"] = table.repetition.fillna(0.0)
     rows = []
     for measure in MEASURES:
         who, values = wide(table, measure)
