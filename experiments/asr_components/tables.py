@@ -8,19 +8,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
 from ..materials.clips import SOUNDS
 from ..materials.held_out import split_groups
+from ..materials.transcript_tables import ERROR_COLUMNS, clusters, error_rate, error_rise
 from ..workbench.results import Results, Row
 from .plan import ALL, FAILURES, nodes_of
 from .settings import AsrComponentsConfig
 
 ComponentResults = Results[AsrComponentsConfig]
 _ROW = ("clip", "speaker", "holds", "text", "n_tokens", "loops", "heard", "repetition")
-ERRORS = ("n", "substitutions", "deletions", "insertions")
-"""Counts against the reference."""
-_COUNTS = tuple(f"reference_{name}" for name in ERRORS)
 TABLES = {
     "transcripts": "a clip written down with all heads",
     "screen": "a head, and what closing it would do to a transcript that fails, to first order",
@@ -29,7 +26,7 @@ TABLES = {
 }
 MAY_LACK = {
     "screen": ("clip", "speaker", "of", "kind", "layer", "head", "effect", "norm"),
-    "ablated": (*_ROW, *_COUNTS, "node", "kind", "layer", "head", "why"),
+    "ablated": (*_ROW, *ERROR_COLUMNS, "node", "kind", "layer", "head", "why"),
 }
 """Columns that are read of tables which a run has none of where nothing fails."""
 FAILS = {"loop": "loops", "hallucination": "heard"}
@@ -41,11 +38,6 @@ def summarise(run: ComponentResults) -> Iterator[tuple[str, pd.DataFrame]]:
     yield "behaviour", behaviour(run)
     yield "effects", effects(run)
     yield "heads", heads(run)
-
-
-def clusters(run: ComponentResults, who: pd.DataFrame) -> list[str]:
-    """What the intervals resample of some rows."""
-    return who["clip" if run.config.cluster == "item" else "speaker"].tolist()
 
 
 def failing(run: ComponentResults, failure: str) -> pd.DataFrame:
@@ -66,9 +58,9 @@ def behaviour(run: ComponentResults) -> pd.DataFrame:
     """What the model does with all heads, by what the clips hold."""
     rows: list[Row] = []
     for holds, some in run["transcripts"].groupby("holds", sort=False):
-        who = clusters(run, some)
+        who = clusters(run.config, some)
         found = {name: run.draws.row(some[name], who) for name in ("loops", "heard")}
-        rate = word_error_rate(run, some)
+        rate = error_rate(run, some)
         rows.append({
             "holds": holds, "n": len(some),
             **{f"{name}_{end}": row[end] for name, row in found.items()
@@ -76,25 +68,6 @@ def behaviour(run: ComponentResults) -> pd.DataFrame:
             **{f"wer_{end}": rate[end] for end in ("mean", "low", "high")},
         })  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def word_error_rate(run: ComponentResults, table: pd.DataFrame) -> dict[str, Any]:
-    """Errors of some clips over all their words, with an interval."""
-    counts = _counts(table)
-    if not counts[:, 1].sum():
-        return {"mean": np.nan, "low": np.nan, "high": np.nan}
-    found = run.draws.where(counts, clusters(run, table), _ratio)
-    return {"mean": found.at, "low": found.low, "high": found.high}
-
-
-def _counts(table: pd.DataFrame) -> Float[np.ndarray, "clip 2"]:
-    errors = table[[*_COUNTS[1:]]].to_numpy(np.float64).sum(axis=1)
-    return np.stack([errors, table.reference_n.to_numpy(np.float64)], axis=1)
-
-
-def _ratio(means: Float[np.ndarray, "draw columns"]) -> Float[np.ndarray, " draw"]:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(means[:, 1] > 0, means[:, 0] / means[:, 1], np.nan)
 
 
 def effects(run: ComponentResults) -> pd.DataFrame:
@@ -114,7 +87,7 @@ def halves(run: ComponentResults) -> dict[str, str]:
     Clips of one group that is resampled stay together.
     """
     table = run["transcripts"]
-    groups = dict(zip(table["clip"], clusters(run, table), strict=True))
+    groups = dict(zip(table["clip"], clusters(run.config, table), strict=True))
     parts = split_groups([*groups.values()], run.config.discovery_share, run.config.seed)
     return {clip: parts[group] for clip, group in groups.items()}
 
@@ -138,13 +111,14 @@ def heads(run: ComponentResults) -> pd.DataFrame:
             mine = some[some["clip"].isin(failing(run, failure)["clip"])]
             good = 1 - mine[FAILS[failure]]
             is_first = mine["clip"].map(part) == "discovery"
-            found = run.draws.row(good, clusters(run, mine)) if len(mine) else None
+            found = run.draws.row(good, clusters(run.config, mine)) if len(mine) else None
             row |= {
                 f"{name}_{end}": np.nan if found is None else found[end]
                 for end in ("mean", "low", "high")
             }
             row |= {f"first_{name}": good[is_first].mean(), f"n_{name}": len(mine)}
-        row |= {f"wer_delta_{end}": value for end, value in _wer_delta(run, some).items()}
+        delta = _wer_delta(run, some)
+        row |= {f"wer_delta_{end}": delta[end] for end in ("mean", "low", "high")}
         rows.append(row)
     names = ["node", "kind", "layer", "head", "why"]
     for name in ("cured", "silenced"):
@@ -157,17 +131,11 @@ def heads(run: ComponentResults) -> pd.DataFrame:
     return pd.DataFrame(rows).reindex(columns=names)
 
 
-def _wer_delta(run: ComponentResults, ablated: pd.DataFrame) -> dict[str, float]:
+def _wer_delta(run: ComponentResults, ablated: pd.DataFrame) -> dict[str, Any]:
     """Error rate of speech without a head minus that with all."""
-    before = spoken(run["transcripts"], run).set_index("clip")
-    after = spoken(ablated, run).set_index("clip").reindex(before.index)
-    both = np.concatenate([_counts(after), _counts(before)], axis=1)
-    if not both[:, 3].sum():
-        return {"mean": np.nan, "low": np.nan, "high": np.nan}
-    found = run.draws.where(
-        both, clusters(run, before.reset_index()), lambda m: _ratio(m[:, :2]) - _ratio(m[:, 2:])
-    )
-    return {"mean": found.at, "low": found.low, "high": found.high}
+    before = spoken(run["transcripts"], run)
+    after = spoken(ablated, run).set_index("clip").loc[before["clip"]].reset_index()
+    return error_rise(run, before, after)
 
 
 def best(run: ComponentResults, name: str, **where: Any) -> str | None:

@@ -5,15 +5,12 @@ Source: M-TC.
 
 import pandas as pd
 
+from ..materials.transcript_tables import clusters, hears_itself, is_greedy, resampled
 from ..workbench.claims import Claim, Finding, few, judged, not_measured, shown
 from ..workbench.controls import ROUNDING, Control, Outcome, at_most
-from .tables import AgreementResults, clusters, compared, moved_by_massive, n_depths, of_rows
+from .tables import AgreementResults, compared, moved_by_massive, n_depths, of_rows
 
 TURN = ("transcripts", "tokens", "streams")
-
-
-def _rounding(run: AgreementResults) -> float:
-    return ROUNDING["logit"][run.config.dtype]
 
 
 def _ends_in_itself(run: AgreementResults) -> Outcome:
@@ -32,20 +29,16 @@ def _centring_shortens(run: AgreementResults) -> Outcome:
 
 CONTROLS = (
     Control(name="the last depth is what the model hears", of=("transcripts",),
-            check=lambda run: at_most(run["checks"].memory, _rounding(run)),
+            check=hears_itself,
             guards_against="a final norm that is left out or applied twice (C56)"),
     Control(name="the last state is similar to itself", of=("streams",), check=_ends_in_itself,
             guards_against="similarity to another state, or between different rows"),
     Control(name="centring makes no row longer", of=("streams",), check=_centring_shortens,
             guards_against="norms of different rows"),
     Control(name="the transcript is what one pass finds likeliest", of=("transcripts", "tokens"),
-            check=lambda run: at_most(run["checks"].not_greedy.mean(), 0.02, "of the tokens"),
+            check=is_greedy,
             guards_against="tokens that are read at another position than the one that says them"),
 )  # fmt: skip
-
-
-def _who(run: AgreementResults) -> str:
-    return "clips" if run.config.cluster == "item" else "speakers"
 
 
 def _named(run: AgreementResults) -> str:
@@ -70,7 +63,7 @@ def _same_depth(run: AgreementResults) -> Finding:
         f"{table.chance:.2f} if every depth were as likely. Most often of 1 to {n_depths(run)}: "
         f"{_named(run)}",
         {
-            **few(table.n_clusters, _who(run)),
+            **few(table.n_clusters, resampled(run.config)),
             "not surely in more than half of the clips": not table.low > 0.5,
             "not surely more often than by chance": not table.low > table.chance,
         },
@@ -96,7 +89,7 @@ def _clip_by_clip(run: AgreementResults) -> Finding:
         f"They agree in {shown(numbers)} of the clips, in {table.permuted:.2f} if each measure's "
         f"depths are dealt out anew, p = {table.p:.2g}",
         {
-            **few(table.n_clusters, _who(run)),
+            **few(table.n_clusters, resampled(run.config)),
             f"the same depth in every clip: {', '.join(still)}": bool(still),
             "no more often than depths dealt out anew": not table.p < 0.05,
         },
@@ -110,12 +103,12 @@ def _massive(run: AgreementResults) -> Finding:
     table = moved_by_massive(run)
     if table.empty:
         return not_measured(claim, "no clip has enough rows", "rate")
-    found = run.draws.row(table.moved.astype(float), clusters(run, table))
+    found = run.draws.row(table.moved.astype(float), clusters(run.config, table))
     return judged(
         claim,
         f"Without them CKA's largest step is elsewhere in {shown(found)} of {len(table)} clips",
         {
-            **few(found["n_clusters"], _who(run)),
+            **few(found["n_clusters"], resampled(run.config)),
             "not surely in more than half of the clips": not found["low"] > 0.5,
         },
         numbers=found,

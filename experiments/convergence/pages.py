@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from ..materials.transcript_tables import resampled
 from ..workbench import figures
 from ..workbench.page import Page
 from .tables import AgreementResults, n_depths, of_rows, similarity
@@ -127,6 +128,6 @@ def method(run: AgreementResults) -> str:
         f"{run.n_blocks}. Streams over rows: {config.rows}; CKA "
         f"{'debiased' if config.debiased else 'plain'}; a row is massive from {config.massive:g} "
         f"times the median's norm at any depth. Log-probability turns by {config.critical_method}. "
-        f"Intervals resample {'clips' if config.cluster == 'item' else 'speakers'} "
+        f"Intervals resample {resampled(config)} "
         f"{config.n_resamples} times with seed {config.seed}."
     )

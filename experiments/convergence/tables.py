@@ -19,6 +19,7 @@ from hooked_alm.methods.statistics.convergence import (
 from hooked_alm.methods.statistics.critical_layer import critical_layers, settling_depths
 
 from ..materials.clips import SOUNDS
+from ..materials.transcript_tables import clusters, over_depths
 from ..workbench.results import Results, Row
 from .settings import ConvergenceConfig, TurningPoint
 
@@ -50,17 +51,6 @@ def n_depths(run: AgreementResults) -> int:
     return int(run["transcripts"].depth.max())
 
 
-def clusters(run: AgreementResults, who: pd.DataFrame) -> list[str]:
-    """What the intervals resample of some rows."""
-    return who["clip" if run.config.cluster == "item" else "speaker"].tolist()
-
-
-def wide(table: pd.DataFrame, column: str) -> tuple[pd.DataFrame, Float[np.ndarray, "clip depth"]]:
-    """Clips and speakers, and a column of theirs along the encoder's depth."""
-    found = table.pivot(index=["clip", "speaker"], columns="depth", values=column)
-    return found.index.to_frame(index=False), found.to_numpy(np.float64)
-
-
 def similarity(run: AgreementResults) -> str:
     """The column of the estimator that is asked for."""
     return "cka" if run.config.debiased else "plain_cka"
@@ -78,8 +68,8 @@ def curves(run: AgreementResults) -> pd.DataFrame:
     ]
     for name, table, columns in parts:
         for column in columns:
-            who, values = wide(table, column)
-            points = run.draws.points(values, clusters(run, who))
+            who, values = over_depths(table, column)
+            points = run.draws.points(values, clusters(run.config, who))
             rows += [
                 {"of": column, "rows": name, "depth": depth, **point}
                 for depth, point in enumerate(points)
@@ -94,8 +84,8 @@ def depths(run: AgreementResults) -> pd.DataFrame:
     had as many blocks as the encoder; ``own_depth`` is its own.
     """
     last = n_depths(run)
-    who, far = wide(run["transcripts"], "distance")
-    _, log_p = wide(run["transcripts"], "log_p")
+    who, far = over_depths(run["transcripts"], "distance")
+    _, log_p = over_depths(run["transcripts"], "log_p")
     median = run["tokens"].groupby("clip", sort=False).depth.median()
     saturated = median.reindex(who["clip"]).to_numpy(np.float64)
     found = {
@@ -106,7 +96,7 @@ def depths(run: AgreementResults) -> pd.DataFrame:
     for name, some in run["streams"].groupby("rows", sort=False):
         for measure, step in STEPS.items():
             column = similarity(run) if measure == "cka" else measure
-            of, values = wide(some, column)
+            of, values = over_depths(some, column)
             blocks = pd.Series(steepest_block(values, step), index=of["clip"])
             found[measure, str(name)] = 1 + blocks.reindex(who["clip"]).to_numpy(np.float64)
     return pd.concat(
@@ -130,7 +120,7 @@ def turning_points(run: AgreementResults) -> pd.DataFrame:
     """Mean depth of every measure, and the one that most clips have."""
     rows: list[Row] = []
     for (measure, name), some in run["depths"].groupby(["measure", "rows"], sort=False):
-        found = run.draws.row(some.depth, clusters(run, some))
+        found = run.draws.row(some.depth, clusters(run.config, some))
         usual = some.depth.mode()
         rows.append({
             "measure": measure, "rows": name, **found,
@@ -170,8 +160,8 @@ def agreement(run: AgreementResults) -> pd.DataFrame:
         hits = agrees(found, tolerance)
         null = permuted_agreement(found, tolerance, n=N_PERMUTED, seed=run.config.seed)
         rows.append({
-            "tolerance": tolerance, **run.draws.row(hits, clusters(run, who)), "chance": chance,
-            "permuted": float(null.mean()),
+            "tolerance": tolerance, **run.draws.row(hits, clusters(run.config, who)),
+            "chance": chance, "permuted": float(null.mean()),
             "p": float((1 + (null >= hits.mean() - 1e-12).sum()) / (1 + len(null))),
         })  # fmt: skip
     columns = ["tolerance", "mean", "low", "high", "n", "n_undefined", "n_clusters", "chance"]

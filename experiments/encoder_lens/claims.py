@@ -5,50 +5,41 @@ Source: Beyond Transcription (arXiv 2508.15882), its Encoder Lens and saturation
 
 import numpy as np
 
+from ..materials.transcript_tables import (
+    clusters,
+    hears_itself,
+    is_greedy,
+    likely_as_itself,
+    over_depths,
+    resampled,
+)
 from ..workbench.claims import Claim, Finding, few, judged, not_measured, shown
-from ..workbench.controls import ROUNDING, Control, Outcome, at_most
-from .tables import DepthResults, clusters, last_block, n_depths, wide
-
-MOST_NOT_GREEDY = 0.02
-"""Share of tokens that one pass over a whole transcript may find less likely than another: steps
-that reuse keys and values round differently, and tokens can be as good as level."""
-
-
-def _rounding(run: DepthResults) -> float:
-    return ROUNDING["logit"][run.config.dtype]
-
+from ..workbench.controls import Control
+from .tables import DepthResults, last_block, n_depths
 
 CONTROLS = (
     Control(name="the last depth is what the model hears", of=("transcripts",),
-            check=lambda run: at_most(run["checks"].memory, _rounding(run)),
+            check=hears_itself,
             guards_against="a final norm that is left out or applied twice (C56)"),
     Control(name="the last depth is as likely as in the model", of=("transcripts",),
-            check=lambda run: at_most(run["checks"].log_p, _rounding(run), "nats"),
+            check=likely_as_itself,
             guards_against="a depth that is heard in another's row"),
     Control(name="the transcript is what one pass finds likeliest", of=("transcripts", "tokens"),
-            check=lambda run: _greedy(run),
+            check=is_greedy,
             guards_against="tokens that are read at another position than the one that says them"),
 )  # fmt: skip
 
 
-def _greedy(run: DepthResults) -> Outcome:
-    return at_most(run["checks"].not_greedy.mean(), MOST_NOT_GREEDY, "of the tokens")
-
-
-def _who(run: DepthResults) -> str:
-    return "clips" if run.config.cluster == "item" else "speakers"
-
-
 def _stabilises(run: DepthResults) -> Finding:
     table, last = run["stabilisation"], n_depths(run)
-    found = run.draws.row(table.depth, clusters(run, table))
+    found = run.draws.row(table.depth, clusters(run.config, table))
     n_late = int((table.depth == last).sum())
     return judged(
         "The transcript is settled before the encoder's last block",
         f"It is within {run.config.near:.0%} of the final one from depth {shown(found)} of "
         f"{last} on; in {n_late} of {len(table)} clips only at the last",
         {
-            **few(found["n_clusters"], _who(run)),
+            **few(found["n_clusters"], resampled(run.config)),
             f"not surely before depth {last}": not found["high"] <= last - 1,
         },
         numbers=found,
@@ -67,7 +58,7 @@ def _last_block(run: DepthResults) -> Finding:
         f"Errors for a {run.config.unit}: {rates[last - 1]:.2f} at depth {last - 1}, "
         f"{rates[last]:.2f} at the last, {shown(found)} fewer",
         {
-            **few(found["n_clusters"], _who(run)),
+            **few(found["n_clusters"], resampled(run.config)),
             "not surely fewer": not found["low"] > 0,
         },
         numbers=found,
@@ -76,14 +67,17 @@ def _last_block(run: DepthResults) -> Finding:
 
 
 def _circles(run: DepthResults) -> Finding:
-    who, going = wide(run["transcripts"], "loops")
+    who, going = over_depths(run["transcripts"], "loops")
     more = going[:, :-1].max(axis=1) - going[:, -1]
-    found = run.draws.row(more, clusters(run, who))
+    found = run.draws.row(more, clusters(run.config, who))
     return judged(
         "Read at an inner depth, the encoder has the decoder go in circles",
         f"{np.mean(going[:, :-1].max(axis=1)):.2f} of the clips at some depth before the last, "
         f"{going[:, -1].mean():.2f} at the last: {shown(found)} more",
-        {**few(found["n_clusters"], _who(run)), "not surely more": not found["low"] > 0},
+        {
+            **few(found["n_clusters"], resampled(run.config)),
+            "not surely more": not found["low"] > 0,
+        },
         numbers=found,
         unit="rate",
     )
@@ -91,15 +85,15 @@ def _circles(run: DepthResults) -> Finding:
 
 def _saturates(run: DepthResults) -> Finding:
     table = run["saturation"]
-    found = run.draws.row(table.depth, clusters(run, table))
-    by_chance = run.draws.row(table.random_depth, clusters(run, table))
-    gap = run.draws.row(table.random_depth - table.depth, clusters(run, table))
+    found = run.draws.row(table.depth, clusters(run.config, table))
+    by_chance = run.draws.row(table.random_depth, clusters(run.config, table))
+    gap = run.draws.row(table.random_depth - table.depth, clusters(run.config, table))
     return judged(
         "The decoder settles its tokens before its last block",
         f"A token is the likeliest for good from depth {shown(found)} of {run.n_blocks} on, the "
         f"mean of a clip's; from {shown(by_chance)} on if the depths below were random directions",
         {
-            **few(found["n_clusters"], _who(run)),
+            **few(found["n_clusters"], resampled(run.config)),
             f"not surely before depth {run.n_blocks - 1}": not found["high"] <= run.n_blocks - 1,
             "not surely before random directions": not gap["low"] > 0,
         },

@@ -6,13 +6,12 @@ Source: M-BT-1 to M-BT-3.
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
 from hooked_alm.methods.statistics.critical_layer import settling_depths
 
 from ..materials.clips import SOUNDS
+from ..materials.transcript_tables import ERRORS, clusters, error_rate, error_rise, over_depths
 from ..workbench.results import Results, Row
 from .settings import EncoderLensConfig
 
@@ -24,8 +23,6 @@ TABLES = {
     **SOUNDS,
 }
 MEASURES = ("distance", "log_p_final", "log_p_reference", "repetition", "loops", "empty")
-ERRORS = ("n", "substitutions", "deletions", "insertions")
-"""Counts against the reference."""
 
 
 def summarise(run: DepthResults) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -42,17 +39,6 @@ def n_depths(run: DepthResults) -> int:
     return int(run["transcripts"].depth.max())
 
 
-def clusters(run: DepthResults, who: pd.DataFrame) -> list[str]:
-    """What the intervals resample of some rows."""
-    return who["clip" if run.config.cluster == "item" else "speaker"].tolist()
-
-
-def wide(table: pd.DataFrame, column: str) -> tuple[pd.DataFrame, Float[np.ndarray, "clip depth"]]:
-    """Clips and speakers, and a column of theirs along the encoder's depth."""
-    found = table.pivot(index=["clip", "speaker"], columns="depth", values=column)
-    return found.index.to_frame(index=False), found.to_numpy(np.float64)
-
-
 def depths(run: DepthResults) -> pd.DataFrame:
     """Mean over clips of every measure, by the encoder's depth."""
     table = run["transcripts"].assign(empty=(run["transcripts"].n_tokens == 0).astype(float))
@@ -60,56 +46,40 @@ def depths(run: DepthResults) -> pd.DataFrame:
     table["repetition"] = table.repetition.fillna(0.0)
     rows = []
     for measure in MEASURES:
-        who, values = wide(table, measure)
-        points = run.draws.points(values, clusters(run, who))
+        who, values = over_depths(table, measure)
+        points = run.draws.points(values, clusters(run.config, who))
         rows += [{"measure": measure, "depth": k, **point} for k, point in enumerate(points)]
     return pd.DataFrame(rows)
 
 
-def rates(run: DepthResults) -> Iterator[tuple[int, pd.DataFrame, Float[np.ndarray, "clip 2"]]]:
-    """Depth, clips whose words are known, and errors and words of each there."""
-    known = run["transcripts"][run["transcripts"].reference_known == 1]
-    for depth, part in known.groupby("depth"):
-        counts = part[[f"reference_{name}" for name in ERRORS[1:]]].sum(axis=1)
-        found = np.stack([counts, part.reference_n], axis=1).astype(np.float64)
-        yield int(str(depth)), part[["clip", "speaker"]], found
-
-
-def _rate(means: Float[np.ndarray, "draw 2"]) -> Float[np.ndarray, " draw"]:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(means[:, 1] > 0, means[:, 0] / means[:, 1], np.nan)
+def known(run: DepthResults, depth: int) -> pd.DataFrame:
+    """Transcripts of a depth, of clips of which it is known what is said."""
+    table = run["transcripts"]
+    return table[(table.reference_known == 1) & (table.depth == depth)]
 
 
 def word_error_rates(run: DepthResults) -> pd.DataFrame:
-    """Errors of the corpus over its words, by the encoder's depth; never a mean of clips' rates."""
+    """Errors of the corpus over its words, by the encoder's depth; see ``error_rate``."""
     rows = []
-    for depth, who, counts in rates(run):
-        found = run.draws.where(counts, clusters(run, who), _rate)
-        part = run["transcripts"][run["transcripts"].depth == depth]
-        sums = {name: int(part[f"reference_{name}"].sum()) for name in ERRORS}
-        rows.append({
-            "depth": depth, "mean": found.at, "low": found.low, "high": found.high, **sums,
-            "n_clips": len(who),
-        })  # fmt: skip
+    for depth in range(n_depths(run) + 1):
+        if (some := known(run, depth)).empty:
+            continue
+        rate = error_rate(run, some)
+        sums = {name: int(some[f"reference_{name}"].sum()) for name in ERRORS}
+        ends = {end: rate[end] for end in ("mean", "low", "high")}
+        rows.append({"depth": depth, **ends, **sums, "n_clips": len(some)})
     return pd.DataFrame(rows, columns=["depth", "mean", "low", "high", *ERRORS, "n_clips"])
 
 
 def last_block(run: DepthResults) -> dict[str, Any]:
     """How far the error rate of the last depth but one is above that of the last."""
     last = n_depths(run)
-    found = {depth: (who, counts) for depth, who, counts in rates(run)}
-    if not found:
-        return {"mean": np.nan, "low": np.nan, "high": np.nan, "n": 0, "n_clusters": 0}
-    (who, before), (_, after) = found[last - 1], found[last]
-    both = np.concatenate([before, after], axis=1)
-    draws = run.draws.where(both, clusters(run, who), lambda m: _rate(m[:, :2]) - _rate(m[:, 2:]))
-    sizes = {"n": len(who), "n_clusters": len({*clusters(run, who)})}
-    return {"mean": draws.at, "low": draws.low, "high": draws.high, **sizes}
+    return error_rise(run, known(run, last), known(run, last - 1))
 
 
 def stabilisation(run: DepthResults) -> pd.DataFrame:
     """For every clip, the encoder's depth from which its transcript is near the final one."""
-    who, distances = wide(run["transcripts"], "distance")
+    who, distances = over_depths(run["transcripts"], "distance")
     return who.assign(depth=settling_depths(distances <= run.config.near))
 
 
@@ -129,6 +99,6 @@ def settled(run: DepthResults) -> pd.DataFrame:
     }
     rows: list[Row] = []
     for (stack, what), (table, column, n) in values.items():
-        found = run.draws.row(table[column], clusters(run, table))
+        found = run.draws.row(table[column], clusters(run.config, table))
         rows.append({"stack": stack, "what": what, **found, "blocks": n})
     return pd.DataFrame(rows)
