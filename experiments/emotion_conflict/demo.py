@@ -5,9 +5,9 @@ the other, and what has nothing to do with arbitration has to stay. Outputs: a r
 model, and ``comparison`` beside them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import pandas as pd
 
@@ -17,8 +17,6 @@ from hooked_alm.converters import parity
 from ..materials.conflict_figures import draw_handoffs
 from ..materials.conflict_runs import EXCHANGES
 from ..workbench import figures, provenance, runner
-from ..workbench.claims import shown
-from ..workbench.controls import FAIL
 from ..workbench.identity import fingerprint
 from ..workbench.inert import for_terminal
 from ..workbench.intervals import Draws
@@ -27,12 +25,14 @@ from ..workbench.render import render
 from ..workbench.report import Headline, Report, read_report, report_lines, write_report
 from ..workbench.results import Tables
 from ..workbench.run_folder import RunFolder
+from ..workbench.truths import TruthRow, compared
 from .claims import total_effects
 from .experiment import EmotionConflict
 from .figures import BY_BLOCK, DELTA, DEPTH, in_order
 from .settings import EmotionConflictConfig
+from .truths import TEXT, TRUTHS, VOICE
 
-TWINS = ("follows_text", "follows_voice")
+TWINS = (TEXT, VOICE)
 QUESTION = "What do the same measurements conclude about two models of opposite rules?"
 LEAD = (
     "Both models hear the same clips and read the same prompts. When the instruction names "
@@ -40,36 +40,8 @@ LEAD = (
     "follows_voice the voice's. A measurement of arbitration must come out the other way round on "
     "the other model, or it measures something else."
 )
-COMPARED = {
-    "ob1_flip_summary": ("among == 'audio_only_correct'", "measure"),
-    "delta_logit_curves": ("stratum == 'all' and depth == depth.max()", "condition"),
-    "findings": ("n >= 0", "claim"),
-    "accuracy": ("answer == 'the voice (A)'", "condition"),
-}
-"""Table -> which of its rows may be compared, and the column that names them."""
-TABLES = (*COMPARED, "controls", "patching", "patching_summary", "handoffs")
-Expectation = Literal["reverses", "stays"]
-EXPECTED: dict[str, tuple[Expectation, float, str, str]] = {
-    "answers T in conflict (rate)": ("reverses", 0.5, "ob1_flip_summary", "text_follow"),
-    "answers A in conflict (rate)": ("reverses", 0.5, "ob1_flip_summary", "audio_follow"),
-    "Δlogit in conflict, at the output": ("reverses", 0.0, "delta_logit_curves", "conflict"),
-    "H2, TE(text) − TE(voice) (logits)": ("reverses", 0.0, "findings", "H2_dominance"),
-    "hears the voice: A under audio_only (rate)": ("stays", 0.5, "accuracy", "audio_only"),
-    "A under consistent (rate)": ("stays", 0.5, "accuracy", "consistent"),
-    "A under mention_only (rate)": ("stays", 0.5, "accuracy", "mention_only"),
-    "Δlogit in audio_only, at the output": ("stays", 0.0, "delta_logit_curves", "audio_only"),
-}
-"""Quantity -> whether it reverses, the value between opposite conclusions, its table and row."""
-
-
-class TwinComparison(NamedTuple):
-    """One measurement on both twins, and whether it does between them what it should."""
-
-    quantity: str
-    follows_text: str
-    follows_voice: str
-    expectation: Expectation
-    holds: bool
+TABLES = ("delta_logit_curves", "patching", "patching_summary", "handoffs")
+"""What the figures are made of."""
 
 
 def main(out: Path) -> None:
@@ -83,13 +55,9 @@ def main(out: Path) -> None:
     folders = {name: _run(name, out) for name in TWINS}
     verified = {name: parity.verify(PREFIX + name) for name in TWINS}
     verdicts = {name: found.verdict() for name, found in verified.items()}
-    tables = {
-        name: {table: folder.read_table(table) for table in TABLES}
-        for name, folder in folders.items()
-    }
-    compared = compare(tables)
-    page = write_comparison(comparison, folders, tables, compared, verdicts)
-    for line in summary(folders, compared, verdicts, page):
+    rows = [*compared(TRUTHS, folders)]
+    page = write_comparison(comparison, folders, rows, verdicts)
+    for line in summary(folders, rows, verdicts, page):
         print(for_terminal(line))
     if not all(found.passed for found in verified.values()):
         raise SystemExit(1)
@@ -101,7 +69,7 @@ def _run(name: str, out: Path) -> RunFolder:
 
 def summary(
     folders: Mapping[str, RunFolder],
-    compared: list[TwinComparison],
+    rows: Sequence[TruthRow],
     verdicts: Mapping[str, str],
     page: Path,
 ) -> Iterator[str]:
@@ -115,33 +83,11 @@ def summary(
     titles = {"reverses": "Reverses between the two models", "stays": "Stays the same"}
     for expectation, title in titles.items():
         yield from ("", f"{title}, as it must")
-        for row in compared:
+        for row in rows:
             if row.expectation == expectation:
                 holds = "yes" if row.holds else "NO "
-                yield f"  {holds}  {row.quantity}: {row.follows_text} | {row.follows_voice}"
+                yield f"  {holds}  {row.claim}: {' | '.join(row.in_words().values())}"
     yield from ("", *(str(folders[name].path / "report.html") for name in TWINS), str(page))
-
-
-def compare(tables: Mapping[str, Tables]) -> list[TwinComparison]:
-    """Every measurement that both runs made, from their summary tables."""
-    rows = []
-    for quantity, (expectation, middle, source, row) in EXPECTED.items():
-        found = [_estimate(tables[name][source], *COMPARED[source], row) for name in TWINS]
-        # 1 if the whole interval is above the middle, −1 if below, 0 if neither is sure.
-        sides = [int(one["low"] > middle) - int(one["high"] < middle) for one in found]
-        holds = sides[0] == (-sides[1] if expectation == "reverses" else sides[1]) != 0
-        text, voice = map(shown, found)
-        rows.append(TwinComparison(quantity, text, voice, expectation, holds))
-    checks = [tables[name]["controls"] for name in TWINS]
-    failed = [", ".join(table[table.verdict == FAIL].control) for table in checks]
-    text, voice = (names or "none fails" for names in failed)
-    return [*rows, TwinComparison("controls", text, voice, "stays", not any(failed))]
-
-
-def _estimate(table: pd.DataFrame, query: str, column: str, row: str) -> dict[str, Any]:
-    found = table.query(query).set_index(column).loc[row]
-    found = found.rename({"rate": "mean", "estimate": "mean"})
-    return {name: found[name] for name in ("mean", "low", "high")}
 
 
 # --- The page
@@ -150,16 +96,22 @@ def _estimate(table: pd.DataFrame, query: str, column: str, row: str) -> dict[st
 def write_comparison(
     folder: RunFolder,
     runs: Mapping[str, RunFolder],
-    tables: Mapping[str, Tables],
-    compared: list[TwinComparison],
+    rows: Sequence[TruthRow],
     verdicts: Mapping[str, str],
 ) -> Path:
     """Writes the comparison's folder; returns its page."""
-    rows = pd.DataFrame([row._asdict() for row in compared])
-    parts = {kind: rows[rows.expectation == kind] for kind in ("reverses", "stays")}
+    tables = {
+        name: {table: run.read_table(table) for table in TABLES} for name, run in runs.items()
+    }
+    found = pd.DataFrame([
+        {"quantity": row.claim, **row.in_words(), "expectation": row.expectation,
+         "holds": row.holds}
+        for row in rows
+    ])  # fmt: skip
+    parts = {kind: found[found.expectation == kind] for kind in ("reverses", "stays")}
     with folder.lock():
         folder.start(_provenance(runs))
-        folder.write_table("comparison", rows, is_summary=True)
+        folder.write_table("comparison", found, is_summary=True)
         page = Page(folder)
         _add_rows(page, "What must reverse", parts["reverses"])
         _add_effects(page, tables)

@@ -28,6 +28,7 @@ from .pages import CAVEATS, fill_page, lead, method
 from .plan import WorkPlan
 from .settings import DEFECTS, EmotionConflictConfig
 from .tables import MAY_LACK, TABLES, EmotionResults, summarise
+from .truths import TRUTHS
 
 
 class EmotionConflict(ConflictExperiment[EmotionConflictConfig]):
@@ -40,6 +41,7 @@ class EmotionConflict(ConflictExperiment[EmotionConflictConfig]):
     schema_version = 5
     tables, may_lack = TABLES, MAY_LACK
     defects, controls, claims, caveats = DEFECTS, CONTROLS, CLAIMS, CAVEATS
+    truths = TRUTHS
 
     def lay_out(self, *, hears: bool = False) -> HookedALM:
         """The model, which has the blocks that are to be patched.

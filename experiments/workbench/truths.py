@@ -7,10 +7,11 @@ else.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from .claims import shown
 from .run_folder import RunFolder
 
 
@@ -27,13 +28,30 @@ class Between(NamedTuple):
         return f"at least {self.low:g}" if self.high == np.inf else f"{self.low:g} to {self.high:g}"
 
 
+class Estimate(NamedTuple):
+    """A number with its interval, all of which must be where it is known to be."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "Estimate":
+        """That of a row of a summary table."""
+        return cls(*(float(row[name]) for name in cls._fields))
+
+    def __str__(self) -> str:
+        """As a table says it."""
+        return shown(self._asdict())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Truth:
     """One thing that is known of several models."""
 
     claim: str
     """What is looked for, in words."""
-    find: Callable[[RunFolder], float | str]
+    find: Callable[[RunFolder], float | str | Estimate]
     """What a finished run has found."""
     known: Mapping[str, Between | str]
     """Bundled model -> what must be found: the base, its twin, its counter-twin."""
@@ -43,20 +61,26 @@ class TruthRow(NamedTuple):
     """A truth, what was found in every model, and whether all of it is as it is known."""
 
     claim: str
-    found: dict[str, float | str]
+    found: dict[str, float | str | Estimate]
     known: Mapping[str, Between | str]
     holds: bool
 
+    @property
+    def expectation(self) -> Literal["reverses", "stays"]:
+        """Whether what is known differs between the models."""
+        return "reverses" if len({*self.known.values()}) > 1 else "stays"
+
     def line(self) -> str:
         """The row in one line."""
-        parts = [
-            f"{model} {_shown(value)} ({self.known[model]})" for model, value in self.found.items()
-        ]
+        parts = [f"{model} {said} ({self.known[model]})" for model, said in self.in_words().items()]
         return f"{'yes' if self.holds else 'NO '}  {self.claim}: {' | '.join(parts)}"
 
-
-def _shown(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.2f}"
+    def in_words(self) -> dict[str, str]:
+        """What was found in every model, as a table says it."""
+        return {
+            model: f"{value:.2f}" if isinstance(value, float | int) else str(value)
+            for model, value in self.found.items()
+        }
 
 
 def compared(truths: Sequence[Truth], folders: Mapping[str, RunFolder]) -> Iterator[TruthRow]:
@@ -67,7 +91,8 @@ def compared(truths: Sequence[Truth], folders: Mapping[str, RunFolder]) -> Itera
         yield TruthRow(truth.claim, found, truth.known, holds)
 
 
-def _is_as_known(value: float | str, known: Between | str) -> bool:
+def _is_as_known(value: float | str | Estimate, known: Between | str) -> bool:
     if isinstance(known, str) or isinstance(value, str):
         return value == known
-    return bool(known.low <= value <= known.high)
+    low, high = value[1:] if isinstance(value, Estimate) else (value, value)
+    return bool(known.low <= low and high <= known.high)

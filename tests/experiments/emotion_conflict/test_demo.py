@@ -2,18 +2,20 @@
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
+import pandas as pd
 import pytest
 
 from emotion_toy import INPUTS, Side, toy_recordings, toy_sounds, toy_tables
 from hooked_alm.experiments.emotion_conflict import demo
 from hooked_alm.experiments.emotion_conflict.experiment import EmotionConflict
 from hooked_alm.experiments.emotion_conflict.settings import EmotionConflictConfig
+from hooked_alm.experiments.emotion_conflict.truths import TRUTHS
 from hooked_alm.experiments.workbench.conclude import conclude
 from hooked_alm.experiments.workbench.report import read_report
 from hooked_alm.experiments.workbench.run_folder import RunFolder
 from hooked_alm.experiments.workbench.runner import _start
+from hooked_alm.experiments.workbench.truths import TruthRow, compared
 
 N_CLIPS = 10
 
@@ -52,40 +54,49 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
     return {name: finished_run(out / name, side) for name, side in sides.items()}
 
 
-def tables_of(folder: RunFolder) -> dict[str, Any]:
-    return {name: folder.read_table(name) for name in demo.TABLES}
+class Edited(RunFolder):
+    """A run with other tables in the place of some."""
+
+    def __init__(self, run: RunFolder, **tables: pd.DataFrame) -> None:
+        super().__init__(run.path)
+        self.tables = tables
+
+    def read_table(self, name: str) -> pd.DataFrame:
+        return self.tables[name] if name in self.tables else super().read_table(name)
 
 
-def holding(rows: list[demo.TwinComparison]) -> set[str]:
-    return {row.quantity for row in rows if row.holds}
+def rows_of(runs: dict[str, RunFolder]) -> list[TruthRow]:
+    return [*compared(TRUTHS, runs)]
+
+
+def holding(rows: list[TruthRow]) -> set[str]:
+    return {row.claim for row in rows if row.holds}
 
 
 def test_opposite_rules_reverse_what_they_should(runs: dict[str, RunFolder]) -> None:
-    rows = demo.compare({name: tables_of(folder) for name, folder in runs.items()})
-    assert holding(rows) == {row.quantity for row in rows}
+    rows = rows_of(runs)
+    assert holding(rows) == {row.claim for row in rows}
     assert {row.expectation for row in rows} == {"reverses", "stays"}
 
 
 def test_the_same_rule_reverses_nothing(runs: dict[str, RunFolder]) -> None:
-    same = tables_of(runs["follows_text"])
-    rows = demo.compare({"follows_text": same, "follows_voice": same})
-    assert holding(rows) == {row.quantity for row in rows if row.expectation == "stays"}
+    rows = rows_of(dict.fromkeys(runs, runs["follows_text"]))
+    assert holding(rows) == {row.claim for row in rows if row.expectation == "stays"}
 
 
 def test_an_unsure_estimate_holds_nothing(runs: dict[str, RunFolder]) -> None:
-    tables = {name: tables_of(folder) for name, folder in runs.items()}
-    findings = tables["follows_voice"]["findings"]
+    findings = runs["follows_voice"].read_table("findings")
     findings.loc[findings.claim == "H2_dominance", "high"] = 0.5
-    rows = {row.quantity: row for row in demo.compare(tables)}
-    assert not rows["H2, TE(text) − TE(voice) (logits)"].holds
+    rows = rows_of({**runs, "follows_voice": Edited(runs["follows_voice"], findings=findings)})
+    assert holding(rows) == {row.claim for row in rows} - {"H2, TE(text) − TE(voice) (logits)"}
 
 
 def test_a_failed_control_does_not_stay(runs: dict[str, RunFolder]) -> None:
-    tables = {name: tables_of(folder) for name, folder in runs.items()}
-    tables["follows_voice"]["controls"].loc[3, "verdict"] = "FAIL"
-    row = demo.compare(tables)[-1]
+    controls = runs["follows_voice"].read_table("controls")
+    controls.loc[3, "verdict"] = "FAIL"
+    row = rows_of({**runs, "follows_voice": Edited(runs["follows_voice"], controls=controls)})[-1]
     assert not row.holds
-    assert (row.follows_text, row.follows_voice) == ("none fails", "a run patched with itself")
+    assert [*row.found.values()] == ["none fails", "a run patched with itself"]
 
 
 @pytest.mark.parametrize("is_equal", [True, False])
@@ -124,10 +135,9 @@ def test_it_prints_in_order_and_fails_with_verify(
 
 
 def test_the_comparison_page_names_both_runs(runs: dict[str, RunFolder], tmp_path: Path) -> None:
-    tables = {name: tables_of(folder) for name, folder in runs.items()}
     verdicts = dict.fromkeys(demo.TWINS, "bit-identical to HF: yes")
     folder = RunFolder(tmp_path / "comparison")
-    page = demo.write_comparison(folder, runs, tables, demo.compare(tables), verdicts)
+    page = demo.write_comparison(folder, runs, rows_of(runs), verdicts)
     text = page.read_text("utf-8")
     for expected in ("../follows_text/report.html", "../follows_voice/report.html", "Calibration"):
         assert expected in text
@@ -138,5 +148,5 @@ def test_the_comparison_page_names_both_runs(runs: dict[str, RunFolder], tmp_pat
         "5 of 5 other measurements stay the same.",
     ]
     # Written again into the same folder, as a second demo does.
-    again = demo.write_comparison(folder, runs, tables, demo.compare(tables), verdicts)
+    again = demo.write_comparison(folder, runs, rows_of(runs), verdicts)
     assert again.read_text("utf-8") == text

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from hooked_alm.experiments.cli import app
 from hooked_alm.experiments.workbench.run_folder import RunFolder
 from hooked_alm.experiments.workbench.truth_runs import run_truths
-from hooked_alm.experiments.workbench.truths import Between, Truth, TruthRow
+from hooked_alm.experiments.workbench.truths import Between, Estimate, Truth, TruthRow, compared
 from workbench_toy import Toy
 
 
@@ -65,6 +65,21 @@ def test_a_line_says_what_was_found_and_what_is_known() -> None:
         "NO   share: base 0.25 (at most 0.3) | twin 0.95 (0.9 to 1) | other none (head 2.0)"
     )
     assert str(Between(low=2)) == "at least 2"
+
+
+def test_an_estimate_holds_with_all_of_its_interval(tmp_path: Path) -> None:
+    known = {"base": Between(high=0.5), "twin": Between(low=0.5)}
+    found = {"base": Estimate(0.2, 0.1, 0.3), "twin": Estimate(0.8, 0.6, 0.9)}
+    truth = Truth(claim="share", find=lambda folder: found[folder.path.name], known=known)
+    folders = {name: RunFolder(tmp_path / name) for name in known}
+    (row,) = compared([truth], folders)
+    assert row.holds
+    assert row.expectation == "reverses"
+    assert "base 0.20 [0.10, 0.30] (at most 0.5)" in row.line()
+    for unsure in (Estimate(0.8, 0.4, 0.9), Estimate(0.8, float("nan"), float("nan"))):
+        found["twin"] = unsure
+        (row,) = compared([truth], folders)
+        assert not row.holds
 
 
 def test_an_experiment_without_truths_is_refused() -> None:
