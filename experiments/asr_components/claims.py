@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from ..materials.transcript_tables import clusters, error_rate, resampled
+from ..materials.transcript_tables import error_rate
 from ..workbench.claims import Claim, Finding, few, judged, not_measured, shown
 from ..workbench.controls import Control, Outcome
 from .plan import Failure
@@ -83,7 +83,7 @@ def _one_head(run: ComponentResults, failure: Failure) -> Finding:
     mine = held_out(run, node, failure)
     if mine.empty:
         return not_measured(claim, "no clip is left to judge it on", "rate")
-    found = run.draws.row(mine.good, clusters(run.config, mine))
+    found = run.draws.row(mine.good, run.config.clusters(mine))
     table = run["heads"].set_index("node")
     is_random = table.why.str.contains("random") & (table.index != node)
     by_chance = table.loc[is_random, f"{name}_mean"]
@@ -96,7 +96,7 @@ def _one_head(run: ComponentResults, failure: Failure) -> Finding:
         f"{len(by_chance)} heads of about the same norm the best cures {highest:.2f}. Errors for a "
         f"{run.config.unit} of speech rise by {cost}",
         {
-            **few(found["n_clusters"], resampled(run.config)),
+            **few(found["n_clusters"], run.config.resampled),
             "not surely more than half of the clips": not found["low"] > 0.5,
             "not surely more than random heads": not found["low"] > highest,
         },
@@ -116,7 +116,7 @@ def _crossing(run: ComponentResults) -> Finding:
     if gap.empty:
         return not_measured(claim, "no clip is left to judge it on", "rate")
     who = run["transcripts"].set_index("clip").loc[gap["clip"]].reset_index()
-    found = run.draws.row(gap["good"], clusters(run.config, who))
+    found = run.draws.row(gap["good"], run.config.clusters(who))
     if found["high"] < 0:
         claim = "Self-attention carries the circles, not cross-attention"
     return judged(
@@ -125,7 +125,7 @@ def _crossing(run: ComponentResults) -> Finding:
         f"clips that it was not chosen on, that of self-attention, {nodes['self']}, "
         f"{both[1].mean():.2f}: {shown(found)} apart",
         {
-            **few(found["n_clusters"], resampled(run.config)),
+            **few(found["n_clusters"], run.config.resampled),
             "the interval of the difference includes 0": bool(found["low"] <= 0 <= found["high"]),
         },
         numbers=found,
@@ -143,14 +143,14 @@ def _cost(run: ComponentResults) -> Finding:
     if np.isnan(found["mean"]):
         return not_measured(claim, "no clip with known words is written down soundly", "rate")
     table = spoken(run["transcripts"], run)
-    n = len({*clusters(run.config, table)})
+    n = len({*run.config.clusters(table)})
     before = error_rate(run, table)
     return judged(
         claim,
         f"Without {node}, errors for a {run.config.unit} go from {before['mean']:.2f} to "
         f"{before['mean'] + found['mean']:.2f}: {shown(found)} more, {len(table)} clips",
         {
-            **few(n, resampled(run.config)),
+            **few(n, run.config.resampled),
             "errors may rise by more than 0.05": not found["high"] <= 0.05,
         },
         numbers={**found, "n": len(table)},

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import pandas as pd
 
 from ..materials.clips import ClipFile
-from ..materials.transcript_tables import resampled
 from ..workbench import figures
 from ..workbench.page import Page
 from ..workbench.report import Clip
@@ -122,6 +121,6 @@ def method(run: ComponentResults) -> str:
         "four tokens, four times in a row. Words are compared after normalisation: "
         f"{config.normaliser}. {len(run['heads'])} heads were left out, {n_all} of them in all "
         f"blocks. The best is chosen on {config.discovery_share:.0%} of the clips and judged on "
-        f"the others. Intervals resample {resampled(config)} "
+        f"the others. Intervals resample {config.resampled} "
         f"{config.n_resamples} times with seed {config.seed}."
     )

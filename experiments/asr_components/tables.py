@@ -11,7 +11,7 @@ import pandas as pd
 
 from ..materials.clips import SOUNDS
 from ..materials.held_out import split_groups
-from ..materials.transcript_tables import ERROR_COLUMNS, clusters, error_rate, error_rise
+from ..materials.transcript_tables import ERROR_COLUMNS, error_rate, error_rise
 from ..workbench.results import Results, Row
 from .plan import ALL, FAILURES, nodes_of
 from .settings import AsrComponentsConfig
@@ -58,7 +58,7 @@ def behaviour(run: ComponentResults) -> pd.DataFrame:
     """What the model does with all heads, by what the clips hold."""
     rows: list[Row] = []
     for holds, some in run["transcripts"].groupby("holds", sort=False):
-        who = clusters(run.config, some)
+        who = run.config.clusters(some)
         found = {name: run.draws.row(some[name], who) for name in ("loops", "heard")}
         rate = error_rate(run, some)
         rows.append({
@@ -87,7 +87,7 @@ def halves(run: ComponentResults) -> dict[str, str]:
     Clips of one group that is resampled stay together.
     """
     table = run["transcripts"]
-    groups = dict(zip(table["clip"], clusters(run.config, table), strict=True))
+    groups = dict(zip(table["clip"], run.config.clusters(table), strict=True))
     parts = split_groups([*groups.values()], run.config.discovery_share, run.config.seed)
     return {clip: parts[group] for clip, group in groups.items()}
 
@@ -111,7 +111,7 @@ def heads(run: ComponentResults) -> pd.DataFrame:
             mine = some[some["clip"].isin(failing(run, failure)["clip"])]
             good = 1 - mine[FAILS[failure]]
             is_first = mine["clip"].map(part) == "discovery"
-            found = run.draws.row(good, clusters(run.config, mine)) if len(mine) else None
+            found = run.draws.row(good, run.config.clusters(mine)) if len(mine) else None
             row |= {
                 f"{name}_{end}": np.nan if found is None else found[end]
                 for end in ("mean", "low", "high")

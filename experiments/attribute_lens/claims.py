@@ -15,7 +15,6 @@ from .tables import (
     AttributeResults,
     above,
     attributes_of,
-    clusters,
     lost_in_silence,
     mean_of,
     wide,
@@ -105,7 +104,7 @@ def _hears(run: AttributeResults, attribute: str) -> Finding:
         f"Right in {shown(row)} of {int(row['n'])} clips under the format "
         f"{run.config.causal_prompt}{others}; by chance in {chance:.2f}",
         {
-            **few(row["n_clusters"], "clips" if run.config.cluster == "item" else "speakers"),
+            **few(row["n_clusters"], run.config.resampled),
             f"not surely above chance, {chance:.2f}": not row["low"] > chance,
             **_else(run, attribute),
         },
@@ -127,7 +126,10 @@ def _uses_the_audio(run: AttributeResults, attribute: str) -> Finding:
         claim,
         f"With silence in its place the right label leads by {shown(lost)} logits less; right "
         f"without the audio, or a transcript: {said}",
-        {**few(lost["n_clusters"], "clips"), "the loss is not surely above 0": not lost["low"] > 0},
+        {
+            **few(lost["n_clusters"], run.config.resampled),
+            "the loss is not surely above 0": not lost["low"] > 0,
+        },
         numbers=lost,
         unit="logits",
     )
@@ -174,14 +176,14 @@ def _direct(run: AttributeResults, attribute: str) -> Finding:
     if "mention" not in gains or "audio" not in gains:
         return not_measured(claim, "no words name the attribute apart from the readout", "logits")
     who = gains.index.to_frame(index=False)
-    costs = {keys: run.draws.row(-gains[keys], clusters(run, who)) for keys in gains}
-    gap = run.draws.row(gains["mention"] - gains["audio"], clusters(run, who))
+    costs = {keys: run.draws.row(-gains[keys], run.config.clusters(who)) for keys in gains}
+    gap = run.draws.row(gains["mention"] - gains["audio"], run.config.clusters(who))
     is_direct = gap["mean"] > 0
     if not is_direct:
         claim = f"The readout gets the {attribute} from where it is named"
     used = costs["audio" if is_direct else "mention"]
     by_chance = run.draws.row(
-        gains["random"] - gains["audio" if is_direct else "mention"], clusters(run, who)
+        gains["random"] - gains["audio" if is_direct else "mention"], run.config.clusters(who)
     )
     rows = _of(run["knockouts"], attribute, query="readout", first=0, last=run.n_blocks - 1)
     shares = rows.set_index("keys").share
@@ -195,7 +197,7 @@ def _direct(run: AttributeResults, attribute: str) -> Finding:
         claim,
         facts,
         {
-            **few(gap["n_clusters"], "clips"),
+            **few(gap["n_clusters"], run.config.resampled),
             **around_zero(gap, "difference"),
             "the cost is not surely above 0": not used["low"] > 0,
             "not surely more than random keys": not by_chance["low"] > 0,
@@ -228,13 +230,13 @@ def _peaks(run: AttributeResults, attribute: str) -> Finding | None:
     total = hits.sum(axis=0)
     peaks = (total - hits)[:, :-1].argmax(axis=1)
     drop = hits[np.arange(len(hits)), peaks] - hits[:, -1]
-    found = run.draws.row(drop, clusters(run, who))
+    found = run.draws.row(drop, run.config.clusters(who))
     return judged(
         claim,
         f"Of {len(who)} clips answered wrong under the format {told_by}, {hits[:, -1].mean():.2f} "
         f"read right at the last depth; at the depth where most others do, {shown(found)} more",
         {
-            **few(found["n_clusters"], "clips"),
+            **few(found["n_clusters"], run.config.resampled),
             "not surely more": not found["low"] > 0,
             "the answer that the curve ends in tells what is wrong": told_by == prompt,
         },
@@ -254,7 +256,7 @@ def _enrichment(run: AttributeResults, attribute: str) -> Finding | None:
     gain = mean_of(run, own, "gain")
     hits = mean_of(run, own.assign(gained=own.hit - own.base_hit), "gained")
     why_not = {
-        **few(gain["n_clusters"], "clips"),
+        **few(gain["n_clusters"], run.config.resampled),
         "the gain is not surely above 0": not gain["low"] > 0,
         "no more clips are answered right": not hits["mean"] > 0,
     }

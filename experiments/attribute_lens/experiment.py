@@ -16,7 +16,6 @@ from hooked_alm.bundled import CLIPS
 from hooked_alm.inputs import ALMInput
 
 from ..materials.attribute_prompts import (
-    SPEAKER,
     AttributePrompt,
     AttributePrompts,
     HeardAs,
@@ -27,6 +26,7 @@ from ..materials.confounds import confounds
 from ..materials.held_out import split_groups
 from ..materials.recordings import Recording, load_recordings
 from ..materials.records import collect
+from ..materials.resampling import SPEAKER
 from ..materials.subject import ModelExperiment, described
 from ..materials.trained_lens import described_lens, open_lens
 from ..workbench.batches import BatchedExperiment, batch_units

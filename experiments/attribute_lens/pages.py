@@ -234,7 +234,7 @@ def method(run: AttributeResults) -> str:
     return (
         f"Model: {config.model}, {config.dtype}, {run.n_blocks} blocks, engine {config.engine}. "
         f"Labels are scored by mode {config.label_mode}. Intervals resample "
-        f"{'clips' if config.cluster == 'item' else 'speakers'} {config.n_resamples} times "
+        f"{config.resampled} {config.n_resamples} times "
         f"with seed {config.seed}. The enrichment was chosen on {n} clips. Source, block and "
         "coefficient are not published by AudioLens: here they are chosen, or set."
     )

@@ -59,14 +59,9 @@ def attributes_of(run: AttributeResults) -> list[str]:
     return [*run.inputs["labels"]]
 
 
-def clusters(run: AttributeResults, who: pd.DataFrame) -> list[str]:
-    """What the intervals resample of some rows."""
-    return who["clip" if run.config.cluster == "item" else "speaker"].tolist()
-
-
 def mean_of(run: AttributeResults, table: pd.DataFrame, column: str) -> dict[str, Any]:
     """Mean of a column with its interval; a row is a clip."""
-    return run.draws.row(table[column].to_numpy(np.float64), clusters(run, table))
+    return run.draws.row(table[column].to_numpy(np.float64), run.config.clusters(table))
 
 
 def wide(
@@ -110,7 +105,7 @@ def information_curves(run: AttributeResults) -> pd.DataFrame:
         chance = [expected_hits(some) for _, some in part.groupby("depth")]
         for measure in MEASURES:
             who, curves = wide(part, measure)
-            points = run.draws.points(curves, clusters(run, who))
+            points = run.draws.points(curves, run.config.clusters(who))
             rows += [
                 {**names, "measure": measure, "depth": depth, **point,
                  "chance": chance[depth] if measure == "hit" else np.nan}
@@ -155,7 +150,7 @@ def critical(run: AttributeResults) -> pd.DataFrame:
         }
         for measure, (name, find) in product(("hit", "p_correct_soft"), definitions.items()):
             who, curves = wide(part, measure)
-            found = run.draws.where(curves, clusters(run, who), find)
+            found = run.draws.where(curves, run.config.clusters(who), find)
             rows.append({
                 **names, "measure": measure, "definition": name, "depth": found.at,
                 "low": found.low, "high": found.high, "undefined": found.undefined,
@@ -183,7 +178,7 @@ def outcomes(run: AttributeResults) -> pd.DataFrame:
             outcome = part["clip"].map(right).map({1.0: "right", 0.0: "wrong"})
             for name, items in part.groupby(outcome, sort=False):
                 who, curves = wide(items, "hit")
-                points = run.draws.points(curves, clusters(run, who))
+                points = run.draws.points(curves, run.config.clusters(who))
                 about = {"attribute": attribute, "lens": lens, "told_by": told_by, "outcome": name}
                 rows += [{**about, "depth": depth, **point} for depth, point in enumerate(points)]
     return pd.DataFrame(rows)

@@ -5,7 +5,7 @@ Source: M-TC.
 
 import pandas as pd
 
-from ..materials.transcript_tables import clusters, hears_itself, is_greedy, resampled
+from ..materials.transcript_tables import hears_itself, is_greedy
 from ..workbench.claims import Claim, Finding, few, judged, not_measured, shown
 from ..workbench.controls import ROUNDING, Control, Outcome, at_most
 from .tables import AgreementResults, compared, moved_by_massive, n_depths, of_rows
@@ -63,7 +63,7 @@ def _same_depth(run: AgreementResults) -> Finding:
         f"{table.chance:.2f} if every depth were as likely. Most often of 1 to {n_depths(run)}: "
         f"{_named(run)}",
         {
-            **few(table.n_clusters, resampled(run.config)),
+            **few(table.n_clusters, run.config.resampled),
             "not surely in more than half of the clips": not table.low > 0.5,
             "not surely more often than by chance": not table.low > table.chance,
         },
@@ -89,7 +89,7 @@ def _clip_by_clip(run: AgreementResults) -> Finding:
         f"They agree in {shown(numbers)} of the clips, in {table.permuted:.2f} if each measure's "
         f"depths are dealt out anew, p = {table.p:.2g}",
         {
-            **few(table.n_clusters, resampled(run.config)),
+            **few(table.n_clusters, run.config.resampled),
             f"the same depth in every clip: {', '.join(still)}": bool(still),
             "no more often than depths dealt out anew": not table.p < 0.05,
         },
@@ -103,12 +103,12 @@ def _massive(run: AgreementResults) -> Finding:
     table = moved_by_massive(run)
     if table.empty:
         return not_measured(claim, "no clip has enough rows", "rate")
-    found = run.draws.row(table.moved.astype(float), clusters(run.config, table))
+    found = run.draws.row(table.moved.astype(float), run.config.clusters(table))
     return judged(
         claim,
         f"Without them CKA's largest step is elsewhere in {shown(found)} of {len(table)} clips",
         {
-            **few(found["n_clusters"], resampled(run.config)),
+            **few(found["n_clusters"], run.config.resampled),
             "not surely in more than half of the clips": not found["low"] > 0.5,
         },
         numbers=found,

@@ -2,7 +2,6 @@
 
 import pandas as pd
 
-from ..materials.transcript_tables import resampled
 from ..workbench import figures
 from ..workbench.page import Page
 from .tables import AgreementResults, n_depths, of_rows, similarity
@@ -128,6 +127,6 @@ def method(run: AgreementResults) -> str:
         f"{run.n_blocks}. Streams over rows: {config.rows}; CKA "
         f"{'debiased' if config.debiased else 'plain'}; a row is massive from {config.massive:g} "
         f"times the median's norm at any depth. Log-probability turns by {config.critical_method}. "
-        f"Intervals resample {resampled(config)} "
+        f"Intervals resample {config.resampled} "
         f"{config.n_resamples} times with seed {config.seed}."
     )

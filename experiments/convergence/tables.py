@@ -19,7 +19,7 @@ from hooked_alm.methods.statistics.convergence import (
 from hooked_alm.methods.statistics.critical_layer import critical_layers, settling_depths
 
 from ..materials.clips import SOUNDS
-from ..materials.transcript_tables import clusters, over_depths
+from ..materials.transcript_tables import over_depths
 from ..workbench.results import Results, Row
 from .settings import ConvergenceConfig, TurningPoint
 
@@ -69,7 +69,7 @@ def curves(run: AgreementResults) -> pd.DataFrame:
     for name, table, columns in parts:
         for column in columns:
             who, values = over_depths(table, column)
-            points = run.draws.points(values, clusters(run.config, who))
+            points = run.draws.points(values, run.config.clusters(who))
             rows += [
                 {"of": column, "rows": name, "depth": depth, **point}
                 for depth, point in enumerate(points)
@@ -120,7 +120,7 @@ def turning_points(run: AgreementResults) -> pd.DataFrame:
     """Mean depth of every measure, and the one that most clips have."""
     rows: list[Row] = []
     for (measure, name), some in run["depths"].groupby(["measure", "rows"], sort=False):
-        found = run.draws.row(some.depth, clusters(run.config, some))
+        found = run.draws.row(some.depth, run.config.clusters(some))
         usual = some.depth.mode()
         rows.append({
             "measure": measure, "rows": name, **found,
@@ -160,7 +160,7 @@ def agreement(run: AgreementResults) -> pd.DataFrame:
         hits = agrees(found, tolerance)
         null = permuted_agreement(found, tolerance, n=N_PERMUTED, seed=run.config.seed)
         rows.append({
-            "tolerance": tolerance, **run.draws.row(hits, clusters(run.config, who)),
+            "tolerance": tolerance, **run.draws.row(hits, run.config.clusters(who)),
             "chance": chance, "permuted": float(null.mean()),
             "p": float((1 + (null >= hits.mean() - 1e-12).sum()) / (1 + len(null))),
         })  # fmt: skip

@@ -6,12 +6,10 @@ Source: Beyond Transcription (arXiv 2508.15882), its Encoder Lens and saturation
 import numpy as np
 
 from ..materials.transcript_tables import (
-    clusters,
     hears_itself,
     is_greedy,
     likely_as_itself,
     over_depths,
-    resampled,
 )
 from ..workbench.claims import Claim, Finding, few, judged, not_measured, shown
 from ..workbench.controls import Control
@@ -32,14 +30,14 @@ CONTROLS = (
 
 def _stabilises(run: DepthResults) -> Finding:
     table, last = run["stabilisation"], n_depths(run)
-    found = run.draws.row(table.depth, clusters(run.config, table))
+    found = run.draws.row(table.depth, run.config.clusters(table))
     n_late = int((table.depth == last).sum())
     return judged(
         "The transcript is settled before the encoder's last block",
         f"It is within {run.config.near:.0%} of the final one from depth {shown(found)} of "
         f"{last} on; in {n_late} of {len(table)} clips only at the last",
         {
-            **few(found["n_clusters"], resampled(run.config)),
+            **few(found["n_clusters"], run.config.resampled),
             f"not surely before depth {last}": not found["high"] <= last - 1,
         },
         numbers=found,
@@ -58,7 +56,7 @@ def _last_block(run: DepthResults) -> Finding:
         f"Errors for a {run.config.unit}: {rates[last - 1]:.2f} at depth {last - 1}, "
         f"{rates[last]:.2f} at the last, {shown(found)} fewer",
         {
-            **few(found["n_clusters"], resampled(run.config)),
+            **few(found["n_clusters"], run.config.resampled),
             "not surely fewer": not found["low"] > 0,
         },
         numbers=found,
@@ -69,13 +67,13 @@ def _last_block(run: DepthResults) -> Finding:
 def _circles(run: DepthResults) -> Finding:
     who, going = over_depths(run["transcripts"], "loops")
     more = going[:, :-1].max(axis=1) - going[:, -1]
-    found = run.draws.row(more, clusters(run.config, who))
+    found = run.draws.row(more, run.config.clusters(who))
     return judged(
         "Read at an inner depth, the encoder has the decoder go in circles",
         f"{np.mean(going[:, :-1].max(axis=1)):.2f} of the clips at some depth before the last, "
         f"{going[:, -1].mean():.2f} at the last: {shown(found)} more",
         {
-            **few(found["n_clusters"], resampled(run.config)),
+            **few(found["n_clusters"], run.config.resampled),
             "not surely more": not found["low"] > 0,
         },
         numbers=found,
@@ -85,15 +83,15 @@ def _circles(run: DepthResults) -> Finding:
 
 def _saturates(run: DepthResults) -> Finding:
     table = run["saturation"]
-    found = run.draws.row(table.depth, clusters(run.config, table))
-    by_chance = run.draws.row(table.random_depth, clusters(run.config, table))
-    gap = run.draws.row(table.random_depth - table.depth, clusters(run.config, table))
+    found = run.draws.row(table.depth, run.config.clusters(table))
+    by_chance = run.draws.row(table.random_depth, run.config.clusters(table))
+    gap = run.draws.row(table.random_depth - table.depth, run.config.clusters(table))
     return judged(
         "The decoder settles its tokens before its last block",
         f"A token is the likeliest for good from depth {shown(found)} of {run.n_blocks} on, the "
         f"mean of a clip's; from {shown(by_chance)} on if the depths below were random directions",
         {
-            **few(found["n_clusters"], resampled(run.config)),
+            **few(found["n_clusters"], run.config.resampled),
             f"not surely before depth {run.n_blocks - 1}": not found["high"] <= run.n_blocks - 1,
             "not surely before random directions": not gap["low"] > 0,
         },

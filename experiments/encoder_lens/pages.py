@@ -2,7 +2,6 @@
 
 import pandas as pd
 
-from ..materials.transcript_tables import resampled
 from ..materials.transcription import Transcription
 from ..workbench import figures
 from ..workbench.page import Page
@@ -145,7 +144,7 @@ def method(run: DepthResults) -> str:
         f"Model: {config.model}, {config.dtype}; encoder of {n_depths(run)} blocks, decoder of "
         f"{run.n_blocks}. Greedy transcripts of at most {config.max_new_tokens} tokens, all depths "
         f"of a clip in one batch. Words are compared after normalisation: {config.normaliser}. "
-        f"Intervals resample {resampled(config)} "
+        f"Intervals resample {config.resampled} "
         f"{config.n_resamples} times with seed {config.seed}; those of error rates resample clips "
         "and divide sums."
     )

@@ -11,7 +11,7 @@ import pandas as pd
 from hooked_alm.methods.statistics.critical_layer import settling_depths
 
 from ..materials.clips import SOUNDS
-from ..materials.transcript_tables import ERRORS, clusters, error_rate, error_rise, over_depths
+from ..materials.transcript_tables import ERRORS, error_rate, error_rise, over_depths
 from ..workbench.results import Results, Row
 from .settings import EncoderLensConfig
 
@@ -47,7 +47,7 @@ def depths(run: DepthResults) -> pd.DataFrame:
     rows = []
     for measure in MEASURES:
         who, values = over_depths(table, measure)
-        points = run.draws.points(values, clusters(run.config, who))
+        points = run.draws.points(values, run.config.clusters(who))
         rows += [{"measure": measure, "depth": k, **point} for k, point in enumerate(points)]
     return pd.DataFrame(rows)
 
@@ -99,6 +99,6 @@ def settled(run: DepthResults) -> pd.DataFrame:
     }
     rows: list[Row] = []
     for (stack, what), (table, column, n) in values.items():
-        found = run.draws.row(table[column], clusters(run.config, table))
+        found = run.draws.row(table[column], run.config.clusters(table))
         rows.append({"stack": stack, "what": what, **found, "blocks": n})
     return pd.DataFrame(rows)

@@ -27,6 +27,7 @@ from .attributes import AUDIO_LENS, MENTION, OB1_EMOTION, NamedParts, PromptForm
 from .hearing import Hearing
 from .recordings import Recording, check_label
 from .records import collect, raise_all
+from .resampling import SPEAKER, ResampledConfig
 from .sources import Source, shown
 from .stand_ins import silence_like
 
@@ -34,10 +35,9 @@ HeardAs = Literal["audio", "silence", "no_clip", "no_transcript", "neither"]
 """What is heard: the clip, silence of its length, or no clip at all; where the model reads a
 transcript, too, it is left out, or both are."""
 Spelled = str | tuple[str, ...]
-SPEAKER = "speaker"
 
 
-class AttributesConfig(BatchedConfig):
+class AttributesConfig(ResampledConfig, BatchedConfig):
     """Which clips are asked for which attributes, and how."""
 
     audio: Source = Field(
@@ -66,9 +66,6 @@ class AttributesConfig(BatchedConfig):
         default=True, description="list the labels in another order for every clip"
     )
     truncate: Truncate = False
-    cluster: Literal["item", "speaker"] = Field(
-        default="item", description="what intervals resample: clips, or speakers with all of theirs"
-    )
 
 
 @dataclass(frozen=True)
@@ -175,8 +172,7 @@ class AttributePrompts:
                     check_label(one.cells, name)
             except InputError as error:
                 yield f"{one.where}: {error}"
-            if self.config.cluster == SPEAKER and not one.cells.get(SPEAKER):
-                yield f"{one.where}: {SPEAKER}: missing, and cluster resamples speakers"
+            yield from self.config.unnamed([one])
 
     def _read_labels(self, name: str) -> Iterator[str]:
         """Read the labels of an attribute; what is wrong with them."""

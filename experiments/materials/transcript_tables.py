@@ -9,10 +9,9 @@ from jaxtyping import Float
 
 from ..workbench.controls import ROUNDING, Outcome, at_most
 from ..workbench.results import Results
-from .transcription import TranscriptionConfig
 
 OfTranscripts = Results[Any]
-"""Results of an experiment whose settings are a `TranscriptionConfig`."""
+"""Results of an experiment that writes clips down."""
 ERRORS = ("n", "substitutions", "deletions", "insertions")
 """Counts against the reference."""
 ERROR_COLUMNS = tuple(f"reference_{name}" for name in ERRORS)
@@ -21,16 +20,6 @@ MOST_NOT_GREEDY = 0.02
 that reuse keys and values round differently, and tokens can be as good as level."""
 NOWHERE = {"mean": np.nan, "low": np.nan, "high": np.nan, "n": 0, "n_clusters": 0}
 """A rate of nothing."""
-
-
-def clusters(config: TranscriptionConfig, who: pd.DataFrame) -> list[str]:
-    """What the intervals resample of some rows."""
-    return who["clip" if config.cluster == "item" else "speaker"].tolist()
-
-
-def resampled(config: TranscriptionConfig) -> str:
-    """What the intervals resample, in words."""
-    return "clips" if config.cluster == "item" else "speakers"
 
 
 def over_depths(
@@ -66,7 +55,7 @@ def _rated(
 ) -> dict[str, Any]:
     if not counts[:, 1].sum():
         return dict(NOWHERE)
-    of = clusters(run.config, who)
+    of = run.config.clusters(who)
     found = run.draws.where(counts, of, find)
     sizes = {"n": len(who), "n_clusters": len({*of})}
     return {"mean": found.at, "low": found.low, "high": found.high, **sizes}

@@ -1,6 +1,6 @@
 """Clips with what is said in them, and the prompts under which a model writes it down."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -22,20 +22,21 @@ from hooked_alm.methods.statistics.word_errors import (
 )
 
 from ..workbench.results import Row
-from ..workbench.settings import ExperimentConfig, Truncate
+from ..workbench.settings import Truncate
 from .clips import ClipFile
 from .hearing import Hearing
 from .recordings import load_clips
 from .records import collect, raise_all
+from .resampling import SPEAKER, ResampledConfig
 from .sources import Source, shown
 
 SPOKEN = ASSETS / "semantic_vs_prosody"
 """Clips that the package carries, with their words."""
-TEXT, SPEAKER = "text", "speaker"
-"""Columns of a table of clips."""
+TEXT = "text"
+"""Column of a table of clips: what is said."""
 
 
-class TranscriptionConfig(ExperimentConfig):
+class TranscriptionConfig(ResampledConfig):
     """Settings of experiments in which a model writes down what is said."""
 
     KNOWN_WITH: ClassVar = ("audio",)
@@ -67,9 +68,6 @@ class TranscriptionConfig(ExperimentConfig):
         default="word", description="what is counted: characters where no spaces are written"
     )
     truncate: Truncate = False
-    cluster: Literal["item", "speaker"] = Field(
-        default="item", description="what intervals resample: clips, or speakers with all of theirs"
-    )
 
     @property
     def source(self) -> Any:
@@ -89,14 +87,7 @@ class Transcription:
         self.config = config
         self.clips = load_clips(config.source)
         self.has_words = any(TEXT in one.cells for one in self.clips)
-        raise_all("reading clips", [*self._unnamed()])
-
-    def _unnamed(self) -> Iterator[str]:
-        """Clips that do not say whose they are, where speakers are resampled."""
-        if self.config.cluster == "speaker":
-            for one in self.clips:
-                if not one.cells.get(SPEAKER):
-                    yield f"{one.where}: {SPEAKER}: missing, and cluster resamples speakers"
+        raise_all("reading clips", [*config.unnamed(self.clips)])
 
     def hear(self, model: HookedALM) -> list[AudioClip]:
         """Reads every clip; returns them.

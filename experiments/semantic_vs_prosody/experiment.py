@@ -49,6 +49,7 @@ from .measure import Measures
 from .pages import CAVEATS, fill_page, lead, method
 from .settings import DEFECTS, SPANS, SemanticVsProsodyConfig, SweepControl
 from .tables import MAY_LACK, TABLES, ProsodyResults, summarise
+from .truths import TRUTHS
 
 BUNDLED_ITEMS = ASSETS / "semantic_vs_prosody"
 
@@ -73,6 +74,7 @@ class SemanticVsProsody(
     schema_version = 4
     tables, may_lack = TABLES, MAY_LACK
     defects, controls, claims, caveats = DEFECTS, CONTROLS, CLAIMS, CAVEATS
+    truths = TRUTHS
 
     def identify(self) -> dict[str, Any]:
         """Reads the clips, draws the pairs, and checks every prompt."""
