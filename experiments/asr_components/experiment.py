@@ -130,7 +130,7 @@ class AsrComponents(ModelExperiment[AsrComponentsConfig]):
 
     def page(self, page: Page, run: ComponentResults) -> None:
         """What fails, which heads it rests on, and what leaving them out cures and costs."""
-        fill_page(page, run, self.ours.clips)
+        fill_page(page, run, self.ours)
 
     def method(self, run: ComponentResults) -> str:
         """How transcripts, choices and intervals were made."""

@@ -1,10 +1,8 @@
 """The page of an ``asr_components`` run: sections, figures, and how to read them."""
 
-from collections.abc import Sequence
-
 import pandas as pd
 
-from ..materials.clips import ClipFile
+from ..materials.transcription import Transcription
 from ..workbench import figures
 from ..workbench.page import Page
 from ..workbench.report import Clip
@@ -37,11 +35,11 @@ def lead(run: ComponentResults) -> str:
     )
 
 
-def fill_page(page: Page, run: ComponentResults, clips: Sequence[ClipFile]) -> None:
+def fill_page(page: Page, run: ComponentResults, ours: Transcription) -> None:
     """What fails, which heads it rests on, and what leaving them out cures and costs."""
     page.section("With all heads")
     page.table("What is written down, by what the clips hold", "behaviour")
-    _examples(page, run, clips)
+    _examples(page, run, ours)
     page.section("What the gradient says")
     _effects(page, run)
     page.section("Without a head")
@@ -49,16 +47,16 @@ def fill_page(page: Page, run: ComponentResults, clips: Sequence[ClipFile]) -> N
     page.table("Every head that was left out, with intervals", "heads")
 
 
-def _examples(page: Page, run: ComponentResults, clips: Sequence[ClipFile]) -> None:
+def _examples(page: Page, run: ComponentResults, ours: Transcription) -> None:
     table = run["transcripts"].set_index("clip")
     wanted = {*failing(run, "loop")["clip"], *failing(run, "hallucination")["clip"]}
-    failed = [one for one in clips if one.name in wanted]
+    failed = [one for one in ours.clips if one.name in wanted]
     if not failed:
         return
     shown = page.sample(failed, lambda one: table.holds[one.name], seed=run.config.seed, most=6)
     found = [
         Clip(page.folder.add_clip(one.name, one.path), one.name, None,
-             {"said": one.cells.get("text", "") or "nothing", "written": table.text[one.name]})
+             {"said": ours.said_in(one) or "nothing", "written": table.text[one.name]})
         for one in shown.clips
     ]  # fmt: skip
     page.clips(found, f"{len(found)} of the {shown.n_of} clips that fail. {shown.how}".rstrip())

@@ -32,8 +32,8 @@ from .sources import Source, shown
 
 SPOKEN = ASSETS / "semantic_vs_prosody"
 """Clips that the package carries, with their words."""
-TEXT = "text"
-"""Column of a table of clips: what is said."""
+WORDS = ("text", "sentence")
+"""Columns of a table of clips that may have what is said, the first of them that it has."""
 
 
 class TranscriptionConfig(ResampledConfig):
@@ -44,8 +44,8 @@ class TranscriptionConfig(ResampledConfig):
     model: str = Field(default="bundled:tiny_whisper", description="id, folder or bundled:NAME")
     audio: Source = Field(
         default="bundled",
-        description="a table of clips (column path; text is what is said, and empty where nothing "
-        "is, speaker who says it), or a folder of clips",
+        description="a table of clips (column path; text, or sentence, is what is said, and empty "
+        "where nothing is, speaker who says it), or a folder of clips",
     )
     prompt: str = Field(
         default="Write down what is said.",
@@ -86,7 +86,8 @@ class Transcription:
         """
         self.config = config
         self.clips = load_clips(config.source)
-        self.has_words = any(TEXT in one.cells for one in self.clips)
+        there = {column for one in self.clips for column in one.cells}
+        self.words = next((column for column in WORDS if column in there), None)
         raise_all("reading clips", [*config.unnamed(self.clips)])
 
     def hear(self, model: HookedALM) -> list[AudioClip]:
@@ -160,7 +161,7 @@ class Transcription:
 
     def said_in(self, clip: ClipFile) -> str | None:
         """What is said in a clip; None where the table has no column of words."""
-        return clip.cells.get(TEXT, "") if self.has_words else None
+        return None if self.words is None else clip.cells.get(self.words, "")
 
     def errors(self, said: str | None, heard: str) -> WordErrors:
         """Errors of a transcript; of a reference that is not known, none of 0."""

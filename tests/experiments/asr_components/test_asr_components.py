@@ -34,7 +34,7 @@ SETTINGS: dict[str, Any] = {
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seven clips, in three of which nothing is said."""
     folder = tmp_path_factory.mktemp("spoken")
-    lines = ["path,text,speaker"]
+    lines = ["path,sentence,speaker"]
     for n, text in enumerate(TEXTS):
         soundfile.write(folder / f"c{n}.wav", noise(0.3 + 0.1 * n, seed=n), 16_000)
         lines.append(f"c{n}.wav,{text},s{n % 2}")
