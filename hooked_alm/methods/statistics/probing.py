@@ -20,6 +20,8 @@ MIN_DRAWN = 5
 """Groups; of fewer, no draw says how others would have come out."""
 STRENGTHS = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
 INNER_FOLDS = 3
+ROUGH = 1e-2
+"""Precision that is enough to choose a strength."""
 Fitted = tuple[Float[np.ndarray, "feature label"], Float[np.ndarray, " label"]]
 """Weights and biases of a probe."""
 
@@ -42,6 +44,7 @@ def fit_probe(
     *,
     strength: int | float = 1,
     start: Fitted | None = None,
+    precision: float = 1e-6,
 ) -> Fitted:
     """Weights and biases that minimise the summed cross-entropy and ``|W|² / (2 strength)``.
 
@@ -53,6 +56,7 @@ def fit_probe(
         n_labels: number of labels, of which some may have no item.
         strength: how closely the items are followed.
         start: weights and biases to begin with; None is zeros.
+        precision: of the gradient, at which the search ends.
     """
     x = np.column_stack([features, np.ones(len(features))])
     one_hot = np.eye(n_labels)[labels]
@@ -68,7 +72,7 @@ def fit_probe(
     begin = np.zeros((x.shape[1], n_labels)) if start is None else np.vstack(start)
     found = minimize(
         loss, begin.ravel(), jac=True, method="L-BFGS-B",
-        options={"maxiter": 3000, "ftol": 1e-13, "gtol": 1e-6},
+        options={"maxiter": 3000, "ftol": 0.1 * precision**2, "gtol": precision},
     )  # fmt: skip
     w = found.x.reshape(x.shape[1], n_labels)
     return w[:-1], w[-1]
@@ -252,8 +256,9 @@ def best_strength(
         fitted: Fitted | None = None
         for i, strength in enumerate(STRENGTHS):
             w, b = fitted = fit_probe(
-                train, labels[is_train], n_labels, strength=strength, start=fitted
-            )
+                train, labels[is_train], n_labels, strength=strength, start=fitted,
+                precision=ROUGH,
+            )  # fmt: skip
             p = softmax(asked @ w + b, axis=1)
             bits[i] += code_bits(p, labels[~is_train], len(train)).sum()
     return STRENGTHS[int(bits.argmin())]
