@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hooked_alm.display import amount, listed
 from hooked_alm.errors import InputError
@@ -15,6 +14,7 @@ from hooked_alm.methods.activations.selection import KeptPoint, RowKind, kept_po
 from hooked_alm.model import HookedALM
 
 from ..materials.clips import ClipFile
+from ..materials.hearing import heard_under
 from ..materials.records import collect
 from .settings import ActivationsConfig
 
@@ -140,14 +140,7 @@ def prompts_of(
         config: of the run.
         language: where the settings name none, and prompts have to.
     """
-    assert model.prompts is not None
-    options: dict[str, Any] = {}
-    if model.audio is not None and model.audio.is_memory:
-        is_multilingual = getattr(model.generation_config, "is_multilingual", False)
-        if config.language is not None or is_multilingual:
-            options["language"] = config.language or language
-        return model.prepare([*clips], **options)
-    return model.prepare([*clips], config.prompt)
+    return heard_under(model, clips, config.prompt, config.language, stand_in=language)
 
 
 def check_room(plan: StoragePlan, folder: Path, left: Sequence[int]) -> None:

@@ -2,12 +2,11 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from hooked_alm.errors import HookNameError
 from hooked_alm.methods.activations.rows import StoreDtype
-from hooked_alm.methods.activations.selection import select_names
 
+from ..materials.point_patterns import PointPatterns
 from ..materials.sources import Source
 from ..workbench.batches import BatchedConfig, BatchSize, UnitBatches
 from ..workbench.settings import Truncate
@@ -23,9 +22,8 @@ class ActivationsConfig(BatchedConfig):
         description="a table of clips (column path; all others become columns of the index), a "
         "folder with a manifest.csv, or a folder of clips",
     )
-    points: list[str] = Field(
+    points: PointPatterns = Field(
         default=["blocks.*.hook_resid_post"],
-        min_length=1,
         description="hook points: * is anything without a dot, {0,4} either, {0..4} the numbers "
         "from 0 to 4; `hooked-alm hooks MODEL` lists them",
     )
@@ -54,14 +52,3 @@ class ActivationsConfig(BatchedConfig):
         """Dtype of the stored values."""
         dtype: Literal["float32", "bfloat16", "float16"] = self.store_dtype or self.dtype
         return dtype
-
-    @field_validator("points")
-    @classmethod
-    def _are_patterns(cls, points: list[str]) -> list[str]:
-        for pattern in points:
-            try:
-                select_names(pattern, [pattern])
-            except HookNameError as error:
-                if "matches none" not in str(error):
-                    raise ValueError(str(error)) from None
-        return points

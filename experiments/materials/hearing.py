@@ -6,7 +6,7 @@ larger still: of thousands of clips, neither would fit into memory.
 
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
-from hooked_alm.inputs import AudioClip, Batch, WeightsVersion
+from hooked_alm.inputs import ALMInput, AudioClip, Batch, WeightsVersion
 
 S = TypeVar("S")
 N_KEPT = 64
@@ -120,3 +120,27 @@ def heard_alike(model: HookedALM, clips: Iterable[AudioClip]) -> Hashable:
 def checksum(clip: AudioClip) -> int:
     """What tells features from others, in less time than they take to make."""
     return zlib.crc32(clip.features.detach().contiguous().view(torch.uint8).numpy().data)
+
+
+def heard_under(
+    model: HookedALM,
+    clips: Sequence[AudioClip],
+    prompt: str | None,
+    language: str | None,
+    *,
+    stand_in: str | None = None,
+) -> ALMInput:
+    """Clips under an instruction, left-padded; Whisper is given none, but a language.
+
+    Args:
+        model: that hears them.
+        clips: one a prompt.
+        prompt: None is no instruction.
+        language: that is spoken; None has a multilingual Whisper hear it.
+        stand_in: language where none is named, of prompts that are made without weights.
+    """
+    if model.audio is None or not model.audio.is_memory:
+        return model.prepare([*clips], prompt)
+    if language is None and not getattr(model.generation_config, "is_multilingual", False):
+        return model.prepare([*clips])
+    return model.prepare([*clips], language=language or stand_in)

@@ -1,0 +1,200 @@
+"""Columns of a table of clips as labels, with what is held out together: speakers, else texts.
+
+Source: M-BT-6.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from jaxtyping import Int
+from pydantic import Field, model_validator
+
+from hooked_alm.errors import InputError
+from hooked_alm.methods.statistics.probing import check_folds, spread_folds
+from hooked_alm.methods.statistics.selectivity import control_labels
+
+from ..workbench.settings import ExperimentConfig
+from .clips import ClipFile
+from .recordings import check_label
+from .records import collect
+from .transcription import SPEAKER, TEXT
+
+ColumnName = Annotated[str, Field(min_length=1, max_length=40)]
+
+
+class HeldOutConfig(ExperimentConfig):
+    """Settings of experiments that read columns of clips they have not learnt from."""
+
+    labels: tuple[ColumnName, ...] = Field(
+        min_length=1,
+        max_length=100,
+        description="columns that are read; clips with an empty cell are left out",
+    )
+    group: ColumnName | None = Field(
+        default=None,
+        description="column whose values are held out whole; None is speaker, else text, else "
+        "every clip by itself",
+    )
+    types: tuple[ColumnName, ...] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=10,
+        description="columns that make an item's type, of which control labels are drawn; None is "
+        "speaker and text, as far as they are there",
+    )
+    cv: Literal["grouped", "random"] = Field(
+        default="grouped", description="how folds are made; random has speakers on both sides"
+    )
+    force: bool = Field(
+        default=False, description="allow cv=random where speakers are known; takes claims back"
+    )
+    n_folds: int = Field(default=5, ge=2, le=100, description="folds, or fewer where groups are")
+
+    @model_validator(mode="after")
+    def _are_named_once(self) -> "HeldOutConfig":
+        for name in ("labels", "types"):
+            columns = getattr(self, name) or ()
+            if len({*columns}) < len(columns):
+                raise ValueError(f"{name} must be named once each")
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutLabel:
+    """A column, of the clips that have it, and how they are held out."""
+
+    column: str
+    values: list[str]
+    """Labels, in the order of their codes."""
+    clips: list[int]
+    codes: Int[np.ndarray, " item"]
+    groups: list[str]
+    folds: Int[np.ndarray, " item"]
+    types: list[str] | None
+    """What control labels are drawn of; None where no two clips share one."""
+    leaks: dict[str, float]
+    """What may tell the label and is not held out -> share of the clips that have it in common with
+    clips of other folds: speakers, and texts that have one label each."""
+
+
+def held_out_labels(clips: Sequence[ClipFile], config: HeldOutConfig) -> list[HeldOutLabel]:
+    """The columns, each with its folds.
+
+    Raises:
+        InputError: all that is wrong with the table.
+    """
+    columns = {name for one in clips for name in one.cells}
+    named = {*config.labels, *(config.types or ()), *filter(None, [config.group])}
+    if lost := sorted(named - columns):
+        raise InputError(
+            f"probing clips: their table has no column {', '.join(lost)}, but "
+            f"{', '.join(sorted(columns)) or 'none'}. Name one of them in labels, group or types."
+        )
+    by = config.group or next((one for one in (SPEAKER, TEXT) if one in columns), None)
+    if config.cv == "random" and by is not None and not config.force:
+        raise InputError(
+            f"probing clips with cv=random: the table has the column {by}, whose values would be "
+            "on both sides of folds. Leave it at grouped, or set force=true, which takes back "
+            "every claim."
+        )
+    return collect("probing clips", lambda one: _label(one, by, clips, config), config.labels, str)
+
+
+def _label(
+    column: str, by: str | None, clips: Sequence[ClipFile], config: HeldOutConfig
+) -> HeldOutLabel:
+    chosen = [i for i, one in enumerate(clips) if one.cells.get(column)]
+    some = [clips[i] for i in chosen]
+    collect(f"reading {column}", lambda one: check_label(one.cells, column), some, _where)
+    texts = [one.cells[column] for one in some]
+    values = sorted({*texts})
+    codes = np.array([values.index(text) for text in texts], np.int64)
+    if by is not None and (missing := [one.where for one in some if not one.cells.get(by)]):
+        raise InputError(
+            f"{missing[0]}: {by}: missing, expected what is held out together. Fill it in, or name "
+            "another column as group"
+        )
+    groups = [one.name if by is None else one.cells[by] for one in some]
+    _check_spread(values, codes, groups, by or "clip")
+    if config.cv == "random":
+        folds = np.random.default_rng(config.seed).permutation(len(some)) % config.n_folds
+        folds = np.unique(folds, return_inverse=True)[1].astype(np.int64)
+    else:
+        folds = spread_folds(codes, groups, config.n_folds)
+    check_folds(codes, folds)
+    types = _types(some, codes, config)
+    return HeldOutLabel(
+        column, values, chosen, codes, groups, folds, types, _leaks(some, codes, folds)
+    )
+
+
+def _where(clip: ClipFile) -> str:
+    return clip.where
+
+
+def _check_spread(
+    values: list[str], codes: Int[np.ndarray, " item"], groups: list[str], by: str
+) -> None:
+    """Refuse labels of one group alone: they are never both learnt and judged.
+
+    Raises:
+        InputError: it is so, or there is one label.
+    """
+    if len(values) < 2:
+        raise InputError(f"got {values or 'no value'} alone, expected two labels or more")
+    n_groups = {
+        v: len({groups[i] for i in np.flatnonzero(codes == c)}) for c, v in enumerate(values)
+    }
+    if alone := [value for value, n in n_groups.items() if n < 2]:
+        raise InputError(
+            f"{', '.join(alone)} of one {by} alone, expected each label of two or more: it cannot "
+            "be learnt and held out. Leave its clips out, or name another column as group"
+        )
+
+
+def _types(
+    clips: list[ClipFile], codes: Int[np.ndarray, " item"], config: HeldOutConfig
+) -> list[str] | None:
+    """What control labels are drawn of.
+
+    Raises:
+        InputError: types that were named, and of which no two clips share one.
+    """
+    own = config.types or tuple(
+        c for c in (SPEAKER, TEXT) if any(one.cells.get(c) for one in clips)
+    )
+    found = [" / ".join(one.cells.get(name, "") for name in own) for one in clips]
+    if config.types:
+        control_labels(codes, found, seed=0)
+    return found if own and max(Counter(found).values()) > 1 else None
+
+
+def _leaks(
+    clips: list[ClipFile], codes: Int[np.ndarray, " item"], folds: Int[np.ndarray, " item"]
+) -> dict[str, float]:
+    """See `HeldOutLabel.leaks`."""
+    found = {}
+    for column in (SPEAKER, TEXT):
+        having: dict[str, list[int]] = {}
+        for i, one in enumerate(clips):
+            if one.cells.get(column):
+                having.setdefault(one.cells[column], []).append(i)
+        tells = all(len({*codes[items].tolist()}) == 1 for items in having.values())
+        n = sum(len(items) for items in having.values() if len({*folds[items].tolist()}) > 1)
+        if n and (tells or column == SPEAKER):
+            found[column] = n / len(clips)
+    return found
+
+
+def described_labels(labels: Sequence[HeldOutLabel]) -> Iterator[dict[str, object]]:
+    """What ``run.json`` says of them."""
+    for one in labels:
+        counts = np.bincount(one.codes).tolist()
+        yield {
+            "column": one.column, "values": dict(zip(one.values, counts, strict=True)),
+            "groups": len({*one.groups}), "folds": int(one.folds.max()) + 1,
+            "types": None if one.types is None else len({*one.types}), "leaks": one.leaks,
+        }  # fmt: skip
