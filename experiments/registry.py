@@ -26,6 +26,7 @@ EXPERIMENTS = {
         "encoder_lens": "EncoderLens",
         "grounding": "Grounding",
         "prefix_comparison": "PrefixComparison",
+        "probes": "Probes",
         "head_statistics": "HeadStatistics",
         "tuned_lens": "TuneLens",
         "semantic_vs_prosody": "SemanticVsProsody",

@@ -84,6 +84,7 @@ def small_settings(inputs: Path) -> dict[str, list[str]]:
         "head_statistics": ["max_samples=8", "batch_size=1", "unit_batches=1"],
         "minimal_pairs": [f"audio={clips}", "kinds=[label, range]", "batch_size=1"],
         "prefix_comparison": [f"items={inputs}/items.jsonl", "pos_modes=[as_run]", "n_shown=1"],
+        "probes": ["labels=[prosody_label]", "points=[blocks.3.hook_resid_post]", "n_folds=2"],
         "semantic_vs_prosody": ["n_pairs=2", "spans=[audio]", "controls=[self]"],
         "tuned_lens": [
             *(f"audio={clips}", "n_steps=6", "steps_per_checkpoint=2", "prompts_per_step=2"),

@@ -1,0 +1,1 @@
+"""What held-out probes read off a model's states about a clip, at every depth."""
