@@ -258,7 +258,16 @@ def test_clips_without_a_label_are_left_out(
     found = runner.run(Probes(settings), tmp_path / "run")
     probes = found.read_table("probes")
     assert (probes.n.item(), probes.stream.item()) == (18, "decoder attn.hook_z")
-    assert len(kept(found, "model", "blocks.1.attn.hook_z")) == N
+    x = kept(found, "model", "blocks.1.attn.hook_z").astype(np.float64)
+    assert len(x) == N
+    reads = found.read_table("reads")
+    mine = reads[reads.source == "model"]
+    assert mine["clip"].tolist() == [f"c{n}" for n in range(N) if n % 4]
+    codes = np.array([value == "b" for value in mine.value], np.int64)
+    held = grouped_probe(
+        x[np.arange(N) % 4 > 0], codes, mine.group.tolist(), mine.fold.to_numpy()
+    )  # fmt: skip
+    assert mine.said.tolist() == [*map("ab".__getitem__, held.probabilities.argmax(1))]
 
 
 @pytest.mark.usefixtures("unpaged")
