@@ -36,11 +36,14 @@ GENDERS = ["fm"[n % N_SPEAKERS % 2] for n in range(N)]
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 clips of six speakers, in two texts each, of three durations."""
     folder = tmp_path_factory.mktemp("clips")
-    lines = ["path,speaker,text,mood,gender,taste,level"]
+    lines = ["path,speaker,text,mood,gender,taste,level,length"]
     for n in range(N):
         soundfile.write(folder / f"c{n}.wav", noise(0.3 + 0.1 * (n % 3), seed=n), 16_000)
         text, taste = f"t{n % N_SPEAKERS}{n % 2}", "" if n % 4 == 0 else "ab"[n % 3 > 0]
-        lines.append(f"c{n}.wav,s{n % N_SPEAKERS},{text},{MOODS[n]},{GENDERS[n]},{taste},one")
+        length = "long" if n % 3 == 2 else "short"
+        lines.append(
+            f"c{n}.wav,s{n % N_SPEAKERS},{text},{MOODS[n]},{GENDERS[n]},{taste},one,{length}"
+        )
     (folder / "table.csv").write_text("\n".join(lines) + "\n", "utf-8")
     return folder / "table.csv"
 
@@ -194,6 +197,23 @@ def test_a_flag_is_read_from_where_it_was_added(
     assert claims.established["deeper: mood in the decoder"]
     assert not claims.established["learnt: mood in the decoder"]
     assert "random weights were not read" in claims.statement["learnt: mood in the decoder"]
+
+
+@pytest.mark.usefixtures("unpaged")
+def test_what_the_duration_tells_is_not_found_in_the_model(
+    tiny_models: TinyModels, table: Path, tmp_path: Path
+) -> None:
+    """M-BT-5: a column that says how long a clip is can be read, and nothing is claimed of it."""
+    settings = config(tiny_models.folder(), table, labels=("length",), untrained=False)
+    found = runner.run(Probes(settings), tmp_path / "run")
+    baselines = found.read_table("baselines").set_index("point").accuracy
+    assert baselines["duration"] == 1
+    assert found.read_table("probes").accuracy.max() >= 0.9
+    claims = found.read_table("findings").set_index("claim")
+    for stream in ("decoder", "encoder"):
+        decodable = claims.loc[f"decodable: length in the {stream}"]
+        assert not decodable.established
+        assert "1.00 by the best baseline, duration" in decodable.statement
 
 
 # --- Runs
