@@ -33,12 +33,14 @@ def lead(run: ProbeResults) -> str:
         f"{one['groups']} groups)"
         for one in run.inputs["labels"]
     ]
+    untrained = ", and probes of the same model with random weights"
     return (
         f"Probes read {', '.join(sizes)} off {len(run.inputs['points'])} points of the "
         f"{' and the '.join(streams_of(run))}. Each clip is read by a probe that was trained on "
-        "other groups. Beside them stand probes that have only the clip's duration or mean "
-        "spectrum, or nothing; probes of labels that were dealt out at random; and probes of the "
-        f"same model with random weights. The clips: {of_whom(run['manifest'])}."
+        f"{'other groups' if run.config.cv == 'grouped' else 'other clips'}. Beside them stand "
+        "probes that have only the clip's duration or mean spectrum, or nothing; probes of labels "
+        f"that were dealt out at random{untrained if run.config.untrained else ''}. "
+        f"The clips: {of_whom(run['manifest'])}."
     )
 
 
@@ -101,7 +103,7 @@ def _accuracy(page: Page, run: ProbeResults, column: str) -> None:
     ]
     _draw(
         page, run, f"accuracy_{file_safe(column)}", parts, "accuracy",
-        f"How often {column} is read rightly, of groups that the probe was not trained on",
+        f"How often {column} is read rightly, of what the probe was not trained on",
         f"What is read without the model is level. {BAND}",
         "Shuffled labels have to be at chance, and no group on both sides of a fold.",
         y_limits=(-0.03, 1.03), y_label="accuracy",

@@ -145,10 +145,34 @@ def test_shuffled_labels_are_read_at_chance(run: RunFolder) -> None:
 
 def test_its_page_says_what_was_read(run: RunFolder) -> None:
     page = (run.path / "report.html").read_text("utf-8")
-    for words in ("mood (2 values, 24 clips of 6 groups)", "Not causal", "times shorter",
-                  "of 6 speakers"):  # fmt: skip
-        assert words in page
+    for words in (
+        "mood (2 values, 24 clips of 6 groups)",
+        "Not causal",
+        "times shorter",
+        "of 6 speakers",
+        "trained on other groups",
+        "model with random weights. The",
+    ):
+        assert words in page  # fmt: skip
     assert len([*run.path.glob("figures/*.csv")]) == 2 * 3
+
+
+def test_a_page_is_silent_of_what_was_not_done(
+    tiny_models: TinyModels, table: Path, tmp_path: Path, small_figures: None
+) -> None:
+    """No random weights, no groups, no types: one clip of every speaker and text."""
+    short = table.parent / "short.csv"
+    lines = table.read_text("utf-8").splitlines()[: 1 + 8]
+    rows = [line.split(",") for line in lines]
+    short.write_text("\n".join(f"{row[0]},{row[3]}" for row in rows) + "\n", "utf-8")
+    settings = config(tiny_models.folder(), short, labels=("mood",), untrained=False)
+    found = runner.run(Probes(settings), tmp_path / "run")
+    page = (found.path / "report.html").read_text("utf-8")
+    assert "No two clips with a mood share a type" in page
+    assert "at random. The clips" in page
+    assert len([*found.path.glob("figures/*.csv")]) == 2
+    claims = found.read_table("findings").set_index("claim").statement
+    assert "no two clips share a type" in claims["selective: mood in the decoder"]
 
 
 # --- What is planted
