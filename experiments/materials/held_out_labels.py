@@ -20,7 +20,8 @@ from ..workbench.settings import ExperimentConfig
 from .clips import ClipFile
 from .recordings import check_label
 from .records import collect
-from .transcription import SPEAKER, TEXT
+from .resampling import SPEAKER
+from .transcription import WORDS
 
 ColumnName = Annotated[str, Field(min_length=1, max_length=40)]
 
@@ -93,7 +94,7 @@ def held_out_labels(clips: Sequence[ClipFile], config: HeldOutConfig) -> list[He
             f"probing clips: their table has no column {', '.join(lost)}, but "
             f"{', '.join(sorted(columns)) or 'none'}. Name one of them in labels, group or types."
         )
-    by = config.group or next((one for one in (SPEAKER, TEXT) if one in columns), None)
+    by = config.group or next((one for one in (SPEAKER, *WORDS) if one in columns), None)
     if config.cv == "random" and by is not None and not config.force:
         raise InputError(
             f"probing clips with cv=random: the table has the column {by}, whose values would be "
@@ -164,7 +165,7 @@ def _types(
         InputError: types that were named, and of which no two clips share one.
     """
     own = config.types or tuple(
-        c for c in (SPEAKER, TEXT) if any(one.cells.get(c) for one in clips)
+        c for c in (SPEAKER, *WORDS) if any(one.cells.get(c) for one in clips)
     )
     found = [" / ".join(one.cells.get(name, "") for name in own) for one in clips]
     if config.types:
@@ -177,7 +178,7 @@ def _leaks(
 ) -> dict[str, float]:
     """See `HeldOutLabel.leaks`."""
     found = {}
-    for column in (SPEAKER, TEXT):
+    for column in (SPEAKER, *WORDS):
         having: dict[str, list[int]] = {}
         for i, one in enumerate(clips):
             if one.cells.get(column):

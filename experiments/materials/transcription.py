@@ -24,7 +24,7 @@ from hooked_alm.methods.statistics.word_errors import (
 from ..workbench.results import Row
 from ..workbench.settings import Truncate
 from .clips import ClipFile
-from .hearing import Hearing
+from .hearing import Hearing, heard_under
 from .recordings import load_clips
 from .records import collect, raise_all
 from .resampling import SPEAKER, ResampledConfig
@@ -106,7 +106,7 @@ class Transcription:
         found = collect(doing, lambda one: heard.clip(one.path), self.clips, lambda one: one.where)
         self._heard = {one.name: clip for one, clip in zip(self.clips, found, strict=True)}
         # What could fail in the midst of a run; a language that is to be heard needs weights.
-        self._prepared(found[0], self.config.language or "en")
+        heard_under(model, found[:1], self.config.prompt, self.config.language, stand_in="en")
         return [*found]
 
     def described(self, heard: Sequence[AudioClip]) -> list[Row]:
@@ -135,17 +135,8 @@ class Transcription:
 
     def input(self, clip: ClipFile) -> ALMInput:
         """The prompt under which a clip is written down."""
-        return self._prepared(self._heard[clip.name], self.config.language)
-
-    def _prepared(self, clip: AudioClip, language: str | None) -> ALMInput:
-        model = self.model
-        assert model.audio is not None
-        if not model.audio.is_memory:
-            return model.prepare(clip, self.config.prompt)
-        is_multilingual = getattr(model.generation_config, "is_multilingual", False)
-        if self.config.language is None and not is_multilingual:
-            language = None
-        return model.prepare(clip, language=language)
+        heard, config = self._heard[clip.name], self.config
+        return heard_under(self.model, [heard], config.prompt, config.language)
 
     def ids(self, text: str) -> list[int]:
         """Tokens of words, as the model would write them."""
