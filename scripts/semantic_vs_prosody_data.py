@@ -14,7 +14,6 @@ carries a random serial number, so a rerun gives other bytes of the same samples
 """
 
 import argparse
-import csv
 import hashlib
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -25,7 +24,7 @@ import numpy as np
 import soundfile
 from bundled_model import Design
 from numpy.typing import NDArray
-from synthesise_speech import ASSETS, RATE, SEED, Jitter, make_clip
+from synthesise_speech import ASSETS, RATE, SEED, Jitter, make_clip, write_manifest
 
 from hooked_alm.experiments.materials.acoustics import describe_clip
 from hooked_alm.experiments.materials.ob1 import INTENSITIES
@@ -172,10 +171,7 @@ def write_items(folder: Path) -> None:
             | {"sample_rate": rate, **measured}
             | {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         )
-    with (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_manifest(folder, rows)
 
 
 if __name__ == "__main__":

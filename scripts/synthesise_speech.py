@@ -29,6 +29,7 @@ import argparse
 import csv
 import ctypes
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -284,6 +285,11 @@ def write_ob1(folder: Path) -> None:
             | {"sample_rate": rate, **measured}
             | {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         )
+    write_manifest(folder, rows)
+
+
+def write_manifest(folder: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write what is known of a folder's clips, a row each."""
     with (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
         writer.writeheader()
