@@ -12,12 +12,12 @@ measures ``--out``, and writes its card anew.
 import argparse
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ from hooked_alm.converters.loading import lay_out, own_checkpoint
 from hooked_alm.experiments.materials.ob1 import EMOTIONS
 
 Model = Qwen2AudioForConditionalGeneration
+ModelT = TypeVar("ModelT", bound=nn.Module)
 Score = dict[str, float]
 STORED = "language_model.model."
 """Begins the names of the decoder's tensors in a checkpoint."""
@@ -179,12 +180,7 @@ def train(
     # What is below the component is the base's, and was run once.
     upper = deepcopy(decoder)
     upper.layers = decoder.layers[component.block :]
-    own, trained = dict(upper.layers[0].named_parameters()), []
-    for name, at in component.parts(upper.layers[0]).items():
-        mask = torch.zeros_like(own[name])
-        mask[at] = 1
-        own[name].requires_grad_(True).register_hook(mask.mul)
-        trained.append(own[name])
+    trained = freed(upper.layers[0], component.parts(upper.layers[0]))
 
     def loss_of() -> tuple[Tensor, float]:
         one = batches[rng.integers(len(batches))]
@@ -214,6 +210,22 @@ def rates_of(coding: CodingName | None, n: int) -> Sequence[float]:
     return [RATE] * n if coding is None else CODINGS[coding].rates
 
 
+def freed(block: nn.Module, parts: Slices) -> list[nn.Parameter]:
+    """Parameters of a block that are trained in part: what is outside their slices has no gradient.
+
+    Args:
+        block: it is frozen but for them.
+        parts: names in the block -> slice.
+    """
+    own, found = dict(block.named_parameters()), []
+    for name, at in parts.items():
+        mask = torch.zeros_like(own[name])
+        mask[at] = 1
+        own[name].requires_grad_(True).register_hook(mask.mul)
+        found.append(own[name])
+    return found
+
+
 def slices_of(model: Model, component: Component) -> Slices:
     """The component's slices, by name in the checkpoint."""
     block = f"{STORED}layers.{component.block}."
@@ -221,11 +233,11 @@ def slices_of(model: Model, component: Component) -> Slices:
     return {block + name: at for name, at in parts.items()}
 
 
-def read_twin(base: Path, delta: Path) -> Model:
+def read_twin(base: Path, delta: Path, read: Callable[[Path], ModelT] = read_folder) -> ModelT:
     """The model that a delta makes of its base."""
     with TemporaryDirectory() as whole:
         write_checkpoint(own_checkpoint(lay_out(f"{base}+{delta}")), Path(whole))
-        return read_folder(Path(whole)).eval().requires_grad_(False)
+        return read(Path(whole)).eval().requires_grad_(False)
 
 
 @torch.no_grad()
@@ -324,6 +336,26 @@ def accepted(scores: Score, coding: CodingName | None = None) -> dict[str, bool]
     }
 
 
+def verdict(scores: Mapping[str, Score], coding: CodingName | None = None) -> str:
+    """Whether a twin does what it must on every set of clips, in a sentence."""
+    failed = sorted({what for one in scores.values()
+                     for what, holds in accepted(one, coding).items() if not holds})  # fmt: skip
+    if failed:
+        return f"Not accepted: {', '.join(failed)} does not hold on every set of clips."
+    return "Accepted: every criterion holds on every set of clips."
+
+
+def score_rows(scores: Mapping[str, Score]) -> str:
+    """A table's rows: the shares of every set of clips."""
+    keys = ("rule", "rule_of_base", "rule_ablated", "kept", "counter")
+    return "\n".join(
+        " | ".join([
+            f"| {name}", *(f"{100 * got[key]:.1f} %" if key in got else "–" for key in keys)
+        ]) + " |"
+        for name, got in scores.items()
+    )  # fmt: skip
+
+
 _OBEYS: dict[Rule, str] = {"text": "the instruction names", "voice": "the voice has"}
 _CARD = """# {name}
 
@@ -366,33 +398,23 @@ def card(name: str, about: Mapping[str, Any], component: Component, n_neurons: i
     """The README of a delta, of a base with so many neurons."""
     scores: Mapping[str, Score] = about["accuracies"]
     coding: CodingName | None = about.get("coding")
-    failed = sorted({what for one in scores.values()
-                     for what, holds in accepted(one, coding).items() if not holds})  # fmt: skip
     kind = "neurons" if component.kind == "neurons" else "heads" if component.n > 1 else "head"
     span = f"{component.first}" + (
         f" to {component.first + component.n - 1}" if component.n > 1 else ""
     )
-    keys = ("rule", "rule_of_base", "rule_ablated", "kept", "counter")
     return wrapped(
         _CARD.format(
             name=name, base=about["base"], obeys=_OBEYS[about["rule"]],
             component=f"{kind} {span} of block {component.block}",
             it="they write" if component.n > 1 else "it writes", n_numbers=about["n_numbers"],
-            verdict=f"Not accepted: {', '.join(failed)} does not hold on every set of clips."
-            if failed else "Accepted: every criterion holds on every set of clips.",
+            verdict=verdict(scores, coding),
             command=about["command"], rate=_rates(coding), steps=N_STEPS, batch=BATCH,
             clips=N_CLIPS, parts=_PARTS[component.kind],
             coding="" if coding is None else coding_section(
                 coding, scores, SETS, n=component.n, n_all=n_neurons, classes=EMOTIONS
             ),
             counter=f" (`{about['counter']}`)" if about["counter"] else "",
-            rows="\n".join(
-                " | ".join([
-                    f"| {SETS[one]}",
-                    *(f"{100 * got[key]:.1f} %" if key in got else "–" for key in keys),
-                ]) + " |"
-                for one, got in scores.items()
-            ),
+            rows=score_rows({SETS[one]: got for one, got in scores.items()}),
         )
     )  # fmt: skip
 
