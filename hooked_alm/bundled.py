@@ -78,7 +78,7 @@ def clip_file(name: str | Path) -> Path:
     """
     if not is_bundled(name):
         return expanded(name)
-    clips = (path for ending in ("wav", "ogg") for path in ASSETS.rglob(f"*.{ending}"))
+    clips = (path for ending in ("wav", "ogg", "flac") for path in ASSETS.rglob(f"*.{ending}"))
     return _known(name, {path.stem: path for path in clips})
 
 
