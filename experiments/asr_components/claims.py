@@ -52,9 +52,9 @@ def _failures_were_screened(run: ComponentResults) -> Outcome:
 
 def _norms(run: ComponentResults) -> Outcome:
     """Outputs of heads have a length, and it is a number."""
-    wrong = int((~np.isfinite(run["screen"].norm) | (run["screen"].norm < 0)).sum())
     if run["screen"].empty:
         return Outcome("no clip was screened", "finite norms", None)
+    wrong = int((~np.isfinite(run["screen"].norm) | (run["screen"].norm < 0)).sum())
     return Outcome(f"{wrong} of {len(run['screen'])} are none", "finite norms", wrong == 0)
 
 

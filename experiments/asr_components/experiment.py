@@ -112,7 +112,8 @@ class AsrComponents(ModelExperiment[AsrComponentsConfig]):
                 screen += self._screened(clip, x[i], tokens, "loop")
             if is_invented:
                 screen += self._screened(clip, x[i], tokens, "hallucination")
-        return UnitResult({"transcripts": rows, "screen": screen}, {"tokens": written})
+        tables = {"transcripts": rows, **({"screen": screen} if screen else {})}
+        return UnitResult(tables, {"tokens": written})
 
     def _screened(self, clip: ClipFile, x: Any, tokens: Sequence[int], of: Any) -> list[Row]:
         return [{**whose(clip), **row} for row in self.decoder.screen(x, tokens, of)]

@@ -141,7 +141,7 @@ def _wer_delta(run: ComponentResults, ablated: pd.DataFrame) -> dict[str, Any]:
 def best(run: ComponentResults, name: str, **where: Any) -> str | None:
     """The head that was best on the clips on which heads are chosen; None if none was tried."""
     table = run["heads"]
-    table = table[~table.why.str.fullmatch("random") & table[f"first_{name}"].notna()]
+    table = table[(table.why != "random") & table[f"first_{name}"].notna()]
     for column, value in where.items():
         table = table[table[column] == value]
     if table.empty:
