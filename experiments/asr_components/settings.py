@@ -1,14 +1,17 @@
 """Settings of ``asr_components``."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from hooked_alm.bundled import ASSETS
 from hooked_alm.methods.attribution.head_gates import HeadKind
 
 from ..materials.transcription import TranscriptionConfig
 from ..workbench.batches import BatchedConfig, BatchSize
 
+SPOKEN_OR_NOT = ASSETS / "spoken"
+"""Clips that the package carries: sentences, half of which end in *again*, and no words."""
 HeadScope = Literal["cell", "all_blocks"]
 HeadCount = Annotated[int, Field(ge=0, le=10_000)]
 
@@ -36,3 +39,8 @@ class AsrComponentsConfig(TranscriptionConfig, BatchedConfig):
         "it is judged on the others"
     )  # fmt: skip
     batch_size: BatchSize = 12
+
+    @property
+    def source(self) -> Any:
+        """Where the clips are."""
+        return SPOKEN_OR_NOT if self.audio == "bundled" else self.audio
