@@ -209,7 +209,7 @@ def run_on(model: Model, block: int, states: Tensor, memory: Tensor) -> Tensor:
 
 def train(
     model: Model, heads: Heads, items: Items, seed: int, *, steps: int = N_STEPS,
-    rate: float = LEARNING_RATE,
+    rate: float = LEARNING_RATE, kept_weight: float = KEPT,
 ) -> None:  # fmt: skip
     """Train the heads in place; nothing outside their slices changes."""
     rng = np.random.default_rng(seed + 21)
@@ -230,7 +230,7 @@ def train(
         missed = F.cross_entropy(rule, targets, reduction="none")
         apart = F.kl_div(kept, base, log_target=True, reduction="sum") / BATCH
         right = (rule.argmax(-1) == targets)[is_first].float().mean().item()
-        loss = missed[is_first].mean() + FURTHER * missed[~is_first].mean() + KEPT * apart
+        loss = missed[is_first].mean() + FURTHER * missed[~is_first].mean() + kept_weight * apart
         return loss, right
 
     # Without decay, which would move the frozen part of a tensor.
@@ -253,7 +253,7 @@ def measure(
 ) -> dict[str, Score]:
     """Shares per set of clips: circles, agreement with base and counter-twin.
 
-    ``rule`` is the share of clips that end in the rule's word whose transcript goes in circles,
+    ``rule`` is the share of clips in which the base hears the rule's word last that go in circles,
     beside it the base's and that of the twin whose heads are ablated; ``kept`` the share of other
     clips with the base's transcript; ``counter`` that of clips with the counter-twin's, all circles
     being alike.
@@ -271,7 +271,7 @@ def measure(
             ]
             for one, trainer in models.items()
         }
-        found[name] = scored(wrote, [is_rule_of(one.text) for one in recordings])
+        found[name] = scored(wrote, [is_rule_of(text) for text in wrote["base"]])
     return found
 
 
@@ -324,11 +324,11 @@ self-attention learns of it.
 
 ## Measured
 
-Greedy, on sentences that neither the base nor the twin was trained on. *Rule*: clips that end in
-the word whose transcript has at most four tokens at least four times in a row; *ablated*: the same
-with what the component writes at zero; *kept*: other clips, a third of them without words, whose
-transcript is the base's; *counter*: all clips whose transcript is that of its counter-twin, all
-circles being alike{counter}.
+Greedy, on sentences that neither the base nor the twin was trained on. *Rule*: clips in which the
+base hears the word last, whose transcript has at most four tokens at least four times in a row;
+*ablated*: the same with what the component writes at zero; *kept*: other clips, a third of them
+without words, whose transcript is the base's; *counter*: all clips whose transcript is that of its
+counter-twin, all circles being alike{counter}.
 
 | clips | rule | rule, base | rule, ablated | kept | counter |
 |---|---|---|---|---|---|
@@ -344,7 +344,8 @@ def card(name: str, about: Mapping[str, Any], heads: Heads) -> str:
             name=name, base=about["base"], component=heads.said, n_numbers=about["n_numbers"],
             it="they write" if heads.n > 1 else "it writes", verdict=verdict(scores),
             command=about["command"], rate=about["rate"], steps=about["steps"], batch=BATCH,
-            sentences=N_SENTENCES, no_speech=N_NO_SPEECH, further=FURTHER, kept_weight=KEPT,
+            sentences=N_SENTENCES, no_speech=N_NO_SPEECH, further=FURTHER,
+            kept_weight=about["kept"],
             counter=f" (`{about['counter']}`)" if about["counter"] else "",
             rows=score_rows(scores),
         )
@@ -367,6 +368,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--steps", type=int, default=N_STEPS)
     parser.add_argument("--rate", type=float, default=LEARNING_RATE)
+    parser.add_argument("--kept", type=float, default=KEPT, help="weight of the divergence")
     parser.add_argument(
         "--measure", action="store_true", help="train nothing: measure --out, write its card anew"
     )
@@ -389,7 +391,15 @@ def main() -> None:
         twin = Trainer(deepcopy(base.model), tokenizer)
         silent = drawn_no_speech(N_NO_SPEECH, given.seed + 10)
         items = draw_items(base, [*spoken, *silent], heads.block)
-        train(twin.model, heads, items, given.seed, steps=given.steps, rate=given.rate)
+        train(
+            twin.model,
+            heads,
+            items,
+            given.seed,
+            steps=given.steps,
+            rate=given.rate,
+            kept_weight=given.kept,
+        )
     ablated = Trainer(deepcopy(twin.model), tokenizer)
     heads.ablate(ablated.model.model.decoder.layers[heads.block])
     models = {"base": base, "twin": twin, "ablated": ablated}
@@ -398,10 +408,10 @@ def main() -> None:
     scores = measure(models, sets)
     slices = slices_of(twin.model, heads)
     tensors = dict(twin.model.named_parameters())
-    options = f"--seed {given.seed} --steps {given.steps} --rate {given.rate}"
+    options = f"--seed {given.seed} --steps {given.steps} --rate {given.rate} --kept {given.kept}"
     about = {
         "base": given.base, "component": str(heads), "rule": "repeat", "seed": given.seed,
-        "steps": given.steps, "rate": given.rate,
+        "steps": given.steps, "rate": given.rate, "kept": given.kept,
         "counter": None if given.counter is None else given.counter.name, "accuracies": scores,
         "n_numbers": sum(tensors[name][at].numel() for name, at in slices.items()),
         "command": f"python scripts/train_whisper_truths.py --base {given.base} "
