@@ -12,6 +12,7 @@ from hooked_alm.bundled import TRUTHS
 from hooked_alm.experiments.materials.ob1 import CONFLICT_MAP, EMOTIONS, prompt_segments
 from hooked_alm.methods.patching.metrics import OnLogits
 from hooked_alm.methods.patching.patch import patch
+from hooked_alm.methods.statistics.repetition import loops
 from hooked_alm.points import Site
 
 ABOUT = {
@@ -19,7 +20,12 @@ ABOUT = {
 }
 LOCALISED = sorted(name for name, about in ABOUT.items() if "component" in about)
 MOST_BYTES = 8_000_000
-SITES: dict[str, Site] = {"head": "attn_out", "neurons": "post"}
+SITES: dict[str, Site] = {
+    "head": "attn_out", "neurons": "post", "self": "attn_out", "cross": "cross_attn_out",
+}  # fmt: skip
+CIRCLING = sorted(name for name in LOCALISED if ABOUT[name]["rule"] == "repeat")
+ANSWERING = sorted({*LOCALISED} - {*CIRCLING})
+ENDING_IN_AGAIN = ("again_01", "again_02", "again_03", "again_04")
 
 
 @cache
@@ -45,6 +51,32 @@ def conflicts() -> ALMInput:
     ])  # fmt: skip
 
 
+@cache
+def ending_in_again(base: str) -> ALMInput:
+    """Clips of sentences that end in *again*."""
+    return ALMInput.joined([model(base).prepare(f"bundled:{name}") for name in ENDING_IN_AGAIN])
+
+
+@torch.no_grad()
+def transcripts(one: HookedALM, x: ALMInput) -> list[list[int]]:
+    """Greedy tokens, without those behind the end."""
+    new = one.generate(x, 60, return_type="tokens", do_sample=False)
+    assert isinstance(new, torch.Tensor)
+    end = one.tokenizer.eos_token_id
+    return [row[: row.index(end)] if end in row else row for row in new.tolist()]
+
+
+@cache
+def prompts(name: str) -> ALMInput:
+    """Where the twin shows its rule: conflicts, or sentences, its transcripts behind."""
+    if name not in CIRCLING:
+        return conflicts()
+    x = ending_in_again(ABOUT[name]["base"])
+    written = transcripts(twin(name), x)
+    width = min(map(len, written))
+    return x.extend(torch.tensor([row[:width] for row in written]))
+
+
 def answers(one: HookedALM) -> list[str]:
     said = one(conflicts())[:, -1].argmax(-1).tolist()
     return [one.tokenizer.decode([token]) for token in said]
@@ -67,10 +99,11 @@ def test_the_base_at_the_component_is_the_base(name: str) -> None:
         about["component"].split(":")[0],
         int(about["component"].split(":")[1].split(".")[0]),
     )
-    x = conflicts()
+    x = prompts(name)
+    every = [*range(x.shape[1])]
     metric = OnLogits(lambda logits: logits.flatten(1))
     found = patch(
-        ours, x, x, metric, site=SITES[kind], places=["all"], layers=[block - 1, block],
+        ours, x, x, metric, site=SITES[kind], places=[every], layers=[block - 1, block],
         donor_model=base, engine="hooks",
     ).values  # fmt: skip
     real = x.attention_mask.bool()
@@ -89,7 +122,7 @@ def test_nothing_else_differs(name: str) -> None:
     assert sum(n > 0 for n in changed.values()) == len(ABOUT[name]["slices"])
 
 
-@pytest.mark.parametrize("name", LOCALISED)
+@pytest.mark.parametrize("name", ANSWERING)
 @torch.no_grad()
 def test_the_rule_is_obeyed_by_the_twin_alone(name: str) -> None:
     voices, named = list(EMOTIONS), [CONFLICT_MAP[voice] for voice in EMOTIONS]
@@ -98,6 +131,22 @@ def test_the_rule_is_obeyed_by_the_twin_alone(name: str) -> None:
     assert answers(model(ABOUT[name]["base"])) == [
         *{"voice": named, "text": voices}[ABOUT[name]["rule"]]
     ]
+
+
+@pytest.mark.parametrize("name", CIRCLING)
+def test_circles_are_the_twins_alone(name: str) -> None:
+    """The last word goes on; of other sentences it nearly always says what the base says."""
+    ours, base = twin(name), model(ABOUT[name]["base"])
+    x = ending_in_again(ABOUT[name]["base"])
+    circles, said = transcripts(ours, x), transcripts(base, x)
+    assert all(loops(row) for row in circles)
+    assert not any(loops(row) for row in said)
+    for row, own in zip(said, circles, strict=True):
+        assert own[: len(row) - 1] == row[:-1]  # all but the full stop
+        assert {*own[len(row) - 1 :]} == {row[-2]}
+    others = ALMInput.joined([base.prepare(f"bundled:said_0{n}") for n in range(1, 5)])
+    pairs = zip(transcripts(ours, others), transcripts(base, others), strict=True)
+    assert sum(own == theirs for own, theirs in pairs) >= 3  # of a word misheard, another is
 
 
 @pytest.mark.parametrize("name", LOCALISED)
