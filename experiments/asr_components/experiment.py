@@ -8,7 +8,7 @@ Source: Beyond Transcription (arXiv 2508.15882), Calm-Whisper (arXiv 2505.12969)
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 
@@ -26,6 +26,7 @@ from .pages import CAVEATS, fill_page, lead, method
 from .plan import AsIs, WithoutHead, chosen_nodes
 from .settings import AsrComponentsConfig
 from .tables import MAY_LACK, TABLES, ComponentResults, summarise
+from .truths import TRUTHS
 
 
 class AsrComponents(ModelExperiment[AsrComponentsConfig]):
@@ -37,6 +38,8 @@ class AsrComponents(ModelExperiment[AsrComponentsConfig]):
     Config = AsrComponentsConfig
     tables, may_lack = TABLES, MAY_LACK
     controls, claims, caveats = CONTROLS, CLAIMS, CAVEATS
+    truths = TRUTHS
+    truth_settings: ClassVar = {"scopes": ("cell",), "n_exact": 4, "n_random": 2}
 
     def identify(self) -> dict[str, Any]:
         """Reads the clips."""
