@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from hooked_alm.errors import InputError
+from hooked_alm.methods.attribution.head_gates import head_kinds
 
 from ..materials.clips import ClipFile, Sounds, described_table, manifest, sound_units
 from ..materials.subject import ModelExperiment, described
@@ -21,7 +22,7 @@ from ..workbench.experiment import Unit, UnitResult
 from ..workbench.page import Page
 from ..workbench.results import Row, Tables
 from .claims import CLAIMS, CONTROLS
-from .measure import Decoder, kinds_there
+from .measure import Decoder
 from .pages import CAVEATS, fill_page, lead, method
 from .plan import AsIs, WithoutHead, chosen_nodes
 from .settings import AsrComponentsConfig
@@ -46,7 +47,7 @@ class AsrComponents(ModelExperiment[AsrComponentsConfig]):
         config = self.config
         self.ours = Transcription(config)
         self.model = self.lay_out(hears=True)
-        if lacking := kinds_there(self.model, config):
+        if lacking := [kind for kind in config.kinds if kind not in head_kinds(self.model)]:
             raise InputError(
                 f"leaving out heads of {config.model!r}: its decoder has no {lacking[0]}-"
                 "attention. Set kinds=[self]."

@@ -11,7 +11,7 @@ from torch import Tensor
 from hooked_alm import HookedALM
 from hooked_alm.hooks import Hook, HookPoint
 from hooked_alm.inputs import ALMInput
-from hooked_alm.methods.attribution.head_gates import head_kinds, head_point, screen_heads
+from hooked_alm.methods.attribution.head_gates import head_point, screen_heads
 from hooked_alm.methods.reading.encoder_lens import ends_of, hearing
 from hooked_alm.methods.statistics.repetition import loops, repetition
 
@@ -99,8 +99,3 @@ def ablations(model: HookedALM, node: HeadNode) -> list[Hook]:
 
     layers = range(len(model.path)) if node.layer == ALL else [node.layer]
     return [(head_point(model, node.kind, layer), leave_out) for layer in layers]
-
-
-def kinds_there(model: HookedALM, config: AsrComponentsConfig) -> list[str]:
-    """Kinds of heads that are asked for and that the model lacks."""
-    return [kind for kind in config.kinds if kind not in head_kinds(model)]

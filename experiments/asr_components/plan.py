@@ -1,7 +1,7 @@
 """What is measured: clips as they are, then clips without some heads that the gradient chose."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal, cast, get_args
 
 import numpy as np
@@ -78,7 +78,7 @@ def chosen_nodes(screen: pd.DataFrame, config: AsrComponentsConfig) -> dict[Head
     rng = np.random.default_rng(config.seed)
     for failure in FAILURES:
         mine = screen[screen.of == failure]
-        for kind, scope in _pairs(config):
+        for kind, scope in product(config.kinds, config.scopes):
             table = nodes_of(mine, kind, scope).sort_values("effect", kind="stable")
             first = table[: config.n_exact]
             for node in _heads(first, kind):
@@ -92,10 +92,6 @@ def chosen_nodes(screen: pd.DataFrame, config: AsrComponentsConfig) -> dict[Head
                 if "random" not in found.setdefault(node, []):
                     found[node].append("random")
     return found
-
-
-def _pairs(config: AsrComponentsConfig) -> Iterator[tuple[HeadKind, HeadScope]]:
-    yield from ((kind, scope) for kind in config.kinds for scope in config.scopes)
 
 
 def _heads(table: pd.DataFrame, kind: HeadKind) -> list[HeadNode]:
