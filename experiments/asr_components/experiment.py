@@ -24,7 +24,7 @@ from ..workbench.results import Row, Tables
 from .claims import CLAIMS, CONTROLS
 from .measure import Decoder
 from .pages import CAVEATS, fill_page, lead, method
-from .plan import AsIs, WithoutHead, chosen_nodes
+from .plan import FAILURES, AsIs, Failure, WithoutHead, chosen_nodes
 from .settings import AsrComponentsConfig
 from .tables import MAY_LACK, TABLES, ComponentResults, summarise
 from .truths import TRUTHS
@@ -112,15 +112,12 @@ class AsrComponents(ModelExperiment[AsrComponentsConfig]):
         for i, (clip, tokens) in enumerate(zip(clips, written, strict=True)):
             rows.append(row := self.decoder.row(clip, tokens))
             is_invented = row["holds"] == "no_speech" and row["heard"] and tokens
-            if row["loops"]:
-                screen += self._screened(clip, x[i], tokens, "loop")
-            if is_invented:
-                screen += self._screened(clip, x[i], tokens, "hallucination")
+            fails: dict[Failure, Any] = {"loop": row["loops"], "hallucination": is_invented}
+            for of in (failure for failure in FAILURES if fails[failure]):
+                found = self.decoder.screen(x[i], tokens, of)
+                screen += [{**whose(clip), **one} for one in found]
         tables = {"transcripts": rows, **({"screen": screen} if screen else {})}
         return UnitResult(tables, {"tokens": written})
-
-    def _screened(self, clip: ClipFile, x: Any, tokens: Sequence[int], of: Any) -> list[Row]:
-        return [{**whose(clip), **row} for row in self.decoder.screen(x, tokens, of)]
 
     # --- What is made of it
 
