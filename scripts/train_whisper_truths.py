@@ -125,7 +125,7 @@ def is_rule_of(text: str) -> bool:
 
 
 def speak_sentences(
-    n: int, voices: str, seed: int, *, texts: Sequence[str] = (), without: Sequence[str] = ()
+    n: int, voices: str, seed: int, *, without: Sequence[str] = ()
 ) -> list[Recording]:
     """Sentences, by turns one that the rule is not about, and one that it is.
 
@@ -133,14 +133,13 @@ def speak_sentences(
         n: number of them.
         voices: ``heard`` or ``unheard``.
         seed: of all draws.
-        texts: what is said; drawn as for training if there is none.
         without: sentences that are not among those drawn.
     """
     rng = np.random.default_rng(seed)
     known = VOICES[voices]["en"]
     found: list[Recording] = []
     while len(found) < n:
-        text = texts[rng.integers(len(texts))] if texts else draw_sentence(rng)
+        text = draw_sentence(rng)
         if text in without or is_rule_of(text) != bool(len(found) % 2):
             continue
         one = speak(text, known[rng.integers(len(known))], seed * 100_000 + len(found), rng)

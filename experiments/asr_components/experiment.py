@@ -15,9 +15,8 @@ import pandas as pd
 from hooked_alm.errors import InputError
 from hooked_alm.methods.attribution.head_gates import head_kinds
 
-from ..materials.clips import ClipFile, Sounds, described_table, manifest, sound_units
-from ..materials.subject import ModelExperiment, described
-from ..materials.transcription import Transcription, whose
+from ..materials.clips import ClipFile, Sounds, sound_units
+from ..materials.transcription import TranscriptionExperiment, whose
 from ..workbench.experiment import Unit, UnitResult
 from ..workbench.page import Page
 from ..workbench.results import Row, Tables
@@ -30,7 +29,7 @@ from .tables import MAY_LACK, TABLES, ComponentResults, summarise
 from .truths import TRUTHS
 
 
-class AsrComponents(ModelExperiment[AsrComponentsConfig]):
+class AsrComponents(TranscriptionExperiment[AsrComponentsConfig]):
     """Heads that carry failures of transcription, on any model that writes down speech."""
 
     name = "asr_components"
@@ -42,22 +41,14 @@ class AsrComponents(ModelExperiment[AsrComponentsConfig]):
     truths = TRUTHS
     truth_settings: ClassVar = {"scopes": ("cell",), "n_exact": 4, "n_random": 2}
 
-    def identify(self) -> dict[str, Any]:
-        """Reads the clips."""
+    def check_model(self) -> None:
+        """Refuse a decoder without the kinds of heads that are asked for."""
         config = self.config
-        self.ours = Transcription(config)
-        self.model = self.lay_out(hears=True)
         if lacking := [kind for kind in config.kinds if kind not in head_kinds(self.model)]:
             raise InputError(
                 f"leaving out heads of {config.model!r}: its decoder has no {lacking[0]}-"
                 "attention. Set kinds=[self]."
             )
-        heard = self.ours.hear(self.model)
-        return {
-            "model": described(self.model, config),
-            **described_table(config.source),
-            "clips": self.ours.described(heard),
-        }
 
     def load(self) -> None:
         """Loads the weights."""
@@ -123,7 +114,7 @@ class AsrComponents(ModelExperiment[AsrComponentsConfig]):
 
     def summaries(self, run: ComponentResults) -> Iterator[tuple[str, pd.DataFrame]]:
         """The clips, and what `summarise` makes of their transcripts."""
-        yield "manifest", manifest(self.ours.clips, run["sounds"])
+        yield "manifest", self.listed(run)
         yield from summarise(run)
 
     def lead(self, run: ComponentResults) -> str:

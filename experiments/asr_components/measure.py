@@ -1,8 +1,8 @@
 """Clips written down, with all heads or without some, and which heads their failures rest on."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,7 @@ from hooked_alm import HookedALM
 from hooked_alm.hooks import Hook, HookPoint
 from hooked_alm.inputs import ALMInput
 from hooked_alm.methods.attribution.head_gates import head_point, screen_heads
-from hooked_alm.methods.reading.encoder_lens import ends_of, hearing
+from hooked_alm.methods.reading.transcripts import written
 from hooked_alm.methods.statistics.repetition import loops, repetition
 
 from ..materials.clips import ClipFile
@@ -36,22 +36,13 @@ class Decoder:
     @torch.no_grad()
     def write(self, x: ALMInput, without: HeadNode | None = None) -> list[list[int]]:
         """Greedy tokens of every prompt, without those that end them."""
-        assert self.model.audio is not None
-        if self.model.audio.is_memory:
-            # One pass: a time that is predicted, though none is asked for, begins no new one.
-            x, _ = hearing(self.model, x, self.model.audio.heard(x))
+        config, audio = self.config, self.model.audio
+        assert audio is not None
+        x = replace(x, memory=audio.heard(x)) if audio.is_memory else x
         hooks = [] if without is None else ablations(self.model, without)
-        lists: dict[str, Any] = {"suppress_tokens": None, "begin_suppress_tokens": None}
-        new = self.model.generate(
-            x, self.config.max_new_tokens, return_type="tokens", fwd_hooks=hooks, do_sample=False,
-            num_beams=1, **({} if self.config.suppress else lists),
-        )  # fmt: skip
-        assert isinstance(new, Tensor)
-        ends = {*ends_of(self.model)}
-        return [
-            row[: next((i for i, token in enumerate(row) if token in ends), len(row))]
-            for row in new.tolist()
-        ]
+        return written(
+            self.model, x, config.max_new_tokens, suppress=config.suppress, fwd_hooks=hooks
+        )
 
     def row(self, clip: ClipFile, tokens: Sequence[int]) -> Row:
         """What came of a clip."""

@@ -97,8 +97,8 @@ def heads(run: ComponentResults) -> pd.DataFrame:
 
     ``cured`` is the share of the clips that loop with all heads and no longer do, ``silenced`` that
     of the clips without speech in which nothing is heard any more; ``first_`` is the same on the
-    clips on which heads are chosen, ``held_out_`` on the others. ``wer_delta`` is how much the
-    error rate of speech that is written down without circles rises.
+    clips on which heads are chosen. ``wer_delta`` is how much the error rate of speech that is
+    written down without circles rises.
     """
     part, rows = halves(run), []
     for node, some in run["ablated"].groupby("node", sort=False):

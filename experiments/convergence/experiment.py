@@ -8,14 +8,12 @@ Source: the triple convergence of seed 003; M-TC.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import pandas as pd
 
-from ..materials.clips import Sounds, described_table, manifest, sound_units
-from ..materials.subject import ModelExperiment, described
-from ..materials.transcription import Transcription
-from ..workbench.experiment import Unit, UnitResult
+from ..materials.clips import ClipFile
+from ..materials.read_by_depth import ReadByDepthExperiment
+from ..workbench.experiment import UnitResult
 from ..workbench.page import Page
 from .claims import CLAIMS, CONTROLS
 from .measure import DepthMeasures
@@ -25,7 +23,7 @@ from .tables import TABLES, AgreementResults, summarise
 from .truths import TRUTHS
 
 
-class Convergence(ModelExperiment[ConvergenceConfig]):
+class Convergence(ReadByDepthExperiment[ConvergenceConfig]):
     """Triple convergence on any model whose audio encoder is hooked."""
 
     name = "convergence"
@@ -36,32 +34,13 @@ class Convergence(ModelExperiment[ConvergenceConfig]):
     defects = DEFECTS
     truths = TRUTHS
 
-    def identify(self) -> dict[str, Any]:
-        """Reads the clips."""
-        self.ours = Transcription(self.config)
-        self.model = self.lay_out(hears=True)
-        self.model.towards("encoder")  # refuses an encoder without hooks
-        return {
-            "model": described(self.model, self.config),
-            **described_table(self.config.source),
-            "clips": self.ours.described(self.ours.hear(self.model)),
-        }
-
-    def units(self) -> list[Unit]:
-        """A unit for each clip, then how the clips sound."""
-        units = [Unit(f"clip__{one.name}", one) for one in self.ours.clips]
-        return units + sound_units(self.ours.clips)
-
-    def measure(self, unit: Unit) -> UnitResult:
-        """All depths of a clip, or the sound of some clips."""
-        work = unit.payload
-        if isinstance(work, Sounds):
-            return work.measured()
-        return DepthMeasures(self.model, self.ours, work).result(self.config)
+    def read(self, clip: ClipFile) -> UnitResult:
+        """All depths of a clip."""
+        return DepthMeasures(self.model, self.ours, clip).result(self.config)
 
     def summaries(self, run: AgreementResults) -> Iterator[tuple[str, pd.DataFrame]]:
         """The clips, and what `summarise` makes of their depths."""
-        yield "manifest", manifest(self.ours.clips, run["sounds"])
+        yield "manifest", self.listed(run)
         yield from summarise(run)
 
     def lead(self, run: AgreementResults) -> str:

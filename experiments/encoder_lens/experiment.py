@@ -7,14 +7,12 @@ Source: Beyond Transcription (arXiv 2508.15882), DecoderLens (arXiv 2310.03686);
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import pandas as pd
 
-from ..materials.clips import Sounds, described_table, manifest, sound_units
-from ..materials.subject import ModelExperiment, described
-from ..materials.transcription import Transcription
-from ..workbench.experiment import Unit, UnitResult
+from ..materials.clips import ClipFile
+from ..materials.read_by_depth import ReadByDepthExperiment
+from ..workbench.experiment import UnitResult
 from ..workbench.page import Page
 from .claims import CLAIMS, CONTROLS
 from .measure import ClipReader
@@ -23,7 +21,7 @@ from .settings import EncoderLensConfig
 from .tables import TABLES, DepthResults, summarise
 
 
-class EncoderLens(ModelExperiment[EncoderLensConfig]):
+class EncoderLens(ReadByDepthExperiment[EncoderLensConfig]):
     """The encoder lens on any model whose audio encoder is hooked."""
 
     name = "encoder_lens"
@@ -32,32 +30,13 @@ class EncoderLens(ModelExperiment[EncoderLensConfig]):
     Config = EncoderLensConfig
     tables, controls, claims, caveats = TABLES, CONTROLS, CLAIMS, CAVEATS
 
-    def identify(self) -> dict[str, Any]:
-        """Reads the clips."""
-        self.ours = Transcription(self.config)
-        self.model = self.lay_out(hears=True)
-        self.model.towards("encoder")  # refuses an encoder without hooks
-        return {
-            "model": described(self.model, self.config),
-            **described_table(self.config.source),
-            "clips": self.ours.described(self.ours.hear(self.model)),
-        }
-
-    def units(self) -> list[Unit]:
-        """A unit for each clip, then how the clips sound."""
-        units = [Unit(f"clip__{one.name}", one) for one in self.ours.clips]
-        return units + sound_units(self.ours.clips)
-
-    def measure(self, unit: Unit) -> UnitResult:
-        """All depths of a clip, or the sound of some clips."""
-        work = unit.payload
-        if isinstance(work, Sounds):
-            return work.measured()
-        return ClipReader(self.model, self.ours, work).result()
+    def read(self, clip: ClipFile) -> UnitResult:
+        """All depths of a clip."""
+        return ClipReader(self.model, self.ours, clip).result()
 
     def summaries(self, run: DepthResults) -> Iterator[tuple[str, pd.DataFrame]]:
         """The clips, and what `summarise` makes of their depths."""
-        yield "manifest", manifest(self.ours.clips, run["sounds"])
+        yield "manifest", self.listed(run)
         yield from summarise(run)
 
     def lead(self, run: DepthResults) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from hooked_alm.methods.reading.encoder_lens import ends_of
 from hooked_alm.methods.reading.lens import unembed_rows
+from hooked_alm.methods.reading.transcripts import end_tokens
 from hooked_alm.methods.statistics.repetition import loops, repetition
 
 from ..materials.read_by_depth import ReadByDepth
@@ -38,7 +38,7 @@ class ClipReader(ReadByDepth):
         ours, reference = self.ours, self.ours.said_in(self.clip)
         of_reference = torch.full((len(log_p), 1), torch.nan)
         if reference is not None:
-            of_reference = self.log_probs([*ours.ids(reference), *ends_of(self.model)[:1]])
+            of_reference = self.log_probs([*ours.ids(reference), *end_tokens(self.model)[:1]])
         for depth, far in enumerate(self.distances()):
             tokens = self.said[depth]
             text = ours.text(tokens)

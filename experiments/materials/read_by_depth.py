@@ -1,6 +1,8 @@
 """A clip as a model hears it at every depth of its encoder, and what it then writes down."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,17 +14,18 @@ from hooked_alm import HookedALM
 from hooked_alm.inputs import ALMInput
 from hooked_alm.methods.reading.encoder_lens import (
     encoder_lens,
-    ends_of,
     heard_by_depth,
     transcripts_by_depth,
 )
 from hooked_alm.methods.reading.lens import lens_fidelity, residual_rows
+from hooked_alm.methods.reading.transcripts import end_tokens
 from hooked_alm.methods.statistics.critical_layer import settling_depths
 from hooked_alm.methods.statistics.word_errors import distance
 
+from ..workbench.experiment import Unit, UnitResult
 from ..workbench.results import Row
-from .clips import ClipFile
-from .transcription import Transcription, TranscriptionConfig
+from .clips import ClipFile, Sounds, sound_units
+from .transcription import Transcription, TranscriptionConfig, TranscriptionExperiment
 
 
 class ReadByDepthConfig(TranscriptionConfig):
@@ -33,6 +36,9 @@ class ReadByDepthConfig(TranscriptionConfig):
         description="distance from the final transcript, as a share of the longer one's "
         "characters, up to which a transcript counts as it",
     )  # fmt: skip
+
+
+D = TypeVar("D", bound=ReadByDepthConfig)
 
 
 class ReadByDepth:
@@ -50,7 +56,7 @@ class ReadByDepth:
         )
         # With the token that ends it, unless it was cut off.
         is_whole = len(self.said[-1]) < most
-        self.final = [*self.said[-1], *(ends_of(model)[:1] if is_whole else ())]
+        self.final = [*self.said[-1], *(end_tokens(model)[:1] if is_whole else ())]
 
     def extended(self, tokens: Sequence[int]) -> ALMInput:
         """The prompt with a transcript behind it."""
@@ -96,3 +102,25 @@ class ReadByDepth:
             "log_p": float((own - log_p).abs().max()),
             "not_greedy": float((logits.argmax(-1) != said).double().mean()),
         }
+
+
+class ReadByDepthExperiment(TranscriptionExperiment[D]):
+    """An experiment that reads every clip at all depths of the encoder: a unit for each."""
+
+    def check_model(self) -> None:
+        """Refuse an encoder without hooks."""
+        self.model.towards("encoder")
+
+    def units(self) -> list[Unit]:
+        """A unit for each clip, then how the clips sound."""
+        units = [Unit(f"clip__{one.name}", one) for one in self.ours.clips]
+        return units + sound_units(self.ours.clips)
+
+    @abstractmethod
+    def read(self, clip: ClipFile) -> UnitResult:
+        """The rows of a clip."""
+
+    def measure(self, unit: Unit) -> UnitResult:
+        """All depths of a clip, or the sound of some clips."""
+        work = unit.payload
+        return work.measured() if isinstance(work, Sounds) else self.read(work)

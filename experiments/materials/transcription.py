@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
+import pandas as pd
 from pydantic import Field
 from transformers.models.whisper.english_normalizer import (
     BasicTextNormalizer,
@@ -21,14 +22,15 @@ from hooked_alm.methods.statistics.word_errors import (
     word_errors,
 )
 
-from ..workbench.results import Row
+from ..workbench.results import Results, Row
 from ..workbench.settings import Truncate
-from .clips import ClipFile
+from .clips import ClipFile, described_table, manifest
 from .hearing import Hearing, heard_under
 from .recordings import load_clips
 from .records import collect, raise_all
 from .resampling import SPEAKER, ResampledConfig
 from .sources import Source, shown
+from .subject import ModelExperiment, described
 
 SPOKEN = ASSETS / "semantic_vs_prosody"
 """Clips that the package carries, with their words."""
@@ -164,3 +166,34 @@ class Transcription:
 def whose(clip: ClipFile) -> Row:
     """The clip and its speaker, as columns of a table."""
     return {"clip": clip.name, "speaker": clip.cells.get(SPEAKER, "")}
+
+
+T = TypeVar("T", bound=TranscriptionConfig)
+
+
+class TranscriptionExperiment(ModelExperiment[T]):
+    """An experiment in which a model writes clips down."""
+
+    ours: Transcription
+
+    def identify(self) -> dict[str, Any]:
+        """Reads the clips."""
+        self.ours = Transcription(self.config)
+        self.model = self.lay_out(hears=True)
+        self.check_model()
+        return {
+            "model": described(self.model, self.config),
+            **described_table(self.config.source),
+            "clips": self.ours.described(self.ours.hear(self.model)),
+        }
+
+    def check_model(self) -> None:
+        """Refuse a model that the experiment is not for.
+
+        Raises:
+            InputError: it is not.
+        """
+
+    def listed(self, run: Results[T]) -> pd.DataFrame:
+        """The clips, as their table and their sounds have them."""
+        return manifest(self.ours.clips, run["sounds"])

@@ -9,7 +9,6 @@ speech (arXiv 2508.15882); M-BT-1.
 """
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,6 +19,7 @@ from ...errors import InputError
 from ...hooks import Hook
 from ...inputs import ALMInput
 from ...model import HookedALM
+from .transcripts import written
 
 ByDepth = Float[Tensor, "depth clip audio_pos d_model"]
 
@@ -110,28 +110,4 @@ def transcripts_by_depth(
             "clips, expected one prompt with one clip. Write them down one by one."
         )
     rows, hooks = hearing(model, x[[0] * len(heard)], heard[:, 0])
-    lists: dict[str, Any] = {} if suppress else {"suppress_tokens": None,
-                                                 "begin_suppress_tokens": None}  # fmt: skip
-    new = model.generate(
-        rows, max_new_tokens, return_type="tokens", fwd_hooks=hooks, do_sample=False, num_beams=1,
-        **lists,
-    )  # fmt: skip
-    assert isinstance(new, Tensor)
-    ends = ends_of(model)
-    return [_before(row, ends) for row in new.tolist()]
-
-
-def ends_of(model: HookedALM) -> tuple[int, ...]:
-    """Ids that stand behind a transcript: what ends it, first, and what pads it."""
-    names = ("eos_token_id", "pad_token_id")
-    found = [
-        getattr(one, name, None) for one in (model.generation_config, model.tokenizer)
-        for name in names
-    ]  # fmt: skip
-    every = [one if isinstance(one, list) else [one] for one in found]
-    return tuple(id_ for some in every for id_ in some if id_ is not None)
-
-
-def _before(tokens: list[int], ends: tuple[int, ...]) -> list[int]:
-    n = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
-    return tokens[:n]
+    return written(model, rows, max_new_tokens, suppress=suppress, fwd_hooks=hooks)

@@ -10,10 +10,10 @@ from torch import Tensor
 from hooked_alm import ALMInput, HookedALM, InputError
 from hooked_alm.methods.reading.encoder_lens import (
     encoder_lens,
-    ends_of,
     heard_by_depth,
     transcripts_by_depth,
 )
+from hooked_alm.methods.reading.transcripts import end_tokens
 from tiny import TinyModels, hf_inputs
 from tolerances import OTHER_KERNEL
 from whisper_toy import END, LAYERS, Whispers, noise
@@ -68,7 +68,7 @@ def test_whisper_writes_down_every_depth(
     assert {token for row in expected for token in row} & forbidden
     assert not {token for row in muted for token in row} & forbidden
     own = whisper.generate(x, N_NEW, return_type="tokens")
-    assert muted[-1] == [token for token in own[0].tolist() if token not in ends_of(whisper)]
+    assert muted[-1] == [token for token in own[0].tolist() if token not in end_tokens(whisper)]
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from hooked_alm.errors import InputError
 from hooked_alm.methods.statistics.probing import (
@@ -143,6 +144,26 @@ def test_a_label_of_the_speaker_is_read_of_known_speakers_alone() -> None:
     assert disjoint == pytest.approx(0.453, abs=0.05)
 
 
+def by_torch(z: Tensor, target: Tensor, strength: float) -> tuple[Tensor, Tensor]:
+    """Weights and biases of four labels by torch's L-BFGS."""
+    w = torch.zeros(z.shape[1], 4, dtype=torch.float64, requires_grad=True)
+    b = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    solver = torch.optim.LBFGS(
+        [w, b], max_iter=5000, tolerance_grad=1e-10, tolerance_change=1e-14,
+        line_search_fn="strong_wolfe",
+    )  # fmt: skip
+
+    def loss() -> Tensor:
+        solver.zero_grad()
+        cost = torch.nn.functional.cross_entropy(z @ w + b, target, reduction="sum")
+        total: Tensor = cost + (w**2).sum() / (2 * strength)
+        total.backward()  # type: ignore[no-untyped-call]
+        return total
+
+    solver.step(loss)  # type: ignore[no-untyped-call]
+    return w, b
+
+
 def test_probabilities_are_those_of_another_optimiser() -> None:
     """Torch's L-BFGS in float64 on the same objective, within 1e-6."""
     rng = np.random.default_rng(4)
@@ -155,22 +176,7 @@ def test_probabilities_are_those_of_another_optimiser() -> None:
             train, there = folds != fold, folds == fold
             mean, std = x[train].mean(0), x[train].std(0)
             z, asked = (torch.from_numpy((x[rows] - mean) / std) for rows in (train, there))
-            w = torch.zeros(64, 4, dtype=torch.float64, requires_grad=True)
-            b = torch.zeros(4, dtype=torch.float64, requires_grad=True)
-            solver = torch.optim.LBFGS(
-                [w, b], max_iter=5000, tolerance_grad=1e-10, tolerance_change=1e-14,
-                line_search_fn="strong_wolfe",
-            )  # fmt: skip
-
-            def loss() -> torch.Tensor:
-                solver.zero_grad()  # noqa: B023
-                target = torch.from_numpy(y[train])  # noqa: B023
-                cost = torch.nn.functional.cross_entropy(z @ w + b, target, reduction="sum")  # noqa: B023
-                total: torch.Tensor = cost + (w**2).sum() / (2 * strength)  # noqa: B023
-                total.backward()  # type: ignore[no-untyped-call]
-                return total
-
-            solver.step(loss)  # type: ignore[no-untyped-call]
+            w, b = by_torch(z, torch.from_numpy(y[train]), strength)
             expected = (asked @ w + b).softmax(-1).detach().numpy()
             np.testing.assert_allclose(found[there], expected, atol=1e-6)
 
