@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hooked_alm import HookedALM
-from hooked_alm.bundled import CLIPS, MODELS, clip_file, model_folder
+from hooked_alm.bundled import ASSETS, CLIPS, MODELS, clip_file, model_folder
 from hooked_alm.converters.parity import verify
 from hooked_alm.errors import InputError
 
@@ -29,7 +29,10 @@ def test_unknown_names_say_the_known_ones() -> None:
     for lost in ("bundled:en_sad_strong", "bundled:", "bundled:../models/follows_text"):
         with pytest.raises(InputError, match=re.escape(f"loading {lost!r}: ") + listed):
             model_folder(lost)
-    near = "carries .*bundled:en_sad_strong, .*, the nearest of 138"
+    carried = len(
+        {path.stem for path in ASSETS.rglob("*") if path.suffix in {".wav", ".ogg", ".flac"}}
+    )
+    near = f"carries .*bundled:en_sad_strong, .*, the nearest of {carried}\\."
     for lost in ("bundled:en_sad_stong", "bundled:en_sad_strong.wav"):
         with pytest.raises(InputError, match=near):
             clip_file(lost)
