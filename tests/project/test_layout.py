@@ -48,7 +48,7 @@ LEVELS: tuple[set[str], ...] = (
     {"model"},
     {"precision"},
     {"engine", "methods.result"},
-    {"methods.statistics", "methods.reading", "methods.activations"},
+    {"methods.statistics", "methods.reading", "methods.activations", "methods.dictionary"},
     {"methods.patching"},
     {"methods.attribution"},
     {"converters.devices"},
@@ -56,7 +56,7 @@ LEVELS: tuple[set[str], ...] = (
     {"converters.blocks"},
     {"converters.families"},
     {f"converters.{name}"
-     for name in ("registry", "folders", "deltas", "processors", "loading", "lora",
+     for name in ("registry", "folders", "deltas", "dictionaries", "processors", "loading", "lora",
                   "hugging_face")},
     {"converters", "converters.parity", "converters.model_table"},
     {"experiments.workbench"},
