@@ -1,0 +1,93 @@
+"""Rows of a run, replaced by what a dictionary makes of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ...encoder_rows import EncoderRows
+from ...inputs import ALMInput
+from ...model import HookedALM
+from ..activations.selection import kept_points
+from .autoencoder import SparseAutoencoder
+
+RowEdit = Callable[[Float[Tensor, "row d_in"]], Float[Tensor, "row d_in"]]
+"""Rows -> what stands in their place."""
+FeatureEdit = Callable[[Float[Tensor, "row latent"]], Float[Tensor, "row latent"]]
+SpliceHook = tuple[str, Callable[[Tensor, Any], Tensor]]
+
+
+def splice_hooks(
+    model: HookedALM,
+    x: ALMInput,
+    edits: Mapping[str, RowEdit],
+    spans: str | Sequence[str] = "audio",
+) -> list[SpliceHook]:
+    """Hooks that replace the rows of some spans, for ``run_with_hooks`` or ``model.hooks``.
+
+    ::
+
+        hooks = splice_hooks(model, x, {point: reconstruction(sae)})
+        logits = model.run_with_hooks(x, fwd_hooks=hooks)
+
+    Args:
+        model: that runs.
+        x: the prompts that it will run on.
+        edits: hook point -> what is done to its rows, heads side by side.
+        spans: of the prompts, whose rows are replaced; of the encoder's, always the rows that hear
+            the clip.
+
+    Raises:
+        HookNameError: a point that has no row for every position.
+        InputError: a span that the prompts lack.
+    """
+    named = [spans] if isinstance(spans, str) else [*spans]
+    hooks = list[SpliceHook]()
+    for name, edit in edits.items():
+        (point,) = kept_points(model, name)
+        if point.kind == "encoder":
+            rows = model.encoder_rows(x)
+            hooks.append((point.name, partial(_in_windows, edit=edit, rows=rows)))
+        else:
+            mask = torch.stack([x.spans.mask(span) for span in named]).any(0)
+            is_real = torch.from_numpy(x.is_real)
+            hooks.append((point.name, partial(_in_prompts, edit=edit, mask=mask & is_real)))
+    return hooks
+
+
+def _in_prompts(value: Tensor, hook: object, *, edit: RowEdit, mask: Tensor) -> Tensor:
+    mask, changed = mask.to(value.device), value.clone()
+    changed[mask] = _edited(value[mask], edit)
+    return changed
+
+
+def _in_windows(value: Tensor, hook: Any, *, edit: RowEdit, rows: EncoderRows) -> Tensor:
+    flat = rows.by_prompt(hook.name, value).clone()
+    mask = rows.prompts.spans.mask("audio").to(value.device)
+    flat[mask] = _edited(flat[mask], edit)
+    return rows.by_window(hook.name, flat, value)
+
+
+def _edited(rows: Tensor, edit: RowEdit) -> Tensor:
+    return edit(rows.flatten(1).float()).to(rows.dtype).view_as(rows)
+
+
+def reconstruction(sae: SparseAutoencoder) -> RowEdit:
+    """The edit that puts reconstructions in the place of rows."""
+    return sae.forward
+
+
+def feature_edit(sae: SparseAutoencoder, change: FeatureEdit) -> RowEdit:
+    """The edit that changes features and keeps what the dictionary does not reconstruct.
+
+    ``x + decode(change(f)) - decode(f)``: where features are left alone rows are, too, bit by bit.
+    """
+
+    def edit(x: Tensor) -> Tensor:
+        features = sae.encode(x)
+        return x + (sae.decode(change(features)) - sae.decode(features))
+
+    return edit

@@ -1,0 +1,85 @@
+"""Rows of runs, mixed: every row once, other orders, and going on after a stop."""
+
+from itertools import chain
+
+import pytest
+import torch
+from torch import Tensor
+
+from hooked_alm.errors import InputError
+from hooked_alm.methods.activations.mixing import MixedRows
+
+SIZES = (5, 1, 7, 3, 6, 2)
+
+
+class Runs:
+    """Parts whose rows are their own numbers; counts which ran."""
+
+    def __init__(self) -> None:
+        self.ran: list[int] = []
+
+    def __call__(self, part: int) -> dict[str, Tensor]:
+        self.ran.append(part)
+        first = sum(SIZES[:part])
+        rows = torch.arange(first, first + SIZES[part], dtype=torch.float32)
+        return {"a": rows[:, None], "b": 100 + rows[:, None].expand(-1, 2)}
+
+    def mixed(self, max_rows: int = 9) -> MixedRows:
+        return MixedRows(self, SIZES, row_bytes=12, max_bytes=12 * max_rows)
+
+
+def numbers(mixed: MixedRows, batch_size: int = 4, **settings: int) -> list[list[int]]:
+    batches = [*mixed.epoch(batch_size, **settings)]
+    for batch in batches:
+        assert torch.equal(batch["a"].expand(-1, 2) + 100, batch["b"])
+    return [batch["a"].flatten().int().tolist() for batch in batches]
+
+
+@pytest.mark.parametrize("max_rows", [1, 9, 1000])
+def test_every_row_once(max_rows: int) -> None:
+    found = numbers(Runs().mixed(max_rows), batch_size=3)
+    assert [len(batch) for batch in found] == [3] * 8
+    assert sorted(chain.from_iterable(found)) == [*range(24)]
+    assert len(Runs().mixed()) == 24
+
+
+def test_rows_that_fill_no_batch_are_left_out() -> None:
+    found = numbers(Runs().mixed(), batch_size=5)
+    assert [len(batch) for batch in found] == [5] * 4
+    assert len({*chain.from_iterable(found)}) == 20
+
+
+def test_orders() -> None:
+    mixed = Runs().mixed(1000)
+    first = numbers(mixed)
+    assert first == numbers(mixed)
+    assert first != numbers(mixed, epoch=1) != numbers(mixed, seed=1)
+    # Rows of several parts are in a batch, and neighbours are not beside each other.
+    parts = [{sum(n >= sum(SIZES[:i]) for i in range(1, 6)) for n in batch} for batch in first]
+    assert max(map(len, parts)) > 1
+
+
+@pytest.mark.parametrize("start", range(7))
+def test_going_on(start: int) -> None:
+    whole, runs = numbers(Runs().mixed(), epoch=3), Runs()
+    assert numbers(runs.mixed(), epoch=3, start=start) == whole[start:]
+    if start > 3:
+        assert len(runs.ran) < len(SIZES)
+
+
+def test_the_bound_is_kept() -> None:
+    runs, held = Runs(), []
+    batches = runs.mixed(9).epoch(1)
+    n = 0
+    for _ in batches:
+        held.append(sum(SIZES[part] for part in runs.ran) - n)
+        n += 1
+    assert max(held) <= 9
+
+
+def test_other_rows_than_were_told_are_refused() -> None:
+    mixed = MixedRows(Runs(), [5, 1, 8], row_bytes=12, max_bytes=10**6)
+    with pytest.raises(InputError, match="part 2 gave 7 rows of a, expected 8"):
+        [*mixed.epoch(2)]
+    with pytest.raises(InputError, match="got none"):
+        MixedRows(Runs(), [0, 0], row_bytes=12, max_bytes=10**6)
