@@ -11,11 +11,9 @@ The run folder has the lens in ``lens/``, for any experiment that takes one
 Source: Belrose et al. 2023; S-2.
 """
 
-import contextlib
 import hashlib
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from hooked_alm.inputs import ALMInput
 from hooked_alm.methods.reading.lens import lens_fidelity, read_rows, residual_rows
 from hooked_alm.methods.reading.tuned_lens import LensTrainer, TunedLens, unembed_hash
 
+from ..materials.checkpoints import FOLDER, Checkpoints
 from ..materials.clips import described_table
 from ..materials.held_out import split_groups
 from ..materials.recordings import load_recordings
@@ -41,13 +40,10 @@ from ..materials.trained_lens import (
     LensCard,
     lens_bytes,
     load_lens,
-    read_tensors,
     save_lens,
-    write_tensors,
 )
 from ..workbench.batches import BatchedExperiment, batch_units, bucketed, heaviest
 from ..workbench.experiment import Unit, UnitResult
-from ..workbench.identity import file_sha256
 from ..workbench.page import Page
 from .claims import CLAIMS, CONTROLS
 from .items import LensPrompt, ob1_prompts, prepare_prompts, read_prompts
@@ -73,7 +69,7 @@ class TuneLens(BatchedExperiment[TunedLensConfig], ModelExperiment[TunedLensConf
     question = "What can be read off each depth, once a translator is trained to?"
     Config = TunedLensConfig
     schema_version = 4
-    leaves = ("checkpoints", "lens")
+    leaves = (FOLDER, "lens")
     tables, controls, claims = TABLES, CONTROLS, CLAIMS
     caveats = CAVEATS
 
@@ -162,15 +158,9 @@ class TuneLens(BatchedExperiment[TunedLensConfig], ModelExperiment[TunedLensConf
 
     def units(self) -> list[Unit]:
         """Training, a few steps a unit; then held-out prompts, some batches a unit."""
-        steps = range(0, self.config.n_steps, self.config.steps_per_checkpoint)
-        ends = [*steps, self.config.n_steps]
-        names = [f"train__{number:04d}" for number in range(len(steps))]
-        train = [
-            Unit(name, range(*bounds), after=before)
-            for name, bounds, before in zip(names, pairwise(ends), [None, *names], strict=False)
-        ]
         held_out = ((f"heldout__{p.id}", p) for p in self.held_out)
-        return train + batch_units(held_out, self.config, after=names[-1])
+        checkpoints = self._checkpoints
+        return checkpoints.units() + batch_units(held_out, self.config, after=checkpoints.last_unit)
 
     def measure(self, unit: Unit) -> UnitResult:
         """Some steps, or the evaluation of some prompts."""
@@ -189,14 +179,11 @@ class TuneLens(BatchedExperiment[TunedLensConfig], ModelExperiment[TunedLensConf
             about = {"step": step, "learning_rate": done.learning_rate}
             about |= {"grad_norm": done.grad_norm, "n_tokens": done.n_tokens}
             rows += [{**about, "depth": k, "kl": kl} for k, kl in enumerate(done.kl.tolist())]
-        write_tensors(self._checkpoint(steps.stop), trainer.state())
-        # The one it began with stays: this unit's result is not on disk yet.
-        self._forget_checkpoints({steps.start, steps.stop})
+        record = self._checkpoints.write(steps, trainer.state())
         if steps.stop == self.config.n_steps:
             save_lens(trainer.lens, self._card(), self._params.parent)
         lens = hashlib.sha256(lens_bytes(trainer.lens)).hexdigest()
-        record = {"checkpoint": file_sha256(self._checkpoint(steps.stop)), "lens": lens}
-        return UnitResult({"training": rows}, record)
+        return UnitResult({"training": rows}, {**record, "lens": lens})
 
     def _trainer_at(self, step: int) -> LensTrainer:
         if self._trainer is None or self._trainer.n_done != step:
@@ -204,7 +191,7 @@ class TuneLens(BatchedExperiment[TunedLensConfig], ModelExperiment[TunedLensConf
             training = self.config.training()
             self._trainer = LensTrainer(self.model, lens, training, chunk=self.config.chunk)
             if step:
-                self._trainer.restore(self._read_checkpoint(step))
+                self._trainer.restore(self._checkpoints.read(step))
         return self._trainer
 
     def _prompts_of(self, step: int) -> list[LensPrompt]:
@@ -305,35 +292,10 @@ class TuneLens(BatchedExperiment[TunedLensConfig], ModelExperiment[TunedLensConf
 
     # --- What is kept between units
 
-    def _checkpoint(self, step: int) -> Path:
-        return self.folder.inside(f"checkpoints/step_{step:06d}.safetensors")
-
-    def _read_checkpoint(self, step: int) -> dict[str, Tensor]:
-        cure = self._cure
-        tensors = read_tensors(path := self._checkpoint(step), cure)
-        self._check_whole(path, step, "checkpoint")
-        return tensors
-
     @property
-    def _cure(self) -> str:
-        folders = f"{self.folder.path / 'units'} and {self.folder.path / 'lens'}"
-        return f"delete {folders}: training then begins again"
-
-    def _check_whole(self, path: Path, step: int, what: str) -> None:
-        """Refuse a file that is not what the unit that ended at a step has left."""
-        number = -(-step // self.config.steps_per_checkpoint) - 1
-        left = self.folder.read_unit(f"train__{number:04d}")["record"]
-        if left.get(what) != file_sha256(path):
-            raise InputError(
-                f"reading {path}: got a damaged file, expected what training has left. To go on, "
-                f"{self._cure}."
-            )
-
-    def _forget_checkpoints(self, kept: set[int]) -> None:
-        paths = {self._checkpoint(step) for step in kept}
-        for path in self._checkpoint(0).parent.glob("step_*.safetensors"):
-            if path not in paths:
-                path.unlink()
+    def _checkpoints(self) -> Checkpoints:
+        config = self.config
+        return Checkpoints(self.folder, config.n_steps, config.steps_per_checkpoint, ["lens"])
 
     @property
     def _params(self) -> Path:
@@ -348,7 +310,7 @@ class TuneLens(BatchedExperiment[TunedLensConfig], ModelExperiment[TunedLensConf
         return self._trained
 
     def _check_lens(self) -> None:
-        self._check_whole(self._params, self.config.n_steps, "lens")
+        self._checkpoints.check(self._params, self.config.n_steps, "lens")
 
     # --- What is made of it
 
@@ -363,9 +325,7 @@ class TuneLens(BatchedExperiment[TunedLensConfig], ModelExperiment[TunedLensConf
     def page(self, page: Page, run: LensResults) -> None:
         """Both lenses on held-out prompts, and the training."""
         self._check_lens()
-        self._forget_checkpoints(set())
-        with contextlib.suppress(FileNotFoundError):
-            self._checkpoint(0).parent.rmdir()
+        self._checkpoints.remove()
         fill_page(page, run)
 
     def method(self, run: LensResults) -> str:

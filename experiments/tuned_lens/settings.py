@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from hooked_alm.errors import InputError
 from hooked_alm.methods.reading.tuned_lens import LensOptimizer, LensTraining
 
+from ..materials.checkpoints import StepsPerCheckpoint
 from ..materials.sources import Source
 from ..materials.trained_lens import Scored
 from ..workbench.batches import BatchedConfig
@@ -59,9 +60,7 @@ class TunedLensConfig(BatchedConfig):
     max_grad_norm: float = Field(
         default=1.0, gt=0, le=1e9, description="of all depths together; longer gradients are cut"
     )
-    steps_per_checkpoint: int = Field(
-        default=50, ge=1, le=10**6, description="a killed run goes on from the last one"
-    )
+    steps_per_checkpoint: StepsPerCheckpoint = 50
     chunk: int = Field(
         default=128,
         ge=1,
