@@ -27,6 +27,7 @@ EXPERIMENTS = {
         "grounding": "Grounding",
         "prefix_comparison": "PrefixComparison",
         "probes": "Probes",
+        "sae_train": "TrainDictionaries",
         "head_statistics": "HeadStatistics",
         "tuned_lens": "TuneLens",
         "semantic_vs_prosody": "SemanticVsProsody",

@@ -85,6 +85,10 @@ def small_settings(inputs: Path) -> dict[str, list[str]]:
         "minimal_pairs": [f"audio={clips}", "kinds=[label, range]", "batch_size=1"],
         "prefix_comparison": [f"items={inputs}/items.jsonl", "pos_modes=[as_run]", "n_shown=1"],
         "probes": ["labels=[prosody_label]", "points=[blocks.3.hook_resid_post]", "n_folds=2"],
+        "sae_train": [
+            *(f"audio={clips}", "n_rows=600", "step_rows=60", "steps_per_checkpoint=3"),
+            "expansion=2",
+        ],
         "semantic_vs_prosody": ["n_pairs=2", "spans=[audio]", "controls=[self]"],
         "tuned_lens": [
             *(f"audio={clips}", "n_steps=6", "steps_per_checkpoint=2", "prompts_per_step=2"),

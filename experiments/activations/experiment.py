@@ -35,8 +35,6 @@ from .plan import (
     check_room,
     labels_of,
     plan_storage,
-    prompts_of,
-    read_clip,
 )
 from .settings import ActivationsConfig
 from .tables import CONTROLS, TABLES, StoredResults, summarise
@@ -137,7 +135,7 @@ class StoreActivations(ModelExperiment[ActivationsConfig]):
         """Runs the clips of a shard and writes their rows."""
         plan, number, config = self.planned(), unit.payload, self.config
         clips, model = plan.shards[number], self.model
-        heard = {clip: read_clip(model, self.clips[clip], config) for clip in clips}
+        heard = {clip: config.read(model, self.clips[clip]) for clip in clips}
         batches = bucketed(
             [self._n_positions(heard[clip]) for clip in clips],
             config.batch_size,
@@ -175,7 +173,7 @@ class StoreActivations(ModelExperiment[ActivationsConfig]):
         """Rows of one forward, of clips by their numbers."""
         return rows_of(
             self.model,
-            prompts_of(self.model, [*clips.values()], self.config),
+            self.config.heard(self.model, [*clips.values()]),
             self.planned().points,
             self.config.spans,
             labels={name: [texts[i] for i in clips] for name, texts in self.labels.items()},
@@ -186,7 +184,7 @@ class StoreActivations(ModelExperiment[ActivationsConfig]):
         """See `TriesBatches`."""
         # Milliseconds, since no clip has been heard yet; then by what the heard ones fill.
         longest = heaviest([round(1000 * one.seconds) for one in self.clips], size)
-        heard = [read_clip(self.model, self.clips[i], self.config) for i in longest]
+        heard = [self.config.read(self.model, self.clips[i]) for i in longest]
         lengths = [self._n_positions(clip) for clip in heard]
         some = heaviest(lengths, size, self.config.batch_positions)
         self._rows({longest[i]: heard[i] for i in some})
@@ -195,7 +193,7 @@ class StoreActivations(ModelExperiment[ActivationsConfig]):
     def _n_positions(self, clip: AudioClip) -> int:
         """Positions of a clip's prompt; all prompts have the same words."""
         if self._n_words is None:
-            self._n_words = prompts_of(self.model, [clip], self.config).shape[1] - clip.n_tokens
+            self._n_words = self.config.heard(self.model, [clip]).shape[1] - clip.n_tokens
         return self._n_words + clip.n_tokens
 
     def _store(self, kind: RowKind) -> Path:

@@ -7,14 +7,12 @@ from pathlib import Path
 
 from hooked_alm.display import amount, listed
 from hooked_alm.errors import InputError
-from hooked_alm.inputs import ALMInput, AudioClip
 from hooked_alm.methods.activations.collect import n_rows_of
 from hooked_alm.methods.activations.rows import COLUMNS, DTYPES, StoreDtype
 from hooked_alm.methods.activations.selection import KeptPoint, RowKind, kept_points
 from hooked_alm.model import HookedALM
 
 from ..materials.clips import ClipFile
-from ..materials.hearing import heard_under
 from ..materials.records import collect
 from .settings import ActivationsConfig
 
@@ -105,7 +103,7 @@ def plan_storage(
 
     def counted(clip: ClipFile) -> dict[RowKind, dict[str, int]]:
         # Counts do not depend on the language, which some models would have to hear first.
-        x = prompts_of(model, [read_clip(model, clip, config)], config, language="en")
+        x = config.heard(model, [config.read(model, clip)], stand_in="en")
         return n_rows_of(model, x, points, config.spans)
 
     rows = collect("hearing the clips", counted, clips, lambda clip: clip.where)
@@ -116,31 +114,6 @@ def plan_storage(
 def cut(numbers: range, n: int) -> list[range]:
     """Neighbouring numbers in parts of ``n``; the last may have fewer."""
     return [numbers[first : first + n] for first in range(0, len(numbers), n)]
-
-
-def read_clip(model: HookedALM, clip: ClipFile, config: ActivationsConfig) -> AudioClip:
-    """A clip as the encoder reads it, under the name that results have."""
-    read = model.read_clip(clip.path, truncate=config.truncate)
-    read.name = clip.name
-    return read
-
-
-def prompts_of(
-    model: HookedALM,
-    clips: Sequence[AudioClip],
-    config: ActivationsConfig,
-    *,
-    language: str | None = None,
-) -> ALMInput:
-    """The clips under the run's instruction, left-padded.
-
-    Args:
-        model: that hears them.
-        clips: one a prompt.
-        config: of the run.
-        language: where the settings name none, and prompts have to.
-    """
-    return heard_under(model, clips, config.prompt, config.language, stand_in=language)
 
 
 def check_room(plan: StoragePlan, folder: Path, left: Sequence[int]) -> None:

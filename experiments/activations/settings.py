@@ -6,13 +6,13 @@ from pydantic import Field
 
 from hooked_alm.methods.activations.rows import StoreDtype
 
+from ..materials.heard_clips import HeardClipsConfig
 from ..materials.point_patterns import PointPatterns
 from ..materials.sources import Source
 from ..workbench.batches import BatchedConfig, BatchSize, UnitBatches
-from ..workbench.settings import Truncate
 
 
-class ActivationsConfig(BatchedConfig):
+class ActivationsConfig(BatchedConfig, HeardClipsConfig):
     """Which clips, which points of the model, at which spans, and how they are kept."""
 
     KNOWN_WITH: ClassVar = ()
@@ -33,14 +33,6 @@ class ActivationsConfig(BatchedConfig):
         description="positions that are kept: audio, text, readout, ... or all; of the audio "
         "encoder, audio",
     )
-    prompt: str | None = Field(
-        default="What do you hear?",
-        description="instruction under which clips are heard; Whisper is given none",
-    )
-    language: str | None = Field(
-        default=None, description="spoken in all clips; Whisper's prompts name one"
-    )
-    truncate: Truncate = False
     store_dtype: StoreDtype | None = Field(
         default=None, description="of what is kept; None is that of the run, which loses nothing"
     )

@@ -17,8 +17,9 @@ class MixedRows:
     """Rows of a pass over prompts, shuffled epoch by epoch: an ``ActivationReader`` without files.
 
     Prompts run in parts, in another order every epoch; the rows of as many parts as the memory
-    bound allows are shuffled together. All follows from the arguments, so that a training that was
-    stopped goes on with the same rows; what it costs is one such chunk, run again.
+    bound allows are shuffled together. Where it allows all, they run once and are kept. All follows
+    from the arguments, so that a training that was stopped goes on with the same rows; what it
+    costs is one such chunk, run again.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class MixedRows:
             raise InputError("mixing rows of runs: got none, expected some. Give other clips.")
         self._run, self._n_rows = run, [*n_rows]
         self._most = max(max_bytes // row_bytes, 1)
+        self._kept = dict[int, RowsByPoint]()
 
     def __len__(self) -> int:
         """Number of rows of a pass."""
@@ -94,18 +96,23 @@ class MixedRows:
         return [*ends, len(order)]
 
     def _shuffled(self, parts: Sequence[int], key: tuple[int, ...]) -> dict[str, Tensor]:
-        found = []
-        for part in parts:
-            rows = self._run(part)
-            if wrong := [n for n, v in rows.items() if len(v) != self._n_rows[part]]:
-                raise InputError(
-                    f"mixing rows of runs: part {part} gave {len(rows[wrong[0]])} rows of "
-                    f"{wrong[0]}, expected {self._n_rows[part]}. Were its clips changed?"
-                )
-            found.append(rows)
+        found = [self._part(part) for part in parts]
         mixed = np.random.default_rng(key).permutation(sum(self._n_rows[one] for one in parts))
         pick = torch.from_numpy(mixed)
         return {
             name: torch.cat([rows[name] for rows in found])[pick.to(found[0][name].device)]
             for name in found[0]
         }
+
+    def _part(self, part: int) -> RowsByPoint:
+        if part in self._kept:
+            return self._kept[part]
+        rows = self._run(part)
+        if wrong := [name for name, value in rows.items() if len(value) != self._n_rows[part]]:
+            raise InputError(
+                f"mixing rows of runs: part {part} gave {len(rows[wrong[0]])} rows of {wrong[0]}, "
+                f"expected {self._n_rows[part]}. Were its clips changed?"
+            )
+        if len(self) <= self._most:
+            self._kept[part] = rows
+        return rows

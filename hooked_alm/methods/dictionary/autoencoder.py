@@ -1,6 +1,5 @@
 """A sparse autoencoder, as it is used: rows -> features -> rows."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -214,10 +213,3 @@ def geometric_median(
         if is_still:
             break
     return centre
-
-
-def ascending_prefixes(
-    d_sae: int, shares: Sequence[float] = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1)
-) -> tuple[int, ...]:
-    """Prefixes of a matryoshka dictionary with some shares of its latents."""
-    return tuple(sorted({max(round(d_sae * share), 1) for share in shares}))

@@ -166,6 +166,11 @@ class DictionaryTrainer:
         with torch.no_grad():
             return self.sae.scaled(1 / self.scale)
 
+    @property
+    def dead(self) -> Bool[Tensor, " latent"]:
+        """Latents that were not active for ``training.n_dead`` rows."""
+        return self._quiet[0] >= self.training.n_dead
+
     def step(self, rows: Float[Tensor, "row d_in"]) -> DictionaryStep:
         """Train one step.
 
@@ -177,7 +182,7 @@ class DictionaryTrainer:
         guess = float(sae.threshold[0]) / 2 if self._has_mean_threshold and self.n_done else 0.0
         made = reconstructed(sae, x, bandwidth=training.bandwidth, above=guess)
         losses = [unexplained(x, part) for part in made.rows]
-        dead, aux = self._quiet[0] >= training.n_dead, x.new_zeros(())
+        dead, aux = self.dead, x.new_zeros(())
         if training.aux_weight:
             residual = (x - made.rows[-1]).detach()
             aux = dead_latent_loss(sae, x, residual, dead, max(self.cfg.d_in // 2, 1))

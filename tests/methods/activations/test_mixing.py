@@ -83,3 +83,15 @@ def test_other_rows_than_were_told_are_refused() -> None:
         [*mixed.epoch(2)]
     with pytest.raises(InputError, match="got none"):
         MixedRows(Runs(), [0, 0], row_bytes=12, max_bytes=10**6)
+
+
+def test_parts_run_once_if_all_fit() -> None:
+    runs = Runs()
+    mixed = runs.mixed(24)
+    first, second = numbers(mixed), numbers(mixed, epoch=1)
+    assert sorted(runs.ran) == [*range(6)]
+    assert first != second
+    runs = Runs()
+    mixed = runs.mixed(23)
+    assert numbers(mixed) + numbers(mixed, epoch=1) != []
+    assert len(runs.ran) == 12

@@ -173,8 +173,7 @@ def test_who_is_revived(bias: float, monkeypatch: pytest.MonkeyPatch) -> None:
         with torch.no_grad():
             trainer.sae.b_enc[:32] = bias * trainer.scale
         step = run(trainer, n_steps, n_rows=256)
-        alive = (trainer._quiet[0, :32] < trainer.training.n_dead).sum()
-        return float(step.fvu), int(alive)
+        return float(step.fvu), int((~trainer.dead[:32]).sum())
 
     with_aux, without = trained(1 / 32), trained(0.0)
     monkeypatch.setattr(training_module, "dead_latent_loss", flipped)

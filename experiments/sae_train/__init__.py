@@ -1,0 +1,1 @@
+"""Sparse autoencoders of any hook points, and what they are worth."""

@@ -1,0 +1,296 @@
+"""Sparse autoencoders: which directions make up what a model holds at these points?
+
+Dictionaries of one or several hook points are trained in one pass over clips, several of each
+point from seeds of their own, and as many on noise of the rows' mean and covariance. They are
+judged on clips of other speakers: what they leave unexplained, what the answer loses if their
+reconstructions stand in the rows' place, and whether two of a point have found the same directions,
+beside noise and no training.
+
+The run folder has them in ``sae/POINT/seed_N``, folders that SAELens loads, too.
+
+Source: M-SAE-1, M-SAE-2; C42, C43, C51, C52.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from hooked_alm.converters.dictionaries import (
+    WEIGHTS,
+    StoredDictionary,
+    load_dictionary,
+    save_dictionary,
+)
+from hooked_alm.errors import InputError
+from hooked_alm.methods.dictionary.training import DictionaryTrainer
+
+from ..materials.checkpoints import FOLDER, Checkpoints
+from ..materials.clip_rows import ClipRows
+from ..materials.clips import described_table, file_safe
+from ..materials.recordings import load_clips
+from ..materials.subject import ModelExperiment, described
+from ..workbench.experiment import Unit, UnitResult
+from ..workbench.identity import file_sha256
+from ..workbench.page import Page
+from ..workbench.results import Row
+from .claims import CLAIMS, CONTROLS
+from .judging import copy_row, partner_rows, quality_rows, recovery_rows, untrained
+from .pages import CAVEATS, fill_page, lead, method
+from .settings import SAETrainConfig
+from .tables import TABLES, TrainedResults, summarise
+
+LearntFrom = Literal["rows", "noise"]
+Key = tuple[str, LearntFrom, int]
+"""Point, what is learnt, seed."""
+N_LOGGED = 200
+"""Steps of a training that its table has, about."""
+
+
+class TrainDictionaries(ModelExperiment[SAETrainConfig]):
+    """Units train some steps of all dictionaries; then one judges those of each point."""
+
+    name = "sae_train"
+    title = "Sparse autoencoders"
+    question = "Which directions make up what the model holds at these points?"
+    Config = SAETrainConfig
+    tables, controls, claims, caveats = TABLES, CONTROLS, CLAIMS, CAVEATS
+    may_lack: ClassVar = {
+        "partners": ("point", "source", "first", "second", "how", "latent", "cosine")
+    }
+    leaves = (FOLDER, "sae", "noise")
+
+    def identify(self) -> dict[str, Any]:
+        """Reads the clips, and counts the rows of every one."""
+        config = self.config
+        clips = load_clips(config.source)
+        self.model = self.lay_out(hears=True)
+        self.rows = rows = ClipRows.planned(self.model, clips, config)
+        n_train, n_held_out = rows.count(rows.train), rows.count(rows.held_out)
+        if n_train < config.step_rows or not n_held_out:
+            raise InputError(
+                f"choosing rows to learn: got {n_train} rows of {sum(map(len, rows.train))} clips, "
+                f"and {n_held_out} held-out ones; expected at least one step's {config.step_rows}, "
+                "and some held out. Give more clips, other spans, or a smaller step_rows."
+            )
+        self.shapes = {point.name: config.shape(point.width) for point in rows.points}
+        held_out = sorted({rows.groups[clip] for part in rows.held_out for clip in part})
+        self.of_model = described(self.model, config)
+        return {
+            "model": self.of_model,
+            **described_table(config.source),
+            "clips": {clip.name: clip.sha256 for clip in clips},
+            "points": {p.name: {"d_in": p.width, "d_sae": self.shapes[p.name].d_sae,
+                                 "k": self.shapes[p.name].n_active}
+                       for p in rows.points},
+            "rows": {"learnt": n_train, "held out": n_held_out},
+            "groups": len({*rows.groups}),
+            "held_out_groups": held_out,
+        }  # fmt: skip
+
+    def load(self) -> None:
+        """Loads the weights."""
+        super().load()
+        self._trainers: dict[Key, DictionaryTrainer] = {}
+        self._noise: dict[str, tuple[Tensor, Tensor]] = {}
+        self._stream: Iterator[dict[str, Tensor]] = iter(())
+        """Rows of the steps from that on at which the trainers are."""
+
+    @property
+    def keys(self) -> list[Key]:
+        """Every dictionary that is trained."""
+        sources: list[LearntFrom] = ["rows", "noise"] if self.config.noise else ["rows"]
+        return [
+            (point, source, seed)
+            for point in self.shapes
+            for source in sources
+            for seed in self.config.seeds
+        ]
+
+    @property
+    def _checkpoints(self) -> Checkpoints:
+        config = self.config
+        return Checkpoints(
+            self.folder, config.n_steps, config.steps_per_checkpoint, ["sae", "noise"]
+        )
+
+    # --- Units
+
+    def units(self) -> list[Unit]:
+        """Training, some steps a unit; then a unit for each point."""
+        checkpoints = self._checkpoints
+        judged = [
+            Unit(f"judge__{number:03d}", point, after=checkpoints.last_unit)
+            for number, point in enumerate(self.shapes)
+        ]
+        return checkpoints.units() + judged
+
+    def measure(self, unit: Unit) -> UnitResult:
+        """Some steps of every dictionary, or what those of a point are worth."""
+        work = unit.payload
+        return self._train(work) if isinstance(work, range) else self._judge(work)
+
+    def _train(self, steps: range) -> UnitResult:
+        self._begin(steps.start)
+        every, table = max(self.config.n_steps // N_LOGGED, 1), []
+        for step in steps:
+            batch = next(self._stream)
+            for (point, source, seed), trainer in self._trainers.items():
+                rows = batch[point] if source == "rows" else self._noise_rows(point, step)
+                found = trainer.step(rows)
+                if step % every == 0 or step == self.config.n_steps - 1:
+                    numbers = {name: float(value) for name, value in found._asdict().items()}
+                    n_seen = step * self.config.step_rows
+                    table.append({"point": point, "source": source, "seed": seed, "step": step,
+                                  "rows": n_seen, **numbers})  # fmt: skip
+        record = self._checkpoints.write(steps, self._state())
+        if steps.stop == self.config.n_steps:
+            for key, trainer in self._trainers.items():
+                self._save(key, trainer)
+            record |= {"/".join(map(str, key)): self._sha256(key) for key in self.keys}
+        return UnitResult({"training": table}, record)
+
+    def _begin(self, step: int) -> None:
+        """Has all trainers behind a step."""
+        if self._trainers and all(one.n_done == step for one in self._trainers.values()):
+            return
+        state = self._checkpoints.read(step) if step else {}
+        stream = self._batches(step)
+        first = next(stream)
+        self._stream = chain([first], stream)
+        batch = {point: rows.float() for point, rows in first.items()}
+        for number, (point, rows) in enumerate(batch.items()):
+            if step:
+                self._noise[point] = state[f"{number}/mean"], state[f"{number}/factor"]
+                continue
+            centred = rows - rows.mean(0)
+            values, vectors = torch.linalg.eigh(centred.T @ centred / len(rows))
+            factor = vectors * values.clamp_min(0).sqrt()
+            self._noise[point] = rows.mean(0).cpu(), factor.cpu()
+        self._trainers = {}
+        for key in self.keys:
+            point, source, seed = key
+            rows = batch[point] if source == "rows" else self._noise_rows(point, step)
+            trainer = DictionaryTrainer(
+                self.shapes[point], self.config.training(), rows.to(batch[point].device), seed
+            )
+            if step:
+                prefix = self._prefix(key)
+                trainer.restore({
+                    name.removeprefix(prefix): value
+                    for name, value in state.items()
+                    if name.startswith(prefix)
+                })  # fmt: skip
+            self._trainers[key] = trainer
+
+    def _prefix(self, key: Key) -> str:
+        point, source, seed = key
+        return f"{[*self.shapes].index(point)}/{source}/{seed}/"
+
+    def _state(self) -> dict[str, Tensor]:
+        found = {}
+        for number, point in enumerate(self.shapes):
+            found[f"{number}/mean"], found[f"{number}/factor"] = self._noise[point]
+        for key, trainer in self._trainers.items():
+            found |= {self._prefix(key) + name: one for name, one in trainer.state().items()}
+        return found
+
+    def _batches(self, step: int) -> Iterator[dict[str, Tensor]]:
+        """Rows of a step and of all behind it: one shuffled pass after the other."""
+        config = self.config
+        mixed = self.rows.mixed(config.max_bytes)
+        epoch, start = divmod(step, len(mixed) // config.step_rows)
+        while True:
+            yield from mixed.epoch(config.step_rows, seed=config.seed, epoch=epoch, start=start)
+            epoch, start = epoch + 1, 0
+
+    def _noise_rows(self, point: str, step: int) -> Tensor:
+        """Rows of the point's mean and covariance, and of nothing else; the same for all seeds."""
+        mean, factor = self._noise[point]
+        key = [self.config.seed, step, [*self.shapes].index(point)]
+        seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+        drawn = torch.randn(
+            self.config.step_rows, len(mean), generator=torch.Generator().manual_seed(seed)
+        )
+        return (mean + drawn @ factor.T).to(self.model.cfg.device)
+
+    # --- What training leaves
+
+    def _dictionary_file(self, key: Key) -> Path:
+        point, source, seed = key
+        kind = "sae" if source == "rows" else "noise"
+        return self.folder.inside(f"{kind}/{file_safe(point)}/seed_{seed}/{WEIGHTS}")
+
+    def _save(self, key: Key, trainer: DictionaryTrainer) -> None:
+        point, source, seed = key
+        about = {
+            "learnt_from": source,
+            "seed": seed,
+            "spans": self.config.spans,
+            "prompt": self.config.prompt,
+            "of_model": self.of_model,
+            "rows_seen": self.config.n_steps * self.config.step_rows,
+            "held_out_groups": sorted({self.rows.groups[i] for p in self.rows.held_out for i in p}),
+            "dead": trainer.dead.nonzero().flatten().tolist(),
+        }
+        save_dictionary(
+            trainer.trained(), self._dictionary_file(key).parent, point=point,
+            model=self.config.model, about=about,
+        )  # fmt: skip
+
+    def _sha256(self, key: Key) -> str:
+        return file_sha256(self._dictionary_file(key))
+
+    def _load(self, key: Key) -> StoredDictionary:
+        path = self._dictionary_file(key)
+        self._checkpoints.check(path, self.config.n_steps, "/".join(map(str, key)))
+        found = load_dictionary(path.parent)
+        found.sae.to(self.model.cfg.device)
+        return found
+
+    def _judge(self, point: str) -> UnitResult:
+        found = {key: self._load(key) for key in self.keys if key[0] == point}
+        saes = {seed: one.sae for (_, source, seed), one in found.items() if source == "rows"}
+        partners = list[Row]()
+        for source in {source: None for _, source, _ in found}:
+            mine = {seed: one for (_, kind, seed), one in found.items() if kind == source}
+            partners += partner_rows(
+                point, source,
+                {seed: one.sae.W_dec for seed, one in mine.items()},
+                {seed: one.about["dead"] for seed, one in mine.items()},
+            )  # fmt: skip
+        partners += partner_rows(point, "untrained", untrained(saes), {seed: [] for seed in saes})
+        return UnitResult({
+            "quality": [*quality_rows(self.rows, point, saes)],
+            "recovery": [*recovery_rows(self.rows, point, saes)],
+            **({"partners": partners} if partners else {}),
+            "copies": [copy_row(point, seed, sae.W_dec) for seed, sae in saes.items()],
+        })  # fmt: skip
+
+    # --- What is made of it
+
+    def summaries(self, run: TrainedResults) -> Iterable[tuple[str, pd.DataFrame]]:
+        """Stability beside its nulls, what answers lose, and how training ended."""
+        return summarise(run)
+
+    def lead(self, run: TrainedResults) -> str:
+        """What was trained on what."""
+        return lead(run)
+
+    def page(self, page: Page, run: TrainedResults) -> None:
+        """Every point, then the training."""
+        for key in self.keys:
+            self._checkpoints.check(
+                self._dictionary_file(key), self.config.n_steps, "/".join(map(str, key))
+            )
+        self._checkpoints.remove()
+        fill_page(page, run)
+
+    def method(self, run: TrainedResults) -> str:
+        """How dictionaries were trained and judged."""
+        return method(run)

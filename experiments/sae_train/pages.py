@@ -1,0 +1,109 @@
+"""The page of a ``sae_train`` run: what the dictionaries are worth, and how they were trained."""
+
+import pandas as pd
+
+from ..materials.clips import file_safe
+from ..workbench import figures
+from ..workbench.page import Page
+from .tables import SOURCES, TrainedResults
+
+CAVEATS = (
+    "A dictionary explains rows, not the model: that a row is made of some directions says nothing "
+    "about whether the model uses them. What is used, only edits show.",
+    "Stability is of directions, between trainings that saw the same rows in the same order and "
+    "differ in their first directions alone. A share stands beside its nulls, never by itself.",
+    "What the answer loses is measured at one position, the readout, under one instruction.",
+    "Dead latents are of neither dictionary when directions are compared, and are counted apart: a "
+    "dictionary of few living latents that are all found again is stable, and small.",
+)
+
+
+def lead(run: TrainedResults) -> str:
+    """What was trained on what."""
+    config, rows = run.config, run.inputs["rows"]
+    sizes = ", ".join(
+        f"{point} ({one['d_sae']} latents of {one['d_in']} numbers)"
+        for point, one in run.inputs["points"].items()
+    )
+    noise = " Beside them stand as many of noise with the same mean and covariance."
+    n_times = config.n_steps * config.step_rows / rows["learnt"]
+    groups = f"{len(run.inputs['held_out_groups'])} other groups"
+    return (
+        f"{config.n_dictionaries} {config.architecture} dictionaries each of {sizes} were trained "
+        f"on {rows['learnt']:,} rows, seen {n_times:.1f} times, and judged on "
+        f"{rows['held out']:,} rows of {groups}.{noise if config.noise else ''}\n\nThey are in the "
+        "run's folder, under sae/."
+    )
+
+
+def fill_page(page: Page, run: TrainedResults) -> None:
+    """Every point, then the training."""
+    page.section("On held-out rows")
+    page.table("Reconstruction: in use (threshold) and as in training (batch)", run["quality"])
+    page.table("What the answer loses, in nats, with other rows in the place of its own",
+               run["recovered"])  # fmt: skip
+    page.section("The same directions again")
+    if not run["partners"].empty:
+        for point in run.inputs["points"]:
+            _partners(page, run["partners"], point)
+        page.table("Shares of latents with a partner, beside both nulls", run["stability"])
+    page.section("Training")
+    for point in run.inputs["points"]:
+        _training(page, run["training"], point)
+    page.table("The last step", run["training_end"])
+
+
+def _partners(page: Page, partners: pd.DataFrame, point: str) -> None:
+    """How near partners are: the share of latents above each cosine."""
+    mine = partners[(partners["point"] == point) & (partners["how"] == "matched")]
+    cosines = [round(0.02 * step, 2) for step in range(51)]
+    shown = pd.DataFrame([
+        {"of": SOURCES[source], "cosine": at, "share": float((some["cosine"] >= at).mean())}
+        for source, some in mine.groupby("source", sort=False)
+        for at in cosines
+    ])  # fmt: skip
+    drawing = figures.curves(
+        shown, "cosine", "share", group="of", title=point, x_label="cosine of the partners",
+        y_label="share of latents at it or above", y_limits=(-0.03, 1.03),
+    )  # fmt: skip
+    page.figure(
+        f"partners_{file_safe(point)}", drawing, shown,
+        f"Latents of one training that another has, too: {point}",
+        "Partners are dealt out one to one, with the largest sum of cosines. A dictionary of "
+        "directions that are there lies above both others; one of noise may lie below no training.",
+    )  # fmt: skip
+
+
+def _training(page: Page, training: pd.DataFrame, point: str) -> None:
+    mine = training[training["point"] == point]
+    named = [f"{SOURCES[source]}, seed {seed}"
+             for source, seed in zip(mine["source"], mine["seed"], strict=True)]  # fmt: skip
+    shown = mine[["rows", "fvu", "dead"]].assign(of=named)
+    drawing = figures.curves(
+        shown, "rows", "fvu", group="of", title=point, x_label="rows seen",
+        y_label="fraction of variance unexplained",
+    )  # fmt: skip
+    page.figure(
+        f"training_{file_safe(point)}", drawing, shown, f"Training: {point}",
+        "Of the batch's rows, before each step. Rows that are seen again are learnt by heart, too: "
+        "compare with the held-out rows above.",
+    )  # fmt: skip
+
+
+def method(run: TrainedResults) -> str:
+    """How dictionaries were trained and judged."""
+    config, training = run.config, run.config.training()
+    peaks = {training.rate(training.n_steps // 2, one["d_sae"]) for one in
+             run.inputs["points"].values()}  # fmt: skip
+    k = ", ".join(str(one["k"]) for one in run.inputs["points"].values())
+    return (
+        f"Model: {config.model}, {config.dtype}. Rows of the spans {', '.join(config.spans)}, "
+        f"padding left out, divided by their root mean square norm, which is folded back. "
+        f"{training.n_steps} steps of {training.batch_size} rows; Adam, highest rate "
+        f"{', '.join(f'{peak:.2g}' for peak in sorted(peaks))}; k = {k}. Loss: fraction of "
+        f"variance unexplained + {training.aux_weight:g} × that of the residual by dead latents, "
+        f"those without activity for {training.n_dead:,} rows. Directions begin at random, the "
+        f"encoder tied to them, and keep norm 1; b_dec begins at the geometric median. Rows are "
+        f"shuffled with seed {config.seed}, the same for all dictionaries. Intervals resample "
+        f"held-out groups, or latents, {config.n_resamples} times."
+    )

@@ -1,0 +1,129 @@
+"""Settings of ``sae_train``."""
+
+from typing import ClassVar
+
+from pydantic import Field, model_validator
+
+from hooked_alm.errors import InputError
+from hooked_alm.methods.dictionary.autoencoder import Architecture, DictionaryConfig
+from hooked_alm.methods.dictionary.training import DictionaryTraining
+
+from ..materials.checkpoints import StepsPerCheckpoint
+from ..materials.clip_rows import ClipRowsConfig
+from ..workbench.settings import MOST_BYTES
+
+
+class SAETrainConfig(ClipRowsConfig):
+    """Which rows of which clips, and how dictionaries of them are trained."""
+
+    KNOWN_WITH: ClassVar = ()
+
+    architecture: Architecture = Field(
+        default="batchtopk",
+        description="which latents are active: the k largest of a row, of a batch, those above a "
+        "learnt threshold, or as batchtopk with prefixes that reconstruct alone",
+    )
+    expansion: float = Field(
+        default=8, gt=0, le=1000, description="latents of a dictionary for each number of a row"
+    )
+    k: int | None = Field(
+        default=None,
+        ge=1,
+        le=10**6,
+        description="active latents a row; of jumprelu, aimed at. None is 32, or a twelfth of a "
+        "row's width where that is less",
+    )
+    prefix_shares: list[float] = Field(
+        default=[1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0],
+        min_length=1,
+        max_length=32,
+        description="of matryoshka: shares of the latents that reconstruct alone",
+    )
+    n_dictionaries: int = Field(
+        default=2, ge=1, le=16, description="of every point, from seeds of their own: seed and on"
+    )
+    noise: bool = Field(
+        default=True,
+        description="train as many on noise of the rows' mean and covariance, which has no "
+        "directions to find",
+    )
+    n_rows: int = Field(
+        default=1_000_000,
+        ge=1,
+        le=10**12,
+        description="rows that training sees; those seen again count",
+    )
+    step_rows: int = Field(default=1024, ge=2, le=10**7, description="rows of a step")
+    learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        le=10,
+        description="at its highest; None is 2e-4 / sqrt(latents / 16384)",
+    )
+    aux_weight: float = Field(
+        default=1 / 32, ge=0, le=1000, description="of the loss that revives dead latents"
+    )
+    dead_after: int | None = Field(
+        default=None,
+        ge=1,
+        le=10**12,
+        description="rows without activity after which a latent is dead; None is 2 % of all",
+    )
+    resample_every: int = Field(
+        default=0,
+        ge=0,
+        le=10**9,
+        description="steps after which latents that are never positive begin anew; 0 is never",
+    )
+    steps_per_checkpoint: StepsPerCheckpoint = 200
+    max_bytes: int = Field(
+        default=2**29,
+        ge=1,
+        le=MOST_BYTES,
+        description="rows that are held and shuffled together; where all fit, clips run once",
+    )
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of the training."""
+        return max(self.n_rows // self.step_rows, 1)
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seed of each dictionary of a point."""
+        return [self.seed + number for number in range(self.n_dictionaries)]
+
+    def shape(self, width: int) -> DictionaryConfig:
+        """The dictionary of rows of a width.
+
+        Raises:
+            InputError: more active latents than there are.
+        """
+        d_sae, k = max(round(self.expansion * width), 1), self.k or max(min(32, width // 12), 1)
+        prefixes: tuple[int, ...] = ()
+        if self.architecture == "matryoshka":
+            prefixes = tuple(sorted({max(round(d_sae * share), 1) for share in self.prefix_shares}))
+        return DictionaryConfig(
+            d_in=width, d_sae=d_sae, architecture=self.architecture, k=k, prefixes=prefixes
+        )
+
+    def training(self) -> DictionaryTraining:
+        """Loss, schedule and what counts as dead."""
+        return DictionaryTraining(
+            n_steps=self.n_steps,
+            batch_size=self.step_rows,
+            learning_rate=self.learning_rate,
+            aux_weight=self.aux_weight,
+            dead_after=self.dead_after,
+            resample_every=self.resample_every,
+        )
+
+    @model_validator(mode="after")
+    def _can_be_trained(self) -> "SAETrainConfig":
+        try:
+            self.training()
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        if any(not 0 < share <= 1 for share in self.prefix_shares) or 1 not in self.prefix_shares:
+            raise ValueError("prefix_shares are above 0 and at most 1, the last of them 1")
+        return self

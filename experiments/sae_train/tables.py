@@ -1,0 +1,85 @@
+"""Summaries of a ``sae_train`` run; what is sampled are held-out groups, or latents."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from hooked_alm.methods.dictionary.stability import PARTNERS_AT
+
+from ..workbench.intervals import Draws, numbers, prefixed
+from ..workbench.results import Results
+from .settings import SAETrainConfig
+
+TrainedResults = Results[SAETrainConfig]
+TABLES = {
+    "training": "a step of the training of a dictionary, before it changed anything",
+    "quality": "a dictionary on the held-out rows, in use or as in training",
+    "recovery": "a held-out clip's answer, with a dictionary's reconstructions in it",
+    "copies": "a dictionary, and what of it a shuffled copy lacks",
+    "partners": "a living latent, and how near its partner in another dictionary is",
+}
+SOURCES = {"rows": "the model's rows", "noise": "noise of their covariance",
+           "untrained": "no training"}  # fmt: skip
+"""What two dictionaries were made from, in words."""
+
+
+def summarise(run: TrainedResults) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Every summary, by the name of its file."""
+    yield "stability", stability_table(run["partners"], run.draws)
+    yield "recovered", recovered_table(run["recovery"], run.draws)
+    yield "training_end", end_table(run["training"])
+
+
+def stability_table(partners: pd.DataFrame, draws: Draws) -> pd.DataFrame:
+    """Share of the living latents with a partner, and the mean cosine; intervals over latents.
+
+    Over several pairs of dictionaries, each latent of each pair counts; a latent with no partner
+    left for it has a cosine of NaN, which is no partner.
+    """
+    rows = []
+    for key, some in partners.groupby(["point", "source", "how"], sort=False):
+        has = (some["cosine"] >= PARTNERS_AT).to_numpy(np.float64)
+        share = numbers(draws.mean(has, _latents(some)))
+        cosine = numbers(draws.mean(some["cosine"].to_numpy(np.float64), _latents(some)))
+        about = dict(zip(("point", "source", "how"), key, strict=True))
+        pairs = some[["first", "second"]].drop_duplicates()
+        rows.append({
+            **about, **prefixed("share", share, ""), **prefixed("cosine", cosine, ""),
+            "n_latents": len(some), "n_pairs": len(pairs),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _latents(some: pd.DataFrame) -> list[str]:
+    return [
+        f"{first}/{latent}" for first, latent in zip(some["first"], some["latent"], strict=True)
+    ]
+
+
+def recovered_table(recovery: pd.DataFrame, draws: Draws) -> pd.DataFrame:
+    """KL by point, mean over a group's clips and dictionaries, with intervals over groups.
+
+    ``recovered`` is the share of what mean rows lose that reconstructions do not lose,
+    1 − KL / KL(mean), of the means over all groups; ``gain`` is KL(mean) − KL.
+    """
+    rows = []
+    for point, some in recovery.groupby("point", sort=False):
+        names = ["kl", "kl_mean", "kl_zero"]
+        groups = some.groupby("group", sort=False)[names].mean()
+        found: dict[str, object] = {"point": point}
+        for name in names:
+            found |= prefixed(name, numbers(draws.mean(groups[name].to_numpy(np.float64))), "")
+        gain = (groups.kl_mean - groups.kl).to_numpy(np.float64)
+        found |= prefixed("gain", numbers(draws.mean(gain)), "")
+        lost = groups.kl_mean.mean()
+        found["recovered"] = 1 - groups.kl.mean() / lost if lost > 0 else np.nan
+        rows.append({**found, "n_groups": len(groups), "n_clips": some["clip"].nunique()})
+    return pd.DataFrame(rows)
+
+
+def end_table(training: pd.DataFrame) -> pd.DataFrame:
+    """The last step of every dictionary."""
+    last = training[training["step"] == training["step"].max()]
+    columns = ["point", "source", "seed", "fvu", "l0", "dead", "never_positive", "threshold"]
+    return last[columns].reset_index(drop=True)
