@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import HookedALMConfig as HookedALMConfig
+    from .converters.dictionaries import load_dictionary as load_dictionary
+    from .converters.dictionaries import save_dictionary as save_dictionary
     from .converters.parity import compare_with_hf as compare_with_hf
     from .hooks import ActivationCache as ActivationCache
     from .inputs import ALMInput as ALMInput
@@ -18,12 +20,19 @@ if TYPE_CHECKING:
     from .methods.activations.reader import ActivationReader as ActivationReader
     from .methods.activations.writer import ActivationWriter as ActivationWriter
     from .methods.attribution.edges import attribute_edges as attribute_edges
+    from .methods.attribution.features import attribute_features as attribute_features
     from .methods.attribution.nodes import attribute_nodes as attribute_nodes
     from .methods.attribution.trust import Attribution as Attribution
+    from .methods.dictionary.autoencoder import SparseAutoencoder as SparseAutoencoder
+    from .methods.dictionary.splice import feature_edit as feature_edit
+    from .methods.dictionary.splice import reconstruction as reconstruction
+    from .methods.dictionary.splice import splice_hooks as splice_hooks
+    from .methods.dictionary.training import DictionaryTrainer as DictionaryTrainer
     from .methods.patching.alignment import Window as Window
     from .methods.patching.donors import Mean as Mean
     from .methods.patching.donors import Noise as Noise
     from .methods.patching.enrich import enrich as enrich
+    from .methods.patching.features import patch_features as patch_features
     from .methods.patching.knock_out import knock_out as knock_out
     from .methods.patching.metrics import JS as JS
     from .methods.patching.metrics import KL as KL
@@ -61,17 +70,23 @@ __version__ = version("hooked_alm")
 
 _EXPORTS = {
     "config": "HookedALMConfig",
+    "converters.dictionaries": "load_dictionary save_dictionary",
     "converters.parity": "compare_with_hf",
     "hooks": "ActivationCache",
     "inputs": "ALMInput AudioClip",
     "methods.activations.reader": "ActivationReader",
     "methods.activations.writer": "ActivationWriter",
     "methods.attribution.edges": "attribute_edges",
+    "methods.attribution.features": "attribute_features",
     "methods.attribution.nodes": "attribute_nodes",
     "methods.attribution.trust": "Attribution",
+    "methods.dictionary.autoencoder": "SparseAutoencoder",
+    "methods.dictionary.splice": "feature_edit reconstruction splice_hooks",
+    "methods.dictionary.training": "DictionaryTrainer",
     "methods.patching.alignment": "Window",
     "methods.patching.donors": "Mean Noise",
     "methods.patching.enrich": "enrich",
+    "methods.patching.features": "patch_features",
     "methods.patching.knock_out": "knock_out",
     "methods.patching.metrics": (
         "JS KL Accuracy LabelScores LogitDiff Logits LogProb OnLogits Prob"

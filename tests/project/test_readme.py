@@ -32,6 +32,7 @@ def run_page(page: str) -> dict[str, Any]:
 RUN = {
     "README.md": "test_the_example_runs",
     "docs/activations.md": "test_the_activations_page_runs",
+    "docs/dictionaries.md": "test_the_dictionaries_page_runs",
     "docs/encoders.md": "test_the_encoder_page_runs",
     "docs/kimi_audio.md": "test_the_kimi_page_runs",
     "docs/own_experiment.md": "test_own_experiment.py",
@@ -102,6 +103,16 @@ def test_the_encoder_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown[2] == "torch.Size([3, 4, 18, 72])"
     assert float(shown[1]) > 0.01
     assert names["samples"].grad.abs().max() > 0
+
+
+def test_the_dictionaries_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """A dictionary of a few runs: what it loads as, and whose features carry the voice."""
+    names = run_page("docs/dictionaries.md")
+    said = capsys.readouterr().out
+    assert re.match(r"unexplained 0\.\d\d, 8\.0 active, \d+ dead\n", said)
+    assert names["exact"].effect.max() > 0.1
+    assert names["scores"].pearson > 0.9
+    assert not torch.equal(names["whole"], names["logits"])
 
 
 def test_the_parity_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
