@@ -1,0 +1,129 @@
+"""Latents that tell two kinds of rows apart, edits without them, and edits to compare with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ...errors import InputError
+from .autoencoder import SparseAutoencoder
+from .splice import RowEdit, feature_edit
+
+Latents = Int[Tensor, " chosen"]
+
+
+@dataclass(frozen=True, eq=False)
+class Activity:
+    """Mean activation of every latent over some rows, and how often it is active."""
+
+    mean: Float[Tensor, " latent"]
+    frequency: Float[Tensor, " latent"]
+    """Share of rows."""
+    rows: Float[Tensor, " d_in"]
+    """Mean of the rows themselves."""
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, sae: SparseAutoencoder, batches: Sequence[Float[Tensor, "row d_in"]]) -> "Activity":
+        """Over all rows of some batches.
+
+        Raises:
+            InputError: no rows.
+        """
+        n = sum(map(len, batches))
+        if not n:
+            raise InputError("averaging activations: got no rows, expected one or more.")
+        total = torch.zeros(2, sae.cfg.d_sae, dtype=torch.float64)
+        rows = torch.zeros(sae.cfg.d_in, dtype=torch.float64)
+        for batch in batches:
+            features = sae.encode(batch.to(sae.b_dec))
+            total += torch.stack([features.sum(0), (features > 0).sum(0)]).double().cpu()
+            rows += batch.double().sum(0).cpu()
+        mean, frequency = (total / n).float()
+        return cls(mean, frequency, (rows / n).float())
+
+
+def differing(first: Activity, second: Activity, n: int) -> Latents:
+    """The ``n`` latents whose mean is most above in the first: what tells it from the second.
+
+    Source: AudioSAE (arXiv 2602.05027), the top 100 of non-speech minus speech; M-SAE-3.
+
+    Raises:
+        InputError: more than there are.
+    """
+    _check(n, len(first.mean))
+    return (first.mean - second.mean).topk(n).indices
+
+
+def most_frequent(activity: Activity, n: int) -> Latents:
+    """The ``n`` latents that are active most often: a control that looks at no difference.
+
+    Raises:
+        InputError: more than there are.
+    """
+    _check(n, len(activity.mean))
+    return activity.frequency.topk(n).indices
+
+
+def as_active(chosen: Latents, activity: Activity, seed: int) -> Latents:
+    """As many other latents that are about as active: each chosen one's neighbour in rank.
+
+    Args:
+        chosen: latents to match; none of them is among the found.
+        activity: by whose means they are ranked.
+        seed: decides between neighbours that are as near.
+
+    Raises:
+        InputError: fewer others than chosen ones.
+    """
+    taken = {*chosen.tolist()}
+    if len(taken) > len(activity.mean) - len(taken):
+        raise InputError(
+            f"matching {len(taken)} latents: the dictionary has "
+            f"{len(activity.mean) - len(taken)} others, expected as many. Choose fewer."
+        )
+    order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))
+    found = []
+    for latent in chosen[order].tolist():
+        apart = (activity.mean - activity.mean[latent]).abs()
+        apart[list(taken)] = torch.inf
+        found.append(int(apart.argmin()))
+        taken.add(found[-1])
+    return torch.tensor(found)
+
+
+def suppress(sae: SparseAutoencoder, latents: Latents, alpha: float) -> RowEdit:
+    """The edit ``x - alpha * sum f_i W_dec[i]`` over some latents, what is left of x kept.
+
+    0 changes nothing, 1 takes them out, more pushes against them.
+    """
+
+    def change(features: Tensor) -> Tensor:
+        changed = features.clone()
+        changed[:, latents.to(features.device)] *= 1 - alpha
+        return changed
+
+    return feature_edit(sae, change)
+
+
+def shift(direction: Float[Tensor, " d_in"], like: RowEdit) -> RowEdit:
+    """The edit that moves every row along one direction, as far as another edit moves it.
+
+    The dense control of steering: the difference of two kinds' means, without a dictionary.
+    """
+    unit = torch.nn.functional.normalize(direction, dim=0)
+
+    def edit(x: Tensor) -> Tensor:
+        size = (like(x) - x).norm(dim=-1, keepdim=True)
+        return x + size * unit.to(x)
+
+    return edit
+
+
+def _check(n: int, n_latents: int) -> None:
+    if not 1 <= n <= n_latents:
+        raise InputError(
+            f"choosing {n} latents: the dictionary has {n_latents}, expected 1 or more."
+        )
