@@ -27,6 +27,7 @@ EXPERIMENTS = {
         "grounding": "Grounding",
         "prefix_comparison": "PrefixComparison",
         "probes": "Probes",
+        "sae_features": "SAEFeatures",
         "sae_train": "TrainDictionaries",
         "head_statistics": "HeadStatistics",
         "tuned_lens": "TuneLens",

@@ -25,6 +25,8 @@ ASSETS = Path(_SPEC.submodule_search_locations[0]) / "assets"
 MODELS = ASSETS / "models"
 TRUTHS = ASSETS / "truths"
 """Deltas of localised twins."""
+DICTIONARIES = ASSETS / "dictionaries"
+"""Sparse autoencoders of bundled models."""
 CLIPS = ASSETS / "ob1"
 
 
@@ -37,6 +39,17 @@ def model_folder(name: str | Path) -> Path:
     if not is_bundled(name):
         return expanded(name)
     return _known(name, {path.parent.name: path.parent for path in MODELS.glob("*/config.json")})
+
+
+def dictionary_folder(name: str | Path) -> Path:
+    """Folder of the dictionary ``bundled:NAME``; any other name as a path (``~`` is home).
+
+    Raises:
+        InputError: the package carries no such dictionary.
+    """
+    if not is_bundled(name):
+        return expanded(name)
+    return _known(name, {path.parent.name: path.parent for path in DICTIONARIES.glob("*/cfg.json")})
 
 
 def parts_of_twin(name: str | Path) -> tuple[str | Path, Path | None]:

@@ -1,4 +1,4 @@
-"""Rows of clips at some points, of which some clips are held out: what dictionaries learn."""
+"""Rows of clips at some points: what dictionaries learn, and what they are read on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput
 from hooked_alm.methods.activations.collect import n_rows_of, rows_of
 from hooked_alm.methods.activations.mixing import MixedRows
+from hooked_alm.methods.activations.rows import ActivationRows
 from hooked_alm.methods.activations.selection import KeptPoint, kept_points
 
 from ..workbench.batches import BatchedConfig, BatchSize, bucketed
 from .clips import ClipFile
 from .heard_clips import HeardClipsConfig
 from .held_out import split_groups
-from .point_patterns import PointPatterns
 from .records import collect
 from .resampling import SPEAKER
 from .sources import Source
@@ -29,7 +29,7 @@ from .transcription import SPOKEN
 
 
 class ClipRowsConfig(BatchedConfig, HeardClipsConfig):
-    """Settings of experiments that learn from rows of clips."""
+    """Settings of experiments that read rows of clips."""
 
     model: str = Field(
         default=f"{PREFIX}follows_voice",
@@ -40,27 +40,11 @@ class ClipRowsConfig(BatchedConfig, HeardClipsConfig):
         description="a table of clips (column path and, as far as known, speaker), a folder with a "
         "manifest.csv, or a folder of clips",
     )
-    points: PointPatterns = Field(
-        default=["blocks.5.hook_resid_post"],
-        description="hook points, all of the decoder or all of the audio encoder. * is anything "
-        "without a dot, {0,4} either, {0..4} the numbers from 0 to 4; `hooked-alm hooks MODEL` "
-        "lists them",
-    )
     spans: list[str] = Field(
         default=["audio"],
         min_length=1,
-        description="positions whose rows are learnt: audio, text, readout, ... or all; of the "
-        "audio encoder, audio",
-    )
-    group: str | None = Field(
-        default=None,
-        min_length=1,
-        max_length=40,
-        description="column whose values are held out whole; None is speaker, else every clip by "
-        "itself",
-    )
-    held_out_share: float = Field(
-        default=0.2, gt=0, lt=1, description="share of the groups that nothing is learnt from"
+        description="positions whose rows are read: audio, text, readout, ... or all; of the audio "
+        "encoder, audio",
     )
     batch_size: BatchSize = 8
 
@@ -72,73 +56,66 @@ class ClipRowsConfig(BatchedConfig, HeardClipsConfig):
 
 @dataclass(frozen=True, eq=False)
 class ClipRows:
-    """Clips in parts that run together, some of which no step trains on."""
+    """Clips that a model hears, and what it holds at some points of each."""
 
     model: HookedALM
     config: ClipRowsConfig
     clips: list[ClipFile]
     points: list[KeptPoint]
-    groups: list[str]
-    """What is held out together, one a clip."""
     n_rows: list[int]
     """Rows of each clip."""
-    train: list[list[int]]
-    """Parts of clips that are learnt, by their numbers."""
-    held_out: list[list[int]]
+    lengths: list[int]
+    """Positions and frames of each, by which batches are made."""
 
     @classmethod
-    def planned(cls, model: HookedALM, clips: list[ClipFile], config: ClipRowsConfig) -> "ClipRows":
+    def planned(
+        cls,
+        model: HookedALM,
+        clips: list[ClipFile],
+        points: Sequence[str],
+        config: ClipRowsConfig,
+    ) -> "ClipRows":
         """Reads every clip once; nothing runs, and the model needs no weights.
 
         Raises:
-            InputError: clips that cannot be heard or have no group, spans that they lack, points of
-                two kinds, or one group alone.
+            InputError: clips that cannot be heard, spans that they lack, points of two kinds.
             HookNameError: points that cannot be kept.
         """
-        points = kept_points(model, config.points)
-        if len(kinds := {point.kind for point in points}) > 1:
+        kept = kept_points(model, points)
+        if len(kinds := {point.kind for point in kept}) > 1:
             raise InputError(
                 f"choosing the points of dictionaries: got points of the {' and the '.join(kinds)} "
-                f"({listed([point.name for point in points], 4)}), whose rows are not the same. "
-                "Train those of the decoder and those of the audio encoder in runs of their own."
-            )
-        groups = _groups(clips, config)
-        halves = split_groups(groups, 1 - config.held_out_share, config.seed)
-        if len(halves) < 2:
-            raise InputError(
-                f"splitting {len(clips)} clips into learnt and held-out ones: got one group "
-                f"({groups[0]}), expected two or more. Name another column as group."
+                f"({listed([point.name for point in kept], 4)}), whose rows are not the same. "
+                "Take those of the decoder and those of the audio encoder in runs of their own."
             )
 
         def counted(number: int) -> tuple[int, int]:
             clip = config.read(model, clips[number])
             x = config.heard(model, [clip], stand_in="en")
-            (by_span,) = n_rows_of(model, x, points, config.spans).values()
+            (by_span,) = n_rows_of(model, x, kept, config.spans).values()
             return sum(by_span.values()), x.shape[1] + sum(clip.n_frames)
 
         found = collect("hearing the clips", counted, range(len(clips)), lambda i: clips[i].where)
         n_rows, lengths = (list(column) for column in zip(*found, strict=True))
+        return cls(model, config, clips, kept, n_rows, lengths)
 
-        def parts(half: str) -> list[list[int]]:
-            mine = [i for i, group in enumerate(groups) if halves[group] == half]
-            some = bucketed([lengths[i] for i in mine], config.batch_size, config.batch_positions)
-            return [[mine[i] for i in part] for part in some]
-
-        return cls(
-            model, config, clips, points, groups, n_rows, parts("discovery"), parts("held-out")
+    def parts(self, clips: Sequence[int]) -> list[list[int]]:
+        """Clips, by their numbers, in parts that run together."""
+        found = bucketed(
+            [self.lengths[i] for i in clips], self.config.batch_size, self.config.batch_positions
         )
+        return [[clips[i] for i in part] for part in found]
 
-    def count(self, parts: Sequence[Sequence[int]]) -> int:
-        """Rows of some parts."""
-        return sum(self.n_rows[clip] for part in parts for clip in part)
+    def count(self, clips: Sequence[int]) -> int:
+        """Rows of some clips."""
+        return sum(self.n_rows[clip] for clip in clips)
 
-    def mixed(self, max_bytes: int) -> MixedRows:
-        """The learnt ones, shuffled; see ``MixedRows``."""
-        width = sum(point.width for point in self.points)
-        n_bytes = width * self.model.cfg.dtype.itemsize
-        sizes = [self.count([part]) for part in self.train]
+    def mixed(self, clips: Sequence[int], max_bytes: int) -> MixedRows:
+        """The rows of some clips, shuffled; see ``MixedRows``."""
+        parts = self.parts(clips)
+        n_bytes = sum(point.width for point in self.points) * self.model.cfg.dtype.itemsize
         return MixedRows(
-            lambda part: self.run(self.train[part]), sizes,
+            lambda part: self.run(parts[part]).values, [self.count(part) for part in parts],
             row_bytes=n_bytes, max_bytes=max_bytes,
         )  # fmt: skip
 
@@ -148,13 +125,65 @@ class ClipRows:
         return config.heard(self.model, [config.read(self.model, self.clips[i]) for i in part])
 
     @torch.no_grad()
-    def run(self, part: Sequence[int]) -> dict[str, Tensor]:
-        """Point -> rows of some clips, which run together."""
+    def run(self, part: Sequence[int]) -> ActivationRows:
+        """Rows of some clips that run together, clip by clip in their order."""
         (found,) = rows_of(self.model, self.heard(part), self.points, self.config.spans).values()
-        return found.values
+        return found
+
+    def by_clip(self, rows: Tensor, part: Sequence[int]) -> list[Tensor]:
+        """What belongs to each clip of a part."""
+        return [*rows.split([self.n_rows[clip] for clip in part])]
 
 
-def _groups(clips: Sequence[ClipFile], config: ClipRowsConfig) -> list[str]:
+class HeldOutClipsConfig(ClipRowsConfig):
+    """Settings of experiments that learn from some clips and are judged on others."""
+
+    group: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=40,
+        description="column whose values are held out whole; None is speaker, else every clip by "
+        "itself",
+    )
+    held_out_share: float = Field(
+        default=0.2, gt=0, lt=1, description="share of the groups that nothing is learnt from"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutClips:
+    """Which clips are learnt, by their numbers, and which are held out."""
+
+    groups: list[str]
+    """What is held out together, one a clip."""
+    learnt: list[int]
+    held_out: list[int]
+
+    @classmethod
+    def of(cls, clips: Sequence[ClipFile], config: HeldOutClipsConfig) -> "HeldOutClips":
+        """A seeded draw of whole groups.
+
+        Raises:
+            InputError: clips without a group, or one group alone.
+        """
+        groups = _groups(clips, config)
+        halves = split_groups(groups, 1 - config.held_out_share, config.seed)
+        if len(halves) < 2:
+            raise InputError(
+                f"splitting {len(clips)} clips into learnt and held-out ones: got one group "
+                f"({groups[0]}), expected two or more. Name another column as group."
+            )
+        is_learnt = [halves[group] == "discovery" for group in groups]
+        learnt = [i for i, yes in enumerate(is_learnt) if yes]
+        return cls(groups, learnt, [i for i, yes in enumerate(is_learnt) if not yes])
+
+    @property
+    def held_out_groups(self) -> list[str]:
+        """Groups that nothing is learnt from."""
+        return sorted({self.groups[clip] for clip in self.held_out})
+
+
+def _groups(clips: Sequence[ClipFile], config: HeldOutClipsConfig) -> list[str]:
     """What each clip is held out with.
 
     Raises:

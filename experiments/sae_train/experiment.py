@@ -31,7 +31,7 @@ from hooked_alm.errors import InputError
 from hooked_alm.methods.dictionary.training import DictionaryTrainer
 
 from ..materials.checkpoints import FOLDER, Checkpoints
-from ..materials.clip_rows import ClipRows
+from ..materials.clip_rows import ClipRows, HeldOutClips
 from ..materials.clips import described_table, file_safe
 from ..materials.recordings import load_clips
 from ..materials.subject import ModelExperiment, described
@@ -70,16 +70,16 @@ class TrainDictionaries(ModelExperiment[SAETrainConfig]):
         config = self.config
         clips = load_clips(config.source)
         self.model = self.lay_out(hears=True)
-        self.rows = rows = ClipRows.planned(self.model, clips, config)
-        n_train, n_held_out = rows.count(rows.train), rows.count(rows.held_out)
+        self.split = split = HeldOutClips.of(clips, config)
+        self.rows = rows = ClipRows.planned(self.model, clips, config.points, config)
+        n_train, n_held_out = rows.count(split.learnt), rows.count(split.held_out)
         if n_train < config.step_rows or not n_held_out:
             raise InputError(
-                f"choosing rows to learn: got {n_train} rows of {sum(map(len, rows.train))} clips, "
+                f"choosing rows to learn: got {n_train} rows of {len(split.learnt)} clips, "
                 f"and {n_held_out} held-out ones; expected at least one step's {config.step_rows}, "
                 "and some held out. Give more clips, other spans, or a smaller step_rows."
             )
         self.shapes = {point.name: config.shape(point.width) for point in rows.points}
-        held_out = sorted({rows.groups[clip] for part in rows.held_out for clip in part})
         self.of_model = described(self.model, config)
         return {
             "model": self.of_model,
@@ -89,8 +89,8 @@ class TrainDictionaries(ModelExperiment[SAETrainConfig]):
                                  "k": self.shapes[p.name].n_active}
                        for p in rows.points},
             "rows": {"learnt": n_train, "held out": n_held_out},
-            "groups": len({*rows.groups}),
-            "held_out_groups": held_out,
+            "groups": len({*split.groups}),
+            "held_out_groups": split.held_out_groups,
         }  # fmt: skip
 
     def load(self) -> None:
@@ -203,7 +203,7 @@ class TrainDictionaries(ModelExperiment[SAETrainConfig]):
     def _batches(self, step: int) -> Iterator[dict[str, Tensor]]:
         """Rows of a step and of all behind it: one shuffled pass after the other."""
         config = self.config
-        mixed = self.rows.mixed(config.max_bytes)
+        mixed = self.rows.mixed(self.split.learnt, config.max_bytes)
         epoch, start = divmod(step, len(mixed) // config.step_rows)
         while True:
             yield from mixed.epoch(config.step_rows, seed=config.seed, epoch=epoch, start=start)
@@ -235,7 +235,7 @@ class TrainDictionaries(ModelExperiment[SAETrainConfig]):
             "prompt": self.config.prompt,
             "of_model": self.of_model,
             "rows_seen": self.config.n_steps * self.config.step_rows,
-            "held_out_groups": sorted({self.rows.groups[i] for p in self.rows.held_out for i in p}),
+            "held_out_groups": self.split.held_out_groups,
             "dead": trainer.dead.nonzero().flatten().tolist(),
         }
         save_dictionary(
@@ -266,8 +266,8 @@ class TrainDictionaries(ModelExperiment[SAETrainConfig]):
             )  # fmt: skip
         partners += partner_rows(point, "untrained", untrained(saes), {seed: [] for seed in saes})
         return UnitResult({
-            "quality": [*quality_rows(self.rows, point, saes)],
-            "recovery": [*recovery_rows(self.rows, point, saes)],
+            "quality": [*quality_rows(self.rows, self.split, point, saes)],
+            "recovery": [*recovery_rows(self.rows, self.split, point, saes)],
             **({"partners": partners} if partners else {}),
             "copies": [copy_row(point, seed, sae.W_dec) for seed, sae in saes.items()],
         })  # fmt: skip

@@ -24,22 +24,24 @@ from hooked_alm.methods.dictionary.stability import (
     random_directions,
 )
 
-from ..materials.clip_rows import ClipRows
+from ..materials.clip_rows import ClipRows, HeldOutClips
 from ..workbench.results import Row
 
 Dictionaries = Mapping[int, SparseAutoencoder]
 """Seed -> a dictionary of the same point."""
 
 
-def quality_rows(rows: ClipRows, point: str, saes: Dictionaries) -> Iterator[Row]:
+def quality_rows(
+    rows: ClipRows, split: HeldOutClips, point: str, saes: Dictionaries
+) -> Iterator[Row]:
     """How well each dictionary reconstructs the held-out rows, in use and as in training."""
     counts = {
         (seed, inference): QualityCounts(sae, inference)
         for seed, sae in saes.items()
         for inference in get_args(Inference)
     }
-    for part in rows.held_out:
-        found = rows.run(part)[point]
+    for part in rows.parts(split.held_out):
+        found = rows.run(part).values[point]
         for one in counts.values():
             one.add(found)
     for (seed, inference), one in counts.items():
@@ -47,7 +49,9 @@ def quality_rows(rows: ClipRows, point: str, saes: Dictionaries) -> Iterator[Row
 
 
 @torch.no_grad()
-def recovery_rows(rows: ClipRows, point: str, saes: Dictionaries) -> Iterator[Row]:
+def recovery_rows(
+    rows: ClipRows, split: HeldOutClips, point: str, saes: Dictionaries
+) -> Iterator[Row]:
     """What the answer to each held-out clip loses, with other rows in the place of its own.
 
     KL divergence in nats of the next token at the readout, from the run as it is: with
@@ -55,15 +59,15 @@ def recovery_rows(rows: ClipRows, point: str, saes: Dictionaries) -> Iterator[Ro
     taken apart and left alone.
     """
     n, total = 0, torch.zeros(())
-    for part in rows.held_out:
-        found = rows.run(part)[point]
+    for part in rows.parts(split.held_out):
+        found = rows.run(part).values[point]
         n, total = n + len(found), total + found.float().sum(0)
     mean = total / n
     plain: dict[str, RowEdit] = {
         "kl_mean": lambda x: mean.expand_as(x),
         "kl_zero": torch.zeros_like,
     }
-    for part in rows.held_out:
+    for part in rows.parts(split.held_out):
         x = rows.heard(part)
         clean = _readout(rows, x)
 
@@ -80,7 +84,7 @@ def recovery_rows(rows: ClipRows, point: str, saes: Dictionaries) -> Iterator[Ro
             )
             for row, (clip, kl, kept) in enumerate(by_clip):
                 yield {
-                    "clip": rows.clips[clip].name, "group": rows.groups[clip], "point": point,
+                    "clip": rows.clips[clip].name, "group": split.groups[clip], "point": point,
                     "seed": seed, "kl": kl, **{k: v[row] for k, v in without.items()},
                     "kl_kept": kept,
                 }  # fmt: skip

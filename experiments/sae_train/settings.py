@@ -9,15 +9,22 @@ from hooked_alm.methods.dictionary.autoencoder import Architecture, DictionaryCo
 from hooked_alm.methods.dictionary.training import DictionaryTraining
 
 from ..materials.checkpoints import StepsPerCheckpoint
-from ..materials.clip_rows import ClipRowsConfig
+from ..materials.clip_rows import HeldOutClipsConfig
+from ..materials.point_patterns import PointPatterns
 from ..workbench.settings import MOST_BYTES
 
 
-class SAETrainConfig(ClipRowsConfig):
+class SAETrainConfig(HeldOutClipsConfig):
     """Which rows of which clips, and how dictionaries of them are trained."""
 
     KNOWN_WITH: ClassVar = ()
 
+    points: PointPatterns = Field(
+        default=["blocks.5.hook_resid_post"],
+        description="hook points, all of the decoder or all of the audio encoder. * is anything "
+        "without a dot, {0,4} either, {0..4} the numbers from 0 to 4; `hooked-alm hooks MODEL` "
+        "lists them",
+    )
     architecture: Architecture = Field(
         default="batchtopk",
         description="which latents are active: the k largest of a row, of a batch, those above a "

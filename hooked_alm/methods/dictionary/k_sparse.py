@@ -15,7 +15,7 @@ labels' means, by the length of their weights in a probe of all, or not at all, 
 """
 Deletion = Literal["refit", "frozen"]
 """Whether a probe learns again once latents are gone, or the one that knew them reads on."""
-Hits = Bool[np.ndarray, "k item"]
+ReadItems = Bool[np.ndarray, "k item"]
 """Whether the label of an item, which the probe was not trained on, is read."""
 
 
@@ -38,7 +38,7 @@ def k_sparse_probe(
     *,
     by: RankedBy = "mean_difference",
     seed: int = 0,
-) -> Hits:
+) -> ReadItems:
     """What probes of the first k features read of each item.
 
     Source: Gurnee et al. 2023 (arXiv 2305.01610), section 3; M-SAE-4.
@@ -78,7 +78,7 @@ def unlearn(
     how: Deletion,
     by: RankedBy = "mean_difference",
     seed: int = 0,
-) -> Hits:
+) -> ReadItems:
     """What is read of each item once the first k features are zero.
 
     A frozen probe stumbles over what it knew; one that learns again shows what is left.

@@ -74,8 +74,8 @@ def specialised_by_chance(
     seed: int,
     share: float = SHARE,
     min_clips: int = MIN_CLIPS,
-) -> Int[np.ndarray, " draw"]:
-    """Number of latents that are of a domain once domains are dealt out to the clips anew.
+) -> Int[np.ndarray, "draw domain"]:
+    """Number of latents of each domain once domains are dealt out to the clips anew.
 
     Args:
         active: as in ``specialisation``.
@@ -89,5 +89,5 @@ def specialised_by_chance(
     for _ in range(n_draws):
         dealt = rng.permutation(domains)
         one = specialisation(active, dealt, share=share, min_clips=min_clips)
-        found.append(int((one.domain >= 0).sum()))
-    return np.array(found, np.int64)
+        found.append(np.bincount(one.domain[one.domain >= 0], minlength=one.share.shape[1]))
+    return np.stack(found).astype(np.int64)

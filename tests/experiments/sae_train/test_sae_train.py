@@ -89,7 +89,7 @@ def test_the_dictionaries_are_those_of_a_plain_loop(
     one.identify()
     one.load()
     rows, config = one.rows, one.config
-    mixed = rows.mixed(config.max_bytes)
+    mixed = rows.mixed(one.split.learnt, config.max_bytes)
     per_epoch = len(mixed) // config.step_rows
     assert per_epoch < config.n_steps  # rows are seen again
     batches: list[dict[str, torch.Tensor]] = []
@@ -111,15 +111,14 @@ def test_rows_are_those_of_the_clips_that_are_learnt(
     one.identify()
     one.load()
     rows: ClipRows = one.rows
-    learnt = {i for part in rows.train for i in part}
-    held_out = {i for part in rows.held_out for i in part}
-    assert learnt | held_out == set(range(8))
-    assert {rows.groups[i] for i in learnt}.isdisjoint(rows.groups[i] for i in held_out)
-    part = rows.train[0]
-    for point, values in rows.run(part).items():
+    split = one.split
+    assert {*split.learnt, *split.held_out} == set(range(8))
+    assert {split.groups[i] for i in split.learnt}.isdisjoint(split.held_out_groups)
+    part = rows.parts(split.learnt)[0]
+    for point, values in rows.run(part).values.items():
         expected = rows_of(gqa, rows.heard(part), point)["prompt"].values[point]
         assert torch.equal(values, expected)
-        assert len(values) == rows.count([part])
+        assert len(values) == rows.count(part)
 
 
 @torch.no_grad()
@@ -132,7 +131,7 @@ def test_what_the_answer_loses(finished: RunFolder, tiny_models: TinyModels, cli
     sae = load_dictionary(finished.path / "sae" / point / "seed_0").sae
     table = finished.read_table("recovery")
     table = table[(table.point == point) & (table.seed == 0)].set_index("clip")
-    for part in rows.held_out:
+    for part in rows.parts(one.split.held_out):
         x = rows.heard(part)
         mask = x.spans.mask("audio")[..., None]
         edits = {"kl": sae, "kl_zero": torch.zeros_like}

@@ -1,0 +1,1 @@
+"""What the features of a sparse autoencoder fire on."""
