@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from ...encoder_rows import EncoderRows
 from ...inputs import ALMInput
@@ -26,7 +27,7 @@ def splice_hooks(
     edits: Mapping[str, RowEdit],
     spans: str | Sequence[str] = "audio",
 ) -> list[SpliceHook]:
-    """Hooks that replace the rows of some spans, for ``run_with_hooks`` or ``model.hooks``.
+    """Hooks that replace the rows of some spans: of ``run_with_hooks``, ``generate``, ``hooks``.
 
     ::
 
@@ -59,7 +60,11 @@ def splice_hooks(
 
 
 def _in_prompts(value: Tensor, hook: object, *, edit: RowEdit, mask: Tensor) -> Tensor:
-    mask, changed = mask.to(value.device), value.clone()
+    n_new = value.shape[1] - mask.shape[1]
+    if n_new < 0:  # a step of generation, whose prompt is in the cache
+        return value
+    mask = F.pad(mask, (0, n_new)).to(value.device)  # without a cache the prompt comes again
+    changed = value.clone()
     changed[mask] = _edited(value[mask], edit)
     return changed
 

@@ -87,3 +87,21 @@ def test_several_points_at_once(gqa: HookedALM, x: ALMInput) -> None:
     both = run(gqa, x, saes)
     for point, edit in saes.items():
         assert not torch.equal(run(gqa, x, {point: edit}), both)
+
+
+@pytest.mark.parametrize("point", [DECODER, ENCODER])
+def test_generation_hears_the_replaced_rows(gqa: HookedALM, x: ALMInput, point: str) -> None:
+    """With a cache and without, and as a run over all that was written has it."""
+    sae, _ = dictionary(gqa, x, point)
+    hooks = splice_hooks(gqa, x, {point: reconstruction(sae)})
+    settings = {"max_new_tokens": 5, "fwd_hooks": hooks, "return_type": "tokens"}
+    written = gqa.generate(x, use_past_kv_cache=True, **settings)
+    again = gqa.generate(x, use_past_kv_cache=False, **settings)
+    assert torch.equal(written, again)
+    logits = gqa.run_with_hooks(x, fwd_hooks=hooks)
+    assert torch.equal(written[:, 0], logits[:, -1].argmax(-1))
+    plain = gqa.generate(x, max_new_tokens=5, return_type="tokens")
+    left_alone = feature_edit(sae, lambda f: f)
+    hooks = splice_hooks(gqa, x, {point: left_alone})
+    same = gqa.generate(x, max_new_tokens=5, return_type="tokens", fwd_hooks=hooks)
+    assert torch.equal(plain, same)
