@@ -3,7 +3,7 @@
     .venv/bin/python scripts/bundled_dictionaries.py OUT    # runs of sae_train, and the assets
 
 ``follows_voice_sae`` and ``follows_voice_sae_1`` (likewise ``follows_text``) are of the stream
-behind block 5 at the clip's positions, 4 × 96 latents, in half precision.
+behind block 1 at the clip's positions, 4 × 96 latents, in half precision.
 """
 
 import shutil
@@ -16,7 +16,7 @@ from hooked_alm.converters.dictionaries import load_dictionary, save_dictionary
 
 TWINS = ("follows_voice", "follows_text")
 SETTINGS = ("expansion=4", "n_rows=2000000")
-POINT = "blocks.5.hook_resid_post"
+POINT = "blocks.1.hook_resid_post"
 
 
 def main(out: Path) -> None:

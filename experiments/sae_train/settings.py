@@ -20,7 +20,7 @@ class SAETrainConfig(HeldOutClipsConfig):
     KNOWN_WITH: ClassVar = ()
 
     points: PointPatterns = Field(
-        default=["blocks.5.hook_resid_post"],
+        default=["blocks.1.hook_resid_post"],
         description="hook points, all of the decoder or all of the audio encoder. * is anything "
         "without a dot, {0,4} either, {0..4} the numbers from 0 to 4; `hooked-alm hooks MODEL` "
         "lists them",
