@@ -313,6 +313,22 @@ class ALMInput(Shown):
         spans = replace(self.spans, n_pos=longer["tokens"].shape[1])
         return replace(self, **longer, spans=spans)
 
+    def answered(self, tokens: Int[Tensor, "batch new"]) -> "ALMInput":
+        """The prompts with how their answers begin behind them, read where these go on.
+
+        The new tokens count to ``struct``, as an answer's prefix does, but for the last, which is
+        the ``readout``.
+        """
+        if not tokens.shape[1]:
+            return self
+        longer, n_before = self.extend(tokens), self.shape[1]
+        n_pos = longer.shape[1]
+        before = self.spans.ranges.get("struct", [()] * len(self))
+        begun = [[*ranges, (n_before - 1, n_pos - 1)] for ranges in before]
+        ends = [[(n_pos - 1, n_pos)] for _ in begun]
+        ranges = {**self.spans.ranges, "struct": begun, "readout": ends}
+        return replace(longer, spans=replace(longer.spans, ranges=ranges))
+
     def for_autograd(self) -> "ALMInput":
         """The same in tensors that gradients may pass; those of ``inference_mode`` are copied."""
         if torch.is_inference_mode_enabled():

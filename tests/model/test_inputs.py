@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from hooked_alm import ALMInput, HookedALM, InputError
 from hooked_alm.frontend import Windows, checksum
 from hooked_alm.inputs import positions_from_mask
-from hooked_alm.spans import SpanMap
+from hooked_alm.spans import SPAN_NAMES, SpanMap
 from tiny import AUDIO_BOS, AUDIO_EOS, PAD, PLACEHOLDER, TinyModels, hf_inputs, n_audio_tokens
 from tolerances import ENCODER_BATCH, OTHER_KERNEL
 
@@ -483,6 +483,21 @@ def test_extend(gqa: HookedALM, x: ALMInput) -> None:
     with torch.no_grad():
         alike = {**INPUTS, "input_ids": longer.tokens, "attention_mask": longer.attention_mask}
         assert torch.equal(gqa(longer), gqa(gqa.encode(**alike)))
+
+
+def test_answered(gqa: HookedALM, x: ALMInput) -> None:
+    """The run of `extend`, read behind the new tokens; spans still are all real positions."""
+    new = torch.tensor([[5, 6], [7, 8], [9, 10], [11, 12]])
+    begun, longer = x.answered(new), x.extend(new)
+    assert torch.equal(begun.tokens, longer.tokens)
+    n = longer.shape[1]
+    assert begun.spans["readout"] == [[(n - 1, n)]] * 4
+    for row in range(4):
+        before = x.spans.positions("struct", row)
+        assert begun.spans.positions("struct", row) == [*before, n - 3, n - 2]
+    known = [name for name in begun.spans if name in SPAN_NAMES]
+    assert torch.equal(begun.spans.mask(*known), begun.attention_mask.bool())
+    assert x.answered(new[:, :0]) is x
 
 
 # What `encode` refuses.

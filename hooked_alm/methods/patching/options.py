@@ -140,6 +140,14 @@ class NodeOptions(SharedOptions, HeadsOption, total=False):
 class PatchOptions(NodeOptions, ExactOptions, total=False):
     """Options of ``patch``."""
 
+    coefficients: Annotated[
+        Sequence[float] | None,
+        Option(
+            None,
+            "several values of c in one sweep, along an axis ``coefficient``; None is "
+            "``coefficient`` alone.",
+        ),
+    ]
     donor_site: Annotated[
         Site | None,
         Option(

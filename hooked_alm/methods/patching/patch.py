@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...engine.cells import Edits, Indices, Write
-from ...engine.record import Record
+from ...engine.record import Record, on_device
 from ...errors import InputError
 from ...inputs import ALMInput
 from ...model import HookedALM
@@ -36,7 +36,8 @@ class DonorWrite:
     """New values of a site from its own, ``a``, and a donor's, ``d``: a rule of the engine."""
 
     mode: PatchMode
-    coefficient: float
+    coefficient: float | Float[np.ndarray, " entry"]
+    """Of all entries, or of each."""
     values: Callable[[Chosen, Chosen | None], Tensor | float]
     """The donor's at some spots; called when cells run, so that no sweep holds them all."""
     spots: Chosen
@@ -45,7 +46,11 @@ class DonorWrite:
 
     def __call__(self, own: Float[Tensor, " entry *features"], entries: Indices) -> Tensor:
         """New values of some entries."""
-        c = self.coefficient
+        c: float | Tensor
+        if isinstance(given := self.coefficient, np.ndarray):
+            c = on_device(given[entries], own).reshape(-1, *[1] * (own.ndim - 1))
+        else:
+            c = given
         if self.mode == "scale":
             return c * own
         d = self.values(self.spots[entries], None if self.units is None else self.units[entries])
@@ -62,6 +67,7 @@ def edits_of_nodes(
     n_rows: int,
     write: Callable[[int, Chosen, Chosen | None], Write],
     donors: Sequence[Record] | None = None,
+    n_copies: int = 1,
 ) -> list[Edits]:
     """Edits of every cell of a sweep over nodes, those of a layer together.
 
@@ -72,8 +78,10 @@ def edits_of_nodes(
         n_rows: number of rows of the batch.
         write: layer, and spot and unit of every entry -> the rule.
         donors: runs whose rows are written as they are, one per row of the batch.
+        n_copies: times that every cell is there, one sweep behind the other.
     """
     per_unit = len(choice.places) * n_rows
+    per_layer = len(choice.units) * per_unit
     of, units = np.zeros(1, int), None
     if choice.unit is not None:
         joint = [one for one in choice.units if one is not None]
@@ -81,11 +89,14 @@ def edits_of_nodes(
         units = np.repeat([unit for one in joint for unit in one], len(spots.cells))
     spot = np.tile(np.arange(len(spots.cells)), len(of))
     cells = np.repeat(of, len(spots.cells)) * per_unit + spots.cells[spot]
+    copy = np.repeat(np.arange(n_copies), len(cells)) * len(choice.layers) * per_layer
+    cells, spot = copy + np.tile(cells, n_copies), np.tile(spot, n_copies)
+    units = None if units is None else np.tile(units, n_copies)
     # No row of the donor is what stands between two of them.
     sources = None if donors is None else np.where(spots.weight == 0, spots.lower, -1)[spot]
     return [
         Edits(
-            site=site, layer=layer, cells=i * len(choice.units) * per_unit + cells,
+            site=site, layer=layer, cells=i * per_layer + cells,
             positions=spots.positions[spot], units=units, write=write(layer, spot, units),
             donors=donors, sources=sources,
         )
@@ -114,15 +125,17 @@ def patch(
         metric: what is read off each run; see ``metrics``.
 
     Returns:
-        Axes ``layer``, ``head`` (``kv_head``, ``neuron``) if these were given, ``place``,
-        ``example`` and, if the metric has several values, ``label``.
+        Axes ``coefficient`` if several were given, ``layer``, ``head`` (``kv_head``, ``neuron``) if
+        these were given, ``place``, ``example`` and, if the metric has several values, ``label``.
 
     Raises:
         InputError: batches of different size, layers, heads or neurons that do not exist or that
-            the site does not have, places that do not align, or hooks on the model.
+            the site does not have, places that do not align, coefficients that are no numbers, or
+            hooks on the model.
     """
     check_node_options("patching", model, options)
     site, mode, coefficient = options["site"], options["mode"], options["coefficient"]
+    strengths = _checked_coefficients(options["coefficients"])
     other_model = options["donor_model"]
     models = (model,) if other_model in (None, model) else (model, other_model)
     with (
@@ -162,16 +175,35 @@ def patch(
 
         def write(layer: int, spots: Chosen, units: Chosen | None) -> DonorWrite:
             theirs = partial(values.values, hook_name(read, model.path[layer]))
-            return DonorWrite(mode, coefficient, theirs, spots, units)
+            # Entries of one coefficient stand together.
+            c = coefficient if strengths is None else strengths.repeat(len(spots) // n_copies)
+            return DonorWrite(mode, c, theirs, spots, units)
 
         donors = (values.records(measured) if is_whole else None) or None
-        edits = edits_of_nodes(choice, site, placement.spots, len(base), write, donors)
-        n_cells = len(choice.layers) * len(choice.units) * len(choice.places)
+        n_copies = 1 if strengths is None else len(strengths)
+        edits = edits_of_nodes(choice, site, placement.spots, len(base), write, donors, n_copies)
+        n_cells = n_copies * len(choice.layers) * len(choice.units) * len(choice.places)
         found, noise = measured.swept(n_cells, edits)
+        axes = choice.axes
+        if strengths is not None:
+            axes = {"coefficient": tuple(options["coefficients"] or ()), **axes}
         return measured.result(
-            choice.axes, found, noise, site=site, mode=mode,
-            length_ratios=placement.length_ratios,
-        )  # fmt: skip
+            axes, found, noise, site=site, mode=mode, length_ratios=placement.length_ratios
+        )
+
+
+def _checked_coefficients(given: Sequence[float] | None) -> Float[np.ndarray, " copy"] | None:
+    """Coefficients of a sweep over several.
+
+    Raises:
+        InputError: there are none, or one is no number.
+    """
+    if given is None:
+        return None
+    found = np.asarray(given, np.float32)
+    if found.ndim != 1 or not len(found) or not np.isfinite(found).all():
+        raise InputError(f"patching with coefficients {given!r}: expected some finite numbers.")
+    return found
 
 
 def _check_donor_site(model: HookedALM, read: Site, site: Site) -> None:
