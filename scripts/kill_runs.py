@@ -59,7 +59,7 @@ def small_settings(inputs: Path) -> dict[str, list[str]]:
     for name in NAMES:
         shutil.copy(CLIPS / f"{name}.wav", clips)
     lines = (ASSETS / "prefix_comparison.jsonl").read_text("utf-8").splitlines()[:2]
-    for name in ("ob1", "semantic_vs_prosody"):
+    for name in ("confusable", "ob1", "semantic_vs_prosody"):
         (inputs / name).symlink_to(ASSETS / name)
     (inputs / "items.jsonl").write_text("\n".join(lines), "utf-8")
     voices = [{"audio": f"clips/{name}.wav", "text": "情绪是什么？"} for name in NAMES[:2]]
@@ -73,6 +73,10 @@ def small_settings(inputs: Path) -> dict[str, list[str]]:
         "activations": [f"audio={clips}", "batch_size=1", "unit_batches=1"],
         "asr_components": [f"audio={clips}", "n_exact=1", "n_random=1", "batch_size=1"],
         "attribute_lens": [f"audio={clips}", "enrich_sources=[0, 3]", "enrich_layers=[4]"],
+        "component_patching": [
+            *(f"audio={inputs}/confusable", "sites=[attn]", "stacks=[decoder]"),
+            *("alphas=[0, 1]", "n_noise=1"),
+        ],
         "circuits": [f"pairs={inputs}/pairs.jsonl", "places=[readout]", "n_random=1", "n_paths=2"],
         "convergence": [f"audio={clips}"],
         "emotion_conflict": [

@@ -137,8 +137,11 @@ class Transcription:
 
     def input(self, clip: ClipFile) -> ALMInput:
         """The prompt under which a clip is written down."""
-        heard, config = self._heard[clip.name], self.config
-        return heard_under(self.model, [heard], config.prompt, config.language)
+        return heard_under(self.model, [self.heard(clip)], self.config.prompt, self.config.language)
+
+    def heard(self, clip: ClipFile) -> AudioClip:
+        """A clip as the model hears it."""
+        return self._heard[clip.name]
 
     def ids(self, text: str) -> list[int]:
         """Tokens of words, as the model would write them."""

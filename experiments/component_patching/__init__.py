@@ -1,0 +1,1 @@
+"""Which components of a recogniser put the word that context calls for over what is said."""
