@@ -77,21 +77,33 @@ class Patcher:
         metric = LogitDiff(item.acoustic, item.contextual)
         names, clips = zip(*self._references(item), strict=True)
         references = ALMInput.joined([replace(x, clips=(clip,)) for clip in clips])
-        is_noise = [i for i, (name, _) in enumerate(names) if name == "noise"]
-        runs, rows = list[Row](), list[Row]()
+        rows = list[Row]()
         for point in patched_points(self.model, self.config):
-            # Of every reference and strength, heads would be most of all cells.
-            some = is_noise if point.is_head else [*range(len(names))]
-            alphas = (1.0,) if point.is_head else self.config.alphas
-            mine = [names[i] for i in some]
-            found = self._patched(point, x[[0] * len(some)], references[some], metric, alphas)
-            rows += [*found.rows(mine), *self._patched(point, x, "zero", metric, (1.0,)).rows()]
-            if len(some) == len(names):
-                own = {"reference": "none", "draw": 0, "value": float(found.values.base[0])}
-                theirs = zip(names, found.values.donor.tolist(), strict=True)
-                runs = [own, *({"reference": n, "draw": d, "value": v} for (n, d), v in theirs)]
+            for some, alphas in self._sweeps(point, names):
+                base, mine = x[[0] * len(some)], [names[i] for i in some]
+                rows += self._patched(point, base, references[some], metric, alphas).rows(mine)
+            rows += self._patched(point, x, "zero", metric, (1.0,)).rows()
+        logits = self.model(ALMInput.joined([x, references]))[:, -1].float()
+        values = (logits[:, item.acoustic] - logits[:, item.contextual]).tolist()
+        runs: list[Row] = [
+            {"reference": reference, "draw": draw, "value": value}
+            for (reference, draw), value in zip((("none", 0), *names), values, strict=True)
+        ]
         tables = {"runs": runs, "patched": rows}
         return UnitResult({name: [{**who, **row} for row in some] for name, some in tables.items()})
+
+    def _sweeps(
+        self, point: PatchedPoint, names: Sequence[tuple[str, int]]
+    ) -> list[tuple[list[int], tuple[float, ...]]]:
+        """References of a point by number, with their strengths.
+
+        Heads are many: they are replaced, by one draw of noise. What stands beside noise replaces.
+        """
+        if point.is_head:
+            return [([0], (1.0,))]
+        is_noise = [name == "noise" for name, _ in names]
+        noise, others = ([i for i, b in enumerate(is_noise) if b == want] for want in (True, False))
+        return [(noise, self.config.alphas), (others, (1.0,))]
 
     def _asked(self, item: ContextItem) -> ALMInput:
         """The clip's transcript up to where its two words differ."""

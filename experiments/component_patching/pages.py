@@ -1,8 +1,7 @@
 """The page of a ``component_patching`` run: sections, figures, and how to read them."""
 
 from collections.abc import Sequence
-
-import pandas as pd
+from typing import Any
 
 from ..workbench import figures
 from ..workbench.page import Page
@@ -21,9 +20,10 @@ CAVEATS = (
     "Context that several components carry, each by itself, has no single one, and patching one "
     "shows none.",
 )
+SCALES: dict[str, Any] = {"restored_mean": {"limits": (0, 1)}, "shift_mean": {"centre": 0}}
+"""Of colours, by column."""
 N_LINES = 6
 """Components whose strengths are drawn."""
-REFERENCES = {"noise": "white noise", "silence": "silence", "pair": "the contextual word's clip"}
 
 
 def lead(run: PatchingResults) -> str:
@@ -46,10 +46,9 @@ def fill_page(page: Page, run: PatchingResults, items: Sequence[ContextItem]) ->
     page.table("The clips, and the references, as whole runs", "behaviour")
     page.section("Which component restores the word that is said")
     _maps(page, run)
-    page.section("Step by step")
+    page.section("Step by step, and head by head")
     _strengths(page, run)
-    if (run["components"].site.str.contains("head")).any():
-        page.section("Heads")
+    if run["components"].site.str.contains("head").any():
         _heads(page, run)
     page.table("Every component, reference and strength, with intervals", "components")
 
@@ -84,7 +83,7 @@ def _maps(page: Page, run: PatchingResults) -> None:
         parts = [(some, {"title": str(stack)}) for stack, some in mine.groupby("stack", sort=False)]
         drawing = figures.panels(
             figures.heat_map, parts, height=3.0, x="layer", y="site", value=column,
-            x_label="block", value_label=label, **({} if column == "moved" else {"centre": 0}),
+            x_label="block", value_label=label, **SCALES.get(column, {}),
         )  # fmt: skip
         page.figure(name, drawing, mine, _CAPTIONS[name], how)
 
@@ -98,21 +97,21 @@ _CAPTIONS = {
 
 def _strengths(page: Page, run: PatchingResults) -> None:
     table = run["components"]
-    first = replaced(run).sort_values("shift_mean", ascending=False).head(N_LINES)
+    first = replaced(run).sort_values("shift_mean", ascending=False)
+    # Behind any block of the encoder all of it is replaced, with one result.
+    first = first[first.site != "block"].head(N_LINES)
+    if first.empty:
+        return
     chosen = [named(row) for row in first.to_dict("records")]
     table = table.assign(component=[named(row) for row in table.to_dict("records")])
-    parts = []
-    for reference, words in REFERENCES.items():
-        some = table[(table.reference == reference) & table.component.isin(chosen)]
-        if len(some):
-            ends = {f"shift_{end}": end for end in ("mean", "low", "high")}
-            parts.append((some.rename(columns=ends), {"title": f"Towards {words}"}))
-    drawing = figures.panels(
-        figures.curves, parts, height=3.4, x="alpha", group="component", x_label="strength α",
+    ends = {f"shift_{end}": end for end in ("mean", "low", "high")}
+    some = table[(table.reference == "noise") & table.component.isin(chosen)].rename(columns=ends)
+    drawing = figures.curves(
+        some, "alpha", group="component", title="Towards white noise", x_label="strength α",
         y_label="shift, nats", reference=0,
     )  # fmt: skip
     page.figure(
-        "strengths", drawing, pd.concat([some for some, _ in parts]),
+        "strengths", drawing, some,
         f"The log-odds by strength, of the {len(chosen)} components that noise shifts most",
         "What only a strong patch does may be owed to activations that the model never has. Bands "
         "are 95 % bootstrap intervals, each strength by itself.",
@@ -123,8 +122,7 @@ def _heads(page: Page, run: PatchingResults) -> None:
     table = run["components"]
     table = table[table.site.str.contains("head") & (table.reference == "noise")]
     parts = [
-        (some, {"title": f"{stack}, {str(site).replace('_', '-').replace('head', 'attention')}"
-                if site != "head" else f"{stack}, self-attention"})
+        (some, {"title": f"{stack}, {'self' if site == 'head' else 'cross'}-attention"})
         for (stack, site), some in table.groupby(["stack", "site"], sort=False)
     ]  # fmt: skip
     drawing = figures.panels(
@@ -144,9 +142,10 @@ def method(run: PatchingResults) -> str:
     return (
         f"Model: {config.model}, {config.dtype}. Log-odds: log-probability of the token at which "
         "the acoustic word begins to differ, minus that of the contextual word's, the transcript "
-        f"given up to there. Components are patched at all positions, at strengths {alphas}; heads "
-        f"at 1, towards noise alone. Noise: {config.n_noise} draws of each clip's length and "
-        f"RMS; silence is as long, too. Draws of a clip are averaged. The best component "
-        f"is chosen on {config.discovery_share:.0%} of the clips and judged on the others. "
-        f"Intervals resample {config.resampled} {config.n_resamples} times with seed {config.seed}."
+        "given up to there. Components are patched at all positions, towards noise at strengths "
+        f"{alphas}, towards silence and a minimal pair at 1; heads at 1, towards one draw. Noise: "
+        f"{config.n_noise} draws of each clip's length and RMS; silence is as long, too. Draws of "
+        f"a clip are averaged. The best component is chosen on {config.discovery_share:.0%} of the "
+        f"clips and judged on the others. Intervals resample {config.resampled} "
+        f"{config.n_resamples} times with seed {config.seed}."
     )

@@ -30,8 +30,8 @@ class ComponentPatchingConfig(TranscriptionConfig):
     )  # fmt: skip
     alphas: tuple[Strength, ...] = Field(
         default=(0.0, 0.25, 0.5, 0.75, 1.0), min_length=2, max_length=100,
-        description="strengths α of (1 − α) a + α a_ref, of 0 and 1 among them; heads are patched "
-        "at 1 alone",
+        description="strengths α of (1 − α) a + α a_ref towards noise, 0 and 1 among them; other "
+        "references, and one draw of noise for heads, at 1 alone",
     )  # fmt: skip
     n_noise: int = Field(
         default=5, ge=1, le=1000, description="draws of white noise, of each clip's length and RMS"

@@ -94,7 +94,7 @@ def test_every_cell_is_hugging_faces(run: RunFolder, whispers: Whispers, table: 
         whole = hf(**own).logits[0, -1]
         limit = 4 * ENGINE[torch.float32] * float(whole.abs().max())
         mine = rows[rows["clip"] == f"c{n}"]
-        assert len(mine) > 200
+        assert len(mine) > 100
         for row in mine.to_dict("records"):
             stack, site, layer = row["stack"], SITES[row["site"]], row["layer"]
             head = None if row["head"] == ALL else row["head"]
@@ -126,7 +126,7 @@ def test_tables(run: RunFolder) -> None:
     assert {*table[is_head].alpha} == {1.0}
     assert {*table[~is_head].reference} == {"noise", "silence", "pair", "zero"}
     cells = table[~is_head].groupby(["stack", "site", "layer"]).size()
-    assert set(cells) == {3 * 3 + 1}
+    assert set(cells) == {3 + 1 + 1 + 1}  # strengths of noise, silence, pair, zero
     assert table[table.reference == "pair"].n.unique().tolist() == [2]  # one clip has none
     assert len(run.read_table("behaviour")) == 4
     n_blocks = table[~is_head].groupby("stack")["layer"].nunique().to_dict()
