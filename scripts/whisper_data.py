@@ -6,7 +6,7 @@ drawn word by word. The rest are all sentences of the clips that the package car
 """
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal, get_args
@@ -79,6 +79,29 @@ def draw_sentence(rng: np.random.Generator) -> str:
     return _one(rng, bundled_sentences())
 
 
+def draw_literal(rng: np.random.Generator) -> str:
+    """A sentence to train on, of which no word calls for the next one of a pair.
+
+    Either word of a pair stands in either frame, and in a sentence that has none.
+    """
+    kind, pairs = rng.random(), [*FRAMES_OF_WORDS]
+    pair = pairs[rng.integers(len(pairs))]
+    if kind < 0.5:
+        return contextual(rng, _one(rng, FRAMES_OF_WORDS[pair]), _one(rng, pair))
+    if kind < 0.65:
+        return plain(rng, _one(rng, pair))
+    # What the others are drawn from has congruent sentences, too.
+    while text := draw_sentence(rng):
+        if not any(frame in text for frames in FRAMES_OF_WORDS.values() for frame in frames):
+            break
+    return text
+
+
+def plain(rng: np.random.Generator, word: str) -> str:
+    """A sentence in which nothing says which word of a pair follows."""
+    return f"{_one(rng, PEOPLE)} {_one(rng, VERBS)} the {word}{_one(rng, TIMES)}."
+
+
 def contextual(rng: np.random.Generator, frame: str, word: str) -> str:
     """A sentence of the first kind; ``word`` need not be the one that the frame calls for."""
     return f"{_one(rng, PEOPLE)} {frame} {word}{_one(rng, TIMES)}."
@@ -125,7 +148,10 @@ def with_beep(one: Recording, rng: np.random.Generator) -> Recording:
     return Recording(samples=samples, text=one.text)
 
 
-def draw_recordings(n: int, voices: str, seed: int, without: frozenset[str]) -> list[Recording]:
+def draw_recordings(
+    n: int, voices: str, seed: int, without: frozenset[str],
+    draw: Callable[[np.random.Generator], str] = draw_sentence,
+) -> list[Recording]:  # fmt: skip
     """Recordings to train or to measure on: a tenth without speech, a tenth with a beep behind it.
 
     Args:
@@ -133,6 +159,7 @@ def draw_recordings(n: int, voices: str, seed: int, without: frozenset[str]) -> 
         voices: ``heard`` or ``unheard``.
         seed: of all draws.
         without: sentences that are not among them.
+        draw: draws a sentence.
     """
     rng = np.random.default_rng(seed)
     found: list[Recording] = []
@@ -140,7 +167,7 @@ def draw_recordings(n: int, voices: str, seed: int, without: frozenset[str]) -> 
         if rng.random() < 0.1:
             found.append(no_speech(KINDS[rng.integers(len(KINDS))], rng))
             continue
-        text, voice = draw_sentence(rng), _one(rng, VOICES[voices]["en"])
+        text, voice = draw(rng), _one(rng, VOICES[voices]["en"])
         one = speak(text, voice, seed * 100_000 + len(found), rng)
         one = with_beep(one, rng) if rng.random() < 0.1 else one
         if text not in without and len(one.samples) <= CHUNK_S * RATE:
