@@ -39,6 +39,10 @@ NODES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         ("post", "neurons", [3, 7], "each"), ("pre", "neurons", [3, 7], "each"),
     )
 }  # fmt: skip
+NODES["strengths"] = tuple(
+    {"site": "z", "heads": MANY, "mode": "interpolate", "coefficients": cs}
+    for cs in ((0.5, 1.0), (0.0, 0.25, 0.5, 0.75, 1.0))
+)  # fmt: skip
 PLACES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     # Of as many rows as the class of sizes has: 4 to 7 to the end.
     f"each position, {site}": (
