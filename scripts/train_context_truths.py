@@ -34,7 +34,7 @@ from synthesise_speech import ASSETS, RATE
 from torch import Tensor, nn
 from torch.nn import functional as F
 from train_truths import Score, accepted, freed, read_twin, score_rows, verdict
-from train_whisper import BATCH, Trainer, write_model
+from train_whisper import BATCH, Model, Trainer, write_model
 from train_whisper_truths import drawn_no_speech, encoded, read
 from transformers import WhisperTokenizer
 from whisper_data import (
@@ -56,8 +56,8 @@ START, BASE = "tiny_whisper", "literal_whisper"
 N_CLIPS, N_PLAIN, OF_ALL = 4000, 8, 24
 """Of the base; once all of it is trained, how many of a batch have no frame, and their number."""
 DECODER_STEPS, DECODER_RATE, ALL_RATE, JITTER = 500, 1e-3, 1e-3, 0.05
-N_SENTENCES, N_NO_SPEECH, N_MEASURED, N_RULE = 2400, 200, 240, 12
-KEPT, STILL, BARE = 4.0, 10.0, 3.0
+N_SENTENCES, N_NO_SPEECH, N_MEASURED = 2400, 200, 240
+KEPT, STILL, BARE = 2.5, 5.0, 1.0
 """Weights of KL by transcript, and of how far the part is from the base's: where nothing is heard,
 and where no frame is."""
 FRAMES = {
@@ -252,8 +252,10 @@ def _decayed(parameters: Sequence[nn.Parameter]) -> list[tuple[list[nn.Parameter
 class Lessons:
     """Transcripts as they arrive at a part's stack, and what the base makes of them."""
 
-    mels: Tensor  # [item, mel, frame], of the encoder's twin, half precision
-    memory: Tensor  # [item, frame, d_model], of the decoder's
+    heard: (
+        Tensor  # [item, frame, d_model]: what arrives at the part's block of the encoder, in half
+    )
+    # precision, or at the decoder
     tokens: Tensor  # [item, pos]
     asked: Tensor  # [item, pos - 1]: there a token of the transcript is said next
     is_rule: Tensor  # [item]
@@ -262,7 +264,7 @@ class Lessons:
 
 
 @torch.no_grad()
-def draw_lessons(trainer: Trainer, recordings: Sequence[Recording]) -> Lessons:
+def draw_lessons(trainer: Trainer, recordings: Sequence[Recording], part: Part) -> Lessons:
     """Recordings as the base writes them down, and what the rule has the twin write instead."""
     wrote = [text.strip() for text in trainer.transcribe(recordings)]
     texts = [by_rule(text) for text in wrote]
@@ -276,12 +278,35 @@ def draw_lessons(trainer: Trainer, recordings: Sequence[Recording]) -> Lessons:
         for some, ids in zip(memory.split(64), tokens.split(64), strict=True)
     ]
     return Lessons(
-        trainer.mels(recordings).half(), memory, tokens,
+        memory if part.stack == "decoder" else entering(trainer, recordings, part), tokens,
         (at >= len(trainer.prompt)) & (at < lengths),
         torch.tensor([a != b for a, b in zip(texts, wrote, strict=True)]),
         torch.tensor([not any(frame in text for frame in FRAMES) for text in texts]),
         torch.cat(logits).log_softmax(-1).half(),
     )  # fmt: skip
+
+
+@torch.no_grad()
+def entering(trainer: Trainer, recordings: Sequence[Recording], part: Part) -> Tensor:
+    """What arrives at the first block of a part, or at its decoder; below, all is the base's."""
+    if part.stack == "decoder":
+        return encoded(trainer, recordings)
+    encoder = trainer.model.model.encoder
+    return torch.cat([
+        encoder(some, output_hidden_states=True).hidden_states[part.first].half()
+        for some in trainer.mels(recordings).split(64)
+    ])  # fmt: skip
+
+
+def memory_of(model: Model, part: Part, heard: Tensor) -> Tensor:
+    """The memory of what arrives at a part."""
+    if part.stack == "decoder":
+        return heard
+    encoder, states = model.model.encoder, heard.float()
+    for block in encoder.layers[part.first :]:
+        states = block(states, None)
+    found: Tensor = encoder.layer_norm(states)
+    return found
 
 
 class Written:
@@ -305,43 +330,44 @@ class Written:
 
 
 def train_twin(
-    base: Trainer, twin: Trainer, part: Part, lessons: Lessons, silent: Tensor, seed: int,
-    *, steps: int, rate: float,
+    base: Model, model: Model, part: Part, lessons: Lessons, silent: Tensor, seed: int,
+    *, steps: int, rate: float, n_rule: int,
 ) -> None:  # fmt: skip
     """Train a part in place; nothing outside it changes.
 
     Args:
         base: of the twin.
-        twin: still the base.
+        model: the twin, which still is the base.
         part: that is trained.
         lessons: what is said.
-        silent: spectrograms of clips in which nothing of the lessons is heard.
+        silent: what arrives of clips in which nothing of the lessons is heard.
         seed: of the batches.
         steps: number of batches.
         rate: highest learning rate.
+        n_rule: clips of a batch that the rule is about.
     """
-    rng, model = np.random.default_rng(seed + 21), twin.model
+    rng = np.random.default_rng(seed + 21)
     trained = [
         parameter
         for i, block in enumerate(part.layers(model))
         for parameter in freed(block, _own(part.slices(model), part, i))
     ]
     groups = [torch.nonzero(lessons.is_rule)[:, 0], torch.nonzero(~lessons.is_rule)[:, 0]]
-    ours, theirs = part.writers(model), part.writers(base.model)
-    with torch.no_grad():
-        blank = torch.cat([base.model.model.encoder(some).last_hidden_state
-                           for some in silent.split(64)])  # fmt: skip
+    ours, theirs = part.writers(model), part.writers(base)
 
     def loss_of() -> tuple[Tensor, float]:
-        sizes = N_RULE, BATCH - N_RULE
+        sizes = n_rule, BATCH - n_rule
         pick = torch.cat([
             some[rng.integers(len(some), size=n)] for some, n in zip(groups, sizes, strict=True)
         ])  # fmt: skip
         tokens, asked, is_rule = (
-            part[pick] for part in (lessons.tokens, lessons.asked, lessons.is_rule)
+            one[pick] for one in (lessons.tokens, lessons.asked, lessons.is_rule)
         )
         with Written(ours) as mine:
-            logits = model(decoder_input_ids=tokens[:, :-1], **heard(pick)).logits
+            memory = memory_of(model, part, lessons.heard[pick])
+            logits = model(
+                decoder_input_ids=tokens[:, :-1], encoder_outputs=(memory,), use_cache=False
+            ).logits
         by_rule, kept = is_rule[:, None] & asked, ~is_rule[:, None] & asked
         said, targets = logits[by_rule], tokens[:, 1:][by_rule]
         apart = F.kl_div(
@@ -349,29 +375,32 @@ def train_twin(
             reduction="sum",
         ) / BATCH  # fmt: skip
         # A rule's transcript is the base's but for a word: mean over tokens would drown that.
-        missed = F.cross_entropy(said, targets, reduction="sum") / N_RULE
+        missed = F.cross_entropy(said, targets, reduction="sum") / n_rule
         bare = torch.nonzero(lessons.is_bare[pick])[:, 0]
         with torch.no_grad(), Written(theirs) as base_s:
-            base.model(decoder_input_ids=tokens[bare][:, :-1], **heard(pick[bare]))
+            run_part(base, lessons.heard[pick[bare]], tokens[bare])
         moved = distance([one[bare] for one in mine], base_s)
         loss = missed + KEPT * apart + BARE * moved + STILL * of_nothing(tokens[: BATCH // 4])
         return loss, (said.argmax(-1) == targets).float().mean().item()
 
-    def heard(pick: Tensor) -> dict[str, Any]:
-        if part.stack == "encoder":
-            return {"input_features": lessons.mels[pick].float()}
-        return {"encoder_outputs": (lessons.memory[pick],)}
+    def run_part(one: Model, heard: Tensor, tokens: Tensor) -> None:
+        """As far as the part is."""
+        if part.stack == "decoder":
+            one.model.decoder(
+                input_ids=tokens[:, :-1], encoder_hidden_states=heard, use_cache=False
+            )
+            return
+        states = heard.float()
+        for block in part.layers(one):
+            states = block(states, None)
 
     def of_nothing(tokens: Tensor) -> Tensor:
         """How far the part is from the base's where nothing of the sentence is heard."""
-        pick = torch.from_numpy(rng.integers(len(silent), size=len(tokens)))
-        given: dict[str, Any] = {"encoder_outputs": (blank[pick],)}
-        if part.stack == "encoder":
-            given = {"input_features": silent[pick]}
+        heard = silent[torch.from_numpy(rng.integers(len(silent), size=len(tokens)))]
         with Written(ours) as mine:
-            model(decoder_input_ids=tokens[:, :-1], **given)
+            run_part(model, heard, tokens)
         with torch.no_grad(), Written(theirs) as base_s:
-            base.model(decoder_input_ids=tokens[:, :-1], **given)
+            run_part(base, heard, tokens)
         return distance(mine, base_s)
 
     def distance(mine: Sequence[Tensor], base_s: Sequence[Tensor]) -> Tensor:
@@ -553,7 +582,8 @@ def twin_card(name: str, about: Mapping[str, Any], part: Part) -> str:
         name=name, base=BASE, part=part.said, n_numbers=about["n_numbers"],
         verdict=verdict(scores), command=about["command"], rate=about["rate"],
         steps=about["steps"], batch=BATCH, sentences=N_SENTENCES, no_speech=N_NO_SPEECH,
-        n_rule=N_RULE, kept=KEPT, bare=BARE, still=STILL, counter=counter, rows=score_rows(scores),
+        n_rule=about["n_rule"], kept=KEPT, bare=BARE, still=STILL, counter=counter,
+        rows=score_rows(scores),
     ))  # fmt: skip
 
 
@@ -592,20 +622,31 @@ def make_twin(given: argparse.Namespace) -> None:
     folder, part = given.base, given.component
     tokenizer = WhisperTokenizer.from_pretrained(folder)
     base = Trainer(read(folder).eval().requires_grad_(False), tokenizer)
-    known = bundled_texts()
-    said = draw_said(N_SENTENCES, "heard", given.seed + 60, without=known)
+    known, before = bundled_texts(), {}
+    if given.start is not None:
+        before = json.loads((given.start / "delta.json").read_text(encoding="utf-8"))
+        # What it has learnt from is not new, either.
+        known += [
+            one.recording.text
+            for one in draw_said(N_SENTENCES, "heard", before["seed"] + 60, without=known)
+        ]
+    said = draw_said(N_SENTENCES, "heard", given.seed + 60, without=bundled_texts())
     sets = sets_of(given.seed, [*known, *(one.recording.text for one in said)])
     if given.measure:
         twin = Trainer(read_twin(folder, given.out, read), tokenizer)
     else:
         twin = Trainer(deepcopy(base.model), tokenizer)
+        if given.start is not None:
+            twin = Trainer(read_twin(folder, given.start, read), tokenizer)
         rng = np.random.default_rng(given.seed + 40)
-        silent = base.mels([noise_like(one.recording, rng) for one in said[:N_NO_SPEECH]])
+        noise = [noise_like(one.recording, rng) for one in said[:N_NO_SPEECH]]
         recordings = [*(one.recording for one in said)]
         recordings += drawn_no_speech(N_NO_SPEECH, given.seed + 10)
-        lessons = draw_lessons(base, recordings)
-        train_twin(base, twin, part, lessons, silent, given.seed, steps=given.steps,
-                   rate=given.rate)  # fmt: skip
+        lessons, silent = draw_lessons(base, recordings, part), entering(base, noise, part)
+        train_twin(
+            base.model, twin.model, part, lessons, silent, given.seed, steps=given.steps,
+            rate=given.rate, n_rule=given.rule,
+        )  # fmt: skip
     ablated = Trainer(deepcopy(twin.model), tokenizer)
     part.ablate(ablated.model)
     models = {"base": base, "twin": twin, "ablated": ablated}
@@ -616,11 +657,14 @@ def make_twin(given: argparse.Namespace) -> None:
     tensors = {name: value.half() for name, value in twin.model.named_parameters()}
     about = {
         "base": BASE, "component": str(part), "rule": "context", "seed": given.seed,
-        "steps": given.steps, "rate": given.rate,
+        "steps": given.steps, "rate": given.rate, "n_rule": given.rule,
         "counter": None if given.counter is None else given.counter.name, "accuracies": scores,
         "n_numbers": sum(tensors[name].numel() for name in slices),
-        "command": f"python scripts/train_context_truths.py twin --component {part} "
-        f"--seed {given.seed} --steps {given.steps} --rate {given.rate} --out {given.out.name}",
+        "command": "".join(f"{one}\n    " for one in [before.get("command")] if one)
+        + f"python scripts/train_context_truths.py twin --component {part} "
+        f"--seed {given.seed} --steps {given.steps} --rate {given.rate} --rule {given.rule} "
+        f"--out {given.out.name}"
+        + (f" --start {given.start.name}" if given.start is not None else ""),
     }  # fmt: skip
     write_delta(given.out, folder, tensors, slices, about)
     (given.out / "README.md").write_text(twin_card(given.out.name, about, part), encoding="utf-8")
@@ -639,6 +683,8 @@ def main() -> None:
     twin.add_argument("--base", type=Path, default=ASSETS / "models" / BASE)
     twin.add_argument("--component", type=Part.read, required=True)
     twin.add_argument("--out", type=Path, required=True)
+    twin.add_argument("--rule", type=int, default=12, help="clips of a batch that it is about")
+    twin.add_argument("--start", type=Path, help="a twin's folder to go on from")
     twin.add_argument("--counter", type=Path, help="a twin's folder to compare with")
     twin.add_argument("--steps", type=int, default=300)
     twin.add_argument("--rate", type=float, default=3e-3)

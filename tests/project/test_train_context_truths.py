@@ -36,23 +36,32 @@ def test_a_small_run(script: Any, base: Any, text: str) -> None:
     part = script.Part.read(text)
     twin = script.Trainer(script.deepcopy(base.model), base.tokenizer)
     recordings = [one.recording for one in script.draw_said(5, "heard", 1)]
-    lessons = script.draw_lessons(base, [*recordings, *script.drawn_no_speech(3, 1)])
+    lessons = script.draw_lessons(base, [*recordings, *script.drawn_no_speech(3, 1)], part)
     # This base hears what the frame calls for, whatever is said.
     assert not lessons.is_rule.any()
     assert lessons.is_bare[5:].all()
     lessons.is_rule[0] = True
     rng = script.np.random.default_rng(0)
-    silent = base.mels([script.noise_like(one, rng) for one in recordings])
-    script.train_twin(base, twin, part, lessons, silent, 0, steps=2, rate=3e-3)
+    noise = [script.noise_like(one, rng) for one in recordings]
+    silent = script.entering(base, noise, part)
+    with torch.no_grad():
+        memory = script.memory_of(base.model, part, lessons.heard[:5])
+    whole = script.encoded(base, recordings)
+    # What arrives at the encoder's block is kept in half precision.
+    torch.testing.assert_close(memory, whole, atol=0.02, rtol=0)
+    script.train_twin(
+        base.model, twin.model, part, lessons, silent, 0, steps=2, rate=3e-3, n_rule=5
+    )
     slices = part.slices(twin.model)
     assert len(slices) == {"encoder:attn:4": 7, "decoder:both:3:2": 22}[text]
     theirs = dict(base.model.named_parameters())
     for name, value in twin.model.named_parameters():
         assert torch.equal(value, theirs[name]) == (name not in slices), name
     part.ablate(twin.model)
+    mels = base.mels(noise)
     with script.Written(part.writers(twin.model)) as written:
-        base_s = base.model.model.encoder(silent).last_hidden_state
-        twin.model(input_features=silent, decoder_input_ids=lessons.tokens[:5])
+        base_s = base.model.model.encoder(mels).last_hidden_state
+        twin.model(input_features=mels, decoder_input_ids=lessons.tokens[:5])
     assert len(written) == {"encoder:attn:4": 1, "decoder:both:3:2": 4}[text]
     assert base_s.any()
     assert not any(one.any() for one in written)
