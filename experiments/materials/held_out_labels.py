@@ -13,6 +13,7 @@ from jaxtyping import Int
 from pydantic import Field, model_validator
 
 from hooked_alm.errors import InputError
+from hooked_alm.methods.statistics.matching import matched
 from hooked_alm.methods.statistics.probing import check_folds, spread_folds
 from hooked_alm.methods.statistics.selectivity import control_labels
 
@@ -53,6 +54,13 @@ class HeldOutConfig(ExperimentConfig):
         default=False, description="allow cv=random where speakers are known; takes claims back"
     )
     n_folds: int = Field(default=5, ge=2, le=100, description="folds, or fewer where groups are")
+    match_duration_s: float | None = Field(
+        default=None,
+        ge=0,
+        le=3600,
+        description="how far apart the durations of clips may be that are put together, one of "
+        "each label; the others are left out; None reads all",
+    )
 
     @model_validator(mode="after")
     def _are_named_once(self) -> "HeldOutConfig":
@@ -80,20 +88,24 @@ class HeldOutLabel:
     """What may tell the label and is not held out -> share of the clips that have it in common with
     clips of other folds: speakers, and texts that have one label each."""
 
+    @property
+    def leaks_shown(self) -> str:
+        """The leaks in words; empty where there are none."""
+        return "; ".join(
+            f"the {name} of {share:.0%} of the clips is in other folds, too"
+            for name, share in self.leaks.items()
+        )
 
-def held_out_labels(clips: Sequence[ClipFile], config: HeldOutConfig) -> list[HeldOutLabel]:
-    """The columns, each with its folds.
+
+def held_out_by(clips: Sequence[ClipFile], config: HeldOutConfig) -> str | None:
+    """The column whose values are held out whole; None where every clip is by itself.
 
     Raises:
-        InputError: all that is wrong with the table.
+        InputError: a column for groups or types that the clips lack, or folds that should be random
+            although there is what to hold out.
     """
+    check_columns(clips, [*(config.types or ()), *filter(None, [config.group])])
     columns = {name for one in clips for name in one.cells}
-    named = {*config.labels, *(config.types or ()), *filter(None, [config.group])}
-    if lost := sorted(named - columns):
-        raise InputError(
-            f"probing clips: their table has no column {', '.join(lost)}, but "
-            f"{', '.join(sorted(columns)) or 'none'}. Name one of them in labels, group or types."
-        )
     by = config.group or next((one for one in (SPEAKER, *WORDS) if one in columns), None)
     if config.cv == "random" and by is not None and not config.force:
         raise InputError(
@@ -101,23 +113,82 @@ def held_out_labels(clips: Sequence[ClipFile], config: HeldOutConfig) -> list[He
             "on both sides of folds. Leave it at grouped, or set force=true, which takes back "
             "every claim."
         )
-    return collect("probing clips", lambda one: _label(one, by, clips, config), config.labels, str)
+    return by
 
 
-def _label(
-    column: str, by: str | None, clips: Sequence[ClipFile], config: HeldOutConfig
-) -> HeldOutLabel:
-    chosen = [i for i, one in enumerate(clips) if one.cells.get(column)]
-    some = [clips[i] for i in chosen]
-    collect(f"reading {column}", lambda one: check_label(one.cells, column), some, _where)
-    texts = [one.cells[column] for one in some]
-    values = sorted({*texts})
-    codes = np.array([values.index(text) for text in texts], np.int64)
-    if by is not None and (missing := [one.where for one in some if not one.cells.get(by)]):
+def check_columns(clips: Sequence[ClipFile], named: Sequence[str]) -> None:
+    """Refuse columns that no clip has.
+
+    Raises:
+        InputError: by name.
+    """
+    columns = {name for one in clips for name in one.cells}
+    if lost := sorted({*named} - columns):
+        raise InputError(
+            f"probing clips: their table has no column {', '.join(lost)}, but "
+            f"{', '.join(sorted(columns)) or 'none'}. Name one of them in labels, group or types."
+        )
+
+
+def check_grouped(clips: Sequence[ClipFile], by: str | None) -> None:
+    """Refuse clips of which it is not known what they are held out with.
+
+    Raises:
+        InputError: the first of them.
+    """
+    if by is not None and (missing := [one.where for one in clips if not one.cells.get(by)]):
         raise InputError(
             f"{missing[0]}: {by}: missing, expected what is held out together. Fill it in, or name "
             "another column as group"
         )
+
+
+def held_out_labels(clips: Sequence[ClipFile], config: HeldOutConfig) -> list[HeldOutLabel]:
+    """The columns, each with its folds.
+
+    Raises:
+        InputError: all that is wrong with the table.
+    """
+    named = [*config.labels, *(config.types or ()), *filter(None, [config.group])]
+    check_columns(clips, named)
+    by = held_out_by(clips, config)
+    return collect(
+        "probing clips", lambda one: held_out_label(one, by, clips, config), config.labels, str
+    )
+
+
+def held_out_label(
+    column: str, by: str | None, clips: Sequence[ClipFile], config: HeldOutConfig
+) -> HeldOutLabel:
+    """A column, with its folds.
+
+    Args:
+        column: of the clips that have it.
+        by: see `held_out_by`.
+        clips: of the run.
+        config: of the run.
+
+    Raises:
+        InputError: labels that cannot be learnt and held out.
+    """
+    chosen = [i for i, one in enumerate(clips) if one.cells.get(column)]
+    collect(
+        f"reading {column}", lambda i: check_label(clips[i].cells, column), chosen,
+        lambda i: clips[i].where,
+    )  # fmt: skip
+    values = sorted({clips[i].cells[column] for i in chosen})
+    codes = np.array([values.index(clips[i].cells[column]) for i in chosen], np.int64)
+    if config.match_duration_s is not None:
+        seconds = np.array([clips[i].seconds for i in chosen])
+        kept = matched(seconds, codes, config.match_duration_s)
+        if len(values) > 1 and not len(kept):
+            raise InputError(
+                f"got no clips of {', '.join(values)} whose durations are within "
+                f"{config.match_duration_s:g} s, expected some. Raise match_duration_s"
+            )
+        chosen, codes = [chosen[i] for i in kept.tolist()], codes[kept]
+    some = [clips[i] for i in chosen]
+    check_grouped(some, by)
     groups = [one.name if by is None else one.cells[by] for one in some]
     _check_spread(values, codes, groups, by or "clip")
     if config.cv == "random":
@@ -130,10 +201,6 @@ def _label(
     return HeldOutLabel(
         column, values, chosen, codes, groups, folds, types, _leaks(some, codes, folds)
     )
-
-
-def _where(clip: ClipFile) -> str:
-    return clip.where
 
 
 def _check_spread(

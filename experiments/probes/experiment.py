@@ -8,12 +8,9 @@ Titov (arXiv 2003.12298); M-BT-5, M-BT-6.
 """
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from safetensors.numpy import load_file
 
 from hooked_alm.errors import InputError
 from hooked_alm.inputs import AudioClip
@@ -23,20 +20,27 @@ from hooked_alm.methods.activations.means import PromptMeans, means_of
 from ..materials.clips import Sounds, described_table, manifest, sound_units
 from ..materials.hearing import heard_alike, heard_under
 from ..materials.held_out_labels import described_labels, held_out_labels
+from ..materials.probe_claims import PROBE_CONTROLS, PROBE_DEFECTS, probe_claims
+from ..materials.probe_fits import (
+    OF_THE_CLIP,
+    FeatureSource,
+    ProbeFit,
+    clip_baselines,
+    fit_units,
+    keep_features,
+)
+from ..materials.probe_pages import fill_with_probes
+from ..materials.probe_tables import PROBE_TABLES, ProbeResults, summarise
 from ..materials.random_weights import UntrainedToo
 from ..materials.recordings import load_clips
 from ..materials.records import collect
 from ..materials.subject import described
 from ..workbench.batches import bucketed, heaviest
 from ..workbench.experiment import Unit, UnitResult
-from ..workbench.identity import file_sha256
 from ..workbench.page import Page
 from ..workbench.results import Tables
-from .claims import CLAIMS, CONTROLS, DEFECTS
-from .measure import BASELINES, FeatureSource, ProbeFit, baselines_of
-from .pages import CAVEATS, fill_page, lead, method
+from .pages import CAVEATS, lead, method
 from .settings import ProbesConfig
-from .tables import TABLES, ProbeResults, summarise
 
 
 class Probes(UntrainedToo[ProbesConfig]):
@@ -46,8 +50,10 @@ class Probes(UntrainedToo[ProbesConfig]):
     title = "Probes"
     question = "What can be read off the model's states about a clip, at every depth?"
     Config = ProbesConfig
-    tables, controls, claims, caveats = TABLES, CONTROLS, CLAIMS, CAVEATS
-    defects = DEFECTS
+    schema_version = 2
+    tables, controls, caveats = PROBE_TABLES, PROBE_CONTROLS, CAVEATS
+    claims = probe_claims("decodable", "learnt", "deeper", "selective")
+    defects = PROBE_DEFECTS
     leaves = ("arrays",)
 
     def identify(self) -> dict[str, Any]:
@@ -69,6 +75,7 @@ class Probes(UntrainedToo[ProbesConfig]):
             "labels": [*described_labels(self.labels)],
             "points": {one.name: [one.stream, one.depth] for one in self.points},
             "span": self._span,
+            "baselines": OF_THE_CLIP,
         }
 
     def _where(self, number: int) -> str:
@@ -114,22 +121,10 @@ class Probes(UntrainedToo[ProbesConfig]):
 
     def further_units(self, tables: Tables) -> list[Unit]:
         """A unit for each column and baseline, and each column, point and model."""
-        baselines = [PlacedPoint(name, "baseline", 0) for name in BASELINES]
-        works: list[tuple[FeatureSource, PlacedPoint]] = [("baseline", one) for one in baselines]
-        works += [("model", point) for point in self.points]
-        works += [("untrained", point) for point in self.points if self.config.untrained]
-        files = {
-            source: tuple(zip(part.file, part.sha256, strict=True))
-            for source, part in tables["features"].groupby("source")
-        }
-        files["baseline"] = files["model"]
-        return [
-            Unit(
-                f"probe__{n:03d}__{source}__{m:04d}", ProbeFit(label, source, point, files[source])
-            )
-            for n, label in enumerate(self.labels)
-            for m, (source, point) in enumerate(works)
-        ]
+        points: dict[FeatureSource, list[PlacedPoint]] = {"model": self.points}
+        if self.config.untrained:
+            points["untrained"] = self.points
+        return fit_units(self.labels, OF_THE_CLIP, points, tables["features"])
 
     def measure(self, unit: Unit) -> UnitResult:
         """Features of some clips, how they sound, or the probes of a column and a point."""
@@ -137,8 +132,7 @@ class Probes(UntrainedToo[ProbesConfig]):
         if isinstance(work, Sounds):
             return work.measured()
         if isinstance(work, ProbeFit):
-            names = [one.name for one in self.clips]
-            return work.result(self._features(work), names, self.config)
+            return work.result(self.folder, [one.name for one in self.clips], self.config)
         return self._heard(unit.id, *work)
 
     def _heard(self, unit_id: str, source: FeatureSource, clips: range) -> UnitResult:
@@ -157,15 +151,8 @@ class Probes(UntrainedToo[ProbesConfig]):
             for row, number in enumerate(some):
                 found[number] = {name: values[row] for name, values in features.items()}
                 if source == "model":
-                    found[number] |= baselines_of(heard[number])
-        rows = [found[number] for number in clips]
-        self.folder.write_arrays(
-            unit_id, {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        )
-        sha256 = file_sha256(self._file(unit_id))
-        return UnitResult({"features": [
-            {"file": unit_id, "source": source, "n_clips": len(clips), "sha256": sha256}
-        ]})  # fmt: skip
+                    found[number] |= clip_baselines(heard[number])
+        return keep_features(self.folder, unit_id, source, [found[number] for number in clips])
 
     def batch_features(self, clips: Sequence[AudioClip], numbers: Sequence[int]) -> PromptMeans:
         """Features of clips that are heard together.
@@ -183,33 +170,6 @@ class Probes(UntrainedToo[ProbesConfig]):
         self.batch_features([self._clip(number) for number in some], some)
         return len(some)
 
-    def _file(self, unit_id: str) -> Path:
-        return self.folder.inside(f"arrays/{unit_id}.safetensors")
-
-    def _features(self, work: ProbeFit) -> Any:
-        """The features of all clips that a probe reads.
-
-        Raises:
-            InputError: a file that is not as its unit left it.
-        """
-        parts = []
-        for unit_id, sha256 in work.files:
-            path = self._file(unit_id)
-            if not path.is_file() or file_sha256(path) != sha256:
-                done = self.folder.path / "units" / f"{unit_id}.json"
-                raise InputError(
-                    f"reading {path}: got another file than its unit left. Delete {done}: the unit "
-                    "is then redone."
-                )
-            parts.append(load_file(path)[work.point.name])
-        found = np.concatenate(parts)
-        if not np.isfinite(found).all():
-            raise InputError(
-                f"probing {work.point.name}: got values that are NaN or infinite, expected finite "
-                "ones. Run the model in a wider dtype, or look at its input."
-            )
-        return found
-
     # --- What is made of it
 
     def summaries(self, run: ProbeResults) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -223,7 +183,7 @@ class Probes(UntrainedToo[ProbesConfig]):
 
     def page(self, page: Page, run: ProbeResults) -> None:
         """Every column by depth."""
-        fill_page(page, run)
+        fill_with_probes(page, run)
 
     def method(self, run: ProbeResults) -> str:
         """How probes and intervals were made."""

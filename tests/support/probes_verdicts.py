@@ -1,93 +1,22 @@
 """What ``probes`` controls and claims, on tables made by hand, either way."""
 
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import pandas as pd
-
+from hooked_alm.experiments.materials.probe_tables import ProbeResults
 from hooked_alm.experiments.probes.experiment import Probes
 from hooked_alm.experiments.probes.settings import ProbesConfig
-from hooked_alm.experiments.probes.tables import ProbeResults, summarise
-
-Change = Callable[[ProbeResults], ProbeResults]
-N_GROUPS, N_EACH = 8, 5
-PAIR = "mood in the decoder"
-RATES = {"model": (0.6, 0.8, 1.0), "untrained": (0.6, 0.6, 0.6)}
-"""Share of every group's clips that are read rightly, at depths 0 to 2."""
+from probe_results import BROKEN, made, other_ways
 
 
-def made(
-    rates: Mapping[str, Sequence[float]] = RATES,
-    baselines: Sequence[float] = (0.6, 0.4, 0.6),
-    control: float = 0.4,
-    **about: Any,
-) -> ProbeResults:
-    """Results of 40 clips of eight groups, with two moods."""
-    tables: dict[str, list[dict[str, Any]]] = {"reads": [], "fits": []}
-    points = [(source, "decoder", depth, f"blocks.{depth}", rate)
-              for source, some in rates.items() for depth, rate in enumerate(some)]  # fmt: skip
-    names = ("majority", "duration", "log_mel")
-    points += [("baseline", "baseline", 0, *one) for one in zip(names, baselines, strict=True)]
-    for source, stream, depth, point, rate in points:
-        key = {"label": "mood", "source": source, "stream": stream, "depth": depth, "point": point}
-        nulls = {"shuffled_hit": 0.5, "shuffled_chance": 0.5, "known_hit": 1.0}
-        for i in range(N_GROUPS * N_EACH):
-            group, place = divmod(i, N_EACH)
-            # One group in four is read worse by a clip, so that means have a spread.
-            hit = float(place < round(rate * N_EACH) - (group % 4 == 0 and 0 < rate < 1))
-            mine = {**nulls, "control_hit": float(place < round(control * N_EACH))}
-            tables["reads"].append({
-                **key, "clip": f"c{i}", "group": f"s{group}", "fold": group % 5,
-                "value": "ab"[i % 2], "said": "ab"[i % 2], "hit": hit,
-                **(mine if source == "model" else dict.fromkeys(mine, float("nan"))),
-            })  # fmt: skip
-        hits = [row["hit"] for row in tables["reads"][-N_GROUPS * N_EACH :]]
-        tables["fits"].append({
-            **key, "accuracy": sum(hits) / len(hits), "macro_f1": 0.5, "auroc": 0.5,
-            "strength": 1.0, "bits": 20.0, "uniform_bits": 40.0, "compression": 2.0,
-            "sum_off": 0.0,
-        })  # fmt: skip
-    label = {"column": "mood", "values": {"a": 20, "b": 20}, "groups": N_GROUPS, "folds": 5,
-             "types": 20, "leaks": {}, **about}  # fmt: skip
+def again(*args: Any, **changes: Any) -> ProbeResults:
     config = ProbesConfig(n_resamples=1000, audio="my.csv", labels=("mood",))
-    inputs = {"model": {"blocks": 2}, "labels": [label], "points": {}, "span": "audio"}
-    frames = {name: pd.DataFrame(rows) for name, rows in tables.items()}
-    run = Probes.results(config, inputs, frames)
-    for name, table in summarise(run):
-        run.tables[name] = table
-    return run
+    return made(Probes, config, *args, **changes)
 
 
 def cases() -> ProbeResults:
     """Read at depth 2 better than by any baseline, random weights, depth 0 or control labels."""
-    return made()
+    return again()
 
 
-def _reads(**changes: Callable[[pd.DataFrame], Any]) -> Change:
-    def apply(run: ProbeResults) -> ProbeResults:
-        run.tables["reads"] = run["reads"].assign(**changes)
-        return run
-
-    return apply
-
-
-def _not_to_one(run: ProbeResults) -> ProbeResults:
-    run.tables["fits"] = run["fits"].assign(sum_off=0.01)
-    return run
-
-
-BROKEN: dict[str, Change] = {
-    "no group is on both sides of a fold": _reads(fold=lambda t: (t["clip"] == "c1").astype(int)),
-    "all features are read in the same folds": _reads(
-        fold=lambda t: t.fold + (t.source == "baseline") * (t.fold == 0)
-    ),
-    "shuffled labels are read at chance": _reads(shuffled_hit=lambda t: t.shuffled_hit + 0.2),
-    "probabilities add up to 1": _not_to_one,
-    "scores are those of the clips": _reads(hit=lambda t: 1 - t.hit),
-}
-OTHER_WAY: dict[str, Change] = {
-    f"decodable: {PAIR}": lambda run: made(baselines=(0.6, 1.0, 0.6)),
-    f"learnt: {PAIR}": lambda run: made({**RATES, "untrained": RATES["model"]}),
-    f"deeper: {PAIR}": lambda run: made({**RATES, "model": (1.0, 1.0, 1.0)}),
-    f"selective: {PAIR}": lambda run: made(control=1.0),
-}
+__all__ = ["BROKEN", "OTHER_WAY", "cases"]
+OTHER_WAY = other_ways("mood in the decoder", again, ("decodable", "learnt", "deeper", "selective"))

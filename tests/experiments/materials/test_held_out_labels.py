@@ -1,5 +1,6 @@
 """Labels of clips: folds of speakers or texts, types, what leaks, and every refusal."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,21 @@ def test_what_is_not_held_out_and_tells_the_label_is_named() -> None:
     }
     (about,) = described_labels([one(clips(x=X, speaker=SPEAKERS, text=telling))])
     assert about["values"] == {"p": 4, "q": 4}
+
+
+def test_clips_of_a_duration_are_put_together() -> None:
+    """Of each label as many, and what else is in the table stays where it is."""
+    some = [
+        replace(clip, seconds=seconds)
+        for clip, seconds in zip(
+            clips(x=X, speaker=SPEAKERS), (1.0, 1.1, 2.0, 1.2, 3.0, 3.0, 9.0, 3.1), strict=True
+        )
+    ]
+    found = one(some, match_duration_s=0.25)
+    assert found.clips == [0, 1, 4, 5]
+    assert (found.codes.tolist(), found.groups) == ([0, 1, 0, 1], [*"aacc"])
+    with pytest.raises(InputError, match=r"no clips of p, q whose durations are within 0.2 s"):
+        one([replace(clip, seconds=float(n)) for n, clip in enumerate(some)], match_duration_s=0.2)
 
 
 def test_random_folds_are_refused_where_speakers_are_known() -> None:

@@ -154,7 +154,7 @@ def test_its_page_says_what_was_read(run: RunFolder) -> None:
         "model with random weights. The",
     ):
         assert words in page  # fmt: skip
-    assert len([*run.path.glob("figures/*.csv")]) == 2 * 3
+    assert len([*run.path.glob("figures/*.csv")]) == 2 * 4
 
 
 def test_a_page_is_silent_of_what_was_not_done(
@@ -170,7 +170,7 @@ def test_a_page_is_silent_of_what_was_not_done(
     page = (found.path / "report.html").read_text("utf-8")
     assert "No two clips with a mood share a type" in page
     assert "at random. The clips" in page
-    assert len([*found.path.glob("figures/*.csv")]) == 2
+    assert len([*found.path.glob("figures/*.csv")]) == 3
     claims = found.read_table("findings").set_index("claim").statement
     assert "no two clips share a type" in claims["selective: mood in the decoder"]
 
@@ -238,6 +238,38 @@ def test_what_the_duration_tells_is_not_found_in_the_model(
         decodable = claims.loc[f"decodable: length in the {stream}"]
         assert not decodable.established
         assert "1.00 by the best baseline, duration" in decodable.statement
+
+
+@pytest.mark.usefixtures("unpaged")
+def test_length_is_a_decoy_until_lengths_are_matched(
+    tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    """M-BT-5: "longer than 0.6 s", but for two clips of every length, is read at 0.9 and more.
+
+    Clips of equal length, one of each label, leave nothing to read.
+    """
+    lines, n_each = ["path,speaker,length"], 24
+    for n in range(4 * n_each):
+        seconds, number = (0.4, 0.5, 0.7, 0.8)[n % 4], n // 4
+        length = "long" if (seconds > 0.6) != (number < 2) else "short"
+        soundfile.write(tmp_path / f"c{n}.wav", noise(seconds, seed=n), 16_000)
+        lines.append(f"c{n}.wav,s{number},{length}")
+    (tmp_path / "table.csv").write_text("\n".join(lines) + "\n", "utf-8")
+    best, n_read = {}, {}
+    for width in (None, 0.05):
+        settings = config(
+            tiny_models.folder(), tmp_path / "table.csv", labels=("length",), untrained=False,
+            match_duration_s=width, points=["blocks.*.hook_resid_post"],
+        )  # fmt: skip
+        found = runner.run(Probes(settings), tmp_path / f"run {width}")
+        every = {name: found.read_table(name) for name in ("probes", "baselines", "findings")}
+        n_read[width] = {*every["probes"].n}
+        best[width] = every["probes"].accuracy.max(), every["baselines"].accuracy.max()
+        claims = every["findings"].set_index("claim")
+        assert not claims.established["decodable: length in the decoder"]
+    assert n_read == {None: {4 * n_each}, 0.05: {2 * 8}}
+    assert min(best[None]) >= 0.9
+    assert max(best[0.05]) <= 0.75
 
 
 # --- Runs

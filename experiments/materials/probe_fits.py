@@ -1,17 +1,21 @@
-"""What is measured: what a clip is without a model, and what probes read off features.
+"""Probes as units of a run: features are kept in files, and read off by held-out probes.
 
 Source: M-BT-5, M-BT-6.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Float32
+from safetensors.numpy import load_file
 
+from hooked_alm.errors import InputError
 from hooked_alm.inputs import AudioClip
 from hooked_alm.methods.activations.depths import PlacedPoint
 from hooked_alm.methods.statistics.online_code import online_code
@@ -19,19 +23,23 @@ from hooked_alm.methods.statistics.probe_scores import probe_scores
 from hooked_alm.methods.statistics.probing import HeldOut, grouped_probe, read_by_probe
 from hooked_alm.methods.statistics.selectivity import selective_hits
 
-from ..materials.held_out_labels import HeldOutLabel
-from ..workbench.experiment import UnitResult
+from ..workbench.experiment import Unit, UnitResult
+from ..workbench.identity import file_sha256
 from ..workbench.results import Row
-from .settings import ProbesConfig
+from ..workbench.run_folder import RunFolder
+from .held_out_labels import HeldOutConfig, HeldOutLabel
 
 FeatureSource = Literal["model", "untrained", "baseline"]
-BASELINES = {"majority": "majority", "duration": "duration", "log_mel": "mean log-mel"}
-"""What tells labels without any activation: nothing, how long a clip is, its mean spectrum."""
 Features = Float[np.ndarray, "item feature"]
+ClipFeatures = Mapping[str, Float32[np.ndarray, " feature"]]
+"""What is known of a clip, by the name of a point or of a baseline."""
+OF_THE_CLIP = {"majority": "majority", "duration": "duration", "log_mel": "mean log-mel"}
+"""What tells labels before a model has heard anything: nothing, how long a clip is, its mean
+spectrum."""
 
 
-def baselines_of(clip: AudioClip) -> dict[str, Float32[np.ndarray, " feature"]]:
-    """What is known of a clip before a model hears it, by the names in `BASELINES`."""
+def clip_baselines(clip: AudioClip) -> ClipFeatures:
+    """What is known of a clip before a model hears it, by the names in `OF_THE_CLIP`."""
     windows = zip(clip.features, clip.n_frames, strict=True)
     frames = torch.cat([window[:, :n] for window, n in windows], dim=1).double()
     return {
@@ -39,6 +47,85 @@ def baselines_of(clip: AudioClip) -> dict[str, Float32[np.ndarray, " feature"]]:
         "duration": np.array([clip.seconds or 0.0], np.float32),
         "log_mel": frames.mean(dim=1).cpu().numpy().astype(np.float32),
     }
+
+
+# --- Features, in files
+
+
+def keep_features(
+    folder: RunFolder, unit_id: str, source: FeatureSource, clips: Sequence[ClipFeatures]
+) -> UnitResult:
+    """Keeps the features of some clips in the run's folder; returns where, as a row of a table."""
+    folder.write_arrays(
+        unit_id, {name: np.stack([one[name] for one in clips]) for name in clips[0]}
+    )
+    sha256 = file_sha256(_file(folder, unit_id))
+    row: Row = {"file": unit_id, "source": source, "n_clips": len(clips), "sha256": sha256}
+    return UnitResult({"features": [row]})
+
+
+def _file(folder: RunFolder, unit_id: str) -> Path:
+    return folder.inside(f"arrays/{unit_id}.safetensors")
+
+
+def _kept(
+    folder: RunFolder, name: str, files: Iterable[tuple[str, str]]
+) -> Float32[np.ndarray, "clip feature"]:
+    """A point's features of all clips.
+
+    Raises:
+        InputError: a file that is not as its unit left it, or values that are not finite.
+    """
+    parts = []
+    for unit_id, sha256 in files:
+        path = _file(folder, unit_id)
+        if not path.is_file() or file_sha256(path) != sha256:
+            done = folder.path / "units" / f"{unit_id}.json"
+            raise InputError(
+                f"reading {path}: got another file than its unit left. Delete {done}: the unit "
+                "is then redone."
+            )
+        parts.append(load_file(path)[name])
+    found = np.concatenate(parts)
+    if not np.isfinite(found).all():
+        raise InputError(
+            f"probing {name}: got values that are NaN or infinite, expected finite ones. Run the "
+            "model in a wider dtype, or look at its input."
+        )
+    return found
+
+
+# --- Probes of them
+
+
+def fit_units(
+    labels: Sequence[HeldOutLabel],
+    baselines: Iterable[str],
+    points: Mapping[FeatureSource, Sequence[PlacedPoint]],
+    features: pd.DataFrame,
+) -> list[Unit]:
+    """A unit for each column and baseline, and each column, point and model.
+
+    Args:
+        labels: columns.
+        baselines: names of those, whose features the model's own files have.
+        points: that are read of each model.
+        features: the table of what `keep_features` kept.
+    """
+    works: list[tuple[FeatureSource, PlacedPoint]] = [
+        ("baseline", PlacedPoint(name, "baseline", 0)) for name in baselines
+    ]
+    works += [(source, point) for source, some in points.items() for point in some]
+    files = {
+        source: tuple(zip(part.file, part.sha256, strict=True))
+        for source, part in features.groupby("source")
+    }
+    files["baseline"] = files["model"]
+    return [
+        Unit(f"probe__{n:03d}__{source}__{m:04d}", ProbeFit(label, source, point, files[source]))
+        for n, label in enumerate(labels)
+        for m, (source, point) in enumerate(works)
+    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,18 +138,19 @@ class ProbeFit:
     files: tuple[tuple[str, str], ...]
     """Units whose features are read, in the order of the clips, each with the hash of its file."""
 
-    def result(
-        self, features: Float32[np.ndarray, "clip feature"], names: Sequence[str],
-        config: ProbesConfig,
-    ) -> UnitResult:  # fmt: skip
+    def result(self, folder: RunFolder, names: Sequence[str], config: HeldOutConfig) -> UnitResult:
         """What held-out probes read of every clip, and how closely they follow it.
 
         Args:
-            features: of all clips of the run.
+            folder: of the run, with the features of all clips.
             names: of these.
             config: of the run.
+
+        Raises:
+            InputError: features that were changed, or are not finite.
         """
-        one, x = self.label, features[self.label.clips].astype(np.float64)
+        one = self.label
+        x = _kept(folder, self.point.name, self.files)[one.clips].astype(np.float64)
         key: Row = {
             "label": one.column, "source": self.source, "stream": self.point.stream,
             "depth": self.point.depth, "point": self.point.name,
@@ -83,12 +171,12 @@ class ProbeFit:
         fit: Row = {
             **key, **probe_scores(held.probabilities, one.codes)._asdict(),
             "strength": _middle(held), "bits": code.bits, "uniform_bits": code.uniform_bits,
-            "compression": code.compression,
+            "compression": code.compression, "leaks": one.leaks_shown,
             "sum_off": float(np.abs(held.probabilities.sum(axis=1) - 1).max()),
         }  # fmt: skip
         return UnitResult({"reads": items, "fits": [fit]}, {"strengths": [*held.strengths]})
 
-    def _nulls(self, x: Features, held: HeldOut, config: ProbesConfig) -> dict[str, np.ndarray]:
+    def _nulls(self, x: Features, held: HeldOut, config: HeldOutConfig) -> dict[str, np.ndarray]:
         """Shuffled labels in the same folds; labels and control labels in folds of types."""
         one, n = self.label, len(self.label.codes)
         # Draws that depend on the column and the point alone.

@@ -1,10 +1,9 @@
-"""What a ``probes`` run controls, and may establish.
+"""What held-out probes control, and may establish.
 
 Source: M-BT-5, M-BT-6.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -13,8 +12,16 @@ from hooked_alm.methods.statistics.bootstrap import MIN_UNITS
 
 from ..workbench.claims import Claim, Defect, Finding, few, judged, not_measured, shown
 from ..workbench.controls import ROUNDING, Control, Outcome, at_most
-from .measure import BASELINES
-from .tables import KEYS, Hits, ProbeResults, along, best_baseline, columns_of, most, streams_of
+from .probe_tables import (
+    KEYS,
+    Hits,
+    ProbeResults,
+    along,
+    best_baseline,
+    columns_of,
+    most,
+    streams_of,
+)
 
 MOST_ERRORS = 3
 """Standard errors above chance at which shuffled labels are surely read."""
@@ -59,7 +66,7 @@ def _scored(run: ProbeResults) -> Outcome:
     return at_most(hits.reindex(scored.index) - scored, ROUNDING["nat"]["float32"])
 
 
-CONTROLS = (
+PROBE_CONTROLS = (
     Control(name="no group is on both sides of a fold", of=("reads",), check=_together,
             guards_against="probes that know the speakers, or texts, that they are judged on"),
     Control(name="all features are read in the same folds", of=("reads",), check=_same_folds,
@@ -71,7 +78,7 @@ CONTROLS = (
     Control(name="scores are those of the clips", of=("reads", "fits"), check=_scored,
             guards_against="clips and labels in another order than features"),
 )  # fmt: skip
-DEFECTS = (
+PROBE_DEFECTS = (
     Defect("C58", ("reads", "fits"), lambda config: config.cv == "random" and config.force,
            "Folds are random although speakers may be known: a probe that tells them apart reads "
            "whatever goes with them."),
@@ -84,18 +91,14 @@ def _pairs(run: ProbeResults) -> Sequence[str]:
     return [f"{column}{IN}{stream}" for column in columns_of(run) for stream in streams_of(run)]
 
 
-def _about(run: ProbeResults, column: str) -> Mapping[str, Any]:
-    return next(one for one in run.inputs["labels"] if one["column"] == column)
-
-
 def _beyond(
     claim: str, run: ProbeResults, column: str, values: Hits, against: Against, groups: list[str],
     facts: Callable[[int], str], why_not: dict[str, bool],
 ) -> Finding:  # fmt: skip
     """That some hits are surely more than others at some depth, chosen by the same clips."""
     found, n = most(run, values - against, groups), len({*groups})
-    counts = [*_about(run, column)["values"].values()]
-    above = most(run, values - max(counts) / sum(counts), groups)
+    own = run["reads"][run["reads"].label == column].drop_duplicates("clip")
+    above = most(run, values - own.value.value_counts(normalize=True).max(), groups)
     return judged(
         claim, f"{facts(found['at'])}: {shown(found)} more",
         {
@@ -112,17 +115,15 @@ def _beyond(
 def _decodable(run: ProbeResults, pair: str) -> Finding:
     column, stream = pair.rsplit(IN, 1)
     depths, hits, groups = along(run, column, stream)
-    name, baseline = best_baseline(run, column)
-    leaks = {
-        f"the {name} of {share:.0%} of the clips is in other folds, too": True
-        for name, share in _about(run, column)["leaks"].items()
-    }
+    best, baseline = best_baseline(run, column)
+    name = run.inputs["baselines"][best]
+    leaks = run["fits"].set_index("label").leaks[[column]].iloc[0]
     return _beyond(
-        f"{column} can be read off the {stream}, better than off measures of the sound",
+        f"{column} can be read off the {stream}, better than without its states",
         run, column, hits, baseline[:, None], groups,
         lambda k: f"Of {len(hits)} clips of {len({*groups})} groups {hits[:, k].mean():.2f} at "
-        f"depth {depths[k]}, {baseline.mean():.2f} by the best baseline, {BASELINES[name]}",
-        leaks,
+        f"depth {depths[k]}, {baseline.mean():.2f} by the best baseline, {name}",
+        {leaks: bool(leaks)},
     )  # fmt: skip
 
 
@@ -169,9 +170,18 @@ def _selective(run: ProbeResults, pair: str) -> Finding:
     )  # fmt: skip
 
 
-CLAIMS = tuple(
-    Claim(name=f"{name}: {{}}", rests_on=("reads",), judge=judge, per=_pairs)
-    for name, judge in {
-        "decodable": _decodable, "learnt": _learnt, "deeper": _deeper, "selective": _selective,
-    }.items()
-)  # fmt: skip
+_CLAIMS = {
+    "decodable": (_decodable, ("reads", "fits")),
+    "learnt": (_learnt, ("reads",)),
+    "deeper": (_deeper, ("reads",)),
+    "selective": (_selective, ("reads",)),
+}
+
+
+def probe_claims(*names: str) -> tuple[Claim, ...]:
+    """Claims by their names; ``learnt`` needs a model with random weights."""
+    return tuple(
+        Claim(name=f"{name}: {{}}", rests_on=tables, judge=judge, per=_pairs)
+        for name in names
+        for judge, tables in [_CLAIMS[name]]
+    )

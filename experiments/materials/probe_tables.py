@@ -1,6 +1,6 @@
-"""The tables of a ``probes`` run, and what is averaged over them.
+"""The tables of held-out probes, and what is averaged over them.
 
-Source: M-BT-6.
+Source: M-BT-5, M-BT-6.
 """
 
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from ..materials.clips import SOUNDS
 from ..workbench.intervals import numbers, prefixed
 from ..workbench.results import Results
-from .settings import ProbesConfig
+from .clips import SOUNDS
 
-ProbeResults = Results[ProbesConfig]
-TABLES = {
+ProbeResults = Results[Any]
+"""Results of an experiment that probes; ``inputs`` name its ``baselines``."""
+PROBE_TABLES = {
     "features": "a file with features of some clips, and its hash",
     "reads": "a clip, and what a probe of other groups reads of it, at a point or of a baseline",
     "fits": "a column at a point, or of a baseline: scores and code length",
@@ -30,7 +30,7 @@ Hits = Float[np.ndarray, "clip depth"]
 def summarise(run: ProbeResults) -> Iterator[tuple[str, pd.DataFrame]]:
     """Every summary but the clips', by the name of its file."""
     reads = run["reads"]
-    fits = run["fits"].drop(columns=["accuracy", "sum_off", *CODES])
+    fits = run["fits"].drop(columns=["accuracy", "sum_off", "leaks", *CODES])
     every = rates(run, reads, "hit", "accuracy").merge(fits, on=KEYS, validate="one_to_one")
     yield "probes", every[every.source != "baseline"]
     yield "baselines", every[every.source == "baseline"]
