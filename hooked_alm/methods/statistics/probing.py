@@ -5,6 +5,7 @@ hold items out, `held_out_probabilities` has one strength and asks what further 
 `grouped_probe` finds the strength of every fold by folds within its training items.
 """
 
+from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -221,17 +222,18 @@ def check_folds(labels: Int[np.ndarray, " item"], folds: Int[np.ndarray, " item"
 def spread_folds(
     labels: Int[np.ndarray, " item"], groups: Sequence[Hashable], n_folds: int
 ) -> Int[np.ndarray, " item"]:
-    """The fold of every item: groups stay together, and those of one label take turns.
+    """The fold of every item: groups stay together, and those that share labels take turns.
 
-    Of fewer groups than folds, each is a fold. A group's label is its commonest one.
+    Of fewer groups than folds, each is a fold. Groups of the label that fewest of them have go
+    first, so that it is in as many folds as can be.
     """
     members: dict[Hashable, list[int]] = {}
     for i, group in enumerate(groups):
         members.setdefault(group, []).append(i)
-    commonest = {
-        group: int(np.bincount(labels[items]).argmax()) for group, items in members.items()
-    }
-    order = sorted(members, key=lambda group: commonest[group])
+    has = {group: {*labels[items].tolist()} for group, items in members.items()}
+    spread = Counter(label for some in has.values() for label in some)
+    rarest = sorted(spread, key=lambda label: (spread[label], label))
+    order = sorted(members, key=lambda group: [label not in has[group] for label in rarest])
     rank = {group: i % min(n_folds, len(members)) for i, group in enumerate(order)}
     return np.array([rank[group] for group in groups], np.int64)
 

@@ -206,6 +206,16 @@ def test_folds_spread_labels_and_keep_groups() -> None:
     assert spread_folds(labels, groups, 50).max() == 5
 
 
+def test_a_rare_label_is_never_in_one_fold_alone() -> None:
+    """Although it is the commonest of no group: groups a and f would come round to one fold."""
+    groups = [*"aaabbbcccdddeeefffggg"]
+    labels = np.zeros(len(groups), np.int64)
+    labels[[0, 15]] = 1
+    folds = spread_folds(labels, groups, 5)
+    assert len({*folds[labels == 1]}) == 2
+    assert all(len({*folds[i : i + 3]}) == 1 for i in range(0, 21, 3))
+
+
 def test_what_cannot_be_learnt_is_refused() -> None:
     x, groups = np.ones((6, 1)), [*"aabbcc"]
     with pytest.raises(InputError, match="got one label, expected two or more"):
