@@ -31,6 +31,7 @@ EXPERIMENTS = {
         "sae_features": "SAEFeatures",
         "sae_train": "TrainDictionaries",
         "head_statistics": "HeadStatistics",
+        "transcript_probes": "TranscriptProbes",
         "tuned_lens": "TuneLens",
         "semantic_vs_prosody": "SemanticVsProsody",
     }.items()

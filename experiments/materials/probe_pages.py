@@ -84,13 +84,15 @@ def _mine(table: pd.DataFrame, column: str, of: str, source: str = "model") -> p
 
 
 def _levels(run: ProbeResults, table: str, column: str, value: str) -> pd.DataFrame:
-    """What is read without the model, at every depth alike."""
+    """What is read without the states, at every depth alike: by the commonest label, and best."""
     every = run[table]
     own = _mine(every, column, "", "baseline").set_index("point")[value]
+    best = own.drop("majority").idxmax()
+    names = {"majority": "commonest label", best: f"best baseline: {run.inputs['baselines'][best]}"}
     places = _mine(run["probes"], column, "")[["label", "stream", "depth"]]
     return pd.concat([
         places.assign(of=name, **{value: own[point], "low": own[point], "high": own[point]})
-        for point, name in run.inputs["baselines"].items()
+        for point, name in names.items()
     ])  # fmt: skip
 
 
@@ -124,7 +126,7 @@ def _accuracy(page: Page, run: ProbeResults, column: str) -> None:
     _draw(
         page, run, f"accuracy_{file_safe(column)}", parts, "accuracy",
         f"How often {column} is read rightly, of what the probe was not trained on",
-        f"What is read without the model is level. {BAND}",
+        f"What is read without states is level; of baselines, the best is drawn. {BAND}",
         "Shuffled labels have to be at chance, and no group on both sides of a fold.",
         y_limits=(-0.03, 1.03), y_label="accuracy",
     )  # fmt: skip

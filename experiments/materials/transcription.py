@@ -1,6 +1,7 @@
 """Clips with what is said in them, and the prompts under which a model writes it down."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -15,6 +16,7 @@ from hooked_alm import HookedALM
 from hooked_alm.bundled import ASSETS
 from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput, AudioClip
+from hooked_alm.methods.reading.transcripts import written
 from hooked_alm.methods.statistics.word_errors import (
     CountedUnit,
     Normaliser,
@@ -23,7 +25,7 @@ from hooked_alm.methods.statistics.word_errors import (
 )
 
 from ..workbench.results import Results, Row
-from ..workbench.settings import Truncate
+from ..workbench.settings import ExperimentConfig, Truncate
 from .clips import ClipFile, described_table, manifest
 from .hearing import Hearing, heard_under
 from .recordings import load_clips
@@ -34,11 +36,15 @@ from .subject import ModelExperiment, described
 
 SPOKEN = ASSETS / "semantic_vs_prosody"
 """Clips that the package carries, with their words."""
+SPOKEN_OR_NOT = ASSETS / "spoken"
+"""Clips that the package carries: sentences, half of which end in *again*, and no words."""
+Held = Literal["speech", "no_speech", "unknown"]
+"""What a clip holds, as its table says."""
 WORDS = ("text", "sentence")
 """Columns of a table of clips that may have what is said, the first of them that it has."""
 
 
-class TranscriptionConfig(ResampledConfig):
+class WrittenDownConfig(ExperimentConfig):
     """Settings of experiments in which a model writes down what is said."""
 
     KNOWN_WITH: ClassVar = ("audio",)
@@ -77,10 +83,14 @@ class TranscriptionConfig(ResampledConfig):
         return SPOKEN if self.audio == "bundled" else self.audio
 
 
+class TranscriptionConfig(WrittenDownConfig, ResampledConfig):
+    """The same, where intervals resample clips, or speakers."""
+
+
 class Transcription:
     """Some clips, as a model hears and writes them down."""
 
-    def __init__(self, config: TranscriptionConfig) -> None:
+    def __init__(self, config: WrittenDownConfig) -> None:
         """Opens the clips.
 
         Raises:
@@ -90,7 +100,8 @@ class Transcription:
         self.clips = load_clips(config.source)
         there = {column for one in self.clips for column in one.cells}
         self.words = next((column for column in WORDS if column in there), None)
-        raise_all("reading clips", [*config.unnamed(self.clips)])
+        if isinstance(config, ResampledConfig):
+            raise_all("reading clips", [*config.unnamed(self.clips)])
 
     def hear(self, model: HookedALM) -> list[AudioClip]:
         """Reads every clip; returns them.
@@ -135,6 +146,10 @@ class Transcription:
         english: Normaliser = EnglishTextNormalizer(spellings)
         return english
 
+    def heard(self, clip: ClipFile) -> AudioClip:
+        """A clip as the model hears it."""
+        return self._heard[clip.name]
+
     def input(self, clip: ClipFile) -> ALMInput:
         """The prompt under which a clip is written down."""
         return heard_under(self.model, [self.heard(clip)], self.config.prompt, self.config.language)
@@ -142,6 +157,17 @@ class Transcription:
     def heard(self, clip: ClipFile) -> AudioClip:
         """A clip as the model hears it."""
         return self._heard[clip.name]
+
+    def prompts(self, clips: Sequence[ClipFile]) -> ALMInput:
+        """The prompts of some clips; Whisper has heard them."""
+        x = ALMInput.joined([self.input(clip) for clip in clips]).to(self.model.cfg.device)
+        assert self.model.audio is not None
+        return replace(x, memory=self.model.audio.heard(x)) if self.model.audio.is_memory else x
+
+    def write(self, x: ALMInput) -> list[list[int]]:
+        """Greedy tokens of every prompt, without those that end them."""
+        config = self.config
+        return written(self.model, x, config.max_new_tokens, suppress=config.suppress)
 
     def ids(self, text: str) -> list[int]:
         """Tokens of words, as the model would write them."""
@@ -159,6 +185,11 @@ class Transcription:
         """What is said in a clip; None where the table has no column of words."""
         return None if self.words is None else clip.cells.get(self.words, "")
 
+    def holds(self, clip: ClipFile) -> Held:
+        """Whether something is said in a clip, as far as its table says."""
+        said = self.said_in(clip)
+        return "unknown" if said is None else "speech" if said else "no_speech"
+
     def errors(self, said: str | None, heard: str) -> WordErrors:
         """Errors of a transcript; of a reference that is not known, none of 0."""
         if said is None:
@@ -171,7 +202,7 @@ def whose(clip: ClipFile) -> Row:
     return {"clip": clip.name, "speaker": clip.cells.get(SPEAKER, "")}
 
 
-T = TypeVar("T", bound=TranscriptionConfig)
+T = TypeVar("T", bound=WrittenDownConfig)
 
 
 class TranscriptionExperiment(ModelExperiment[T]):

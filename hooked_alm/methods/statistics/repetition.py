@@ -1,8 +1,9 @@
 """Repetition in generated tokens: how much of a text is said again, and whether it goes in circles.
 
-Source: Beyond Transcription (arXiv 2508.15882); M-BT-7.
+Source: Beyond Transcription (arXiv 2508.15882); M-BT-5, M-BT-7.
 """
 
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,3 +32,14 @@ def loops(tokens: Sequence[int], longest: int = 4, times: int = 4) -> bool:
             if run >= n * (times - 1):
                 return True
     return False
+
+
+def compression_ratio(text: str) -> float:
+    """Bytes of a text for a byte of it compressed; 0 if it is empty.
+
+    Whisper takes transcripts with more than 2.4 for failures.
+
+    Source: openai/whisper, ``utils.compression_ratio``.
+    """
+    raw = text.encode()
+    return len(raw) / len(zlib.compress(raw))

@@ -1,0 +1,1 @@
+"""Whether the decoder's states tell, where it ends a transcript, that it is wrong."""
