@@ -169,7 +169,7 @@ class ProbeFit:
         ]  # fmt: skip
         code = online_code(x, one.codes, one.groups, strength=_middle(held), seed=config.seed)
         fit: Row = {
-            **key, **probe_scores(held.probabilities, one.codes)._asdict(),
+            **key, **probe_scores(held.probabilities, one.codes, held.folds)._asdict(),
             "strength": _middle(held), "bits": code.bits, "uniform_bits": code.uniform_bits,
             "compression": code.compression, "leaks": one.leaks_shown,
             "sum_off": float(np.abs(held.probabilities.sum(axis=1) - 1).max()),

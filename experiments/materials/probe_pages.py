@@ -84,11 +84,13 @@ def _mine(table: pd.DataFrame, column: str, of: str, source: str = "model") -> p
 
 
 def _levels(run: ProbeResults, table: str, column: str, value: str) -> pd.DataFrame:
-    """What is read without the states, at every depth alike: by the commonest label, and best."""
+    """What is read without the states, at every depth alike: best, and by the commonest label."""
     every = run[table]
     own = _mine(every, column, "", "baseline").set_index("point")[value]
-    best = own.drop("majority").idxmax()
-    names = {"majority": "commonest label", best: f"best baseline: {run.inputs['baselines'][best]}"}
+    best = own.drop("majority").fillna(-1).idxmax()
+    names = {best: f"best baseline: {run.inputs['baselines'][best]}"}
+    if value == "accuracy":
+        names["majority"] = "commonest label"
     places = _mine(run["probes"], column, "")[["label", "stream", "depth"]]
     return pd.concat([
         places.assign(of=name, **{value: own[point], "low": own[point], "high": own[point]})
@@ -143,8 +145,8 @@ def _area(page: Page, run: ProbeResults, column: str) -> None:
         [part.drop(columns=["low", "high"]) for part in parts], "auroc",
         f"How well clips are ordered by what the probe gives to each {column}",
         "The area under the ROC curve, mean over labels: the share of pairs of a clip that has the "
-        "label and one that has not in which the former is given more. It does not depend on how "
-        "common labels are; the line is at chance.",
+        "label and one that has not, both of one fold, in which the former is given more. It does "
+        "not depend on how common labels are; the line is at chance.",
         y_limits=(-0.03, 1.03), y_label="area under the curve", reference=0.5,
     )  # fmt: skip
 
