@@ -53,7 +53,7 @@ class AsrComponents(TranscriptionExperiment[AsrComponentsConfig]):
     def load(self) -> None:
         """Loads the weights."""
         super().load()
-        self.decoder = Decoder(self.model, self.ours, self.config)
+        self.decoder = Decoder(self.model, self.ours)
 
     # --- Units
 
@@ -88,7 +88,7 @@ class AsrComponents(TranscriptionExperiment[AsrComponentsConfig]):
         if isinstance(work, AsIs):
             return self._as_is(work.clips)
         node = work.node
-        x = self.decoder.prompts(work.clips)
+        x = self.ours.prompts(work.clips)
         about: Row = {"node": node.name, "kind": node.kind, "layer": node.layer}
         about |= {"head": node.head, "why": work.why}
         rows = [
@@ -98,7 +98,7 @@ class AsrComponents(TranscriptionExperiment[AsrComponentsConfig]):
         return UnitResult({"ablated": rows})
 
     def _as_is(self, clips: Sequence[ClipFile]) -> UnitResult:
-        x, screen = self.decoder.prompts(clips), list[Row]()
+        x, screen = self.ours.prompts(clips), list[Row]()
         rows, written = [], self.decoder.write(x)
         for i, (clip, tokens) in enumerate(zip(clips, written, strict=True)):
             rows.append(row := self.decoder.row(clip, tokens))

@@ -1,7 +1,6 @@
 """Clips written down, with all heads or without some, and which heads their failures rest on."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -12,46 +11,31 @@ from hooked_alm import HookedALM
 from hooked_alm.hooks import Hook, HookPoint
 from hooked_alm.inputs import ALMInput
 from hooked_alm.methods.attribution.head_gates import head_point, screen_heads
-from hooked_alm.methods.reading.transcripts import written
 from hooked_alm.methods.statistics.repetition import loops, repetition
 
 from ..materials.clips import ClipFile
 from ..materials.transcription import Transcription, whose
 from ..workbench.results import Row
 from .plan import ALL, Failure, HeadNode
-from .settings import AsrComponentsConfig
 
 
 class Decoder:
     """A model that writes clips down, all of a batch at once."""
 
-    def __init__(self, model: HookedALM, ours: Transcription, config: AsrComponentsConfig) -> None:
-        self.model, self.ours, self.config = model, ours, config
+    def __init__(self, model: HookedALM, ours: Transcription) -> None:
+        self.model, self.ours = model, ours
 
-    def prompts(self, clips: Sequence[ClipFile]) -> ALMInput:
-        """The prompts of some clips."""
-        x = ALMInput.joined([self.ours.input(clip) for clip in clips])
-        return x.to(self.model.cfg.device)
-
-    @torch.no_grad()
     def write(self, x: ALMInput, without: HeadNode | None = None) -> list[list[int]]:
         """Greedy tokens of every prompt, without those that end them."""
-        config, audio = self.config, self.model.audio
-        assert audio is not None
-        x = replace(x, memory=audio.heard(x)) if audio.is_memory else x
-        hooks = [] if without is None else ablations(self.model, without)
-        return written(
-            self.model, x, config.max_new_tokens, suppress=config.suppress, fwd_hooks=hooks
-        )
+        return self.ours.write(x, [] if without is None else ablations(self.model, without))
 
     def row(self, clip: ClipFile, tokens: Sequence[int]) -> Row:
         """What came of a clip."""
-        said, text = self.ours.said_in(clip), self.ours.text(tokens)
-        errors = self.ours.errors(said, text)
-        kind = "unknown" if said is None else "speech" if said else "no_speech"
+        text = self.ours.text(tokens)
+        errors = self.ours.errors(self.ours.said_in(clip), text)
         return {
-            **whose(clip), "holds": kind, "text": text, "n_tokens": len(tokens),
-            "loops": float(loops(tokens)), "heard": float(bool(self.ours.normalise(text).strip())),
+            **whose(clip), "holds": self.ours.holds(clip), "text": text, "n_tokens": len(tokens),
+            "loops": float(loops(tokens)), "heard": float(self.ours.is_heard(text)),
             "repetition": repetition(tokens, 1),
             **{f"reference_{name}": n for name, n in errors._asdict().items()},
         }  # fmt: skip

@@ -4,14 +4,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from hooked_alm.bundled import ASSETS
 from hooked_alm.methods.attribution.head_gates import HeadKind
 
-from ..materials.transcription import TranscriptionConfig
+from ..materials.transcription import SPOKEN_OR_NOT, TranscriptionConfig
 from ..workbench.batches import BatchedConfig, BatchSize
 
-SPOKEN_OR_NOT = ASSETS / "spoken"
-"""Clips that the package carries: sentences, half of which end in *again*, and no words."""
 HeadScope = Literal["cell", "all_blocks"]
 HeadCount = Annotated[int, Field(ge=0, le=10_000)]
 

@@ -1,11 +1,12 @@
 """Clips with what is said in them, and the prompts under which a model writes it down."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar
 
 import pandas as pd
+import torch
 from pydantic import Field
 from transformers.models.whisper.english_normalizer import (
     BasicTextNormalizer,
@@ -15,6 +16,7 @@ from transformers.models.whisper.english_normalizer import (
 from hooked_alm import HookedALM
 from hooked_alm.bundled import ASSETS
 from hooked_alm.errors import InputError
+from hooked_alm.hooks import Hook
 from hooked_alm.inputs import ALMInput, AudioClip
 from hooked_alm.methods.reading.transcripts import written
 from hooked_alm.methods.statistics.word_errors import (
@@ -158,16 +160,17 @@ class Transcription:
         """A clip as the model hears it."""
         return self._heard[clip.name]
 
+    @torch.no_grad()
     def prompts(self, clips: Sequence[ClipFile]) -> ALMInput:
         """The prompts of some clips; Whisper has heard them."""
         x = ALMInput.joined([self.input(clip) for clip in clips]).to(self.model.cfg.device)
         assert self.model.audio is not None
         return replace(x, memory=self.model.audio.heard(x)) if self.model.audio.is_memory else x
 
-    def write(self, x: ALMInput) -> list[list[int]]:
-        """Greedy tokens of every prompt, without those that end them."""
-        config = self.config
-        return written(self.model, x, config.max_new_tokens, suppress=config.suppress)
+    def write(self, x: ALMInput, fwd_hooks: Iterable[Hook] = ()) -> list[list[int]]:
+        """Greedy tokens of every prompt, without those that end them; hooks fire at every step."""
+        most, is_muted = self.config.max_new_tokens, self.config.suppress
+        return written(self.model, x, most, suppress=is_muted, fwd_hooks=fwd_hooks)
 
     def ids(self, text: str) -> list[int]:
         """Tokens of words, as the model would write them."""
@@ -180,6 +183,10 @@ class Transcription:
         """The words of some tokens."""
         found: str = self.model.tokenizer.decode(tokens, skip_special_tokens=True)
         return found.strip()
+
+    def is_heard(self, text: str) -> bool:
+        """Whether a transcript has words; normalised, what stands in brackets is none."""
+        return bool(self.normalise(text).strip())
 
     def said_in(self, clip: ClipFile) -> str | None:
         """What is said in a clip; None where the table has no column of words."""

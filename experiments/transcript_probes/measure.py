@@ -75,6 +75,6 @@ def _row(ours: Transcription, clip: ClipFile, tokens: Sequence[int]) -> dict[str
     errors = ours.errors(ours.said_in(clip), text)
     return {
         **whose(clip), "holds": ours.holds(clip), "text": text,
-        "heard": float(bool(ours.normalise(text).strip())), "rate": errors.rate,
+        "heard": float(ours.is_heard(text)), "rate": errors.rate,
         **{f"reference_{name}": n for name, n in errors._asdict().items()},
     }  # fmt: skip

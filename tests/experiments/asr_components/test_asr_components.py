@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import soundfile
 import torch
 from torch import Tensor
 
@@ -18,9 +17,10 @@ from hooked_alm.experiments.workbench import runner
 from hooked_alm.experiments.workbench.executors import Processes
 from hooked_alm.experiments.workbench.run_folder import RunFolder
 from hooked_alm.methods.statistics.repetition import loops
+from noise_clips import noise_table
 from stopped_runs import interrupted
 from tiny import TinyModels
-from whisper_toy import END, Whispers, noise
+from whisper_toy import END, Whispers
 
 TEXTS = ("two cats", "", "a dog", "", "a cat", "the dog", "")
 N_NEW = 20
@@ -33,13 +33,11 @@ SETTINGS: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seven clips, in three of which nothing is said."""
-    folder = tmp_path_factory.mktemp("spoken")
-    lines = ["path,sentence,speaker"]
-    for n, text in enumerate(TEXTS):
-        soundfile.write(folder / f"c{n}.wav", noise(0.3 + 0.1 * n, seed=n), 16_000)
-        lines.append(f"c{n}.wav,{text},s{n % 2}")
-    (folder / "table.csv").write_text("\n".join(lines) + "\n", "utf-8")
-    return folder / "table.csv"
+    n = range(len(TEXTS))
+    return noise_table(
+        tmp_path_factory.mktemp("spoken"), [0.3 + 0.1 * i for i in n],
+        sentence=TEXTS, speaker=[f"s{i % 2}" for i in n],
+    )  # fmt: skip
 
 
 def experiment(model: Path, table: Path, **changes: Any) -> AsrComponents:

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 
 from hooked_alm import HookedALM
@@ -16,10 +15,11 @@ from hooked_alm.experiments.workbench import runner
 from hooked_alm.experiments.workbench.executors import Processes
 from hooked_alm.experiments.workbench.run_folder import RunFolder
 from hooked_alm.methods.reading.lens import logit_lens
+from noise_clips import noise_table
 from stopped_runs import interrupted, results
 from tiny import TinyModels
 from tolerances import LENS_ROWS
-from whisper_toy import LAYERS, Whispers, noise
+from whisper_toy import LAYERS, Whispers
 
 TEXTS = ("two cats", "", "Two cats, a cat!", "a dog")
 SETTINGS: dict[str, Any] = {"n_resamples": 1000, "max_new_tokens": 8, "language": "en"}
@@ -28,13 +28,11 @@ SETTINGS: dict[str, Any] = {"n_resamples": 1000, "max_new_tokens": 8, "language"
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four clips, in one of which nothing is said."""
-    folder = tmp_path_factory.mktemp("spoken")
-    lines = ["path,text,speaker"]
-    for n, text in enumerate(TEXTS):
-        soundfile.write(folder / f"c{n}.wav", noise(0.3 + 0.2 * n, seed=n), 16_000)
-        lines.append(f'c{n}.wav,"{text}",s{n % 2}')
-    (folder / "table.csv").write_text("\n".join(lines) + "\n", "utf-8")
-    return folder / "table.csv"
+    n = range(len(TEXTS))
+    return noise_table(
+        tmp_path_factory.mktemp("spoken"), [0.3 + 0.2 * i for i in n],
+        text=TEXTS, speaker=[f"s{i % 2}" for i in n],
+    )  # fmt: skip
 
 
 def experiment(model: Path, table: Path, **changes: Any) -> EncoderLens:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from safetensors.numpy import load_file
 from torch import Tensor
@@ -21,10 +20,11 @@ from hooked_alm.experiments.workbench.run_folder import RunFolder
 from hooked_alm.inputs import AudioClip
 from hooked_alm.methods.statistics.probing import grouped_probe
 from hooked_alm.points import hook_name
+from noise_clips import noise_table
 from stopped_runs import interrupted, results
 from tiny import MELS, N_LAYERS, TinyModels
 from tolerances import ENCODER_BATCH
-from whisper_toy import LAYERS, Whispers, noise
+from whisper_toy import LAYERS, Whispers
 
 N, N_SPEAKERS = 24, 6
 MOODS = [("calm", "glad")[(n // N_SPEAKERS + n) % 2] for n in range(N)]
@@ -35,17 +35,15 @@ GENDERS = ["fm"[n % N_SPEAKERS % 2] for n in range(N)]
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 clips of six speakers, in two texts each, of three durations."""
-    folder = tmp_path_factory.mktemp("clips")
-    lines = ["path,speaker,text,mood,gender,taste,level,length"]
-    for n in range(N):
-        soundfile.write(folder / f"c{n}.wav", noise(0.3 + 0.1 * (n % 3), seed=n), 16_000)
-        text, taste = f"t{n % N_SPEAKERS}{n % 2}", "" if n % 4 == 0 else "ab"[n % 3 > 0]
-        length = "long" if n % 3 == 2 else "short"
-        lines.append(
-            f"c{n}.wav,s{n % N_SPEAKERS},{text},{MOODS[n]},{GENDERS[n]},{taste},one,{length}"
-        )
-    (folder / "table.csv").write_text("\n".join(lines) + "\n", "utf-8")
-    return folder / "table.csv"
+    every = range(N)
+    return noise_table(
+        tmp_path_factory.mktemp("clips"), [0.3 + 0.1 * (n % 3) for n in every],
+        speaker=[f"s{n % N_SPEAKERS}" for n in every],
+        text=[f"t{n % N_SPEAKERS}{n % 2}" for n in every],
+        mood=MOODS, gender=GENDERS,
+        taste=["" if n % 4 == 0 else "ab"[n % 3 > 0] for n in every],
+        level=["one"] * N, length=["long" if n % 3 == 2 else "short" for n in every],
+    )  # fmt: skip
 
 
 def config(model: Path, table: Path, **changes: Any) -> ProbesConfig:
@@ -248,13 +246,12 @@ def test_length_is_a_decoy_until_lengths_are_matched(
 
     Clips of equal length, one of each label, leave nothing to read.
     """
-    lines, n_each = ["path,speaker,length"], 24
-    for n in range(4 * n_each):
-        seconds, number = (0.4, 0.5, 0.7, 0.8)[n % 4], n // 4
-        length = "long" if (seconds > 0.6) != (number < 2) else "short"
-        soundfile.write(tmp_path / f"c{n}.wav", noise(seconds, seed=n), 16_000)
-        lines.append(f"c{n}.wav,s{number},{length}")
-    (tmp_path / "table.csv").write_text("\n".join(lines) + "\n", "utf-8")
+    seconds, n_each = [0.4, 0.5, 0.7, 0.8] * 24, 24
+    is_long = [(length > 0.6) != (n < 2 * 4) for n, length in enumerate(seconds)]
+    noise_table(
+        tmp_path, seconds, length=["long" if one else "short" for one in is_long],
+        speaker=[f"s{n // 4}" for n in range(4 * n_each)],
+    )  # fmt: skip
     best, n_read = {}, {}
     for width in (None, 0.05):
         settings = config(

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import soundfile
 import torch
 from safetensors.numpy import load_file
 from torch import Tensor
@@ -24,10 +23,11 @@ from hooked_alm.experiments.workbench.run_folder import RunFolder
 from hooked_alm.inputs import ALMInput
 from hooked_alm.methods.reading.transcripts import written
 from hooked_alm.points import hook_name
+from noise_clips import noise_table
 from stopped_runs import interrupted
 from tiny import TinyModels
 from tolerances import ENCODER_BATCH
-from whisper_toy import END, IDS, LAYERS, START, Whispers, noise
+from whisper_toy import END, IDS, LAYERS, START, Whispers
 
 N, N_SPEAKERS, N_NEW = 24, 4, 12
 SPOKEN = [n % 3 > 0 for n in range(N)]
@@ -38,15 +38,11 @@ CLOSE = {"atol": ENCODER_BATCH[torch.float32], "rtol": 0}
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 clips of four speakers; in eight of them nothing is said, by nobody."""
-    folder = tmp_path_factory.mktemp("clips")
-    lines = ["path,speaker,sentence"]
-    for n in range(N):
-        soundfile.write(folder / f"c{n}.wav", noise(0.3 + 0.1 * (n % 4), seed=n), 16_000)
-        lines.append(
-            f"c{n}.wav,s{n % N_SPEAKERS},two cats {n}" if SPOKEN[n] else f"c{n}.wav,nobody,"
-        )
-    (folder / "table.csv").write_text("\n".join(lines) + "\n", "utf-8")
-    return folder / "table.csv"
+    return noise_table(
+        tmp_path_factory.mktemp("clips"), [0.3 + 0.1 * (n % 4) for n in range(N)],
+        speaker=[f"s{n % N_SPEAKERS}" if SPOKEN[n] else "nobody" for n in range(N)],
+        sentence=[f"two cats {n}" if SPOKEN[n] else "" for n in range(N)],
+    )  # fmt: skip
 
 
 def config(model: Path, table: Path, **changes: Any) -> TranscriptProbesConfig:
