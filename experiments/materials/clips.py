@@ -128,6 +128,7 @@ def manifest(clips: Sequence[ClipFile], sounds: pd.DataFrame) -> pd.DataFrame:
 def of_whom(clips: pd.DataFrame) -> str:
     """How many speakers and sentences the clips are of, where their table says so."""
     known = {"speaker": "speakers", "sentence": "sentences", "language": "languages"}
+    clips = clips.rename(columns={} if "sentence" in clips else {"text": "sentence"})
     counts = {name: clips.get(name, pd.Series(dtype=str)).nunique() for name in known}
     said = [f"{n} {known[name] if n > 1 else name}" for name, n in counts.items() if n]
     unsaid = [known[name] for name, n in counts.items() if not n]

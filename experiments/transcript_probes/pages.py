@@ -27,14 +27,15 @@ CAVEATS = (
 
 def lead(run: TranscriptResults) -> str:
     """What was written down, and what was read of it."""
-    table = run["transcripts"]
-    errors, n_words = error_counts(table[table.holds == "speech"]).sum(axis=0)
+    table, is_said = run["transcripts"], run["transcripts"].holds.to_numpy() == "speech"
+    errors, n_words = error_counts(table[is_said]).sum(axis=0)
     rate = f", with {errors / n_words:.2f} errors for each of {n_words:.0f} {run.config.unit}s"
     return (
         f"{len(table)} clips are written down{rate if n_words else ''}. Where a transcript ends, "
         f"before that is decided, probes read {what_was_read(run)} off the decoder's stream at "
         f"every depth. {read_by_whom(run)} Beside them stand probes of what needs no state: "
-        f"{', '.join(run.inputs['baselines'].values())}. The clips: {of_whom(run['manifest'])}."
+        f"{', '.join(run.inputs['baselines'].values())}. What is said: "
+        f"{of_whom(run['manifest'][is_said])}."
     )
 
 
