@@ -16,12 +16,13 @@ from hooked_alm.errors import InputError
 from hooked_alm.methods.attribution.head_gates import head_kinds
 
 from ..materials.clips import ClipFile, Sounds, sound_units
+from ..materials.kept_features import files_of, keep_features, kept_features
 from ..materials.transcription import TranscriptionExperiment, whose
 from ..workbench.experiment import Unit, UnitResult
 from ..workbench.page import Page
 from ..workbench.results import Row, Tables
 from .claims import CLAIMS, CONTROLS
-from .measure import Decoder
+from .measure import Decoder, HeadMeans, points_of
 from .pages import CAVEATS, fill_page, lead, method
 from .plan import FAILURES, AsIs, Failure, WithoutHead, chosen_nodes
 from .settings import AsrComponentsConfig
@@ -38,6 +39,7 @@ class AsrComponents(TranscriptionExperiment[AsrComponentsConfig]):
     Config = AsrComponentsConfig
     tables, may_lack = TABLES, MAY_LACK
     controls, claims, caveats = CONTROLS, CLAIMS, CAVEATS
+    leaves = ("arrays",)
     truths = TRUTHS
     truth_settings: ClassVar = {"scopes": ("cell",), "n_exact": 4, "n_random": 2}
 
@@ -66,10 +68,11 @@ class AsrComponents(TranscriptionExperiment[AsrComponentsConfig]):
         """The same batches without each head that the screen has chosen."""
         screen = tables.get("screen")
         chosen = {} if screen is None or screen.empty else chosen_nodes(screen, self.config)
+        means = files_of(tables["features"]) if self.config.ablation == "mean" else ()
         return [
             Unit(
                 f"without__{node.name.replace(' ', '_')}__{first.name}",
-                WithoutHead(node, some, ", ".join(why)),
+                WithoutHead(node, some, ", ".join(why), means),
             )
             for node, why in chosen.items()
             for first, some in self._batches()
@@ -86,18 +89,27 @@ class AsrComponents(TranscriptionExperiment[AsrComponentsConfig]):
         if isinstance(work, Sounds):
             return work.measured()
         if isinstance(work, AsIs):
-            return self._as_is(work.clips)
+            return self._as_is(unit.id, work.clips)
         node = work.node
-        x = self.ours.prompts(work.clips)
+        x, stead = self.ours.prompts(work.clips), self._stead(work)
         about: Row = {"node": node.name, "kind": node.kind, "layer": node.layer}
         about |= {"head": node.head, "why": work.why}
         rows = [
             {**self.decoder.row(clip, tokens), **about}
-            for clip, tokens in zip(work.clips, self.decoder.write(x, node), strict=True)
+            for clip, tokens in zip(work.clips, self.decoder.write(x, node, stead), strict=True)
         ]
         return UnitResult({"ablated": rows})
 
-    def _as_is(self, clips: Sequence[ClipFile]) -> UnitResult:
+    def _stead(self, work: WithoutHead) -> HeadMeans:
+        """What is written in a head's stead."""
+        if not work.means:
+            return {}
+        return {
+            name: kept_features(self.folder, name, work.means).mean(0)
+            for name in points_of(self.model, work.node)
+        }
+
+    def _as_is(self, unit_id: str, clips: Sequence[ClipFile]) -> UnitResult:
         x, screen = self.ours.prompts(clips), list[Row]()
         rows, written = [], self.decoder.write(x)
         for i, (clip, tokens) in enumerate(zip(clips, written, strict=True)):
@@ -108,6 +120,9 @@ class AsrComponents(TranscriptionExperiment[AsrComponentsConfig]):
                 found = self.decoder.screen(x[i], tokens, of)
                 screen += [{**whose(clip), **one} for one in found]
         tables = {"transcripts": rows, **({"screen": screen} if screen else {})}
+        if self.config.ablation == "mean":
+            means = self.decoder.means(x, written, self.config.kinds)
+            tables |= keep_features(self.folder, unit_id, "model", means).tables
         return UnitResult(tables, {"tokens": written})
 
     # --- What is made of it

@@ -1,22 +1,28 @@
 """Clips written down, with all heads or without some, and which heads their failures rest on."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from hooked_alm import HookedALM
 from hooked_alm.hooks import Hook, HookPoint
 from hooked_alm.inputs import ALMInput
-from hooked_alm.methods.attribution.head_gates import head_point, screen_heads
+from hooked_alm.methods.attribution.head_gates import HeadKind, head_point, screen_heads
+from hooked_alm.methods.reading.transcripts import with_transcripts
 from hooked_alm.methods.statistics.repetition import loops, repetition
 
 from ..materials.clips import ClipFile
+from ..materials.kept_features import ClipFeatures
 from ..materials.transcription import Transcription, whose
 from ..workbench.results import Row
 from .plan import ALL, Failure, HeadNode
+
+HeadMeans = Mapping[str, Float32[np.ndarray, " feature"]]
+"""Point -> mean output of its heads, one after the other."""
 
 
 class Decoder:
@@ -25,9 +31,29 @@ class Decoder:
     def __init__(self, model: HookedALM, ours: Transcription) -> None:
         self.model, self.ours = model, ours
 
-    def write(self, x: ALMInput, without: HeadNode | None = None) -> list[list[int]]:
-        """Greedy tokens of every prompt, without those that end them."""
-        return self.ours.write(x, [] if without is None else ablations(self.model, without))
+    def write(
+        self, x: ALMInput, without: HeadNode | None = None, stead: HeadMeans | None = None
+    ) -> list[list[int]]:
+        """Greedy tokens of every prompt, without those that end them; see `ablations`."""
+        hooks = [] if without is None else ablations(self.model, without, stead or {})
+        return self.ours.write(x, hooks)
+
+    @torch.no_grad()
+    def means(
+        self, x: ALMInput, said: Sequence[Sequence[int]], kinds: Sequence[HeadKind]
+    ) -> list[ClipFeatures]:
+        """Mean outputs of all heads over each prompt and its transcript, by their points."""
+        y, layers = with_transcripts(x, said), range(len(self.model.path))
+        points = [head_point(self.model, kind, layer) for kind in kinds for layer in layers]
+        _, cache = self.model.run_with_cache(y, names_filter=points)
+        found: list[ClipFeatures] = []
+        for row, is_real in enumerate(y.attention_mask.bool()):
+            of_row = {name: cache[name][row][is_real.to(cache[name].device)] for name in points}
+            found.append({
+                name: z.double().mean(0).flatten().float().cpu().numpy()
+                for name, z in of_row.items()
+            })  # fmt: skip
+        return found
 
     def row(self, clip: ClipFile, tokens: Sequence[int]) -> Row:
         """What came of a clip."""
@@ -64,13 +90,26 @@ def mean_log_p(said: Tensor, logits: Float[Tensor, "batch pos d_vocab"]) -> Floa
     return log_p.gather(-1, said[..., None])[..., 0].mean(-1)
 
 
-def ablations(model: HookedALM, node: HeadNode) -> list[Hook]:
-    """Hooks under which a head writes nothing, at every step of a generation."""
+def ablations(model: HookedALM, node: HeadNode, stead: HeadMeans | None = None) -> list[Hook]:
+    """Hooks under which a head writes nothing of its own, at every step of a generation.
+
+    Args:
+        model: that is hooked.
+        node: a head.
+        stead: what its point holds instead, of all heads one after the other; zero if it is not
+            there.
+    """
 
     def leave_out(z: Tensor, hook: HookPoint) -> Tensor:
-        z = z.clone()
-        z[:, :, node.head] = 0
+        z, mean = z.clone(), (stead or {}).get(str(hook.name))
+        own = torch.zeros(z.shape[2:]) if mean is None else torch.from_numpy(mean)
+        z[:, :, node.head] = own.view(z.shape[2:])[node.head].to(z)
         return z
 
+    return [(name, leave_out) for name in points_of(model, node)]
+
+
+def points_of(model: HookedALM, node: HeadNode) -> list[str]:
+    """The hook points that a head writes to."""
     layers = range(len(model.path)) if node.layer == ALL else [node.layer]
-    return [(head_point(model, node.kind, layer), leave_out) for layer in layers]
+    return [head_point(model, node.kind, layer) for layer in layers]

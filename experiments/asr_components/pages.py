@@ -12,13 +12,18 @@ from .tables import ComponentResults, failing, is_whole_stack
 CAVEATS = (
     "A head that is left out may have had a part in everything: read what it cures beside what it "
     "costs. A cure that costs many words is none.",
-    "Zero is far from what any head writes; what is lost without it may be lost to that. Heads "
-    "of about the same norm, left out likewise, show what zero alone does.",
+    "What takes a head's place, zero or its mean, is far from what any head writes; what is lost "
+    "without it may be lost to that. Heads of about the same norm, left out likewise, show what "
+    "that alone does.",
     "The gradient says what the first step of closing a head would do to the failing words; heads "
     "that it ranks low were not tried.",
     "A failure that several heads can carry, each by itself, has no single head, and leaving one "
     "out shows none.",
 )
+STEAD = {
+    "zero": "zeros",
+    "mean": "means over all clips, each over its prompt and transcript,",
+}
 NAMES = {"loop": "transcripts in circles", "hallucination": "words out of nothing"}
 
 
@@ -118,7 +123,7 @@ def method(run: ComponentResults) -> str:
         f"{config.max_new_tokens} tokens, {config.batch_size} clips a batch; in circles: at most "
         "four tokens, four times in a row. Words are compared after normalisation: "
         f"{config.normaliser}. {len(run['heads'])} heads were left out, {n_all} of them in all "
-        f"blocks. The best is chosen on {config.discovery_share:.0%} of the clips and judged on "
-        f"the others. Intervals resample {config.resampled} "
-        f"{config.n_resamples} times with seed {config.seed}."
+        f"blocks; {STEAD[config.ablation]} took their place. The best is chosen on "
+        f"{config.discovery_share:.0%} of the clips and judged on the others. Intervals resample "
+        f"{config.resampled} {config.n_resamples} times with seed {config.seed}."
     )

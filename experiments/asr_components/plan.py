@@ -10,6 +10,7 @@ import pandas as pd
 from hooked_alm.methods.attribution.head_gates import HeadKind
 
 from ..materials.clips import ClipFile
+from ..materials.kept_features import FeatureFiles
 from .settings import AsrComponentsConfig, HeadScope
 
 Failure = Literal["loop", "hallucination"]
@@ -56,6 +57,8 @@ class WithoutHead:
     clips: tuple[ClipFile, ...]
     why: str
     """The failures that it was chosen for, or ``random``."""
+    means: FeatureFiles
+    """Where every clip's mean outputs of heads are; empty where zeros take their place."""
 
 
 def nodes_of(screen: pd.DataFrame, kind: str, scope: HeadScope) -> pd.DataFrame:

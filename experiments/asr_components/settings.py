@@ -10,6 +10,7 @@ from ..materials.transcription import SPOKEN_OR_NOT, TranscriptionConfig
 from ..workbench.batches import BatchedConfig, BatchSize
 
 HeadScope = Literal["cell", "all_blocks"]
+HeadAblation = Literal["zero", "mean"]
 HeadCount = Annotated[int, Field(ge=0, le=10_000)]
 
 
@@ -23,6 +24,10 @@ class AsrComponentsConfig(TranscriptionConfig, BatchedConfig):
     scopes: tuple[HeadScope, ...] = Field(
         default=("cell", "all_blocks"), min_length=1, max_length=2,
         description="what is left out at once: a head of one block, or of all blocks",
+    )  # fmt: skip
+    ablation: HeadAblation = Field(
+        default="zero", description="what a head that is left out writes instead: nothing, or its "
+        "mean over all clips, each over its prompt and transcript"
     )  # fmt: skip
     n_exact: HeadCount = Field(
         default=6, description="of each kind and scope, the heads that the gradient says do most, "

@@ -11,6 +11,7 @@ import pandas as pd
 
 from ..materials.clips import SOUNDS
 from ..materials.held_out import split_groups
+from ..materials.kept_features import FEATURES
 from ..materials.transcript_tables import ERROR_COLUMNS, error_rate, error_rise
 from ..workbench.results import Results, Row
 from .plan import ALL, FAILURES, nodes_of
@@ -22,13 +23,16 @@ TABLES = {
     "transcripts": "a clip written down with all heads",
     "screen": "a head, and what closing it would do to a transcript that fails, to first order",
     "ablated": "a clip written down without a head",
+    **FEATURES,
     **SOUNDS,
 }
 MAY_LACK = {
     "screen": ("clip", "speaker", "of", "kind", "layer", "head", "effect", "norm"),
     "ablated": (*_ROW, *ERROR_COLUMNS, "node", "kind", "layer", "head", "why"),
+    "features": ("file", "sha256"),
 }
-"""Columns that are read of tables which a run has none of where nothing fails."""
+"""Columns that are read of tables which a run has none of where nothing fails, or no mean is taken
+of heads."""
 FAILS = {"loop": "loops", "hallucination": "heard"}
 """Failure -> the column that says whether a transcript has it."""
 

@@ -1,4 +1,4 @@
-"""Probes as units of a run: features are kept in files, and read off by held-out probes.
+"""Held-out probes as units of a run.
 
 Source: M-BT-5, M-BT-6.
 """
@@ -6,14 +6,11 @@ Source: M-BT-5, M-BT-6.
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Float32
-from safetensors.numpy import load_file
 
 from hooked_alm.errors import InputError
 from hooked_alm.inputs import AudioClip
@@ -24,15 +21,12 @@ from hooked_alm.methods.statistics.probing import HeldOut, grouped_probe, read_b
 from hooked_alm.methods.statistics.selectivity import selective_hits
 
 from ..workbench.experiment import Unit, UnitResult
-from ..workbench.identity import file_sha256
 from ..workbench.results import Row
 from ..workbench.run_folder import RunFolder
 from .held_out_labels import HeldOutConfig, HeldOutLabel
+from .kept_features import ClipFeatures, FeatureFiles, FeatureSource, files_of, kept_features
 
-FeatureSource = Literal["model", "untrained", "baseline"]
 Features = Float[np.ndarray, "item feature"]
-ClipFeatures = Mapping[str, Float32[np.ndarray, " feature"]]
-"""What is known of a clip, by the name of a point or of a baseline."""
 OF_THE_CLIP = {"majority": "majority", "duration": "duration", "log_mel": "mean log-mel"}
 """What tells labels before a model has heard anything: nothing, how long a clip is, its mean
 spectrum."""
@@ -47,52 +41,6 @@ def clip_baselines(clip: AudioClip) -> ClipFeatures:
         "duration": np.array([clip.seconds or 0.0], np.float32),
         "log_mel": frames.mean(dim=1).cpu().numpy().astype(np.float32),
     }
-
-
-# --- Features, in files
-
-
-def keep_features(
-    folder: RunFolder, unit_id: str, source: FeatureSource, clips: Sequence[ClipFeatures]
-) -> UnitResult:
-    """Keeps the features of some clips in the run's folder; returns where, as a row of a table."""
-    folder.write_arrays(
-        unit_id, {name: np.stack([one[name] for one in clips]) for name in clips[0]}
-    )
-    sha256 = file_sha256(_file(folder, unit_id))
-    row: Row = {"file": unit_id, "source": source, "n_clips": len(clips), "sha256": sha256}
-    return UnitResult({"features": [row]})
-
-
-def _file(folder: RunFolder, unit_id: str) -> Path:
-    return folder.inside(f"arrays/{unit_id}.safetensors")
-
-
-def _kept(
-    folder: RunFolder, name: str, files: Iterable[tuple[str, str]]
-) -> Float32[np.ndarray, "clip feature"]:
-    """A point's features of all clips.
-
-    Raises:
-        InputError: a file that is not as its unit left it, or values that are not finite.
-    """
-    parts = []
-    for unit_id, sha256 in files:
-        path = _file(folder, unit_id)
-        if not path.is_file() or file_sha256(path) != sha256:
-            done = folder.path / "units" / f"{unit_id}.json"
-            raise InputError(
-                f"reading {path}: got another file than its unit left. Delete {done}: the unit "
-                "is then redone."
-            )
-        parts.append(load_file(path)[name])
-    found = np.concatenate(parts)
-    if not np.isfinite(found).all():
-        raise InputError(
-            f"probing {name}: got values that are NaN or infinite, expected finite ones. Run the "
-            "model in a wider dtype, or look at its input."
-        )
-    return found
 
 
 # --- Probes of them
@@ -116,10 +64,7 @@ def fit_units(
         ("baseline", PlacedPoint(name, "baseline", 0)) for name in baselines
     ]
     works += [(source, point) for source, some in points.items() for point in some]
-    files = {
-        source: tuple(zip(part.file, part.sha256, strict=True))
-        for source, part in features.groupby("source")
-    }
+    files = {str(source): files_of(part) for source, part in features.groupby("source")}
     files["baseline"] = files["model"]
     return [
         Unit(f"probe__{n:03d}__{source}__{m:04d}", ProbeFit(label, source, point, files[source]))
@@ -135,8 +80,7 @@ class ProbeFit:
     label: HeldOutLabel
     source: FeatureSource
     point: PlacedPoint
-    files: tuple[tuple[str, str], ...]
-    """Units whose features are read, in the order of the clips, each with the hash of its file."""
+    files: FeatureFiles
 
     def result(self, folder: RunFolder, names: Sequence[str], config: HeldOutConfig) -> UnitResult:
         """What held-out probes read of every clip, and how closely they follow it.
@@ -150,7 +94,7 @@ class ProbeFit:
             InputError: features that were changed, or are not finite.
         """
         one = self.label
-        x = _kept(folder, self.point.name, self.files)[one.clips].astype(np.float64)
+        x = _finite(kept_features(folder, self.point.name, self.files), self.point.name)[one.clips]
         key: Row = {
             "label": one.column, "source": self.source, "stream": self.point.stream,
             "depth": self.point.depth, "point": self.point.name,
@@ -201,6 +145,20 @@ class ProbeFit:
             )  # fmt: skip
             found |= {"known_hit": hits.label, "control_hit": hits.control}
         return found
+
+
+def _finite(features: Float32[np.ndarray, "item feature"], name: str) -> Features:
+    """The same in float64.
+
+    Raises:
+        InputError: some are not finite.
+    """
+    if not np.isfinite(features).all():
+        raise InputError(
+            f"probing {name}: got values that are NaN or infinite, expected finite ones. Run the "
+            "model in a wider dtype, or look at its input."
+        )
+    return features.astype(np.float64)
 
 
 def _middle(held: HeldOut) -> float:

@@ -13,11 +13,12 @@ from jaxtyping import Float
 from ..workbench.intervals import numbers, prefixed
 from ..workbench.results import Results
 from .clips import SOUNDS
+from .kept_features import FEATURES
 
 ProbeResults = Results[Any]
 """Results of an experiment that probes; ``inputs`` name its ``baselines``."""
 PROBE_TABLES = {
-    "features": "a file with features of some clips, and its hash",
+    **FEATURES,
     "reads": "a clip, and what a probe of other groups reads of it, at a point or of a baseline",
     "fits": "a column at a point, or of a baseline: scores and code length",
     **SOUNDS,

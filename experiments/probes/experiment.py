@@ -20,15 +20,9 @@ from hooked_alm.methods.activations.means import PromptMeans, means_of
 from ..materials.clips import Sounds, described_table, manifest, sound_units
 from ..materials.hearing import heard_alike, heard_under
 from ..materials.held_out_labels import described_labels, held_out_labels
+from ..materials.kept_features import FeatureSource, keep_features
 from ..materials.probe_claims import PROBE_CONTROLS, PROBE_DEFECTS, probe_claims
-from ..materials.probe_fits import (
-    OF_THE_CLIP,
-    FeatureSource,
-    ProbeFit,
-    clip_baselines,
-    fit_units,
-    keep_features,
-)
+from ..materials.probe_fits import OF_THE_CLIP, ProbeFit, clip_baselines, fit_units
 from ..materials.probe_pages import fill_with_probes
 from ..materials.probe_tables import PROBE_TABLES, ProbeResults, summarise
 from ..materials.random_weights import UntrainedToo

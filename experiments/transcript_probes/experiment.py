@@ -18,8 +18,9 @@ from hooked_alm.methods.activations.depths import PlacedPoint
 
 from ..materials.clips import ClipFile, Sounds, sound_units
 from ..materials.held_out_labels import check_grouped, held_out_by
+from ..materials.kept_features import ClipFeatures, keep_features
 from ..materials.probe_claims import PROBE_CONTROLS, PROBE_DEFECTS, probe_claims
-from ..materials.probe_fits import ClipFeatures, ProbeFit, fit_units, keep_features
+from ..materials.probe_fits import ProbeFit, fit_units
 from ..materials.transcript_tables import MOST_NOT_GREEDY
 from ..materials.transcription import WORDS, TranscriptionExperiment
 from ..workbench.controls import Control, Outcome, at_most

@@ -14,7 +14,8 @@ from hooked_alm.methods.reading.transcripts import no_speech_token, transcript_e
 from hooked_alm.methods.statistics.repetition import compression_ratio
 
 from ..materials.clips import ClipFile
-from ..materials.probe_fits import OF_THE_CLIP, ClipFeatures, clip_baselines
+from ..materials.kept_features import ClipFeatures
+from ..materials.probe_fits import OF_THE_CLIP, clip_baselines
 from ..materials.transcription import Transcription, whose
 from ..workbench.results import Row
 

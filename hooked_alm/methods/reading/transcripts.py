@@ -57,6 +57,15 @@ def written(
     ]
 
 
+def with_transcripts(x: ALMInput, said: Sequence[Sequence[int]]) -> ALMInput:
+    """Prompts with the tokens behind them that follow each, left-padded."""
+    longer = [
+        x[row].extend(torch.tensor([tokens], dtype=torch.long, device=x.device))
+        for row, tokens in enumerate(said)
+    ]
+    return ALMInput.joined(longer)
+
+
 class TranscriptEnds(NamedTuple):
     """What a model computes as it goes through transcripts of its own once more."""
 
@@ -79,11 +88,7 @@ def transcript_ends(model: HookedALM, x: ALMInput, said: Sequence[Sequence[int]]
         x: prompts.
         said: tokens that follow each, without those that end them; may be empty.
     """
-    longer = [
-        x[row].extend(torch.tensor([tokens], dtype=torch.long, device=x.device))
-        for row, tokens in enumerate(said)
-    ]
-    y, behind = ALMInput.joined(longer), 1 + max(map(len, said))
+    y, behind = with_transcripts(x, said), 1 + max(map(len, said))
     first = y.attention_mask.long().argmax(dim=-1, keepdim=True).cpu()
     last = torch.arange(y.shape[1] - behind, y.shape[1]).expand(len(y), -1)
     rows = residual_rows(model, y, torch.cat([first, last], dim=1))

@@ -1,6 +1,7 @@
 """ASR components on a tiny Whisper: heads left out against Hugging Face's, and as a whole."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,17 +60,32 @@ def unpaged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AsrComponents, "page", lambda self, page, run: None)
 
 
-def closed(hf: Any, node: HeadNode) -> Iterator[Any]:
-    """Hooks on Hugging Face's output projections, whose input has a head's part at zero."""
-    name = "self_attn" if node.kind == "self" else "encoder_attn"
+KINDS = {"self": "self_attn", "cross": "encoder_attn"}
+
+
+def closed(
+    hf: Any, node: HeadNode, means: Mapping[tuple[str, int], Tensor] | None = None
+) -> Iterator[Any]:
+    """Hooks on Hugging Face's output projections, whose input has a head's part at zero, or mean.
+
+    Args:
+        hf: the model.
+        node: the head.
+        means: (kind, block) -> what the whole input is instead.
+    """
+    name = KINDS[node.kind]
     for layer, block in enumerate(hf.model.decoder.layers):
         if node.layer not in (ALL, layer):
             continue
         size = getattr(block, name).head_dim
 
-        def without(module: Any, args: tuple[Tensor], size: int = size) -> tuple[Tensor]:
+        own = slice(node.head * size, (node.head + 1) * size)
+
+        def without(
+            module: Any, args: tuple[Tensor], own: slice = own, layer: int = layer
+        ) -> tuple[Tensor]:
             z = args[0].clone()
-            z[..., node.head * size : (node.head + 1) * size] = 0
+            z[..., own] = 0 if means is None else means[node.kind, layer][own]
             return (z,)
 
         yield getattr(block, name).out_proj.register_forward_pre_hook(without)
@@ -113,6 +129,49 @@ def test_heads_are_left_out_as_in_hugging_face(
                 handle.remove()
     assert n_changed
     assert set(run.read_table("controls").verdict) == {"pass"}
+
+
+@pytest.mark.usefixtures("unpaged")
+@torch.no_grad()
+def test_means_take_the_place_of_heads_as_in_hugging_face(
+    run: RunFolder, whispers: Whispers, table: Path, tmp_path: Path
+) -> None:
+    """Means over every clip's prompt and transcript, then over clips, by Hugging Face alone."""
+    hf, model = whispers.hf(), whispers.hooked()
+    prompts = {
+        f"c{n}": model.prepare(table.parent / f"c{n}.wav", language="en") for n in range(len(TEXTS))
+    }
+    kept: dict[tuple[str, int], list[Tensor]] = {}
+
+    def keep(module: Any, args: tuple[Tensor], key: tuple[str, int]) -> None:
+        kept.setdefault(key, []).append(args[0][0].mean(0))
+
+    for x in prompts.values():
+        ids = torch.cat([x.tokens, torch.tensor([greedy(hf, x)])], dim=1)
+        memory = hf.model.encoder(x.clips[0].features).last_hidden_state
+        handles = [
+            getattr(block, name).out_proj.register_forward_pre_hook(partial(keep, key=(kind, n)))
+            for n, block in enumerate(hf.model.decoder.layers) for kind, name in KINDS.items()
+        ]  # fmt: skip
+        hf(decoder_input_ids=ids, encoder_outputs=(memory,))
+        for handle in handles:
+            handle.remove()
+    means = {key: torch.stack(some).mean(0) for key, some in kept.items()}
+    found = runner.run(experiment(whispers.folder(), table, ablation="mean"), tmp_path / "run")
+    ablated, zeros = found.read_table("ablated"), run.read_table("ablated")
+    pd.testing.assert_frame_equal(found.read_table("screen"), run.read_table("screen"))
+    for _, some in ablated.groupby("node"):
+        row = some.iloc[0]
+        node = HeadNode(row.kind, int(row.layer), int(row["head"]))
+        handles = [*closed(hf, node, means)]
+        try:
+            for one in some.head(2).to_dict("records"):
+                said = greedy(hf, prompts[one["clip"]])
+                assert one["text"] == model.tokenizer.decode(said).strip(), node.name
+        finally:
+            for handle in handles:
+                handle.remove()
+    assert (ablated.text != zeros.text).any()
 
 
 def test_what_fails_is_screened_and_all_heads_are(run: RunFolder) -> None:

@@ -1,0 +1,67 @@
+"""Features of clips, kept in files of a run's folder, and read again by later units."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float32
+from safetensors.numpy import load_file
+
+from hooked_alm.errors import InputError
+
+from ..workbench.experiment import UnitResult
+from ..workbench.identity import file_sha256
+from ..workbench.results import Row
+from ..workbench.run_folder import RunFolder
+
+FEATURES = {"features": "a file with features of some clips, and its hash"}
+"""The table of what `keep_features` kept."""
+FeatureSource = Literal["model", "untrained", "baseline"]
+ClipFeatures = Mapping[str, Float32[np.ndarray, " feature"]]
+"""What is known of a clip, by the name of a point or of a baseline."""
+FeatureFiles = tuple[tuple[str, str], ...]
+"""Units that kept features, in the order of the clips, each with the hash of its file."""
+
+
+def keep_features(
+    folder: RunFolder, unit_id: str, source: FeatureSource, clips: Sequence[ClipFeatures]
+) -> UnitResult:
+    """Keeps the features of some clips in ``arrays``; returns where, as a row of a table."""
+    folder.write_arrays(
+        unit_id, {name: np.stack([one[name] for one in clips]) for name in clips[0]}
+    )
+    sha256 = file_sha256(_file(folder, unit_id))
+    row: Row = {"file": unit_id, "source": source, "n_clips": len(clips), "sha256": sha256}
+    return UnitResult({"features": [row]})
+
+
+def files_of(features: pd.DataFrame) -> FeatureFiles:
+    """The files that rows of that table name."""
+    return tuple(zip(features.file, features.sha256, strict=True))
+
+
+def kept_features(
+    folder: RunFolder, name: str, files: FeatureFiles
+) -> Float32[np.ndarray, "clip feature"]:
+    """A point's features of all clips.
+
+    Raises:
+        InputError: a file that is not as its unit left it.
+    """
+    parts = []
+    for unit_id, sha256 in files:
+        path = _file(folder, unit_id)
+        if not path.is_file() or file_sha256(path) != sha256:
+            done = folder.path / "units" / f"{unit_id}.json"
+            raise InputError(
+                f"reading {path}: got another file than its unit left. Delete {done}: the unit "
+                "is then redone."
+            )
+        parts.append(load_file(path)[name])
+    return np.concatenate(parts)
+
+
+def _file(folder: RunFolder, unit_id: str) -> Path:
+    return folder.inside(f"arrays/{unit_id}.safetensors")
