@@ -59,8 +59,8 @@ def _transcripts(page: Page, run: DepthResults, ours: Transcription) -> None:
         about = {} if said is None else {"said": said or "nothing"}
         about |= {f"depth {depth}": text or "(nothing)" for depth, text in mine.items()}
         listened.append(Clip(page.folder.add_clip(one.name, one.path), one.name, None, about))
-    which = f"{len(listened)} of the {shown.n_of} clips" if shown.how else "Each clip"
-    page.clips(listened, f"{which}, and what is written of it by depth. {shown.how}".rstrip())
+    which = f"{len(listened)} of the {shown.n_of} clips, each" if shown.how else "Each clip"
+    page.clips(listened, f"{which} with what is written of it by depth. {shown.how}".rstrip())
 
 
 def _quality(page: Page, run: DepthResults) -> None:

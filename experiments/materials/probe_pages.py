@@ -143,7 +143,7 @@ def _area(page: Page, run: ProbeResults, column: str) -> None:
     _draw(
         page, run, f"area_{file_safe(column)}",
         [part.drop(columns=["low", "high"]) for part in parts], "auroc",
-        f"How well clips are ordered by what the probe gives to each {column}",
+        f"How well probes order clips by {column}",
         "The area under the ROC curve, mean over labels: the share of pairs of a clip that has the "
         "label and one that has not, both of one fold, in which the former is given more. It does "
         "not depend on how common labels are; the line is at chance.",
@@ -154,7 +154,7 @@ def _area(page: Page, run: ProbeResults, column: str) -> None:
 def _selectivity(page: Page, run: ProbeResults, column: str) -> None:
     mine = _mine(run["selectivity"], column, "selectivity")
     if mine.selectivity.isna().all():
-        page.note(f"No two clips with a {column} share a type: selectivity is not measured.")
+        page.note(f"No two clips with {column} share a type: selectivity is not measured.")
         return
     names = {"known_hit": column, "control_hit": "control labels"}
     parts = [

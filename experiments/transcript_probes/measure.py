@@ -21,13 +21,13 @@ from ..workbench.results import Row
 
 OF_THE_TRANSCRIPT = {
     "n_tokens": "number of tokens",
-    "mean_log_p": "mean log-probability of the tokens",
-    "compression_ratio": "compression ratio of the text",
+    "mean_log_p": "mean log-probability",
+    "compression_ratio": "compression ratio",
 }
 """What tells how good a transcript is without any state."""
-NO_SPEECH = {"no_speech": "probability of no speech"}
+NO_SPEECH = {"no_speech": "no-speech probability"}
 """The same, of models with a token for it."""
-TOGETHER = {"together": "all measures of the transcript, and the duration"}
+TOGETHER = {"together": "all numbers together"}
 
 
 def baselines_of(model: HookedALM) -> dict[str, str]:

@@ -57,8 +57,8 @@ def fill_page(page: Page, run: TranscriptResults, ours: Transcription) -> None:
         )
         for one in shown.clips
     ]  # fmt: skip
-    which = f"{len(listened)} of the {shown.n_of} clips" if shown.how else "Each clip"
-    page.clips(listened, f"{which}, and what is written of it. {shown.how}".rstrip())
+    which = f"{len(listened)} of the {shown.n_of} clips, each" if shown.how else "Each clip"
+    page.clips(listened, f"{which} with what is written of it. {shown.how}".rstrip())
     page.table("Transcripts, and what is known of them without states", "transcripts")
     fill_with_probes(page, run)
 

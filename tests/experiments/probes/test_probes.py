@@ -166,7 +166,7 @@ def test_a_page_is_silent_of_what_was_not_done(
     settings = config(tiny_models.folder(), short, labels=("mood",), untrained=False)
     found = runner.run(Probes(settings), tmp_path / "run")
     page = (found.path / "report.html").read_text("utf-8")
-    assert "No two clips with a mood share a type" in page
+    assert "No two clips with mood share a type" in page
     assert "at random. The clips" in page
     assert len([*found.path.glob("figures/*.csv")]) == 3
     claims = found.read_table("findings").set_index("claim").statement

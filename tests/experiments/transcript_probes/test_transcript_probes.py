@@ -188,7 +188,7 @@ def test_labels_are_those_of_the_transcripts(run: RunFolder) -> None:
     assert "got ['wrong'] alone" in unread.why[0]
     page = (run.path / "report.html").read_text("utf-8")
     for words in ("error is not read: got", "speech (2 values, 24 clips of 12 groups)",
-                  "probability of no speech", "best baseline: ", "Not causal"):  # fmt: skip
+                  "no-speech probability", "best baseline: ", "Not causal"):  # fmt: skip
         assert words in page
     counted = run.read_table("classes").set_index(["label", "value"]).n
     assert counted["error", "wrong"] == 16
