@@ -156,10 +156,6 @@ class Transcription:
         """The prompt under which a clip is written down."""
         return heard_under(self.model, [self.heard(clip)], self.config.prompt, self.config.language)
 
-    def heard(self, clip: ClipFile) -> AudioClip:
-        """A clip as the model hears it."""
-        return self._heard[clip.name]
-
     @torch.no_grad()
     def prompts(self, clips: Sequence[ClipFile]) -> ALMInput:
         """The prompts of some clips; Whisper has heard them."""

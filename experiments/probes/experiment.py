@@ -18,7 +18,7 @@ from hooked_alm.methods.activations.depths import PlacedPoint, placed_points
 from hooked_alm.methods.activations.means import PromptMeans, means_of
 
 from ..materials.clips import Sounds, described_table, manifest, sound_units
-from ..materials.hearing import heard_alike, heard_under
+from ..materials.hearing import heard_alike
 from ..materials.held_out_labels import described_labels, held_out_labels
 from ..materials.kept_features import FeatureSource, keep_features
 from ..materials.probe_claims import PROBE_CONTROLS, PROBE_DEFECTS, probe_claims
@@ -79,14 +79,11 @@ class Probes(UntrainedToo[ProbesConfig]):
         return self._clip(number).n_tokens
 
     def _clip(self, number: int) -> AudioClip:
-        one = self.clips[number]
-        clip = self.model.read_clip(one.path, truncate=self.config.truncate)
-        clip.name = one.name
-        return clip
+        return self.config.read(self.model, self.clips[number])
 
     def _check_span(self, clip: AudioClip) -> None:
         """Refuse a span that prompts lack, before anything runs."""
-        x = heard_under(self.model, [clip], self.config.prompt, self.config.language, stand_in="en")
+        x = self.config.heard(self.model, [clip], stand_in="en")
         if any(one.kind == "prompt" for one in self.kept) and self._span not in x.spans:
             raise InputError(
                 f"averaging over the span {self._span!r}: expected one of {', '.join(x.spans)}."
@@ -155,7 +152,7 @@ class Probes(UntrainedToo[ProbesConfig]):
             clips: as the encoder reads them.
             numbers: of these, among the run's.
         """
-        x = heard_under(self.model, clips, self.config.prompt, self.config.language)
+        x = self.config.heard(self.model, clips)
         return means_of(self.model, x, self.kept, self._span)
 
     def try_batch(self, size: int) -> int:

@@ -6,15 +6,15 @@ from pydantic import Field
 
 from hooked_alm.bundled import PREFIX
 
+from ..materials.heard_clips import HeardClipsConfig
 from ..materials.held_out_labels import ColumnName, HeldOutConfig
 from ..materials.point_patterns import PointPatterns
 from ..materials.sources import Source
 from ..materials.transcription import SPOKEN
 from ..workbench.batches import BatchedConfig, BatchSize, UnitBatches
-from ..workbench.settings import Truncate
 
 
-class ProbesConfig(BatchedConfig, HeldOutConfig):
+class ProbesConfig(BatchedConfig, HeldOutConfig, HeardClipsConfig):
     """Which columns are read off which points of the model, and what is held out together."""
 
     KNOWN_WITH: ClassVar = ()
@@ -45,17 +45,9 @@ class ProbesConfig(BatchedConfig, HeldOutConfig):
         "the clip's, or the readout of a model that keeps its clip elsewhere; of the encoder "
         "always the clip's frames",
     )
-    prompt: str | None = Field(
-        default="What do you hear?",
-        description="instruction under which clips are heard; Whisper is given none",
-    )
-    language: str | None = Field(
-        default=None, description="spoken in all clips; Whisper's prompts name one"
-    )
     untrained: bool = Field(
         default=True, description="read the same model with random weights, too"
     )
-    truncate: Truncate = False
     batch_size: BatchSize = 8
     unit_batches: UnitBatches = 4
 
