@@ -1,6 +1,6 @@
 """Settings of ``sae_features``."""
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -11,6 +11,7 @@ from ..materials.clip_rows import ClipRowsConfig
 from ..materials.held_out_labels import ColumnName
 from ..workbench.batches import UnitBatches
 
+LatentNumber = Annotated[int, Field(ge=0, lt=10**7)]
 BUNDLED = "bundled:follows_voice_sae"
 
 
@@ -47,7 +48,7 @@ class SAEFeaturesConfig(ClipRowsConfig):
     n_draws: int = Field(
         default=200, ge=20, le=10_000, description="how often domains are dealt out anew"
     )
-    features: tuple[int, ...] | None = Field(
+    features: tuple[LatentNumber, ...] | None = Field(
         default=None,
         min_length=1,
         max_length=100,

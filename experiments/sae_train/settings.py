@@ -1,6 +1,6 @@
 """Settings of ``sae_train``."""
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,8 @@ from ..materials.checkpoints import StepsPerCheckpoint
 from ..materials.clip_rows import HeldOutClipsConfig
 from ..materials.point_patterns import PointPatterns
 from ..workbench.settings import MOST_BYTES
+
+PrefixShare = Annotated[float, Field(gt=0, le=1)]
 
 
 class SAETrainConfig(HeldOutClipsConfig):
@@ -40,7 +42,7 @@ class SAETrainConfig(HeldOutClipsConfig):
         description="active latents a row; of jumprelu, aimed at. None is 32, or a twelfth of a "
         "row's width where that is less",
     )
-    prefix_shares: list[float] = Field(
+    prefix_shares: list[PrefixShare] = Field(
         default=[1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0],
         min_length=1,
         max_length=32,
@@ -131,6 +133,6 @@ class SAETrainConfig(HeldOutClipsConfig):
             self.training()
         except InputError as error:
             raise ValueError(str(error)) from None
-        if any(not 0 < share <= 1 for share in self.prefix_shares) or 1 not in self.prefix_shares:
-            raise ValueError("prefix_shares are above 0 and at most 1, the last of them 1")
+        if 1 not in self.prefix_shares:
+            raise ValueError("prefix_shares must have 1 among them: the whole dictionary")
         return self

@@ -21,7 +21,7 @@ from hooked_alm.experiments.workbench.run_folder import RunFolder
 from hooked_alm.experiments.workbench.settings import load_settings
 
 PAGE = (Path(__file__).parents[3] / "docs/own_recordings.md").read_text("utf-8")
-[SHEET] = re.findall(r"```csv\n(.*?)```", PAGE, re.DOTALL)
+SHEET = re.findall(r"```csv\n(.*?)```", PAGE, re.DOTALL)[0]
 [YAML] = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
 SOURCES = ("en_cheerful_strong", "en_sad_strong", "zh_cheerful_strong")
 
