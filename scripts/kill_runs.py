@@ -177,11 +177,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--moments", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--experiments", nargs="+", metavar="NAME", help="some of them alone")
     parser.add_argument("--executor", choices=[*WAYS_BY_EXECUTOR], default="serial")
     options = parser.parse_args()
     draw, n_wrong = random.Random(options.seed), 0
     with tempfile.TemporaryDirectory() as scratch:
         settings, whole = small_settings(Path(scratch) / "inputs"), {}
+        settings = {name: settings[name] for name in options.experiments or settings}
         is_alone = options.executor == "serial"
         how = [] if is_alone else ["--executor", options.executor, "--workers", "2"]
         ways = WAYS_BY_EXECUTOR[options.executor]
