@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from hooked_alm.errors import InputError
-from hooked_alm.methods.attribution.head_gates import head_kinds
+from hooked_alm.methods.attribution.head_gates import HeadMeans, head_kinds
 
 from ..materials.clips import ClipFile, Sounds, sound_units
 from ..materials.kept_features import files_of, keep_features, kept_features
@@ -22,7 +22,7 @@ from ..workbench.experiment import Unit, UnitResult
 from ..workbench.page import Page
 from ..workbench.results import Row, Tables
 from .claims import CLAIMS, CONTROLS
-from .measure import Decoder, HeadMeans, points_of
+from .measure import Decoder, points_of
 from .pages import CAVEATS, fill_page, lead, method
 from .plan import FAILURES, AsIs, Failure, WithoutHead, chosen_nodes
 from .settings import AsrComponentsConfig

@@ -1,18 +1,22 @@
 """Clips written down, with all heads or without some, and which heads their failures rest on."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float, Float32
 from torch import Tensor
 
 from hooked_alm import HookedALM
-from hooked_alm.hooks import Hook, HookPoint
 from hooked_alm.inputs import ALMInput
-from hooked_alm.methods.attribution.head_gates import HeadKind, head_point, screen_heads
-from hooked_alm.methods.reading.transcripts import with_transcripts
+from hooked_alm.methods.attribution.head_gates import (
+    HeadKind,
+    HeadMeans,
+    head_point,
+    screen_heads,
+    without_head,
+)  # fmt: skip
+from hooked_alm.methods.reading.transcripts import mean_log_p, with_transcripts
 from hooked_alm.methods.statistics.repetition import loops, repetition
 
 from ..materials.clips import ClipFile
@@ -20,9 +24,6 @@ from ..materials.kept_features import ClipFeatures
 from ..materials.transcription import Transcription, whose
 from ..workbench.results import Row
 from .plan import ALL, Failure, HeadNode
-
-HeadMeans = Mapping[str, Float32[np.ndarray, " feature"]]
-"""Point -> mean output of its heads, one after the other."""
 
 
 class Decoder:
@@ -34,9 +35,11 @@ class Decoder:
     def write(
         self, x: ALMInput, without: HeadNode | None = None, stead: HeadMeans | None = None
     ) -> list[list[int]]:
-        """Greedy tokens of every prompt, without those that end them; see `ablations`."""
-        hooks = [] if without is None else ablations(self.model, without, stead or {})
-        return self.ours.write(x, hooks)
+        """Greedy tokens of every prompt, without those that end them."""
+        if without is None:
+            return self.ours.write(x, [])
+        points = points_of(self.model, without)
+        return self.ours.write(x, without_head(points, without.head, stead))
 
     @torch.no_grad()
     def means(
@@ -46,14 +49,12 @@ class Decoder:
         y, layers = with_transcripts(x, said), range(len(self.model.path))
         points = [head_point(self.model, kind, layer) for kind in kinds for layer in layers]
         _, cache = self.model.run_with_cache(y, names_filter=points)
-        found: list[ClipFeatures] = []
-        for row, is_real in enumerate(y.attention_mask.bool()):
-            of_row = {name: cache[name][row][is_real.to(cache[name].device)] for name in points}
-            found.append({
-                name: z.double().mean(0).flatten().float().cpu().numpy()
-                for name, z in of_row.items()
-            })  # fmt: skip
-        return found
+
+        def mean(z: Tensor, is_real: Tensor) -> Any:
+            return z[is_real.to(z.device)].double().mean(0).flatten().float().cpu().numpy()
+
+        rows = enumerate(y.attention_mask.bool())
+        return [{name: mean(cache[name][row], real) for name in points} for row, real in rows]
 
     def row(self, clip: ClipFile, tokens: Sequence[int]) -> Row:
         """What came of a clip."""
@@ -82,31 +83,6 @@ class Decoder:
                     "effect": float(screen.effect[layer, head, 0]),
                     "norm": float(screen.norm[layer, head, 0]),
                 }  # fmt: skip
-
-
-def mean_log_p(said: Tensor, logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, " batch"]:
-    """Mean log-probability of the last tokens of every row."""
-    log_p = logits[:, -said.shape[1] - 1 : -1].log_softmax(-1)
-    return log_p.gather(-1, said[..., None])[..., 0].mean(-1)
-
-
-def ablations(model: HookedALM, node: HeadNode, stead: HeadMeans | None = None) -> list[Hook]:
-    """Hooks under which a head writes nothing of its own, at every step of a generation.
-
-    Args:
-        model: that is hooked.
-        node: a head.
-        stead: what its point holds instead, of all heads one after the other; zero if it is not
-            there.
-    """
-
-    def leave_out(z: Tensor, hook: HookPoint) -> Tensor:
-        z, mean = z.clone(), (stead or {}).get(str(hook.name))
-        own = torch.zeros(z.shape[2:]) if mean is None else torch.from_numpy(mean)
-        z[:, :, node.head] = own.view(z.shape[2:])[node.head].to(z)
-        return z
-
-    return [(name, leave_out) for name in points_of(model, node)]
 
 
 def points_of(model: HookedALM, node: HeadNode) -> list[str]:

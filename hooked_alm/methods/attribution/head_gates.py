@@ -7,15 +7,16 @@ zero ablation of self- and cross-attention, screened by one forward and backward
 Source: Michel et al. 2019 (arXiv 1905.10650), equation 3, with its sign; M-BT-7.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from torch import Tensor
 
-from ...hooks import HookPoint
+from ...hooks import Hook, HookPoint
 from ...inputs import ALMInput
 from ...model import HookedALM
 from ...points import hook_name
@@ -23,6 +24,8 @@ from ...points import hook_name
 HeadKind = Literal["self", "cross"]
 _POINTS = {"self": "z", "cross": "cross_attn.z"}
 OfHeads = Float[Tensor, "layer head batch"]
+HeadMeans = Mapping[str, Float32[np.ndarray, " feature"]]
+"""Point -> mean output of its heads, one after the other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,3 +91,21 @@ def screen_heads(
             norm=torch.stack([norms[kind, layer].T.cpu() for layer in layers]),
         )
     return found
+
+
+def without_head(points: Sequence[str], head: int, stead: HeadMeans | None = None) -> list[Hook]:
+    """Hooks under which a head writes nothing of its own, at every step of a generation.
+
+    Args:
+        points: where its output stands, from ``head_point``; of several blocks, its index in all.
+        head: its number.
+        stead: what a point holds instead, of all heads one after the other; zero where it has none.
+    """
+
+    def leave_out(z: Tensor, hook: HookPoint) -> Tensor:
+        z, mean = z.clone(), (stead or {}).get(str(hook.name))
+        own = torch.zeros(z.shape[2:]) if mean is None else torch.from_numpy(mean)
+        z[:, :, head] = own.view(z.shape[2:])[head].to(z)
+        return z
+
+    return [(name, leave_out) for name in points]

@@ -111,3 +111,9 @@ def no_speech_token(model: HookedALM) -> int | None:
         return None
     known = model.tokenizer.get_vocab()
     return next((int(known[name]) for name in NO_SPEECH if name in known), None)
+
+
+def mean_log_p(said: Tensor, logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, " batch"]:
+    """Mean log-probability of the tokens ``[batch, token]`` that end every row."""
+    log_p = logits[:, -said.shape[1] - 1 : -1].log_softmax(-1)
+    return log_p.gather(-1, said[..., None])[..., 0].mean(-1)
