@@ -194,10 +194,9 @@ def _from_folder(folder: Path) -> StoredDictionary:
             f"{doing}: {WEIGHTS} cannot be read ({error}). Copy the folder again."
         ) from None
     cfg = _saelens_config(doing, settings, card)
-    names = {"W_enc", "b_enc", "W_dec", "b_dec"} | ({"threshold"} & tensors.keys())
     if settings["architecture"] == "standard":  # a ReLU
         tensors["threshold"] = torch.zeros(cfg.d_sae)
-    sae = _filled(doing, cfg, {**tensors, "W_enc": _transposed(tensors.get("W_enc"))}, names)
+    sae = _filled(doing, cfg, {**tensors, "W_enc": _transposed(tensors.get("W_enc"))})
     with torch.no_grad():
         if settings.get("rescale_acts_by_decoder_norm"):
             sizes = sae.W_dec.norm(dim=-1)
@@ -261,7 +260,7 @@ def _from_pt(path: Path, architecture: Architecture | None) -> StoredDictionary:
             f"{', '.join(_TRAINED_BY)}. Give architecture='batchtopk' (AudioSAE's are), or what it "
             "is."
         )
-    d_sae, renamed = 0, dict(tensors)
+    renamed = dict(tensors)
     if "encoder.weight" in tensors:
         renamed["W_enc"] = tensors["encoder.weight"]
         renamed["b_enc"] = tensors.get("encoder.bias")
@@ -271,7 +270,8 @@ def _from_pt(path: Path, architecture: Architecture | None) -> StoredDictionary:
     encoder = renamed["W_enc"]
     if encoder is None or encoder.ndim != 2:
         raise ConversionError(
-            f"{doing}: got no encoder in it, expected dictionary_learning's names."
+            f"{doing}: got no encoder in it, expected dictionary_learning's names. "
+            "Give an ae.pt of one of its trainers, or a folder of SAELens."
         )
     d_sae, d_in = encoder.shape
     with any_failure(ConversionError, f"{doing}: its numbers are damaged", "Copy it again."):
@@ -283,11 +283,9 @@ def _from_pt(path: Path, architecture: Architecture | None) -> StoredDictionary:
             k=int(tensors["k"]) if "k" in tensors else None,
             prefixes=tuple(groups.cumsum(0).tolist()),
         )
-    names = {"W_enc", "b_enc", "W_dec", "b_dec"}
     if cfg.has_threshold:
-        names |= {"threshold"}
         renamed["threshold"] = tensors.get("threshold", torch.tensor(-1.0)).expand(d_sae)
-    sae = _filled(doing, cfg, renamed, names)
+    sae = _filled(doing, cfg, renamed)
     if kind == "jumprelu":  # whose encoder takes rows as they are
         with torch.no_grad():
             sae.b_enc.add_(sae.encoder @ sae.b_dec)
@@ -298,15 +296,12 @@ def _transposed(value: Tensor | None) -> Tensor | None:
     return value.T if value is not None and value.ndim == 2 else value
 
 
-def _filled(
-    doing: str, cfg: DictionaryConfig, tensors: Mapping[str, Any], names: set[str]
-) -> SparseAutoencoder:
+def _filled(doing: str, cfg: DictionaryConfig, tensors: Mapping[str, Any]) -> SparseAutoencoder:
     """A dictionary with the tensors of a file, the encoder with a latent to a row."""
     sae = SparseAutoencoder(cfg)
-    if cfg.has_threshold:
-        names |= {"threshold"}
     faults = []
-    for name in sorted(names):
+    names = ["W_dec", "W_enc", "b_dec", "b_enc", *(["threshold"] if cfg.has_threshold else [])]
+    for name in names:
         own: Tensor = sae.encoder if name == "W_enc" else getattr(sae, name)
         value = tensors.get(name)
         if not isinstance(value, Tensor) or value.shape != own.shape:

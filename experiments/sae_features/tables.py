@@ -63,14 +63,10 @@ def domain_table(
     ``p`` is the share of such draws with as many or more, the run's own among them.
     """
     features, active, codes, values = _active(tables, domains, config)
-    bounds = {"share": config.domain_share, "min_clips": config.domain_clips}
-    found = specialisation(active, codes, **bounds).domain  # type: ignore[arg-type]
+    share, min_clips = config.domain_share, config.domain_clips
+    found = specialisation(active, codes, share=share, min_clips=min_clips).domain
     chance = specialised_by_chance(
-        active,
-        codes,
-        n_draws=config.n_draws,
-        seed=config.seed,
-        **bounds,  # type: ignore[arg-type]
+        active, codes, n_draws=config.n_draws, seed=config.seed, share=share, min_clips=min_clips
     )
     counts = np.bincount(found[found >= 0], minlength=len(values))
     return pd.DataFrame({

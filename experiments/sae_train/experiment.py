@@ -152,7 +152,7 @@ class TrainDictionaries(ModelExperiment[SAETrainConfig]):
         if steps.stop == self.config.n_steps:
             for key, trainer in self._trainers.items():
                 self._save(key, trainer)
-            record |= {"/".join(map(str, key)): self._sha256(key) for key in self.keys}
+            record |= {_named(key): file_sha256(self._dictionary_file(key)) for key in self.keys}
         return UnitResult({"training": table}, record)
 
     def _begin(self, step: int) -> None:
@@ -243,13 +243,13 @@ class TrainDictionaries(ModelExperiment[SAETrainConfig]):
             model=self.config.model, about=about,
         )  # fmt: skip
 
-    def _sha256(self, key: Key) -> str:
-        return file_sha256(self._dictionary_file(key))
+    def _check(self, key: Key) -> None:
+        """Refuse a dictionary that is not as training left it."""
+        self._checkpoints.check(self._dictionary_file(key), self.config.n_steps, _named(key))
 
     def _load(self, key: Key) -> StoredDictionary:
-        path = self._dictionary_file(key)
-        self._checkpoints.check(path, self.config.n_steps, "/".join(map(str, key)))
-        found = load_dictionary(path.parent)
+        self._check(key)
+        found = load_dictionary(self._dictionary_file(key).parent)
         found.sae.to(self.model.cfg.device)
         return found
 
@@ -285,12 +285,15 @@ class TrainDictionaries(ModelExperiment[SAETrainConfig]):
     def page(self, page: Page, run: TrainedResults) -> None:
         """Every point, then the training."""
         for key in self.keys:
-            self._checkpoints.check(
-                self._dictionary_file(key), self.config.n_steps, "/".join(map(str, key))
-            )
+            self._check(key)
         self._checkpoints.remove()
         fill_page(page, run)
 
     def method(self, run: TrainedResults) -> str:
         """How dictionaries were trained and judged."""
         return method(run)
+
+
+def _named(key: Key) -> str:
+    """A dictionary, as a unit's record has it."""
+    return "/".join(map(str, key))
