@@ -14,18 +14,14 @@ from typing import Any
 import pandas as pd
 import torch
 
-from hooked_alm.bundled import dictionary_folder
-from hooked_alm.converters.dictionaries import load_dictionary
 from hooked_alm.errors import InputError
 from hooked_alm.points import ENCODER
-from hooked_alm.storage import expanded
 
 from ..materials.clip_rows import ClipRows
 from ..materials.clips import described_table
 from ..materials.recordings import load_clips
 from ..materials.subject import ModelExperiment, described
 from ..workbench.experiment import Unit, UnitResult
-from ..workbench.identity import file_hashes
 from ..workbench.page import Page
 from ..workbench.results import Row, Tables
 from .claims import CLAIMS, CONTROLS
@@ -56,38 +52,22 @@ class SAEFeatures(ModelExperiment[SAEFeaturesConfig]):
     def identify(self) -> dict[str, Any]:
         """Reads dictionary and clips, and refuses what does not go together."""
         config = self.config
-        folder = dictionary_folder(config.dictionary)
-        stored = load_dictionary(folder, architecture=config.architecture)
-        self.sae, self.point = stored.sae, config.point or stored.point
-        if self.point is None:
-            raise InputError(
-                f"reading the dictionary {config.dictionary}: its files do not say of which point "
-                "its rows are. Name the hook point: -s point=..."
-            )
+        dictionary = config.read_dictionary()
+        self.sae, self.point = dictionary.sae, dictionary.point
         self.clips = load_clips(config.source)
         self.domains = [self._domain(number) for number in range(len(self.clips))]
         self.model = self.lay_out(hears=True)
         self.rows = ClipRows.planned(self.model, self.clips, [self.point], config)
-        (point,) = self.rows.points
-        if point.width != self.sae.cfg.d_in:
-            raise InputError(
-                f"reading {config.dictionary} at {point.name}: got a dictionary of rows of width "
-                f"{self.sae.cfg.d_in}, expected {point.width}. Give the dictionary of this point."
-            )
+        dictionary.check(self.rows.points[0], config.dictionary)
         if wrong := [i for i in config.features or () if not 0 <= i < self.sae.cfg.d_sae]:
             raise InputError(
                 f"showing features {wrong}: the dictionary has 0 to {self.sae.cfg.d_sae - 1}."
             )
-        files = [folder] if expanded(folder).is_file() else sorted(expanded(folder).iterdir())
         return {
             "model": described(self.model, config),
             **described_table(config.source),
             "clips": {clip.name: clip.sha256 for clip in self.clips},
-            "dictionary": {
-                "point": self.point, "d_sae": self.sae.cfg.d_sae, "k": self.sae.cfg.k,
-                "architecture": self.sae.cfg.architecture,
-                "files": file_hashes(files, expanded(folder).parent),
-            },
+            "dictionary": dictionary.described,
             "domains": {value: self.domains.count(value) for value in sorted({*self.domains})},
             "rows": self.rows.count(range(len(self.clips))),
         }  # fmt: skip
@@ -191,7 +171,7 @@ class SAEFeatures(ModelExperiment[SAEFeaturesConfig]):
         """Tokens that each feature's direction raises most, read as the final norm scales them."""
         model = self.model
         is_of_stream = self.sae.cfg.d_in == model.cfg.d_model
-        if not is_of_stream or str(self.point).startswith(ENCODER):
+        if not is_of_stream or self.point.startswith(ENCODER):
             return []
         directions = self.sae.W_dec[features] * getattr(model.head_norm, "weight", 1.0)
         logits = directions.float() @ model.head_unembed.directions().float().T

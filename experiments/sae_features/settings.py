@@ -4,33 +4,21 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from hooked_alm.methods.dictionary.autoencoder import Architecture
 from hooked_alm.methods.dictionary.specialisation import MIN_CLIPS, SHARE
 
 from ..materials.clip_rows import ClipRowsConfig
+from ..materials.dictionaries import DictionaryReaderConfig
 from ..materials.held_out_labels import ColumnName
 from ..workbench.batches import UnitBatches
 
 LatentNumber = Annotated[int, Field(ge=0, lt=10**7)]
-BUNDLED = "bundled:follows_voice_sae"
 
 
-class SAEFeaturesConfig(ClipRowsConfig):
+class SAEFeaturesConfig(DictionaryReaderConfig, ClipRowsConfig):
     """Which dictionary is read on which clips, and what of it is shown."""
 
     KNOWN_WITH: ClassVar = ()
 
-    dictionary: str = Field(
-        default=BUNDLED,
-        description="its folder, such as RUN/sae/POINT/seed_0 of sae_train or one of SAELens, or "
-        "an ae.pt of dictionary_learning; bundled:NAME",
-    )
-    architecture: Architecture | None = Field(
-        default=None, description="of an ae.pt that does not say; AudioSAE's are batchtopk"
-    )
-    point: str | None = Field(
-        default=None, description="hook point of its rows; None is what its files say"
-    )
     domain: ColumnName = Field(
         default="prosody_label",
         description="column of the clips' table whose values latents may be specialised in",
