@@ -1,6 +1,6 @@
 """Rows of runs, mixed: every row once, other orders, and going on after a stop."""
 
-from itertools import chain
+from itertools import accumulate, chain
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from hooked_alm.errors import InputError
 from hooked_alm.methods.activations.mixing import MixedRows
 
+CPU = torch.profiler.ProfilerActivity.CPU
 SIZES = (5, 1, 7, 3, 6, 2)
 
 
@@ -75,6 +76,28 @@ def test_the_bound_is_kept() -> None:
         held.append(sum(SIZES[part] for part in runs.ran) - n)
         n += 1
     assert max(held) <= 9
+
+
+@pytest.mark.parametrize("max_rows", [20, 100])
+def test_what_is_held(max_rows: int) -> None:
+    """Bytes of all tensors together, by the allocator's records: a chunk, a part, two batches."""
+    width, n_rows, batch_size = 5_000, [7, 10, 8, 10, 9, 6, 10], 4
+
+    def run(part: int) -> dict[str, Tensor]:
+        return {name: torch.full((n_rows[part], width), part) for name in ("a", "b")}
+
+    row_bytes = 2 * width * 8
+    mixed = MixedRows(run, n_rows, row_bytes=row_bytes, max_bytes=max_rows * row_bytes)
+    with torch.profiler.profile(profile_memory=True, activities=[CPU]) as profile:
+        for epoch in range(2):
+            for _ in mixed.epoch(batch_size, epoch=epoch):
+                pass
+    events = profile.profiler.kineto_results.events()
+    allocated = [event.nbytes() for event in events if event.name() == "[memory]"]
+    peak = max(accumulate(allocated)) / row_bytes
+    chunk = min(max_rows, sum(n_rows))
+    assert chunk - max(n_rows) <= peak
+    assert peak <= chunk + max(n_rows) + 2 * batch_size + 0.1
 
 
 def test_other_rows_than_were_told_are_refused() -> None:
