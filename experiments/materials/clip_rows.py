@@ -1,4 +1,4 @@
-"""Rows of clips at some points: what dictionaries learn, and what they are read on."""
+"""Rows of clips that a model hears, and which of the clips are held out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from hooked_alm import HookedALM
 from hooked_alm.bundled import PREFIX
@@ -14,17 +13,19 @@ from hooked_alm.display import listed
 from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput
 from hooked_alm.methods.activations.collect import n_rows_of, rows_of
-from hooked_alm.methods.activations.mixing import MixedRows
+from hooked_alm.methods.activations.mixing import RowsByPoint
 from hooked_alm.methods.activations.rows import ActivationRows
-from hooked_alm.methods.activations.selection import KeptPoint, kept_points
+from hooked_alm.methods.activations.selection import kept_points
 
-from ..workbench.batches import BatchedConfig, BatchSize, bucketed
-from .clips import ClipFile
+from ..workbench.batches import BatchedConfig, BatchSize
+from .clips import ClipFile, described_table
 from .heard_clips import HeardClipsConfig
 from .held_out import split_groups
 from .records import collect
 from .resampling import SPEAKER
+from .row_source import KnownClip, RowSource
 from .sources import Source
+from .subject import described
 from .transcription import SPOKEN
 
 
@@ -55,17 +56,12 @@ class ClipRowsConfig(BatchedConfig, HeardClipsConfig):
 
 
 @dataclass(frozen=True, eq=False)
-class ClipRows:
-    """Clips that a model hears, and what it holds at some points of each."""
+class ClipRows(RowSource):
+    """Rows of clips that a model hears when they are asked for."""
 
-    model: HookedALM
     config: ClipRowsConfig
     clips: list[ClipFile]
-    points: list[KeptPoint]
-    n_rows: list[int]
-    """Rows of each clip."""
-    lengths: list[int]
-    """Positions and frames of each, by which batches are made."""
+    model: HookedALM
 
     @classmethod
     def planned(
@@ -97,27 +93,31 @@ class ClipRows:
 
         found = collect("hearing the clips", counted, range(len(clips)), lambda i: clips[i].where)
         n_rows, lengths = (list(column) for column in zip(*found, strict=True))
-        return cls(model, config, clips, kept, n_rows, lengths)
+        return cls(config, clips, kept, n_rows, lengths, described(model, config), model)
 
-    def parts(self, clips: Sequence[int]) -> list[list[int]]:
-        """Clips, by their numbers, in parts that run together."""
-        found = bucketed(
-            [self.lengths[i] for i in clips], self.config.batch_size, self.config.batch_positions
-        )
-        return [[clips[i] for i in part] for part in found]
+    @property
+    def dtype(self) -> torch.dtype:
+        """The model's."""
+        return self.model.cfg.dtype
 
-    def count(self, clips: Sequence[int]) -> int:
-        """Rows of some clips."""
-        return sum(self.n_rows[clip] for clip in clips)
+    @property
+    def device(self) -> torch.device:
+        """The model's."""
+        return torch.device(self.model.cfg.device)
 
-    def mixed(self, clips: Sequence[int], max_bytes: int) -> MixedRows:
-        """The rows of some clips, shuffled; see ``MixedRows``."""
-        parts = self.parts(clips)
-        n_bytes = sum(point.width for point in self.points) * self.model.cfg.dtype.itemsize
-        return MixedRows(
-            lambda part: self.run(parts[part]).values, [self.count(part) for part in parts],
-            row_bytes=n_bytes, max_bytes=max_bytes,
-        )  # fmt: skip
+    @property
+    def described(self) -> dict[str, Any]:
+        """Model, table and clips."""
+        return {
+            "model": self.of_model,
+            **described_table(self.config.source),
+            "clips": {clip.name: clip.sha256 for clip in self.clips},
+        }
+
+    @property
+    def prompt(self) -> str | None:
+        """Instruction of the settings."""
+        return self.config.prompt
 
     def heard(self, part: Sequence[int]) -> ALMInput:
         """The prompts of some clips."""
@@ -130,9 +130,9 @@ class ClipRows:
         (found,) = rows_of(self.model, self.heard(part), self.points, self.config.spans).values()
         return found
 
-    def by_clip(self, rows: Tensor, part: Sequence[int]) -> list[Tensor]:
-        """What belongs to each clip of a part."""
-        return [*rows.split([self.n_rows[clip] for clip in part])]
+    def values(self, part: Sequence[int]) -> RowsByPoint:
+        """Rows of some clips, clip by clip in their order."""
+        return self.run(part).values
 
 
 class HeldOutClipsConfig(ClipRowsConfig):
@@ -160,7 +160,7 @@ class HeldOutClips:
     held_out: list[int]
 
     @classmethod
-    def of(cls, clips: Sequence[ClipFile], config: HeldOutClipsConfig) -> "HeldOutClips":
+    def of(cls, clips: Sequence[KnownClip], config: HeldOutClipsConfig) -> "HeldOutClips":
         """A seeded draw of whole groups.
 
         Raises:
@@ -183,7 +183,7 @@ class HeldOutClips:
         return sorted({self.groups[clip] for clip in self.held_out})
 
 
-def _groups(clips: Sequence[ClipFile], config: HeldOutClipsConfig) -> list[str]:
+def _groups(clips: Sequence[KnownClip], config: HeldOutClipsConfig) -> list[str]:
     """What each clip is held out with.
 
     Raises:

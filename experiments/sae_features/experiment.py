@@ -18,9 +18,8 @@ from hooked_alm.errors import InputError
 from hooked_alm.points import ENCODER
 
 from ..materials.clip_rows import ClipRows
-from ..materials.clips import described_table
 from ..materials.recordings import load_clips
-from ..materials.subject import ModelExperiment, described
+from ..materials.subject import ModelExperiment
 from ..workbench.experiment import Unit, UnitResult
 from ..workbench.page import Page
 from ..workbench.results import Row, Tables
@@ -64,9 +63,7 @@ class SAEFeatures(ModelExperiment[SAEFeaturesConfig]):
                 f"showing features {wrong}: the dictionary has 0 to {self.sae.cfg.d_sae - 1}."
             )
         return {
-            "model": described(self.model, config),
-            **described_table(config.source),
-            "clips": {clip.name: clip.sha256 for clip in self.clips},
+            **self.rows.described,
             "dictionary": dictionary.described,
             "domains": {value: self.domains.count(value) for value in sorted({*self.domains})},
             "rows": self.rows.count(range(len(self.clips))),

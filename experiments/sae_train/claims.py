@@ -54,8 +54,10 @@ def _points(run: TrainedResults) -> Sequence[str]:
     return [*run.inputs["points"]]
 
 
-def _recovers(run: TrainedResults, point: str) -> Finding:
+def _recovers(run: TrainedResults, point: str) -> Finding | None:
     """The claim that reconstructions carry more of what the answer is made from than means do."""
+    if run["recovery"].empty:
+        return None
     row = run["recovered"].set_index("point").loc[point]
     n = int(row["n_groups"])
     gain = {"mean": row["gain"], "low": row["gain_low"], "high": row["gain_high"], "n": n}

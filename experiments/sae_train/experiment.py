@@ -1,10 +1,10 @@
 """Sparse autoencoders: which directions make up what a model holds at these points?
 
-Dictionaries of one or several hook points are trained in one pass over clips, several of each
-point from seeds of their own, and as many on noise of the rows' mean and covariance. They are
-judged on clips of other speakers: what they leave unexplained, what the answer loses if their
-reconstructions stand in the rows' place, and whether two of a point have found the same directions,
-beside noise and no training.
+Dictionaries of one or several hook points are trained in one pass over clips, or over the rows that
+a store of activations has; several of each point from seeds of their own, and as many on noise of
+the rows' mean and covariance. They are judged on clips of other speakers: what they leave
+unexplained, what the answer loses if their reconstructions stand in the rows' place, and whether
+two of a point have found the same directions, beside noise and no training.
 
 The run folder has them in ``sae/POINT/seed_N``, folders that SAELens loads, too.
 
@@ -12,13 +12,12 @@ Source: M-SAE-1, M-SAE-2; C42, C43, C51, C52.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
 from hooked_alm.converters.dictionaries import (
@@ -28,22 +27,26 @@ from hooked_alm.converters.dictionaries import (
     save_dictionary,
 )
 from hooked_alm.errors import InputError
+from hooked_alm.methods.dictionary.noise import RowNoise
 from hooked_alm.methods.dictionary.training import DictionaryTrainer
 
 from ..materials.checkpoints import FOLDER, Checkpoints
 from ..materials.clip_rows import ClipRows, HeldOutClips
-from ..materials.clips import described_table, file_safe
+from ..materials.clips import file_safe
+from ..materials.dictionary_partners import copy_row, partner_rows, untrained
 from ..materials.recordings import load_clips
-from ..materials.subject import ModelExperiment, described
+from ..materials.row_source import RowSource
+from ..materials.stored_rows import StoredRows
+from ..materials.subject import ModelExperiment
 from ..workbench.experiment import Unit, UnitResult
 from ..workbench.identity import file_sha256
 from ..workbench.page import Page
 from ..workbench.results import Row
 from .claims import CLAIMS, CONTROLS
-from .judging import copy_row, partner_rows, quality_rows, recovery_rows, untrained
+from .judging import quality_rows, recovery_rows
 from .pages import CAVEATS, fill_page, lead, method
 from .settings import SAETrainConfig
-from .tables import TABLES, TrainedResults, summarise
+from .tables import MAY_LACK, TABLES, TrainedResults, summarise
 
 LearntFrom = Literal["rows", "noise"]
 Key = tuple[str, LearntFrom, int]
@@ -59,19 +62,15 @@ class TrainDictionaries(ModelExperiment[SAETrainConfig]):
     title = "Sparse autoencoders"
     question = "Which directions make up what the model holds at these points?"
     Config = SAETrainConfig
-    tables, controls, claims, caveats = TABLES, CONTROLS, CLAIMS, CAVEATS
-    may_lack: ClassVar = {
-        "partners": ("point", "source", "first", "second", "how", "latent", "cosine")
-    }
+    tables, may_lack = TABLES, MAY_LACK
+    controls, claims, caveats = CONTROLS, CLAIMS, CAVEATS
     leaves = (FOLDER, "sae", "noise")
 
     def identify(self) -> dict[str, Any]:
-        """Reads the clips, and counts the rows of every one."""
+        """Reads the clips, or the store, and counts the rows of every clip."""
         config = self.config
-        clips = load_clips(config.source)
-        self.model = self.lay_out(hears=True)
-        self.split = split = HeldOutClips.of(clips, config)
-        self.rows = rows = ClipRows.planned(self.model, clips, config.points, config)
+        self.rows = rows = self._source()
+        self.split = split = HeldOutClips.of(rows.clips, config)
         n_train, n_held_out = rows.count(split.learnt), rows.count(split.held_out)
         if n_train < config.step_rows or not n_held_out:
             raise InputError(
@@ -80,11 +79,8 @@ class TrainDictionaries(ModelExperiment[SAETrainConfig]):
                 "and some held out. Give more clips, other spans, or a smaller step_rows."
             )
         self.shapes = {point.name: config.shape(point.width) for point in rows.points}
-        self.of_model = described(self.model, config)
         return {
-            "model": self.of_model,
-            **described_table(config.source),
-            "clips": {clip.name: clip.sha256 for clip in clips},
+            **rows.described,
             "points": {p.name: {"d_in": p.width, "d_sae": self.shapes[p.name].d_sae,
                                  "k": self.shapes[p.name].n_active}
                        for p in rows.points},
@@ -93,11 +89,19 @@ class TrainDictionaries(ModelExperiment[SAETrainConfig]):
             "held_out_groups": split.held_out_groups,
         }  # fmt: skip
 
+    def _source(self) -> RowSource:
+        config = self.config
+        if config.store is not None:
+            return StoredRows.opened(config.store, config.points, config)
+        self.model = self.lay_out(hears=True)
+        return ClipRows.planned(self.model, load_clips(config.source), config.points, config)
+
     def load(self) -> None:
-        """Loads the weights."""
-        super().load()
+        """Loads the weights, where there is a model to run."""
+        if self.config.store is None:
+            super().load()
         self._trainers: dict[Key, DictionaryTrainer] = {}
-        self._noise: dict[str, tuple[Tensor, Tensor]] = {}
+        self._noise: dict[str, RowNoise] = {}
         self._stream: Iterator[dict[str, Tensor]] = iter(())
         """Rows of the steps from that on at which the trainers are."""
 
@@ -165,20 +169,13 @@ class TrainDictionaries(ModelExperiment[SAETrainConfig]):
         self._stream = chain([first], stream)
         batch = {point: rows.float() for point, rows in first.items()}
         for number, (point, rows) in enumerate(batch.items()):
-            if step:
-                self._noise[point] = state[f"{number}/mean"], state[f"{number}/factor"]
-                continue
-            centred = rows - rows.mean(0)
-            values, vectors = torch.linalg.eigh(centred.T @ centred / len(rows))
-            factor = vectors * values.clamp_min(0).sqrt()
-            self._noise[point] = rows.mean(0).cpu(), factor.cpu()
+            kept = [state[f"{number}/{name}"] for name in ("mean", "factor")] if step else []
+            self._noise[point] = RowNoise(*kept) if step else RowNoise.like(rows)
         self._trainers = {}
         for key in self.keys:
             point, source, seed = key
             rows = batch[point] if source == "rows" else self._noise_rows(point, step)
-            trainer = DictionaryTrainer(
-                self.shapes[point], self.config.training(), rows.to(batch[point].device), seed
-            )
+            trainer = DictionaryTrainer(self.shapes[point], self.config.training(), rows, seed)
             if step:
                 prefix = self._prefix(key)
                 trainer.restore({
@@ -193,9 +190,10 @@ class TrainDictionaries(ModelExperiment[SAETrainConfig]):
         return f"{[*self.shapes].index(point)}/{source}/{seed}/"
 
     def _state(self) -> dict[str, Tensor]:
-        found = {}
+        found = dict[str, Tensor]()
         for number, point in enumerate(self.shapes):
-            found[f"{number}/mean"], found[f"{number}/factor"] = self._noise[point]
+            noise = self._noise[point]
+            found |= {f"{number}/mean": noise.mean, f"{number}/factor": noise.factor}
         for key, trainer in self._trainers.items():
             found |= {self._prefix(key) + name: one for name, one in trainer.state().items()}
         return found
@@ -210,14 +208,9 @@ class TrainDictionaries(ModelExperiment[SAETrainConfig]):
             epoch, start = epoch + 1, 0
 
     def _noise_rows(self, point: str, step: int) -> Tensor:
-        """Rows of the point's mean and covariance, and of nothing else; the same for all seeds."""
-        mean, factor = self._noise[point]
-        key = [self.config.seed, step, [*self.shapes].index(point)]
-        seed = int(np.random.SeedSequence(key).generate_state(1)[0])
-        drawn = torch.randn(
-            self.config.step_rows, len(mean), generator=torch.Generator().manual_seed(seed)
-        )
-        return (mean + drawn @ factor.T).to(self.model.cfg.device)
+        """Noise like the point's rows; the same for all seeds of dictionaries."""
+        key = (self.config.seed, step, [*self.shapes].index(point))
+        return self._noise[point].drawn(self.config.step_rows, key).to(self.rows.device)
 
     # --- What training leaves
 
@@ -232,15 +225,15 @@ class TrainDictionaries(ModelExperiment[SAETrainConfig]):
             "learnt_from": source,
             "seed": seed,
             "spans": self.config.spans,
-            "prompt": self.config.prompt,
-            "of_model": self.of_model,
+            "prompt": self.rows.prompt,
+            "of_model": self.rows.of_model,
             "rows_seen": self.config.n_steps * self.config.step_rows,
             "held_out_groups": self.split.held_out_groups,
             "dead": trainer.dead.nonzero().flatten().tolist(),
         }
         save_dictionary(
             trainer.trained(), self._dictionary_file(key).parent, point=point,
-            model=self.config.model, about=about,
+            model=self.rows.of_model.get("name", self.config.subject), about=about,
         )  # fmt: skip
 
     def _check(self, key: Key) -> None:
@@ -250,27 +243,32 @@ class TrainDictionaries(ModelExperiment[SAETrainConfig]):
     def _load(self, key: Key) -> StoredDictionary:
         self._check(key)
         found = load_dictionary(self._dictionary_file(key).parent)
-        found.sae.to(self.model.cfg.device)
+        found.sae.to(self.rows.device)
         return found
 
     def _judge(self, point: str) -> UnitResult:
-        found = {key: self._load(key) for key in self.keys if key[0] == point}
-        saes = {seed: one.sae for (_, source, seed), one in found.items() if source == "rows"}
+        loaded = {key: self._load(key) for key in self.keys if key[0] == point}
+        saes = {seed: one.sae for (_, source, seed), one in loaded.items() if source == "rows"}
         partners = list[Row]()
-        for source in {source: None for _, source, _ in found}:
-            mine = {seed: one for (_, kind, seed), one in found.items() if kind == source}
+        for source in {source: None for _, source, _ in loaded}:
+            mine = {seed: one for (_, kind, seed), one in loaded.items() if kind == source}
             partners += partner_rows(
                 point, source,
                 {seed: one.sae.W_dec for seed, one in mine.items()},
                 {seed: one.about["dead"] for seed, one in mine.items()},
             )  # fmt: skip
         partners += partner_rows(point, "untrained", untrained(saes), {seed: [] for seed in saes})
-        return UnitResult({
-            "quality": [*quality_rows(self.rows, self.split, point, saes)],
-            "recovery": [*recovery_rows(self.rows, self.split, point, saes)],
-            **({"partners": partners} if partners else {}),
+        rows = replace(self.rows, points=[one for one in self.rows.points if one.name == point])
+        recovery = (
+            recovery_rows(rows, self.split, point, saes) if isinstance(rows, ClipRows) else ()
+        )
+        tables: dict[str, list[Row]] = {
+            "quality": [*quality_rows(rows, self.split, point, saes)],
+            "recovery": [*recovery],
+            "partners": partners,
             "copies": [copy_row(point, seed, sae.W_dec) for seed, sae in saes.items()],
-        })  # fmt: skip
+        }
+        return UnitResult({name: table for name, table in tables.items() if table})
 
     # --- What is made of it
 

@@ -1,8 +1,7 @@
-"""What dictionaries are worth on rows that they have not learnt, and whether two of them agree."""
+"""What dictionaries are worth on rows that they have not learnt."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from itertools import combinations
 from typing import get_args
 
 import torch
@@ -10,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_alm.inputs import ALMInput
-from hooked_alm.methods.dictionary.autoencoder import SparseAutoencoder
 from hooked_alm.methods.dictionary.quality import Inference, QualityCounts
 from hooked_alm.methods.dictionary.splice import (
     RowEdit,
@@ -18,21 +16,15 @@ from hooked_alm.methods.dictionary.splice import (
     reconstruction,
     splice_hooks,
 )
-from hooked_alm.methods.dictionary.stability import (
-    Matching,
-    match_dictionaries,
-    random_directions,
-)
 
 from ..materials.clip_rows import ClipRows, HeldOutClips
+from ..materials.dictionary_partners import Dictionaries
+from ..materials.row_source import RowSource
 from ..workbench.results import Row
-
-Dictionaries = Mapping[int, SparseAutoencoder]
-"""Seed -> a dictionary of the same point."""
 
 
 def quality_rows(
-    rows: ClipRows, split: HeldOutClips, point: str, saes: Dictionaries
+    rows: RowSource, split: HeldOutClips, point: str, saes: Dictionaries
 ) -> Iterator[Row]:
     """How well each dictionary reconstructs the held-out rows, in use and as in training."""
     counts = {
@@ -41,7 +33,7 @@ def quality_rows(
         for inference in get_args(Inference)
     }
     for part in rows.parts(split.held_out):
-        found = rows.run(part).values[point]
+        found = rows.values(part)[point]
         for one in counts.values():
             one.add(found)
     for (seed, inference), one in counts.items():
@@ -60,7 +52,7 @@ def recovery_rows(
     """
     n, total = 0, torch.zeros(())
     for part in rows.parts(split.held_out):
-        found = rows.run(part).values[point]
+        found = rows.values(part)[point]
         n, total = n + len(found), total + found.float().sum(0)
     mean = total / n
     plain: dict[str, RowEdit] = {
@@ -99,40 +91,3 @@ def _readout(
     at = [x.spans.positions("readout", row)[-1] for row in range(len(x))]
     chosen: Tensor = logits[torch.arange(len(x)), torch.tensor(at)]
     return chosen.double().log_softmax(-1)
-
-
-def partner_rows(
-    point: str, source: str, directions: Mapping[int, Tensor], dead: Mapping[int, Sequence[int]]
-) -> Iterator[Row]:
-    """Partners of every living latent among those of every other dictionary of the point."""
-    gone = {
-        seed: torch.zeros(len(one), dtype=torch.bool).index_fill(0, torch.tensor(
-            dead[seed], dtype=torch.long), True)
-        for seed, one in directions.items()
-    }  # fmt: skip
-    for first, second in combinations(directions, 2):
-        for how in get_args(Matching):
-            found = match_dictionaries(
-                directions[first], directions[second], how, dead=(gone[first], gone[second])
-            )
-            for latent, cosine in enumerate(found.cosine.tolist()):
-                if not gone[first][latent]:
-                    yield {
-                        "point": point, "source": source, "first": first, "second": second,
-                        "how": how, "latent": latent, "cosine": cosine,
-                    }  # fmt: skip
-
-
-def copy_row(point: str, seed: int, directions: Float[Tensor, "latent d_in"]) -> Row:
-    """How far partners in a shuffled copy of a dictionary are from being the same."""
-    order = torch.randperm(len(directions), generator=torch.Generator().manual_seed(seed))
-    found = match_dictionaries(directions, directions[order])
-    return {"point": point, "seed": seed, "difference": float((1 - found.cosine).abs().max())}
-
-
-def untrained(saes: Dictionaries) -> dict[int, Tensor]:
-    """Directions of no training, as many as the dictionaries have."""
-    return {
-        seed: random_directions(sae.cfg.d_sae, sae.cfg.d_in, seed=1_000_003 + seed)
-        for seed, sae in saes.items()
-    }

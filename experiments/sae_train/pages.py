@@ -12,9 +12,14 @@ CAVEATS = (
     "about whether the model uses them. What is used, only edits show.",
     "Stability is of directions, between trainings that saw the same rows in the same order and "
     "differ in their first directions alone. A share stands beside its nulls, never by itself.",
-    "What the answer loses is measured at one position, the readout, under one instruction.",
     "Dead latents are of neither dictionary when directions are compared, and are counted apart: a "
     "dictionary of few living latents that are all found again is stable, and small.",
+)
+
+
+NO_ANSWER = (
+    "What the answer loses with reconstructions in the rows' place is not measured: a store has "
+    "rows, and no run to put others into. `sae_train` on the model and its clips measures it."
 )
 
 
@@ -40,8 +45,11 @@ def fill_page(page: Page, run: TrainedResults) -> None:
     """Every point, then the training."""
     page.section("On held-out rows")
     page.table("Reconstruction: in use (threshold) and as in training (batch)", run["quality"])
-    page.table("What the answer loses, in nats, with other rows in the place of its own",
-               run["recovered"])  # fmt: skip
+    if run["recovery"].empty:
+        page.note(NO_ANSWER)
+    else:
+        page.table("What the answer loses at one position, the readout, under one instruction, in "
+                   "nats, with other rows in the place of its own", run["recovered"])  # fmt: skip
     page.section("The same directions again")
     if not run["partners"].empty:
         for point in run.inputs["points"]:
@@ -96,8 +104,10 @@ def method(run: TrainedResults) -> str:
     peaks = {training.rate(training.n_steps // 2, one["d_sae"]) for one in
              run.inputs["points"].values()}  # fmt: skip
     k = ", ".join(str(one["k"]) for one in run.inputs["points"].values())
+    name = run.inputs["model"].get("name", "a model that its store does not name")
+    where = f"as stored in {config.store}" if config.store else config.dtype
     return (
-        f"Model: {config.model}, {config.dtype}. Rows of the spans {', '.join(config.spans)}, "
+        f"Model: {name}, {where}. Rows of the spans {', '.join(config.spans)}, "
         f"padding left out, divided by their root mean square norm, which is folded back. "
         f"{training.n_steps} steps of {training.batch_size} rows; Adam, highest rate "
         f"{', '.join(f'{peak:.2g}' for peak in sorted(peaks))}; k = {k}. Loss: fraction of "

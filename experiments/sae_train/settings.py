@@ -13,6 +13,11 @@ from ..materials.clip_rows import HeldOutClipsConfig
 from ..materials.point_patterns import PointPatterns
 from ..workbench.settings import MOST_BYTES
 
+OF_RUNS = (
+    *("model", "revision", "components", "lora", "dtype", "device_map", "attn_implementation"),
+    *("audio", "prompt", "language", "truncate"),
+)
+"""Settings that decide what a model makes of clips."""
 PrefixShare = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -21,11 +26,16 @@ class SAETrainConfig(HeldOutClipsConfig):
 
     KNOWN_WITH: ClassVar = ()
 
+    store: str | None = Field(
+        default=None,
+        description="folder of stored activations, such as RUN/activations/encoder of "
+        "`hooked-alm run activations`: rows that are learnt instead of those of runs",
+    )
     points: PointPatterns = Field(
         default=["blocks.1.hook_resid_post"],
-        description="hook points, all of the decoder or all of the audio encoder. * is anything "
-        "without a dot, {0,4} either, {0..4} the numbers from 0 to 4; `hooked-alm hooks MODEL` "
-        "lists them",
+        description="hook points, all of the decoder or all of the audio encoder, or points of the "
+        "store. * is anything without a dot, {0,4} either, {0..4} the numbers from 0 to 4; "
+        "`hooked-alm hooks MODEL` lists a model's",
     )
     architecture: Architecture = Field(
         default="batchtopk",
@@ -126,6 +136,22 @@ class SAETrainConfig(HeldOutClipsConfig):
             dead_after=self.dead_after,
             resample_every=self.resample_every,
         )
+
+    @property
+    def subject(self) -> str:
+        """The store, or the model."""
+        return self.store or self.model
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> "SAETrainConfig":
+        fields = SAETrainConfig.model_fields
+        said = [name for name in OF_RUNS if getattr(self, name) != fields[name].get_default()]
+        if self.store and said:
+            raise ValueError(
+                f"rows of a store are learnt as they are, {', '.join(said)} would decide nothing: "
+                "leave out either store or these"
+            )
+        return self
 
     @model_validator(mode="after")
     def _can_be_trained(self) -> "SAETrainConfig":

@@ -19,6 +19,11 @@ TABLES = {
     "copies": "a dictionary, and what of it a shuffled copy lacks",
     "partners": "a living latent, and how near its partner in another dictionary is",
 }
+MAY_LACK = {
+    "partners": ("point", "source", "first", "second", "how", "latent", "cosine"),
+    "recovery": ("clip", "group", "point", "seed", "kl", "kl_mean", "kl_zero", "kl_kept"),
+}
+"""One dictionary has no partners; rows of a store have no answer."""
 SOURCES = {"rows": "the model's rows", "noise": "noise of their covariance",
            "untrained": "no training"}  # fmt: skip
 """What two dictionaries were made from, in words."""

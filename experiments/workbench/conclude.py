@@ -31,7 +31,7 @@ def conclude(
     _add_verdict(page, verdict)
     _add_method(page, experiment, run)
     report = Report(
-        title=f"{experiment.title}: {experiment.config.model}",
+        title=f"{experiment.title}: {experiment.config.subject}",
         question=experiment.question,
         lead=_lead(experiment, run),
         is_calibration=experiment.config.is_calibration,

@@ -33,7 +33,7 @@ def default_out(experiment: str, config: ExperimentConfig, shard: Part | None = 
     A shard has a folder of its own, ``...-{i}-of-{n}``.
     """
     settings = fingerprint(config.model_dump(mode="json"))
-    model = re.sub(r"[^A-Za-z0-9._]+", "-", config.model.rstrip("/").split("/")[-1]).strip("-.")
+    model = re.sub(r"[^A-Za-z0-9._]+", "-", config.subject.rstrip("/").split("/")[-1]).strip("-.")
     name = f"{experiment}-{model[:LONGEST_MODEL] or 'model'}-{settings[:8]}"
     return Path("runs") / (name if shard is None else f"{name}-{shard[0]}-of-{shard[1]}")
 

@@ -95,6 +95,11 @@ class ExperimentConfig(BaseModel):
     )
 
     @property
+    def subject(self) -> str:
+        """What the run is about, as pages and folders name it."""
+        return self.model
+
+    @property
     def is_calibration(self) -> bool:
         """Whether the answer is known beforehand: a bundled model, asked what it was made for."""
         fields = type(self).model_fields
