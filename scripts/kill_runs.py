@@ -179,6 +179,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--experiments", nargs="+", metavar="NAME", help="some of them alone")
     parser.add_argument("--executor", choices=[*WAYS_BY_EXECUTOR], default="serial")
+    parser.add_argument("--ways", nargs="+", choices=[*WAYS, *VICTIMS], help="some of them alone")
     options = parser.parse_args()
     draw, n_wrong = random.Random(options.seed), 0
     with tempfile.TemporaryDirectory() as scratch:
@@ -186,7 +187,7 @@ def main() -> int:
         settings = {name: settings[name] for name in options.experiments or settings}
         is_alone = options.executor == "serial"
         how = [] if is_alone else ["--executor", options.executor, "--workers", "2"]
-        ways = WAYS_BY_EXECUTOR[options.executor]
+        ways = options.ways or WAYS_BY_EXECUTOR[options.executor]
         print(f"{'experiment':<20} {'stopped by':<13} {'amid':<10} units  exit  the same bytes")
         for moment in range(options.moments):
             turn, number = divmod(moment, len(settings))
