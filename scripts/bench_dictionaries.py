@@ -2,12 +2,16 @@
 
     .venv/bin/python scripts/bench_dictionaries.py \
         --peer saelens=PYTHON --peer dictionary_learning=PYTHON --peer sparsify=PYTHON
+    .venv/bin/python scripts/bench_dictionaries.py --live WHISPER CLIPS
 
 Each peer runs in an environment of its own, whose Python is given (sae-lens 6.54.12 with
 transformer-lens 3.9; dictionary-learning 0.1.0 without torchvision; eai-sparsify 1.3.3), in a
 process that stays; steps alternate, one of each a round, on one thread, over the same rows. Printed
 are CPU seconds a step, and every peer's over ours: medians of the rounds, with 95 % intervals by
 resampling rounds.
+
+``--live`` says instead what of a live pass, clips -> shuffled rows, is the model's forward: CPU
+seconds a thousand rows behind an encoder's block, by what they are spent on.
 """
 
 import argparse
@@ -121,6 +125,47 @@ def work(tool: str, settings: dict[str, Any]) -> None:
         print(time.process_time() - began, file=out, flush=True)
 
 
+def live(model: str, clips: str, point: str, batch_size: int) -> None:
+    """Runs a pass over the clips that a training would learn, and prints what it is spent on."""
+    from hooked_alm.experiments.sae_train.experiment import TrainDictionaries
+    from hooked_alm.experiments.sae_train.settings import SAETrainConfig
+
+    torch.set_num_threads(1)
+    config = SAETrainConfig(
+        model=model, audio=clips, points=[point], step_rows=batch_size, batch_size=2
+    )
+    one = TrainDictionaries(config)
+    one.identify()
+    one.load()
+    rows, spent = one.rows, dict[str, float]()
+
+    def timed(name: str, owner: Any, method: str) -> None:
+        """Counts what a method takes, without what others that are counted take within it."""
+        plain = getattr(owner, method)
+
+        def call(*args: Any, **options: Any) -> Any:
+            began, within = time.process_time(), sum(spent.values())
+            made = plain(*args, **options)
+            took = time.process_time() - began - (sum(spent.values()) - within)
+            spent[name] = spent.get(name, 0.0) + took
+            return made
+
+        vars(owner)[method] = call
+
+    timed("files and mel frames", one.model, "read_clip")
+    timed("forward", one.model, "run_with_hooks")
+    timed("prompts and rows", rows, "values")
+    mixed = rows.mixed(one.split.learnt, config.max_bytes)
+    began, n = time.process_time(), 0
+    for batch in mixed.epoch(batch_size):
+        n += len(batch[point])
+    whole = time.process_time() - began
+    spent["shuffling"] = whole - sum(spent.values())
+    print(f"{n} rows of {point}, {1000 * whole / n:.2f} CPU seconds a thousand")
+    for name, seconds in spent.items():
+        print(f"{name:22} {1000 * seconds / n:8.3f} s  {seconds / whole:6.1%}")
+
+
 def interval(values: Tensor) -> str:
     """Median with its 95 % interval by the bootstrap."""
     generator = torch.Generator().manual_seed(0)
@@ -178,11 +223,16 @@ def main() -> None:
     parser.add_argument("--d-sae", type=int, default=3072)
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=4096)
+    parser.add_argument("--live", nargs=2, metavar=("WHISPER", "CLIPS"))
+    parser.add_argument("--point", default="audio.encoder.blocks.2.hook_resid_post")
     parser.add_argument("--tool", choices=TOOLS, help=argparse.SUPPRESS)
     parser.add_argument("--settings", type=json.loads, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.tool:
         work(given.tool, given.settings)
+        return
+    if given.live:
+        live(*given.live, given.point, given.batch_size)
         return
     peers = dict(one.split("=", 1) for one in given.peer)
     for architecture in given.architectures:
