@@ -51,8 +51,7 @@ from .tables import MAY_LACK, TABLES, TrainedResults, summarise
 LearntFrom = Literal["rows", "noise"]
 Key = tuple[str, LearntFrom, int]
 """Point, what is learnt, seed."""
-N_LOGGED = 200
-"""Steps of a training that its table has, about."""
+N_LOGGED = 200  # steps of a training that its table has, about
 
 
 class TrainDictionaries(ModelExperiment[SAETrainConfig]):
@@ -87,6 +86,7 @@ class TrainDictionaries(ModelExperiment[SAETrainConfig]):
             "rows": {"learnt": n_train, "held out": n_held_out},
             "groups": len({*split.groups}),
             "held_out_groups": split.held_out_groups,
+            **({"provenance": config.provenance} if config.recipe else {}),
         }  # fmt: skip
 
     def _source(self) -> RowSource:

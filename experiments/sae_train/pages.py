@@ -2,6 +2,8 @@
 
 import pandas as pd
 
+from hooked_alm.methods.dictionary.recipes import RECIPES
+
 from ..materials.clips import file_safe
 from ..workbench import figures
 from ..workbench.page import Page
@@ -103,6 +105,8 @@ def method(run: TrainedResults) -> str:
     config, training = run.config, run.config.training()
     peaks = {training.rate(training.n_steps // 2, one["d_sae"]) for one in
              run.inputs["points"].values()}  # fmt: skip
+    said = ", ".join(f"{name} ({source})" for name, source in config.provenance.items())
+    recipe = f" Settings after {RECIPES[config.recipe].source}: {said}." if config.recipe else ""
     k = ", ".join(str(one["k"]) for one in run.inputs["points"].values())
     name = run.inputs["model"].get("name", "a model that its store does not name")
     where = f"as stored in {config.store}" if config.store else config.dtype
@@ -115,5 +119,5 @@ def method(run: TrainedResults) -> str:
         f"those without activity for {training.n_dead:,} rows. Directions begin at random, the "
         f"encoder tied to them, and keep norm 1; b_dec begins at the geometric median. Rows are "
         f"shuffled with seed {config.seed}, the same for all dictionaries. Intervals resample "
-        f"held-out groups, or latents, {config.n_resamples} times."
+        f"held-out groups, or latents, {config.n_resamples} times.{recipe}"
     )

@@ -1,11 +1,12 @@
 """Settings of ``sae_train``."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
 from hooked_alm.errors import InputError
 from hooked_alm.methods.dictionary.autoencoder import Architecture, DictionaryConfig
+from hooked_alm.methods.dictionary.recipes import RECIPES, RecipeName
 from hooked_alm.methods.dictionary.training import DictionaryTraining
 
 from ..materials.checkpoints import StepsPerCheckpoint
@@ -36,6 +37,9 @@ class SAETrainConfig(HeldOutClipsConfig):
         description="hook points, all of the decoder or all of the audio encoder, or points of the "
         "store. * is anything without a dot, {0,4} either, {0..4} the numbers from 0 to 4; "
         "`hooked-alm hooks MODEL` lists a model's",
+    )
+    recipe: RecipeName | None = Field(
+        default=None, description="defaults as somebody has published them; None is ours"
     )
     architecture: Architecture = Field(
         default="batchtopk",
@@ -78,6 +82,9 @@ class SAETrainConfig(HeldOutClipsConfig):
         gt=0,
         le=10,
         description="at its highest; None is 2e-4 / sqrt(latents / 16384)",
+    )
+    decay_share: float = Field(
+        default=0.2, ge=0, le=1, description="last share of the steps, over which the rate falls"
     )
     aux_weight: float = Field(
         default=1 / 32, ge=0, le=1000, description="of the loss that revives dead latents"
@@ -132,6 +139,7 @@ class SAETrainConfig(HeldOutClipsConfig):
             n_steps=self.n_steps,
             batch_size=self.step_rows,
             learning_rate=self.learning_rate,
+            decay_share=self.decay_share,
             aux_weight=self.aux_weight,
             dead_after=self.dead_after,
             resample_every=self.resample_every,
@@ -141,6 +149,21 @@ class SAETrainConfig(HeldOutClipsConfig):
     def subject(self) -> str:
         """The store, or the model."""
         return self.store or self.model
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Where every number of the recipe is from; given, where it was changed."""
+        known = RECIPES[self.recipe].settings if self.recipe else {}
+        return {
+            name: source if getattr(self, name) == value else "given"
+            for name, (value, source) in known.items()
+        }
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_recipe(cls, values: dict[str, Any]) -> dict[str, Any]:
+        recipe = RECIPES.get(values.get("recipe"))  # type: ignore[arg-type]
+        return {**(recipe.values if recipe else {}), **values}
 
     @model_validator(mode="after")
     def _has_one_source(self) -> "SAETrainConfig":

@@ -250,6 +250,22 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
         SAETrainConfig(**settings)
 
 
+def test_a_published_recipe() -> None:
+    """AudioSAE's card: 200,000 steps at 2e-4, falling from step 160,000 on, without AuxK."""
+    config = SAETrainConfig(recipe="audiosae")
+    assert (config.architecture, config.k, config.shape(768).d_sae) == ("batchtopk", 50, 6144)
+    plan = config.training()
+    assert (plan.n_steps, plan.aux_weight) == (200_000, 0)
+    rates = [plan.rate(step, 6144) for step in (1_000, 160_000, 180_000, 199_999)]
+    assert rates == pytest.approx([2e-4, 2e-4, 1e-4, 5e-9])
+    assert {config.provenance[name] for name in ("k", "learning_rate")} == {"card"}
+    assert config.provenance["step_rows"] == "ours"
+    changed = SAETrainConfig(recipe="audiosae", k=20)
+    assert (changed.k, changed.provenance["k"], changed.aux_weight) == (20, "given", 0)
+    assert SAETrainConfig(**changed.model_dump()) == changed
+    assert SAETrainConfig().provenance == {}
+
+
 # --- Summaries
 
 
