@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .methods.attribution.nodes import attribute_nodes as attribute_nodes
     from .methods.attribution.trust import Attribution as Attribution
     from .methods.dictionary.autoencoder import SparseAutoencoder as SparseAutoencoder
+    from .methods.dictionary.splice import Splice as Splice
     from .methods.dictionary.splice import feature_edit as feature_edit
     from .methods.dictionary.splice import reconstruction as reconstruction
     from .methods.dictionary.splice import splice_hooks as splice_hooks
@@ -81,7 +82,7 @@ _EXPORTS = {
     "methods.attribution.nodes": "attribute_nodes",
     "methods.attribution.trust": "Attribution",
     "methods.dictionary.autoencoder": "SparseAutoencoder",
-    "methods.dictionary.splice": "feature_edit reconstruction splice_hooks",
+    "methods.dictionary.splice": "Splice feature_edit reconstruction splice_hooks",
     "methods.dictionary.training": "DictionaryTrainer",
     "methods.patching.alignment": "Window",
     "methods.patching.donors": "Mean Noise",

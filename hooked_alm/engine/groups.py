@@ -284,6 +284,10 @@ class Group:
         base = self.record.resid[layer + 1]
         # To where the next block runs, which is where it ran in the base run.
         outputs = [one.to(base.device) for one in outputs]
+        if (mapped := self.record.maps.get(layer + 1)) is not None:
+            ran = [self.changed.rows(np.arange(self.n_joined), among)] if self.n_joined else []
+            ran += [rows for _, _, rows in self._entrants(layer, among)]
+            outputs = [mapped(one, rows.flat) for one, rows in zip(outputs, ran, strict=True)]
         if self.n_joined:
             self.resid = outputs.pop(0)
         first = self.n_joined

@@ -1,6 +1,7 @@
 """Records of runs, so that runs which differ from them later need not be computed whole."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -12,6 +13,8 @@ from torch import Tensor
 from ..errors import InputError
 from ..spans import Range
 
+RowMap = Callable[[Float[Tensor, "row d_model"]], Float[Tensor, "row d_model"]]
+"""What stands in the place of rows, each by itself."""
 Positions = Int[np.ndarray, " position"]
 KeyValue = tuple[Float[Tensor, "kv_head key_row d_head"], Float[Tensor, "kv_head key_row d_head"]]
 
@@ -41,6 +44,8 @@ class Record:
     """Whether a row is attended to; None is all of them."""
     memory: list[KeyValue] | None = None
     """Keys and values of what every block's cross-attention reads; None where there is none."""
+    maps: "dict[int, MappedRows]" = field(default_factory=dict)
+    """Depth -> what stood there in the place of some rows; of rows that are computed anew, too."""
 
     def __len__(self) -> int:
         """Number of real positions."""
@@ -90,6 +95,20 @@ class Record:
     def final(self, rows: Int[np.ndarray, " read"]) -> Float[Tensor, "read d_model"]:
         """The residual stream after the last block, at some rows."""
         return self.resid[-1][on_device(rows, self.resid[-1])]
+
+
+class MappedRows(NamedTuple):
+    """Rows of a record that a map changes."""
+
+    is_mapped: Bool[np.ndarray, " row"]
+    change: RowMap
+
+    def __call__(
+        self, stream: Float[Tensor, "flat d_model"], rows: Int[np.ndarray, " flat"]
+    ) -> Float[Tensor, "flat d_model"]:
+        """The stream of some rows of the record, changed."""
+        where = on_device(self.is_mapped[rows].nonzero()[0], stream)
+        return stream.index_copy(0, where, self.change(stream[where]))
 
 
 @dataclass(eq=False)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..components.rotary import RotaryTables
 from ..encoder_rows import EncoderRows
 from ..errors import InputError
-from ..hooks import HookPoint, is_hooked
+from ..hooks import Hook, HookPoint, is_hooked
 from ..inputs import ALMInput
 from ..model import HookedALM
 from ..points import hook_name, point_of
@@ -55,6 +55,7 @@ def record_runs(
     *,
     with_logits: bool = False,
     after: Runs | None = None,
+    hooks: Sequence[Hook] = (),
 ) -> Runs:
     """Run a batch once and keep, per row, what its cells need.
 
@@ -68,6 +69,7 @@ def record_runs(
         keep: hook points whose activations are kept besides.
         with_logits: return logits of every position; nothing is shared then.
         after: earlier runs; they serve if they kept the same points.
+        hooks: that change the whole run, before anything of it is kept; nothing is shared then.
 
     Raises:
         InputError: a hook is attached to the model.
@@ -79,9 +81,11 @@ def record_runs(
     shareable = all(stack.reach == "later rows" for stack in model.path_stacks)
     shareable &= not model.cfg.cross_attention  # nothing of it would be as cheap to compare
     shareable &= all(name.startswith(along) or name == "hook_embed" for name in keep)
-    shareable &= not with_logits and not any("key_pos" in point_of(name).axes for name in keep)
+    shareable &= (
+        not with_logits and not hooks and not any("key_pos" in point_of(name).axes for name in keep)
+    )
     if not shareable:
-        return _run_whole(model, x, keep, with_logits)
+        return _run_whole(model, x, keep, with_logits, hooks=hooks)
     stream = model(x, stop_at_layer=0)
     embedded = _records(model, x, [stream], [], [])  # that know only what enters the first block
     served = after is not None and {*keep} <= {*after.kept}
@@ -207,6 +211,7 @@ def _run_whole(
     keep: Sequence[str],
     with_logits: bool,
     stream: Float[Tensor, "batch pos d_model"] | None = None,
+    hooks: Sequence[Hook] = (),
 ) -> Runs:
     """Records and activations of one forward, not copies of them."""
     resid = model.depth_names()
@@ -221,7 +226,7 @@ def _run_whole(
 
     return_type = "logits" if with_logits else None
     names = {*resid, *keys, *values, *memory, *keep}
-    with model.hooks(fwd_hooks=[(name, see) for name in names]):
+    with model.hooks(fwd_hooks=[*hooks, *((name, see) for name in names)]):
         if stream is None:
             logits = model(x, return_type)
         else:

@@ -1,11 +1,12 @@
 """Rows of a run, replaced by what a dictionary makes of them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -45,7 +46,6 @@ def splice_hooks(
         HookNameError: a point that has no row for every position.
         InputError: a span that the prompts lack.
     """
-    named = [spans] if isinstance(spans, str) else [*spans]
     hooks = list[SpliceHook]()
     for name, edit in edits.items():
         (point,) = kept_points(model, name)
@@ -53,10 +53,40 @@ def splice_hooks(
             rows = model.encoder_rows(x)
             hooks.append((point.name, partial(_in_windows, edit=edit, rows=rows)))
         else:
-            mask = torch.stack([x.spans.mask(span) for span in named]).any(0)
-            is_real = torch.from_numpy(x.is_real)
-            hooks.append((point.name, partial(_in_prompts, edit=edit, mask=mask & is_real)))
+            mask = spliced_rows(x, spans)
+            hooks.append((point.name, partial(_in_prompts, edit=edit, mask=mask)))
     return hooks
+
+
+def spliced_rows(x: ALMInput, spans: str | Sequence[str]) -> Bool[Tensor, "batch pos"]:
+    """Rows of prompts that a splice replaces: those of some spans, pads left out."""
+    named = [spans] if isinstance(spans, str) else [*spans]
+    mask: Tensor = torch.stack([x.spans.mask(span) for span in named]).any(0)
+    return mask & torch.from_numpy(x.is_real)
+
+
+@dataclass(frozen=True, eq=False)
+class Splice:
+    """What stands in the place of rows in every run of a sweep; see ``splice_hooks``.
+
+    ::
+
+        patch(model, base, donor, metric, splice=Splice({point: reconstruction(sae)}))
+    """
+
+    edits: Mapping[str, RowEdit]
+    """Hook point -> what is done to its rows."""
+    spans: str | Sequence[str] = "audio"
+    """Of the prompts, whose rows are replaced."""
+
+    def hooks(self, model: HookedALM, x: ALMInput) -> list[SpliceHook]:
+        """Hooks that do it in a run of some prompts.
+
+        Raises:
+            HookNameError: a point that has no row for every position.
+            InputError: a span that the prompts lack.
+        """
+        return splice_hooks(model, x, self.edits, self.spans)
 
 
 def _in_prompts(value: Tensor, hook: object, *, edit: RowEdit, mask: Tensor) -> Tensor:
@@ -65,18 +95,19 @@ def _in_prompts(value: Tensor, hook: object, *, edit: RowEdit, mask: Tensor) -> 
         return value
     mask = F.pad(mask, (0, n_new)).to(value.device)  # without a cache the prompt comes again
     changed = value.clone()
-    changed[mask] = _edited(value[mask], edit)
+    changed[mask] = applied(value[mask], edit)
     return changed
 
 
 def _in_windows(value: Tensor, hook: Any, *, edit: RowEdit, rows: EncoderRows) -> Tensor:
     flat = rows.by_prompt(hook.name, value).clone()
     mask = rows.prompts.spans.mask("audio").to(value.device)
-    flat[mask] = _edited(flat[mask], edit)
+    flat[mask] = applied(flat[mask], edit)
     return rows.by_window(hook.name, flat, value)
 
 
-def _edited(rows: Tensor, edit: RowEdit) -> Tensor:
+def applied(rows: Tensor, edit: RowEdit) -> Tensor:
+    """Rows of a point after an edit, in their own dtype and shape."""
     return edit(rows.flatten(1).float()).to(rows.dtype).view_as(rows)
 
 

@@ -90,9 +90,11 @@ class DonorValues:
         elif self.reads_base:
             kept = measured.base_runs.kept
         elif isinstance(self.donor, Mean):
-            _, kept = self.model.run_with_cache(
-                self.donor.inputs, names_filter=list(names), return_cache_object=False
-            )
+            inputs = self.donor.inputs
+            with self.model.hooks(fwd_hooks=measured.splice_hooks(self.model, inputs)):
+                _, kept = self.model.run_with_cache(
+                    inputs, names_filter=list(names), return_cache_object=False
+                )
             if self.model.part is not None:
                 kept = self.model.encoder_rows(self.donor.inputs).kept(kept)
         # Positions first for every site: ``[batch, query_pos, head, key_pos]`` for the pattern.

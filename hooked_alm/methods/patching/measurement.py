@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any, get_args
 
@@ -16,15 +16,17 @@ from torch.nn import functional as F
 from ...encoder_rows import EncoderRows
 from ...engine.cells import Edits, Given, Marks, hooks_of
 from ...engine.groups import Finals
-from ...engine.record import Record, on_device
+from ...engine.record import MappedRows, Record, on_device
 from ...engine.runs import Runs, encoder_names, encoder_records, record_runs
 from ...engine.sweep import observe, sweep
 from ...errors import InputError
 from ...inputs import ALMInput
 from ...model import HookedALM
 from ...offload import home_of
-from ...points import ENCODER
+from ...points import ENCODER, hook_name
 from ...precision import head_in_float32, in_float32
+from ..activations.selection import kept_points
+from ..dictionary.splice import RowEdit, Splice, SpliceHook, applied, spliced_rows
 from .metrics import Metric, OnLogits, Reference, with_ids
 from .null_cells import with_null_cells
 from .options import Engine, Precision
@@ -58,19 +60,21 @@ class Measurement:
         keep: Sequence[str] = (),
         keep_of_donor: Sequence[str] = (),
         max_bytes: int | None = None,
+        splice: Splice | None = None,
     ) -> None:
         """Run base and donor, keeping activations by hook name; another model may run the donor.
 
         Raises:
-            InputError: an unknown engine, hooks on the model that the fast one cannot serve, or
-                what is no metric of these rows and this vocabulary.
+            InputError: an unknown engine, hooks or splices that the fast one cannot serve, or what
+                is no metric of these rows and this vocabulary.
         """
         if engine not in ("fast", "hooks"):
             raise InputError(f"choosing an engine: got {engine!r}, expected 'fast' or 'hooks'.")
         metric = _checked_metric(model, metric, len(base))
         self.reader = model.reader
         self.model, self.metric, self.engine, self.max_bytes = model, metric, engine, max_bytes
-        self.base, self.donor = base, donor
+        self.base, self.donor, self.splice = base, donor, splice
+        self._spliced_depths = self._depths_of_splice() if engine == "fast" else {}
         if engine == "fast" and donor is not None:
             keep = sorted({*keep, *keep_of_donor})  # so that the donor can share the base's prefix
         self.donor_model = model if donor_model is None else donor_model
@@ -95,9 +99,12 @@ class Measurement:
             rows = model.encoder_rows(x)
         if self.engine == "fast":
             with_logits = isinstance(self.metric, OnLogits)
-            runs = record_runs(model.reader, x, keep, with_logits=with_logits, after=after)
+            runs = record_runs(
+                model.reader, x, keep, with_logits=with_logits, after=after,
+                hooks=self.splice_hooks(model.reader, x),
+            )  # fmt: skip
         else:
-            with self._head_of(model):
+            with self._head_of(model), model.hooks(fwd_hooks=self.splice_hooks(model, x)):
                 logits, kept = model.run_with_cache(
                     x, names_filter=list(keep), return_cache_object=False
                 )
@@ -109,13 +116,46 @@ class Measurement:
         is_whole = isinstance(self.metric, OnLogits)
         return nullcontext() if is_whole else head_in_float32(model.reader)
 
+    def splice_hooks(self, model: HookedALM, x: ALMInput) -> list[SpliceHook]:
+        """Hooks of the splice in a run of some prompts; none where nothing is spliced."""
+        return [] if self.splice is None else self.splice.hooks(model, x)
+
+    def _depths_of_splice(self) -> dict[int, RowEdit]:
+        """Edits of the stream along the path, by depth; what is below the path needs none.
+
+        Raises:
+            InputError: a splice at another point.
+        """
+        edits = {} if self.splice is None else self.splice.edits
+        depths = {hook_name("resid_post", b): d for d, b in enumerate(self.model.path, start=1)}
+        named = {kept_points(self.reader, name)[0].name: edit for name, edit in edits.items()}
+        is_decoder = self.model.part is None
+        is_below = {name: is_decoder and name.startswith(ENCODER) for name in named}
+        if wrong := [name for name in named if name not in depths and not is_below[name]]:
+            raise InputError(
+                f"splicing {', '.join(wrong)} under a sweep of {self.model.path[0]} and on: "
+                "expected resid_post of these blocks, or of a decoder's sweep points of its "
+                "encoder. Take engine='hooks', which runs everything anew."
+            )
+        return {depths[name]: edit for name, edit in named.items() if not is_below[name]}
+
     @cached_property
     def records(self) -> list[Record]:
         """Records of the base along the model's path."""
-        if self.model.part is None:
-            return self.base_runs.records
-        assert self.encoder_rows is not None
-        return encoder_records(self.model, self.encoder_rows, self.base_runs.kept)
+        records = self.base_runs.records
+        masks: Tensor | None = None
+        if self.model.part is not None:
+            assert self.encoder_rows is not None
+            records = encoder_records(self.model, self.encoder_rows, self.base_runs.kept)
+            masks = self.encoder_rows.prompts.spans.mask("audio")
+        elif self.splice is not None:
+            masks = spliced_rows(self.base, self.splice.spans)
+        for depth, edit in self._spliced_depths.items():
+            assert masks is not None
+            for record, mask in zip(records, masks, strict=True):
+                is_mapped = mask[record.where].numpy()
+                record.maps[depth] = MappedRows(is_mapped, partial(applied, edit=edit))
+        return records
 
     @cached_property
     def base_values(self) -> Float[Tensor, " batch *label"]:
@@ -147,11 +187,12 @@ class Measurement:
         place = np.full(n_cells, -1)
         place[chosen] = np.arange(len(chosen))
         if self.engine == "hooks":
+            spliced = self.splice_hooks(self.model, self.base)
             for i, cell in enumerate(chosen.tolist()):
                 mine = range(cell * n_rows, (cell + 1) * n_rows)
                 with self._head_of(self.model):
                     logits = self.model.run_with_hooks(
-                        self.base, fwd_hooks=self._hooks_of(marks, mine)
+                        self.base, fwd_hooks=[*spliced, *self._hooks_of(marks, mine)]
                     )
                 edited = np.unique(np.concatenate([
                     m.cells[(m.cells >= mine.start) & (m.cells < mine.stop)] % n_rows
@@ -175,7 +216,7 @@ class Measurement:
         self, marks: Sequence[Marks], only: Int[np.ndarray, " cell"] | None = None
     ) -> Iterator[Finals]:
         """Cells of edits on the way to the head, at the rows that the metric reads."""
-        records = self.base_runs.records
+        records = self.records if self.model.part is None else self.base_runs.records
         return sweep(
             self.reader, records, marks, self._rows_read, only=only, max_bytes=self.max_bytes
         )

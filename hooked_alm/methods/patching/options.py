@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, cast
 
 from ...model import HookedALM
 from ...points import Site
+from ..dictionary.splice import Splice
 from .alignment import AlignPolicies, Place
 
 Engine = Literal["fast", "hooks"]
@@ -159,6 +160,15 @@ class PatchOptions(NodeOptions, ExactOptions, total=False):
     donor_model: Annotated[
         HookedALM | None,
         Option(None, "model of the same shape that runs the donor; None is ``model``."),
+    ]
+    splice: Annotated[
+        Splice | None,
+        Option(
+            None,
+            "rows that a dictionary's reconstructions, or other edits, stand in for in all runs: "
+            "base, donor and cells. The fast engine takes resid_post of the blocks on the way, and "
+            "below them all of the encoder's points.",
+        ),
     ]
 
 

@@ -165,13 +165,15 @@ def patch(
             model, base, other, metric, engine=options["engine"], max_bytes=options["max_bytes"],
             keep=names if values.reads_base and mode != "scale" else (),
             keep_of_donor=names if other is not None else (), donor_model=other_model,
+            splice=options["splice"],
         )  # fmt: skip
         if mode != "scale":
             values.read(read, names, measured)
         # Whole rows of another run's same site, which the engine may splice in.
         # Those of another model are not what this one makes of them further up.
         is_whole = mode == "replace" and choice.unit is None and read == site
-        is_whole &= other_model in (None, model)
+        # Nor are those of a spliced run, whose spans may be others.
+        is_whole &= other_model in (None, model) and options["splice"] is None
 
         def write(layer: int, spots: Chosen, units: Chosen | None) -> DonorWrite:
             theirs = partial(values.values, hook_name(read, model.path[layer]))
