@@ -5,7 +5,6 @@ import pandas as pd
 from ..materials.transcription import Transcription
 from ..workbench import figures
 from ..workbench.page import Page
-from ..workbench.report import Clip
 from .plan import FAILURES
 from .tables import ComponentResults, failing, is_whole_stack
 
@@ -59,12 +58,10 @@ def _examples(page: Page, run: ComponentResults, ours: Transcription) -> None:
     if not failed:
         return
     shown = page.sample(failed, lambda one: table.holds[one.name], seed=run.config.seed, most=6)
-    found = [
-        Clip(page.folder.add_clip(one.name, one.path), one.name, None,
-             {"said": ours.said_in(one) or "nothing", "written": table.text[one.name]})
-        for one in shown.clips
-    ]  # fmt: skip
-    page.clips(found, f"{len(found)} of the {shown.n_of} clips that fail. {shown.how}".rstrip())
+    page.play(
+        shown, f"{len(shown.clips)} of the {shown.n_of} clips that fail.",
+        lambda one: {"said": ours.said_in(one) or "nothing", "written": table.text[one.name]},
+    )  # fmt: skip
 
 
 def _effects(page: Page, run: ComponentResults) -> None:

@@ -5,7 +5,6 @@ from typing import Any
 
 from ..workbench import figures
 from ..workbench.page import Page
-from ..workbench.report import Clip
 from .items import ContextItem
 from .tables import PatchingResults, misheard, named, own, replaced
 
@@ -57,13 +56,11 @@ def _examples(page: Page, run: PatchingResults, items: Sequence[ContextItem]) ->
     value = own(run).set_index("clip").value
     clips = [item.clip for item in items]
     shown = page.sample(clips, lambda one: value[one.name] < 0, seed=run.config.seed, most=6)
-    listened = [
-        Clip(page.folder.add_clip(one.name, one.path), one.name, None,
-             {"said": one.cells["acoustic_word"], "context": one.cells["contextual_word"],
-              "log-odds of what is said": f"{value[one.name]:.1f}"})
-        for one in shown.clips
-    ]  # fmt: skip
-    page.clips(listened, f"{len(listened)} of the {shown.n_of} clips. {shown.how}".rstrip())
+    page.play(
+        shown, f"{len(shown.clips)} of the {shown.n_of} clips.",
+        lambda one: {"said": one.cells["acoustic_word"], "context": one.cells["contextual_word"],
+                     "log-odds of what is said": f"{value[one.name]:.1f}"},
+    )  # fmt: skip
 
 
 def _maps(page: Page, run: PatchingResults) -> None:

@@ -11,7 +11,6 @@ from ..materials.recordings import Recording
 from ..materials.trained_lens import lens_name
 from ..workbench.figures import limits_of
 from ..workbench.page import Page
-from ..workbench.report import Clip
 from . import figures as draw
 from .curves import MEAN_CURVE
 from .tables import EmotionResults, items_with_delta
@@ -90,21 +89,16 @@ def _asked(page: Page, run: EmotionResults, recordings: Sequence[Recording]) -> 
     shown = page.sample(recordings, lambda one: one.label, seed=run.config.seed)
     items = items[items["clip"].isin([one.name for one in shown.clips])]
     final = items.drop_duplicates(["clip", "target", "condition"]).set_index(["clip", "condition"])
-    clips = []
-    for one in shown.clips:
-        figure = draw.save_clip_curve(page, one.name, items, limits)
-        path = page.folder.add_clip(one.name, one.path)
-        answers = {
+    page.play(
+        shown,
+        f"{shown.which} (mono, 16 kHz), its Δlogit by depth (T minus A, above zero the "
+        "instruction leads; one scale for all clips), and the answers.",
+        lambda one: {
             f"answer, {mode}": ", ".join(dict.fromkeys(final.loc[[(one.name, mode)]].prediction))
             for mode in draw.MAIN
             if mode in modes
-        }
-        clips.append(Clip(path, one.name, figure, answers))
-    which = f"{len(clips)} of the {shown.n_of} clips" if shown.how else "Each clip"
-    page.clips(
-        clips,
-        f"{which} (mono, 16 kHz), its Δlogit by depth (T minus A, above zero the "
-        f"instruction leads; one scale for all clips), and the answers. {shown.how}".rstrip(),
+        },
+        lambda one: draw.save_clip_curve(page, one.name, items, limits),
     )
     page.table(
         "The clips, and what was measured of them",

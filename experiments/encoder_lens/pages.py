@@ -2,10 +2,11 @@
 
 import pandas as pd
 
+from ..materials.clips import ClipFile
 from ..materials.transcription import Transcription
 from ..workbench import figures
 from ..workbench.page import Page
-from ..workbench.report import Clip
+from ..workbench.results import having
 from .tables import DepthResults, n_depths
 
 DEPTH = "depth of the encoder (blocks passed)"
@@ -52,15 +53,15 @@ def _transcripts(page: Page, run: DepthResults, ours: Transcription) -> None:
         ours.clips, lambda one: one.cells.get("speaker"), seed=run.config.seed, most=N_READ
     )
     table = run["transcripts"]
-    listened = []
-    for one in shown.clips:
-        mine = table[table["clip"] == one.name].set_index("depth").text
+
+    def about(one: ClipFile) -> dict[str, str]:
+        mine = having(table, clip=one.name).set_index("depth").text
         said = ours.said_in(one)
-        about = {} if said is None else {"said": said or "nothing"}
-        about |= {f"depth {depth}": text or "(nothing)" for depth, text in mine.items()}
-        listened.append(Clip(page.folder.add_clip(one.name, one.path), one.name, None, about))
-    which = f"{len(listened)} of the {shown.n_of} clips, each" if shown.how else "Each clip"
-    page.clips(listened, f"{which} with what is written of it by depth. {shown.how}".rstrip())
+        told = {} if said is None else {"said": said or "nothing"}
+        return told | {f"depth {depth}": text or "(nothing)" for depth, text in mine.items()}
+
+    which = f"{shown.which}, each" if shown.how else shown.which
+    page.play(shown, f"{which} with what is written of it by depth.", about)
 
 
 def _quality(page: Page, run: DepthResults) -> None:

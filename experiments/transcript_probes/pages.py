@@ -11,7 +11,6 @@ from ..materials.probe_pages import (
 from ..materials.transcript_tables import error_counts
 from ..materials.transcription import Transcription
 from ..workbench.page import Page
-from ..workbench.report import Clip
 from .tables import TranscriptResults
 
 N_READ = 6
@@ -49,16 +48,12 @@ def fill_page(page: Page, run: TranscriptResults, ours: Transcription) -> None:
     shown = page.sample(
         ours.clips, lambda one: table.holds[one.name], seed=run.config.seed, most=N_READ
     )
-    listened = [
-        Clip(
-            page.folder.add_clip(one.name, one.path), one.name, None,
-            {"said": ours.said_in(one) or "nothing",
-             "written": table.text[one.name] or "(nothing)"},
-        )
-        for one in shown.clips
-    ]  # fmt: skip
-    which = f"{len(listened)} of the {shown.n_of} clips, each" if shown.how else "Each clip"
-    page.clips(listened, f"{which} with what is written of it. {shown.how}".rstrip())
+    which = f"{shown.which}, each" if shown.how else shown.which
+    page.play(
+        shown, f"{which} with what is written of it.",
+        lambda one: {"said": ours.said_in(one) or "nothing",
+                     "written": table.text[one.name] or "(nothing)"},
+    )  # fmt: skip
     page.table("Transcripts, and what is known of them without states", "transcripts")
     fill_with_probes(page, run)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -29,7 +30,21 @@ class Heard(Protocol):
         """How long it is."""
 
 
+@runtime_checkable
+class Played(Heard, Protocol):
+    """Something whose recording is played."""
+
+    @property
+    def name(self) -> str:
+        """Names its file in the run's folder."""
+
+    @property
+    def path(self) -> Path:
+        """Its recording."""
+
+
 H = TypeVar("H", bound=Heard)
+P = TypeVar("P", bound=Played)
 
 
 @dataclass(frozen=True)
@@ -41,6 +56,11 @@ class Sample(Generic[H]):
     """All clips."""
     how: str
     """How they were chosen, in a sentence; empty where all are shown."""
+
+    @property
+    def which(self) -> str:
+        """The subject of a sentence about them."""
+        return f"{len(self.clips)} of the {self.n_of} clips" if self.how else "Each clip"
 
 
 class Page:
@@ -148,6 +168,27 @@ class Page:
     @staticmethod
     def _size(clips: Sequence[Heard]) -> int:
         return sum(int(one.seconds * CLIP_RATE_HZ * 2) for one in clips)
+
+    def play(
+        self,
+        sample: Sample[P],
+        caption: str,
+        about: Callable[[P], dict[str, Any]],
+        figure: Callable[[P], str | None] = lambda one: None,
+    ) -> None:
+        """Shows a sample to play, by name.
+
+        Args:
+            sample: see `sample`.
+            caption: what it is, before how it was chosen.
+            about: clip -> what was found of it.
+            figure: clip -> name of its own figure.
+        """
+        clips = [
+            Clip(self.folder.add_clip(one.name, one.path), one.name, figure(one), about(one))
+            for one in sample.clips
+        ]
+        self.clips(clips, f"{caption} {sample.how}".rstrip())
 
     def clips(self, clips: list[Clip], caption: str) -> None:
         """Shows recordings to play."""

@@ -16,6 +16,14 @@ Tables = Mapping[str, pd.DataFrame]
 C = TypeVar("C", bound=ExperimentConfig)
 
 
+def having(table: pd.DataFrame, **values: Any) -> pd.DataFrame:
+    """The rows of a table that have these values; of several for a column, one of them."""
+    for column, value in values.items():
+        is_one_of = isinstance(value, list | tuple | set)
+        table = table[table[column].isin([*value]) if is_one_of else table[column] == value]
+    return table
+
+
 @dataclass(frozen=True)
 class Results(Generic[C]):
     """All that summaries, controls, claims and pages are made of."""
