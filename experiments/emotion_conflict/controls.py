@@ -5,6 +5,7 @@ Source: the invariants I2 to I7 and I9; M-000-9, M-000-12.
 
 import pandas as pd
 
+from ..materials.conflict_claims import as_whole_runs
 from ..workbench.claims import MIN_ITEMS
 from ..workbench.controls import ROUNDING, Control, Outcome, at_most, label_controls
 from .tables import EmotionResults
@@ -17,15 +18,9 @@ def _lens_end(run: EmotionResults) -> Outcome:
     return at_most(last - real, ROUNDING["logit"][run.config.dtype], "logits")
 
 
-def _by_patch_rounding(run: EmotionResults, off: pd.Series) -> Outcome:
-    """Differences between a patched run and the whole run that it must equal."""
-    allowed = 0.0 if run.config.engine == "hooks" else ROUNDING["logit"][run.config.dtype]
-    return at_most(off, allowed, "logits")
-
-
 def _own_run(run: EmotionResults) -> Outcome:
     patching = run["patching"]
-    return _by_patch_rounding(run, patching[patching.donor == "self"]["shift"])
+    return as_whole_runs(run, patching[patching.donor == "self"]["shift"])
 
 
 def _last_block(run: EmotionResults, *, with_readout: bool) -> pd.DataFrame:
@@ -36,19 +31,19 @@ def _last_block(run: EmotionResults, *, with_readout: bool) -> pd.DataFrame:
 
 
 def _blind(run: EmotionResults) -> Outcome:
-    return _by_patch_rounding(run, _last_block(run, with_readout=False)["shift"])
+    return as_whole_runs(run, _last_block(run, with_readout=False)["shift"])
 
 
 def _readout_at_the_end(run: EmotionResults) -> Outcome:
     cells = _last_block(run, with_readout=True)
-    return _by_patch_rounding(run, cells["shift"] - cells.total_effect)
+    return as_whole_runs(run, cells["shift"] - cells.total_effect)
 
 
 def _before_the_instruction(run: EmotionResults) -> Outcome:
     patching, is_speech = run["patching"], run.config.patched_spans()["audio"] == ("audio",)
     is_first = is_speech and run.inputs["audio_is_first"]
     cells = patching[(patching.donor == "text_swap") & (patching.span == "audio") & is_first]
-    return _by_patch_rounding(run, cells["shift"])
+    return as_whole_runs(run, cells["shift"])
 
 
 def _all_positions(run: EmotionResults) -> Outcome:

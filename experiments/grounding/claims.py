@@ -12,10 +12,10 @@ from ..materials.conflict_claims import handoff_finding, of_enough_clips
 from ..materials.conflict_runs import EXCHANGES
 from ..materials.confounds import confounded
 from ..workbench.claims import Claim, Finding, few, judged, not_measured, shown, within_rounding
+from ..workbench.results import having
 from .measure import READINGS
 from .plan import INPUTS
-from .settings import ALL
-from .tables import GroundingResults
+from .tables import GroundingResults, coefficient
 
 LARGE = 0.5
 """Recovery above which a head carries an input's part."""
@@ -28,17 +28,15 @@ def _doubts_of(run: GroundingResults, name: str) -> dict[str, bool]:
 
 
 def _at_rounding(run: GroundingResults, name: str) -> dict[str, bool]:
-    cells = run["grounding"].drop_duplicates("pair")
-    cells = cells[cells[f"te_{name}"].notna()]
+    cells = run["grounding"].drop_duplicates("pair").dropna(subset=f"te_{name}")
     return within_rounding(cells[f"te_{name}"], cells.noise, "logits")
 
 
 @of_enough_clips
 def _grounded(run: GroundingResults) -> Finding:
     """The claim which input the answer rests on: the coefficient of whole runs."""
-    means, n_items = run["grounding_means"], run["runs"].pair.nunique()
-    means = means[(means.direction == "denoise") & (means.span == ALL) & (means.depth == 0)]
-    row = means.set_index("measure").loc["gc"].to_dict()
+    n_items = run["runs"].pair.nunique()
+    row = coefficient(run["grounding_means"]).to_dict()
     if not row["n"]:
         why = "no item has an effect of audio and text together to share"
         if run.config.condition == "audio_only":
@@ -67,9 +65,8 @@ def _handover(run: GroundingResults, reading: str) -> Finding:
     """The claim where the input that moves the answer most reaches the readout."""
     effects = run["items"][[f"te_{name}" for name in INPUTS]].mean().abs()
     name = str(effects.idxmax()).removeprefix("te_")
-    table = run["handoffs"]
     found = handoff_finding(
-        table[table.direction == reading], INPUTS[name], "depth", run.n_blocks,
+        having(run["handoffs"], direction=reading), INPUTS[name], "depth", run.n_blocks,
         _at_rounding(run, name) | _doubts_of(run, name),
     )  # fmt: skip
     return replace(found, claim=f"{found.claim}, by {reading}")
@@ -78,8 +75,7 @@ def _handover(run: GroundingResults, reading: str) -> Finding:
 @of_enough_clips
 def _head(run: GroundingResults, name: str) -> Finding:
     """The claim that one head carries an input's part, in both readings."""
-    best = run["best_heads"]
-    best = best[best.input == name].set_index("direction")
+    best = having(run["best_heads"], input=name).set_index("direction")
     anyone = f"A single head carries the {WHAT[name]}'s part"
     if best.empty:
         return not_measured(anyone, f"the {WHAT[name]} was not exchanged", "recovery")
@@ -98,10 +94,7 @@ def _head(run: GroundingResults, name: str) -> Finding:
         anyone if any(reasons.values()) else f"Head {first} carries the {WHAT[name]}'s part",
         "; ".join(f"{reading}: {_told(row)}" for reading, row in rows.items()),
         reasons | _at_rounding(run, name) | _doubts_of(run, name),
-        numbers={
-            "mean": weaker.recovery, "low": weaker.recovery_low, "high": weaker.recovery_high,
-            "n": weaker.n_recovered,
-        },
+        numbers={**_ends(weaker, "recovery"), "n": weaker.n_recovered},
         unit="recovery",
     )  # fmt: skip
 
@@ -110,13 +103,15 @@ def _label(row: pd.Series) -> str:
     return f"L{row.block:.0f}H{row['head']:.0f}"
 
 
+def _ends(row: pd.Series, what: str) -> dict[str, float]:
+    return {"mean": row[what], "low": row[f"{what}_low"], "high": row[f"{what}_high"]}
+
+
 def _told(row: pd.Series) -> str:
-    effect = {"mean": row.effect, "low": row.effect_low, "high": row.effect_high}
-    recovery = {"mean": row.recovery, "low": row.recovery_low, "high": row.recovery_high}
     ahead = f", {row.lead:.2f} ahead of L{row.next_block:.0f}H{row.next_head:.0f}"
     return (
-        f"{_label(row)} moves {shown(effect)} logits{ahead if np.isfinite(row.lead) else ''}, "
-        f"recovery {shown(recovery)}"
+        f"{_label(row)} moves {shown(_ends(row, 'effect'))} logits"
+        f"{ahead if np.isfinite(row.lead) else ''}, recovery {shown(_ends(row, 'recovery'))}"
     )
 
 

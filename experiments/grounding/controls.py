@@ -7,55 +7,46 @@ import pandas as pd
 
 from hooked_alm.methods.statistics.grounding import grounding_coefficient
 
+from ..materials.conflict_claims import as_whole_runs
 from ..workbench.controls import ROUNDING, Control, Outcome, at_most, label_controls
+from ..workbench.results import having
 from .plan import INPUTS
 from .settings import ALL
 from .tables import GroundingResults, items
 
 
-def _patch_rounding(run: GroundingResults) -> float:
-    """Between a patched run and the whole run that it must equal."""
-    return 0.0 if run.config.engine == "hooks" else ROUNDING["logit"][run.config.dtype]
-
-
-def _effects(cells: pd.DataFrame) -> pd.Series:
-    """Both inputs' effects, of those that were exchanged."""
-    return pd.concat([cells[f"effect_{name}"] for name in INPUTS]).dropna()
+def _effects(cells: pd.DataFrame, beyond: str | None = None) -> pd.Series:
+    """Both inputs' effects, of those that were exchanged, or what they are beyond a column."""
+    parts = [
+        cells[f"effect_{name}"] - (0 if beyond is None else cells[f"{beyond}_{name}"])
+        for name in INPUTS
+    ]
+    return pd.concat(parts).dropna()
 
 
 def _own_run(run: GroundingResults) -> Outcome:
-    return at_most(run["unpatched"]["shift"], _patch_rounding(run), "logits")
+    return as_whole_runs(run, run["unpatched"]["shift"])
 
 
 def _whole_exchange(run: GroundingResults) -> Outcome:
-    known = items(run)
-    known = known[known.equal_lengths.astype(bool)][["pair", *(f"te_{name}" for name in INPUTS)]]
-    cells = run["grounding"]
-    both = cells[cells.span == ALL].merge(known, on="pair", suffixes=("_cell", ""))
-    off = pd.concat([both[f"effect_{name}"] - both[f"te_{name}"] for name in INPUTS]).dropna()
-    return at_most(off, ROUNDING["logit"][run.config.dtype], "logits")
-
-
-def _last_depth(run: GroundingResults, *spans: str) -> pd.DataFrame:
-    cells = run["grounding"]
-    return cells[(cells.depth == run.n_blocks) & cells.span.isin(spans)]
+    known = having(items(run), equal_lengths=True)[["pair", *(f"te_{name}" for name in INPUTS)]]
+    cells = having(run["grounding"], span=ALL).merge(known, on="pair", suffixes=("_cell", ""))
+    return at_most(_effects(cells, "te"), ROUNDING["logit"][run.config.dtype], "logits")
 
 
 def _blind(run: GroundingResults) -> Outcome:
-    cells = _last_depth(run, "audio", "text", "struct")
-    return at_most(_effects(cells), _patch_rounding(run), "logits")
+    cells = having(run["grounding"], depth=run.n_blocks, span=("audio", "text", "struct"))
+    return as_whole_runs(run, _effects(cells))
 
 
 def _readout_at_the_end(run: GroundingResults) -> Outcome:
-    cells = _last_depth(run, "readout")
-    off = pd.concat([cells[f"effect_{name}"] - cells[f"te_{name}"] for name in INPUTS]).dropna()
-    return at_most(off, _patch_rounding(run), "logits")
+    cells = having(run["grounding"], depth=run.n_blocks, span="readout")
+    return as_whole_runs(run, _effects(cells, "te"))
 
 
 def _before_the_instruction(run: GroundingResults) -> Outcome:
-    cells = run["grounding"]
-    cells = cells[(cells.span == "audio") & bool(run.inputs["audio_is_first"])]
-    return at_most(cells.effect_text.dropna(), _patch_rounding(run), "logits")
+    spans = ("audio",) if run.inputs["audio_is_first"] else ()
+    return as_whole_runs(run, having(run["grounding"], span=spans).effect_text.dropna())
 
 
 def _shares(run: GroundingResults) -> Outcome:

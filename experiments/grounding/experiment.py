@@ -21,7 +21,7 @@ from .claims import CLAIMS
 from .controls import CONTROLS
 from .measure import GroundingMeasures
 from .pages import CAVEATS, fill_page, lead, method
-from .plan import INPUTS, GroundingItem, GroundingPlan
+from .plan import GroundingItem, GroundingPlan
 from .settings import DEFECTS, SPANS, GroundingConfig
 from .tables import TABLES, GroundingResults, summarise
 from .truths import TRUTHS
@@ -49,38 +49,30 @@ class Grounding(ConflictExperiment[GroundingConfig]):
 
     def batch_kind(self, work: GroundingItem) -> Hashable:
         """The language, whose labels are read, and what can be exchanged."""
-        return work.base.language, work.kinds
+        return work.base.language, tuple(work.runs)
 
     def measure_batch(self, works: Sequence[GroundingItem]) -> list[UnitResult]:
         """Answers, sweeps in both readings, and the items patched with themselves."""
         labels = self.labels[works[0].base.language]
         measures = GroundingMeasures(self.model, labels, self.config)
-        bases = [work.base for work in works]
-        exchanged = {
-            kind: [work.sweeps[k].donor for work in works] for k, kind in enumerate(works[0].kinds)
-        }
-        base = self.input(*bases)
-        donors = {kind: self.input(*runs) for kind, runs in exchanged.items()}
+        runs = {role: [work.runs[role] for work in works] for role in works[0].runs}
+        inputs = {role: self.input(*some) for role, some in runs.items()}
         found: list[dict[str, list[Row]]] = [defaultdict(list) for _ in works]
-        roles = {kind: name for name, kind in INPUTS.items()}
-        for role, runs, x in [
-            ("base", bases, base),
-            *((roles[kind], exchanged[kind], donors[kind]) for kind in donors),
-        ]:
-            for tables, answer in zip(found, measures.answers(runs, x), strict=True):
-                tables["runs"].append({"role": role, **answer})
-        for table, n, row in measures.cells(works, base, donors):
+        for role, some in runs.items():
+            for n, answer in enumerate(measures.answers(some, inputs[role])):
+                found[n]["runs"].append({"role": role, **answer})
+        base = inputs.pop("base")
+        for table, n, row in [
+            *measures.cells(works, base, inputs), *measures.unpatched(works, base)
+        ]:  # fmt: skip
             found[n][table].append(row)
-        for n, row in measures.unpatched(works, base):
-            found[n]["unpatched"].append(row)
-        return [self._result(work, tables) for work, tables in zip(works, found, strict=True)]
-
-    def _result(self, work: GroundingItem, tables: dict[str, list[Row]]) -> UnitResult:
-        who = work.identity()
-        record = self.record_of(work.base)
-        record["donors"] = {one.kind: self.record_of(one.donor) for one in work.sweeps}
-        named = {name: [{**who, **row} for row in rows] for name, rows in tables.items()}
-        return UnitResult(named, {"pair": work.pair, **record})
+        results = []
+        for work, tables in zip(works, found, strict=True):
+            who, record = work.identity(), {"pair": work.pair, **self.record_of(work.base)}
+            record["donors"] = {one.kind: self.record_of(one.donor) for one in work.sweeps}
+            named = {name: [{**who, **row} for row in rows] for name, rows in tables.items()}
+            results.append(UnitResult(named, record))
+        return results
 
     def summaries(self, run: GroundingResults) -> Iterator[tuple[str, pd.DataFrame]]:
         """The clips, and what `summarise` makes of the tables."""

@@ -5,6 +5,7 @@ import pandas as pd
 from ..materials.conflict_figures import draw_handoffs
 from ..workbench import figures
 from ..workbench.page import Page
+from ..workbench.results import having
 from .claims import WHAT
 from .measure import MLP, READINGS, PatchReading
 from .plan import INPUTS
@@ -22,14 +23,13 @@ POINTWISE = "Bands are 95 % bootstrap intervals over clips, each depth by itself
 
 def add_coefficient(page: Page, run: GroundingResults) -> None:
     """Adds the coefficient by depth and span, both readings apart."""
-    means, config = run["grounding_means"], run.config
-    means = means[(means.measure == "gc") & means.span.isin(SHOWN)]
+    config, means = run.config, having(run["grounding_means"], measure="gc", span=SHOWN)
     if means["mean"].isna().all():
         page.note("The grounding coefficient is NaN everywhere: there are not two inputs to share.")
         return
     limits = (-0.03, 1.03) if config.gc_form == "share" else (0, None)
     drawing = figures.panels(
-        figures.curves, [(means[means.direction == one], {"title": one}) for one in READINGS],
+        figures.curves, [(having(means, direction=one), {"title": one}) for one in READINGS],
         height=3.4, x="depth", group="span", reference=config.even, x_label=DEPTH,
         y_label="grounding coefficient", y_limits=limits,
     )  # fmt: skip
@@ -46,14 +46,12 @@ def add_coefficient(page: Page, run: GroundingResults) -> None:
 
 def add_handoffs(page: Page, run: GroundingResults, reading: PatchReading) -> None:
     """Adds the recovery at each input's own span and at the readout, in one reading."""
-    means = run["grounding_means"]
-    rows = means[(means.direction == reading) & means["mean"].notna()]
+    rows = having(run["grounding_means"], direction=reading).dropna(subset="mean")
     parts = [
-        rows[rows.measure == f"rec_{name}"].assign(donor=kind) for name, kind in INPUTS.items()
+        having(rows, measure=f"rec_{name}").assign(donor=kind) for name, kind in INPUTS.items()
     ]
-    table = pd.concat(parts).rename(
-        columns={"mean": "recovery_mean", "low": "recovery_low", "high": "recovery_high"}
-    )
+    ends = {end: f"recovery_{end}" for end in ("mean", "low", "high")}
+    table = pd.concat(parts).rename(columns=ends)
     table = table.merge(run["handoffs"][["direction", "donor", "span"]])
     if table.empty:
         return
@@ -68,28 +66,29 @@ def add_handoffs(page: Page, run: GroundingResults, reading: PatchReading) -> No
     )  # fmt: skip
 
 
+def _effects(run: GroundingResults) -> pd.DataFrame:
+    """Mean effects of heads and MLPs at the readout, with what is ``exchanged``."""
+    names = {f"effect_{name}": what for name, what in WHAT.items()}
+    means = having(run["node_means"], span="readout", measure=[*names]).dropna(subset="mean")
+    return means.assign(exchanged=means.measure.map(names))
+
+
 def add_heads(page: Page, run: GroundingResults, reading: PatchReading) -> None:
     """Adds a map of the heads' effects at the readout, a panel for each input."""
-    means = run["node_means"]
-    means = means[(means["head"] != MLP) & (means.span == "readout") & means["mean"].notna()]
-    effects = {name: means[means.measure == f"effect_{name}"] for name in INPUTS}
-    every = pd.concat(effects.values())
-    some = every[every.direction == reading]
+    every = _effects(run)
+    every = every[every["head"] != MLP]
+    some = having(every, direction=reading)
     if some.empty:
         return
+    parts = some.groupby("exchanged", sort=False)
     drawing = figures.panels(
-        figures.heat_map,
-        [
-            (part[part.direction == reading], {"title": f"The {WHAT[name]} exchanged"})
-            for name, part in effects.items()
-            if len(part)
-        ],
+        figures.heat_map, [(part, {"title": f"The {what} exchanged"}) for what, part in parts],
         height=max(2.6, 1.4 + 0.3 * run.n_blocks), x="head", y="block", value="mean",
         value_label="effect (logits)", centre=0, limits=figures.ends_of(every["mean"]),
         decimals=2, is_upwards=True,
     )  # fmt: skip
     page.figure(
-        f"heads__{reading}", drawing, some,
+        f"heads__{reading}", drawing, some.drop(columns="exchanged"),
         f"What each head brings to the readout: {reading}",
         f"{HOW[reading]} Mean over items of how far the head moves the answer towards what the "
         "exchange does; red moves it there, blue away, on one scale in all maps of heads. Blocks "
@@ -100,13 +99,9 @@ def add_heads(page: Page, run: GroundingResults, reading: PatchReading) -> None:
 
 def add_mlps(page: Page, run: GroundingResults) -> None:
     """Adds the effects of the MLPs at the readout, a panel for each reading."""
-    means = run["node_means"]
-    means = means[(means["head"] == MLP) & (means.span == "readout") & means["mean"].notna()]
-    effects = {f"effect_{name}": what for name, what in WHAT.items()}
-    some = means[means.measure.isin(effects)]
-    some = some.assign(exchanged=some.measure.map(effects))
+    some = having(_effects(run), head=MLP)
     drawing = figures.panels(
-        figures.curves, [(some[some.direction == one], {"title": one}) for one in READINGS],
+        figures.curves, [(having(some, direction=one), {"title": one}) for one in READINGS],
         height=3.0, x="block", group="exchanged", reference=0, y_label="effect (logits)",
     )  # fmt: skip
     page.figure(

@@ -23,10 +23,11 @@ from hooked_alm.methods.patching.options import PatchOptions
 from hooked_alm.methods.patching.patch import patch
 from hooked_alm.methods.patching.results import PatchResult
 from hooked_alm.methods.reading.labels import LabelSet
+from hooked_alm.methods.statistics.bootstrap import recovery
 from hooked_alm.methods.statistics.grounding import grounding_coefficient
 
 from ..materials.answers import answer_of, by_label, label_weight
-from ..materials.conflict_runs import DonorKind, PatchRun, PromptRun
+from ..materials.conflict_runs import PromptRun
 from ..workbench.results import Row
 from .plan import INPUTS, GroundingItem
 from .settings import SPANS, GroundingConfig
@@ -35,8 +36,9 @@ PatchReading = Literal["denoise", "noise"]
 READINGS: tuple[PatchReading, ...] = ("denoise", "noise")
 MLP = -1
 """What stands for an MLP where heads are numbered."""
-Batches = Mapping[DonorKind, ALMInput]
-"""Donor -> the exchanged runs of a batch of items, a row each."""
+Batches = Mapping[str, ALMInput]
+"""Input -> the runs of a batch of items in which it is exchanged, a row each."""
+Cells = Float[np.ndarray, "*cell example"]
 
 
 class SweptSite(NamedTuple):
@@ -46,14 +48,6 @@ class SweptSite(NamedTuple):
     options: PatchOptions
     at: Mapping[str, Sequence[int | str]]
     """Column -> its value by the index of the cell, axis by axis."""
-
-
-class ExchangeEffects(NamedTuple):
-    """What one exchange moves in every cell, item by item."""
-
-    effect: Float[np.ndarray, "*cell example"]
-    total: Float[np.ndarray, " example"]
-    noise: Float[np.ndarray, " example"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,15 +83,14 @@ class GroundingMeasures:
         blocks, heads = range(len(self.model.path)), range(self.model.path_cfg.n_heads)
         spans, parts = [*SPANS], [*SPANS.values()]
         # Depth 0 is what the first block reads, any other what the block before it leaves.
-        first: PatchOptions = {"site": "resid_pre", "layers": (0,), "places": parts}
-        yield SweptSite("grounding", first, {"depth": [0], "span": spans})
-        after: PatchOptions = {"site": "resid_post", "places": parts}
-        yield SweptSite("grounding", after, {"depth": [b + 1 for b in blocks], "span": spans})
+        depths: PatchOptions = {"site": "resid_pre", "layers": (0,), "places": parts}
+        yield SweptSite("grounding", depths, {"depth": [0], "span": spans})
+        depths = {"site": "resid_post", "places": parts}
+        yield SweptSite("grounding", depths, {"depth": [b + 1 for b in blocks], "span": spans})
         own = self.config.node_spans
-        at_heads: PatchOptions = {"site": "z", "heads": "each", "places": own}
-        yield SweptSite("nodes", at_heads, {"block": blocks, "head": heads, "span": own})
-        at_mlps: PatchOptions = {"site": "mlp_out", "places": own}
-        yield SweptSite("nodes", at_mlps, {"block": blocks, "span": own})
+        nodes: PatchOptions = {"site": "z", "heads": "each", "places": own}
+        yield SweptSite("nodes", nodes, {"block": blocks, "head": heads, "span": own})
+        yield SweptSite("nodes", {"site": "mlp_out", "places": own}, {"block": blocks, "span": own})
 
     @torch.no_grad()
     def cells(
@@ -107,25 +100,25 @@ class GroundingMeasures:
         for site in self.sites():
             for reading in READINGS:
                 effects = {
-                    kind: self._effects(
-                        site, reading, base, donor, [one.sweeps[k] for one in items]
-                    )
-                    for k, (kind, donor) in enumerate(donors.items())
-                }
+                    name: self._effects(site, reading, base, donors[name],
+                                        [one.sweeps[k].toward for one in items])
+                    for k, name in enumerate(donors)
+                }  # fmt: skip
                 for n, row in self._rows(site, effects):
                     yield site.table, n, {"direction": reading, **row}
 
     @torch.no_grad()
     def unpatched(
         self, items: Sequence[GroundingItem], base: ALMInput
-    ) -> Iterator[tuple[int, Row]]:
-        """Item and row of every site: what changes if a run is patched with itself."""
+    ) -> Iterator[tuple[str, int, Row]]:
+        """Table, item and row of every site: what changes if a run is patched with itself."""
         for site in self.sites():
             found = self._patched(site, base, base)
             shifts = np.abs(found.values - found.base).max(axis=-1)
             largest = shifts.reshape(-1, len(items)).max(axis=0)
             name = site.options["site"]
-            yield from ((n, {"site": name, "shift": one}) for n, one in enumerate(largest.tolist()))
+            for n, one in enumerate(largest.tolist()):
+                yield "unpatched", n, {"site": name, "shift": one}
 
     def _patched(self, site: SweptSite, base: ALMInput, donor: ALMInput) -> PatchResult:
         config = self.config
@@ -141,44 +134,39 @@ class GroundingMeasures:
         reading: PatchReading,
         base: ALMInput,
         donor: ALMInput,
-        exchanges: Sequence[PatchRun],
-    ) -> ExchangeEffects:
-        """Of one exchange; under ``noise`` base and donor change places."""
+        toward: Sequence[tuple[str, str]],
+    ) -> tuple[Cells, Cells, Cells]:
+        """Effect, total effect and rounding of one exchange, by cell and item.
+
+        Under ``noise`` base and donor change places.
+        """
         sides, sign = ((base, donor), 1) if reading == "denoise" else ((donor, base), -1)
-        found = self._patched(site, *sides)
-        example = np.arange(len(exchanges))
-        gained, lost = ([self.labels.index(one.toward[i]) for one in exchanges] for i in (0, 1))
-
-        def metric(scores: Float[np.ndarray, "*cell label"]) -> Float[np.ndarray, " *cell"]:
-            return scores[..., example, gained] - scores[..., example, lost]
-
-        start = metric(found.base)
-        effect, total = (sign * (metric(one) - start) for one in (found.values, found.donor))
-        return ExchangeEffects(effect, total, found.noise_between_labels)
+        found, item = self._patched(site, *sides), np.arange(len(toward))
+        gained, lost = ([self.labels.index(pair[i]) for pair in toward] for i in (0, 1))
+        patched, start, end = (
+            one[..., item, gained] - one[..., item, lost]
+            for one in (found.values, found.base, found.donor)
+        )
+        effect, total = sign * (patched - start), sign * (end - start)
+        return effect, *np.broadcast_arrays(total, found.noise_between_labels, effect)[:2]
 
     def _rows(
-        self, site: SweptSite, effects: Mapping[DonorKind, ExchangeEffects]
+        self, site: SweptSite, effects: Mapping[str, tuple[Cells, Cells, Cells]]
     ) -> Iterator[tuple[int, Row]]:
         """Item and row of every cell of a site; NaN for an input that was not exchanged."""
-        some = next(iter(effects.values()))
-        nothing = ExchangeEffects(*(np.full(one.shape, np.nan) for one in some))
-        by_input = {name: effects.get(kind, nothing) for name, kind in INPUTS.items()}
-        columns = {}
-        for name, (effect, total, _) in by_input.items():
-            columns[f"te_{name}"] = np.broadcast_to(total, effect.shape)
-            columns[f"effect_{name}"] = effect
-            is_enough = np.abs(total) >= self.config.min_effect
-            columns[f"rec_{name}"] = np.divide(
-                effect, total, out=np.full(effect.shape, np.nan), where=is_enough
-            )
+        least, shape = self.config.min_effect, next(iter(effects.values()))[0].shape
+        nothing, columns = np.full(shape, np.nan), dict[str, Cells]()
+        for name in INPUTS:
+            effect, total, _ = effects.get(name, (nothing, nothing, nothing))
+            columns |= {f"te_{name}": total, f"effect_{name}": effect}
+            columns[f"rec_{name}"] = recovery(effect, 0.0, total, eps=least)
         columns["gc"] = grounding_coefficient(
-            columns["effect_audio"], columns["effect_text"],
-            min_effect=self.config.min_effect, form=self.config.gc_form,
+            columns["effect_audio"], columns["effect_text"], min_effect=least,
+            form=self.config.gc_form,
         )  # fmt: skip
-        noise = np.stack([one.noise for one in effects.values()]).max(axis=0)
-        columns["noise"] = np.broadcast_to(noise, some.effect.shape)
-        for cell in np.ndindex(some.effect.shape):
+        columns["noise"] = np.max([noise for _, _, noise in effects.values()], axis=0)
+        for cell in np.ndindex(shape):
             at = {name: values[i] for (name, values), i in zip(site.at.items(), cell, strict=False)}
             if site.table == "nodes":
-                at = {"block": at["block"], "head": at.get("head", MLP), "span": at["span"]}
+                at.setdefault("head", MLP)
             yield cell[-1], at | {name: float(values[cell]) for name, values in columns.items()}

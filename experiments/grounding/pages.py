@@ -6,7 +6,7 @@ from ..materials.clips import of_whom
 from ..materials.confounds import add_confounds
 from ..materials.recordings import Recording
 from ..workbench.page import Page
-from ..workbench.report import Clip
+from ..workbench.results import having
 from . import figures as draw
 from .claims import WHAT
 from .measure import READINGS
@@ -99,21 +99,14 @@ def _asked(page: Page, run: GroundingResults, recordings: Sequence[Recording]) -
         of="items",
     )
     shown = page.sample(recordings, lambda one: one.label, seed=run.config.seed)
-    answers = {
-        "answer": "answer",
-        **{f"{what} exchanged": f"answer_{name}" for name, what in WHAT.items()},
-    }
-    by_clip = items.set_index("clip")
-    clips = []
-    for one in shown.clips:
-        said = by_clip.loc[[one.name]] if one.name in by_clip.index else by_clip.iloc[:0]
-        numbers = {what: ", ".join(said[name].dropna().unique()) for what, name in answers.items()}
-        clips.append(Clip(page.folder.add_clip(one.name, one.path), one.name, numbers=numbers))
-    which = f"{len(clips)} of the {shown.n_of} clips" if shown.how else "Each clip"
-    page.clips(
-        clips,
-        f"{which} (mono, 16 kHz), and the answers as asked and with either input exchanged. "
-        f"{shown.how}".rstrip(),
+    answers = {f"{what} exchanged": f"answer_{name}" for name, what in WHAT.items()}
+    page.play(
+        shown,
+        f"{shown.which} (mono, 16 kHz), and the answers as asked and with either input exchanged.",
+        lambda one: {
+            what: ", ".join(having(items, clip=one.name)[name].dropna().unique())
+            for what, name in ({"answer": "answer"} | answers).items()
+        },
     )
     add_confounds(page, run["confounds"], run.config)
 

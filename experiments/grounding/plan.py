@@ -4,7 +4,6 @@ An item is a clip whose voice carries A, under an instruction that names T. Its 
 clip of T under the same instruction, its text's the same clip under one that names A.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,14 +29,15 @@ class GroundingItem:
     sweeps: tuple[PatchRun, ...]
 
     @property
-    def prompts(self) -> tuple[PromptRun, ...]:
-        """Its base and its donors."""
-        return self.base, *(one.donor for one in self.sweeps)
+    def runs(self) -> dict[str, PromptRun]:
+        """Its whole runs: the base, and what each input is exchanged for, by the input's name."""
+        names = {kind: name for name, kind in INPUTS.items()}
+        return {"base": self.base, **{names[one.kind]: one.donor for one in self.sweeps}}
 
     @property
-    def kinds(self) -> tuple[DonorKind, ...]:
-        """Donors that it has."""
-        return tuple(one.kind for one in self.sweeps)
+    def prompts(self) -> tuple[PromptRun, ...]:
+        """Its base and its donors."""
+        return tuple(self.runs.values())
 
     @property
     def pair(self) -> str:
@@ -68,8 +68,7 @@ class GroundingPlan:
         Raises:
             InputError: there is none.
         """
-        found = [self._item(base) for base in self._bases()]
-        items = [one for one in found if one.sweeps]
+        items = [one for one in self._every if one.sweeps]
         if not items:
             raise InputError(
                 f"exchanging voices under {self.config.condition}: got no clip for which there is "
@@ -78,17 +77,17 @@ class GroundingPlan:
             )
         return items
 
-    def _bases(self) -> Iterator[PromptRun]:
-        condition = self.config.condition
+    @cached_property
+    def _every(self) -> list[GroundingItem]:
+        """Clips and targets, with what there is to exchange."""
+        condition, donors, found = self.config.condition, Donors(self.corpus, self.config.seed), []
         for clip in self.corpus.recordings:
             for target in self.corpus.targets(clip):
                 named = target if condition == "conflict" else None
-                yield PromptRun(clip, self.corpus.language(clip), condition, named, (target,))
-
-    def _item(self, base: PromptRun) -> GroundingItem:
-        donors = Donors(self.corpus, self.config.seed)
-        found = (donors.sweep(base, kind) for kind in INPUTS.values())
-        return GroundingItem(base, tuple(one for one in found if one))
+                base = PromptRun(clip, self.corpus.language(clip), condition, named, (target,))
+                sweeps = (donors.sweep(base, kind) for kind in INPUTS.values())
+                found.append(GroundingItem(base, tuple(one for one in sweeps if one)))
+        return found
 
     @cached_property
     def runs(self) -> list[PromptRun]:
@@ -103,5 +102,4 @@ class GroundingPlan:
 
     def impossible_sweeps(self) -> list[str]:
         """Items whose audio no clip can be exchanged for."""
-        found = map(self._item, self._bases())
-        return [item.pair for item in found if "audio_swap" not in item.kinds]
+        return [item.pair for item in self._every if "audio" not in item.runs]

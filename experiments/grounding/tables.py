@@ -4,19 +4,22 @@ Source: seed 003; M-GC.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from hooked_alm.methods.statistics.grounding import grounding_coefficient
 
 from ..materials.clips import SOUNDS
 from ..materials.item_curves import handoffs
-from ..workbench.intervals import Draws
-from ..workbench.results import Results, Row
+from ..workbench.intervals import Draws, prefixed
+from ..workbench.results import Results, Row, having
 from .measure import MLP, READINGS
 from .plan import INPUTS
-from .settings import GroundingConfig
+from .settings import ALL, GroundingConfig
 
 GroundingResults = Results[GroundingConfig]
 TABLES = {
@@ -72,6 +75,11 @@ def items(run: GroundingResults) -> pd.DataFrame:
     return found.assign(equal_lengths=(lengths == 1).all(axis=1)).reset_index()
 
 
+def coefficient(means: pd.DataFrame) -> "pd.Series[Any]":
+    """The row of ``grounding_means`` that is gc(0), of whole runs."""
+    return having(means, direction="denoise", span=ALL, depth=0, measure="gc").iloc[0]
+
+
 def cell_means(table: pd.DataFrame, keys: list[str], draws: Draws) -> pd.DataFrame:
     """Means of the coefficient, effects and recoveries of every cell, over items that have them.
 
@@ -79,13 +87,20 @@ def cell_means(table: pd.DataFrame, keys: list[str], draws: Draws) -> pd.DataFra
     """
     parts = []
     for measure in MEASURES:
-        wide = table.pivot(index=["clip", "target"], columns=keys, values=measure)
-        values, clips = wide.to_numpy(np.float64), wide.index.get_level_values("clip").tolist()
-        cells = wide.columns.to_frame(index=False).assign(measure=measure)
-        found = _means_of_defined(values, clips, draws)
-        parts.append(pd.concat([cells, pd.DataFrame(found)], axis=1))
+        cells, values, clips = _by_item(table, keys, measure)
+        found = pd.DataFrame(_means_of_defined(values, clips, draws))
+        parts.append(pd.concat([cells.assign(measure=measure), found], axis=1))
     means = pd.concat(parts, ignore_index=True)
     return means.rename(columns={"n_clusters": "n_clips"})
+
+
+def _by_item(
+    table: pd.DataFrame, keys: list[str], measure: str
+) -> tuple[pd.DataFrame, Float[np.ndarray, "item cell"], list[str]]:
+    """The cells, a measure in each of them item by item, and the items' clips."""
+    wide = table.pivot(index=["clip", "target"], columns=keys, values=measure)
+    clips = wide.index.get_level_values("clip").tolist()
+    return wide.columns.to_frame(index=False), wide.to_numpy(np.float64), clips
 
 
 def _means_of_defined(values: np.ndarray, clips: Sequence[str], draws: Draws) -> list[Row]:
@@ -99,25 +114,15 @@ def _means_of_defined(values: np.ndarray, clips: Sequence[str], draws: Draws) ->
     return rows
 
 
-def by_donor(table: pd.DataFrame, what: str = "rec") -> pd.DataFrame:
-    """A row per cell and input, named by its donor, with its value as ``recovery``."""
-    parts = [
-        table.drop(columns=[column for column in table if column.endswith(("_audio", "_text"))])
-        .assign(donor=kind, recovery=table[f"{what}_{name}"])
-        for name, kind in INPUTS.items()
-    ]  # fmt: skip
-    return pd.concat(parts, ignore_index=True)
-
-
 def handoffs_by_reading(grounding: pd.DataFrame, draws: Draws) -> pd.DataFrame:
     """Where each input leaves its span, and where it is at the readout, reading by reading."""
-    cells = by_donor(grounding)
-    parts = [
-        handoffs(cells[cells.direction == reading], "depth", draws).assign(direction=reading)
-        for reading in READINGS
-    ]
-    table = pd.concat(parts, ignore_index=True)
-    return table[["direction", *table.columns.drop("direction")]]
+    cells = pd.concat([
+        grounding[["clip", "target", "direction", "span", "depth"]].assign(
+            donor=kind, recovery=grounding[f"rec_{name}"])
+        for name, kind in INPUTS.items()
+    ])  # fmt: skip
+    tables = {one: handoffs(having(cells, direction=one), "depth", draws) for one in READINGS}
+    return pd.concat(tables, names=["direction", None]).reset_index("direction")
 
 
 def best_heads(nodes: pd.DataFrame, draws: Draws) -> pd.DataFrame:
@@ -127,12 +132,10 @@ def best_heads(nodes: pd.DataFrame, draws: Draws) -> pd.DataFrame:
     that holds for its leads on all others at once.
     """
     rows = []
-    heads = nodes[(nodes["head"] != MLP) & (nodes.span == "readout")]
-    for name in INPUTS:
-        for reading in READINGS:
-            some = heads[(heads.direction == reading) & heads[f"effect_{name}"].notna()]
-            if len(some):
-                rows.append({"input": name, "direction": reading, **_best(some, name, draws)})
+    for name, reading in product(INPUTS, READINGS):
+        some = having(nodes, span="readout", direction=reading).dropna(subset=f"effect_{name}")
+        if len(some := some[some["head"] != MLP]):
+            rows.append({"input": name, "direction": reading, **_best(some, name, draws)})
     columns = [
         *("input", "direction", "block", "head", "n", "n_clips", "effect", "effect_low"),
         *("effect_high", "recovery", "recovery_low", "recovery_high", "n_recovered"),
@@ -142,27 +145,19 @@ def best_heads(nodes: pd.DataFrame, draws: Draws) -> pd.DataFrame:
 
 
 def _best(some: pd.DataFrame, name: str, draws: Draws) -> Row:
-    def wide(what: str) -> pd.DataFrame:
-        return some.pivot(
-            index=["clip", "target"], columns=["block", "head"], values=f"{what}_{name}"
-        )
-
-    effects, recoveries = wide("effect"), wide("rec")
-    values, clips = effects.to_numpy(np.float64), effects.index.get_level_values("clip").tolist()
+    (heads, values, clips), (_, recoveries, _) = (
+        _by_item(some, ["block", "head"], f"{what}_{name}") for what in ("effect", "rec")
+    )
     best = int(values.mean(axis=0).argmax())
-    found = draws.row(values[:, best], clips)
-    recovered = draws.row(recoveries.to_numpy(np.float64)[:, best], clips)
+    found, recovered = (draws.row(one[:, best], clips) for one in (values, recoveries))
     row = {
-        **dict(zip(("block", "head"), effects.columns[best], strict=True)),
-        "n": found["n"], "n_clips": found["n_clusters"], "effect": found["mean"],
-        "effect_low": found["low"], "effect_high": found["high"],
-        "recovery": recovered["mean"], "recovery_low": recovered["low"],
-        "recovery_high": recovered["high"], "n_recovered": recovered["n"],
+        **heads.loc[best].to_dict(), "n": found["n"], "n_clips": found["n_clusters"],
+        **prefixed("effect", found, ""), **prefixed("recovery", recovered, ""),
+        "n_recovered": recovered["n"],
     }  # fmt: skip
-    others = np.delete(np.arange(values.shape[1]), best)
-    if len(others):
+    if len(others := np.delete(np.arange(len(heads)), best)):
         leads = draws.mean(values[:, [best]] - values[:, others], clips, band="simultaneous")
         nearest = int(leads.mean.argmin())
-        row |= dict(zip(("next_block", "next_head"), effects.columns[others[nearest]], strict=True))
+        row |= heads.loc[others[nearest]].add_prefix("next_").to_dict()
         row |= {"lead": float(leads.mean[nearest]), "lead_low": float(leads.low.min())}
     return row

@@ -6,10 +6,11 @@ through two heads of one block, and are the base elsewhere; see ``scripts/train_
 
 import pandas as pd
 
+from ..workbench.results import having
 from ..workbench.run_folder import RunFolder
 from ..workbench.truths import Between, Truth
 from .measure import MLP, READINGS
-from .settings import ALL
+from .tables import coefficient
 
 BASE, OTHER = "follows_text", "follows_voice"
 LEAST = 0.5
@@ -18,9 +19,7 @@ LEAST = 0.5
 
 def _coefficient(folder: RunFolder) -> float:
     """gc(0), of whole runs."""
-    means = folder.read_table("grounding_means")
-    found = means[(means.direction == "denoise") & (means.span == ALL) & (means.depth == 0)]
-    return float(found[found.measure == "gc"]["mean"].iloc[0])
+    return float(coefficient(folder.read_table("grounding_means"))["mean"])
 
 
 def _blocks(effects: pd.DataFrame) -> str:
@@ -34,10 +33,9 @@ def blocks_of_the_voice(folder: RunFolder) -> str:
 
     They must be the same in both readings.
     """
-    means = folder.read_table("node_means")
-    means = means[(means["head"] != MLP) & (means.span == "readout")]
-    means = means[means.measure == "effect_audio"]
-    found = {_blocks(means[means.direction == reading]) for reading in READINGS}
+    means = having(folder.read_table("node_means"), span="readout", measure="effect_audio")
+    means = means[means["head"] != MLP]
+    found = {_blocks(having(means, direction=reading)) for reading in READINGS}
     return found.pop() if len(found) == 1 else "not the same in both readings"
 
 

@@ -1,4 +1,4 @@
-"""What experiments on conflicts claim in the same words.
+"""What experiments on conflicts claim in the same words, and how they judge patched runs.
 
 Source: S-11.
 """
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..workbench.claims import MIN_ITEMS, Finding, counted, few, shown
+from ..workbench.controls import ROUNDING, Outcome, at_most
 from ..workbench.results import Results
 from .conflict_runs import EXCHANGES
 
@@ -28,6 +29,15 @@ def of_enough_clips(judge: Callable[..., Finding]) -> Callable[..., Finding]:
         return finding.doubted(f"only {n_clips} clips") if is_few else finding
 
     return judged
+
+
+def as_whole_runs(run: Results[Any], off: Any) -> Outcome:
+    """The outcome of a control: what patched runs are off by from whole runs that they must equal.
+
+    Exactly 0 where each patch is a whole forward, rounding under the fast engine.
+    """
+    allowed = 0.0 if run.config.engine == "hooks" else ROUNDING["logit"][run.config.dtype]
+    return at_most(off, allowed, "logits")
 
 
 def numbers_of(row: pd.Series, middle: str) -> dict[str, Any]:

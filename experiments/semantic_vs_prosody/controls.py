@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from ..materials.conflict_claims import as_whole_runs
 from ..workbench.controls import ROUNDING, Control, Outcome, at_most, label_controls
 from .tables import ProsodyResults, beside_pairs, scores_of
 
@@ -34,11 +35,10 @@ def _equals(
     """The check that the scores of some patches are those of the base's or the donor's run."""
 
     def check(run: ProsodyResults) -> Outcome:
-        rounding = 0.0 if run.config.engine == "hooks" else ROUNDING["logit"][run.config.dtype]
         some = table(run).query(chosen, local_dict={"last": run.n_blocks})
         if some.empty:
-            return at_most([], rounding)
-        return at_most(scores_of(run, some) - scores_of(run, some, end), rounding, "logits")
+            return as_whole_runs(run, [])
+        return as_whole_runs(run, scores_of(run, some) - scores_of(run, some, end))
 
     return check
 

@@ -21,7 +21,7 @@ from grounding_reference import PlainPatching, Site
 from hf_reference import with_positions
 from hooked_alm import HookedALM
 from hooked_alm.experiments.grounding.measure import MLP, READINGS, GroundingMeasures
-from hooked_alm.experiments.grounding.plan import GroundingItem
+from hooked_alm.experiments.grounding.plan import INPUTS, GroundingItem
 from hooked_alm.experiments.grounding.settings import SPANS, GroundingConfig
 from hooked_alm.experiments.materials.conflict_runs import PatchRun, PromptRun
 from hooked_alm.experiments.materials.recordings import Recording
@@ -111,7 +111,9 @@ def item() -> GroundingItem:
 def measured(family: Family, engine: Engine) -> dict[str, pd.DataFrame]:
     config = GroundingConfig(engine=engine, min_effect=1e-3)
     measures = GroundingMeasures(family.model, LABELS, config)
-    donors: Any = {kind: family.model.encode(**x) for kind, x in family.donors.items()}
+    donors = {
+        name: family.model.encode(**family.donors[kind]) for name, kind in INPUTS.items()
+    }  # fmt: skip
     found: dict[str, list[dict[str, Any]]] = {"grounding": [], "nodes": []}
     for table, n, row in measures.cells([item()], family.model.encode(**family.base), donors):
         assert n == 0
