@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from ..materials.pair_acceptance import EVERY
 from ..workbench.claims import Claim, Finding, few, judged, not_measured, shown
 from ..workbench.controls import FAIL, ROUNDING, SKIPPED, Control, Outcome, at_most
-from .acceptance import EVERY
 from .tables import PairResults, of
 
 N_NAMED = 4
@@ -24,25 +24,16 @@ def _last_block_is_blind(run: PairResults) -> Outcome:
 
 
 CONTROLS = (
-    Control(
-        name="written clips are heard as those that were measured",
-        of=("clips", "written"),
-        guards_against="files that are not the clips that were accepted",
-        check=lambda run: at_most(run["written"].difference, 0.0, "of a feature"),
-    ),
-    Control(
-        name="the audio at depth 0 is the whole exchange",
-        of=("depths",),
-        guards_against="prompts of a pair that differ in more than their clip",
-        check=_whole_exchange,
-    ),
-    Control(
-        name="heads of the last block move nothing but at the readout",
-        of=("heads",),
-        guards_against="heads patched or removed at other positions than they are said to be",
-        check=_last_block_is_blind,
-    ),
-)
+    Control(name="written clips are heard as those that were measured", of=("clips", "written"),
+            check=lambda run: at_most(run["written"].difference, 0.0, "of a feature"),
+            guards_against="files that are not the clips that were accepted"),
+    Control(name="the audio at depth 0 is the whole exchange", of=("depths",),
+            check=_whole_exchange,
+            guards_against="prompts of a pair that differ in more than their clip"),
+    Control(name="heads of the last block move nothing but at the readout", of=("heads",),
+            check=_last_block_is_blind,
+            guards_against="heads patched or removed at other positions than they are said to be"),
+)  # fmt: skip
 
 
 def _sets(run: PairResults) -> list[str]:

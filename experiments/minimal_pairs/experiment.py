@@ -1,9 +1,9 @@
 """Minimal pairs: clips that differ in one thing, accepted or rejected, and exchanged.
 
 From recordings with labels, pairs are made of two recordings, or of one and a change of it. Each
-has to keep the criteria of ``acceptance``; those that do are written as files that other
-experiments take. On them, every place and depth is patched both ways, and every head is patched
-and removed, which warns of heads that stand in for each other.
+has to keep the criteria of ``materials.pair_acceptance``; those that do are written as files that
+other experiments take. On them, every place and depth is patched both ways, and every head is
+patched and removed, which warns of heads that stand in for each other.
 
 Source: M-MP; activation patching in both directions (Heimersheim and Nanda 2024).
 """
@@ -25,6 +25,9 @@ from hooked_alm.methods.reading.labels import LabelSet
 from ..materials.clips import described_table
 from ..materials.exchange import PairExchange
 from ..materials.hearing import Hearing, heard_alike
+from ..materials.pair_acceptance import Accepted, accept
+from ..materials.pair_candidates import Candidate, ClipVersion, PairMaterial
+from ..materials.pair_files import write_pairs
 from ..materials.recordings import load_recordings
 from ..materials.records import collect
 from ..materials.subject import ModelExperiment, described
@@ -32,14 +35,11 @@ from ..workbench.batches import BatchedExperiment, batch_units
 from ..workbench.experiment import Unit, UnitResult
 from ..workbench.page import Page
 from ..workbench.results import Row, Tables
-from .acceptance import accept
-from .candidates import Candidate, ClipVersion, Material
 from .claims import CLAIMS, CONTROLS
-from .measure import PairSweep, heard, places_of, probe_point, sound_of
+from .measure import PairSweep, heard, places_of, probe_point
 from .pages import CAVEATS, fill_page, lead, method
 from .settings import MinimalPairsConfig
 from .tables import MAY_LACK, TABLES, PairResults, summarise
-from .written import write_pairs
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ class MinimalPairs(BatchedExperiment[MinimalPairsConfig], ModelExperiment[Minima
         config = self.config
         source = CLIPS if config.audio == "bundled" else config.audio
         recordings = load_recordings(source, label_column=config.attribute)
-        self.material = Material(config, recordings)
+        self.material = PairMaterial(config, recordings)
+        self._accepted: Accepted | None = None
         if not self.material.candidates:
             raise InputError(
                 f"making pairs of {len(recordings)} recordings: got none of "
@@ -143,7 +144,7 @@ class MinimalPairs(BatchedExperiment[MinimalPairsConfig], ModelExperiment[Minima
     def further_units(self, tables: Tables) -> list[Unit]:
         """The accepted pairs: their sweeps, and one unit that writes them."""
         run = self.results(self.config, {}, tables)
-        pairs = accept(self.material, run["clips"], run.draws).pairs.set_index("pair")
+        pairs = self._acceptance(run).pairs.set_index("pair")
         scores = run["clips"].set_index("clip").scores
         accepted = tuple(
             SweepWork(one, self._answered(one, scores))
@@ -153,6 +154,12 @@ class MinimalPairs(BatchedExperiment[MinimalPairsConfig], ModelExperiment[Minima
         works = ((f"pair__{one.candidate.id}", one) for one in accepted)
         written = [Unit("written", WriteWork(accepted))] if accepted else []
         return batch_units(works, self.config) + written
+
+    def _acceptance(self, run: PairResults) -> Accepted:
+        """What acceptance comes to: of a run's clips, which are the same whenever it is asked."""
+        if self._accepted is None:
+            self._accepted = accept(self.material, run["clips"], run.draws)
+        return self._accepted
 
     def _answered(self, one: Candidate, scores: "pd.Series[Any]") -> tuple[str, str]:
         """Answers of both clips; of a changed one, that which the change brings nearest."""
@@ -198,7 +205,7 @@ class MinimalPairs(BatchedExperiment[MinimalPairsConfig], ModelExperiment[Minima
         for one, (state, scores) in zip(versions, said, strict=True):
             clip = self._clip(one)
             row: Row = {"clip": one.name, "recording": one.recording.name, "change": one.change}
-            row |= {"frames": sum(clip.n_frames), "tokens": clip.n_tokens, **sound_of(one, config)}
+            row |= {"frames": sum(clip.n_frames), "tokens": clip.n_tokens, **one.sound(config)}
             row |= {"state": state.tolist(), "scores": scores.tolist()}
             results.append(UnitResult({"clips": [row]}, {"answers": [*labels.names]}))
         return results
@@ -249,7 +256,7 @@ class MinimalPairs(BatchedExperiment[MinimalPairsConfig], ModelExperiment[Minima
 
     def summaries(self, run: PairResults) -> Iterable[tuple[str, pd.DataFrame]]:
         """See `summarise`."""
-        return summarise(run, self.material)
+        return summarise(run, self._acceptance(run))
 
     def lead(self, run: PairResults) -> str:
         """See `pages.lead`."""

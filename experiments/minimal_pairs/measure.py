@@ -18,29 +18,9 @@ from hooked_alm.methods.patching.patch import patch
 from hooked_alm.methods.reading.labels import LabelSet
 from hooked_alm.points import hook_name
 
-from ..materials.acoustics import track_f0
 from ..materials.exchange import DIRECTIONS, PLACES, PairExchange, PlaceName
-from ..materials.sound_changes import level_db, signal_to_noise
-from ..workbench.results import Row
-from .candidates import ClipVersion
-from .settings import MinimalPairsConfig
 
 ENCODER_BEGINS = "audio.encoder.hook_embed"
-
-
-def sound_of(version: ClipVersion, config: MinimalPairsConfig) -> Row:
-    """Level, pitch and, where noise was added, its SNR; NaN where there is none."""
-    samples, rate = version.samples(config)
-    sound = samples.astype(np.float64)
-    f0 = track_f0(sound, rate)
-    f0 = f0[np.isfinite(f0)]
-    numbers = [np.median(f0), f0.mean(), f0.std()] if f0.size else [np.nan] * 3
-    pitch = dict(zip(("f0_median_hz", "f0_mean_hz", "f0_std_hz"), map(float, numbers), strict=True))
-    snr = np.nan
-    if version.change == "noise":
-        clean, _ = ClipVersion(version.recording).samples(config)
-        snr = signal_to_noise(clean.astype(np.float64), sound)
-    return {"rms_dbfs": level_db(sound), **pitch, "snr_db": snr}
 
 
 def probe_point(model: HookedALM, named: str | None) -> str:

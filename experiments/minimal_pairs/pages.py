@@ -1,11 +1,11 @@
 """The page of a ``minimal_pairs`` run: the pairs and why some were rejected, then the sweeps."""
 
 from ..materials.exchange import DIRECTIONS
+from ..materials.pair_acceptance import EVERY
 from ..workbench import figures
 from ..workbench.controls import FAIL
 from ..workbench.page import Page
 from ..workbench.report import Clip
-from .acceptance import EVERY
 from .tables import PairResults, of
 
 CAVEATS = (

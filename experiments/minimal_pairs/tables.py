@@ -1,17 +1,16 @@
 """Summaries of a ``minimal_pairs`` run; what is sampled are groups of pairs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from ..materials.pair_acceptance import EVERY, Accepted
 from ..workbench.controls import FAIL
 from ..workbench.intervals import Draws
 from ..workbench.results import Results
-from .acceptance import EVERY, accept
-from .candidates import Material
 from .settings import MinimalPairsConfig
 
 PairResults = Results[MinimalPairsConfig]
@@ -38,9 +37,8 @@ BACKUP = [
 ]  # fmt: skip
 
 
-def summarise(run: PairResults, material: Material) -> Iterator[tuple[str, pd.DataFrame]]:
+def summarise(run: PairResults, found: Accepted) -> Iterator[tuple[str, pd.DataFrame]]:
     """Every summary, by the name of its file."""
-    found = accept(material, run["clips"], run.draws)
     yield "pairs", found.pairs
     yield "acceptance", found.acceptance
     yield "probes", found.probes
@@ -89,32 +87,42 @@ def _by_group(
     return wide.index.to_frame(index=False), wide.to_numpy(np.float64).T
 
 
+def _set_by_set(
+    table: pd.DataFrame, columns: list[str], of_set: Callable[[pd.DataFrame], pd.DataFrame]
+) -> pd.DataFrame:
+    """What is made of each set of pairs, one below the other."""
+    parts = [
+        of_set(some).assign(attribute=attribute)[columns]
+        for attribute, some in table.groupby("attribute", sort=False)
+    ]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
 def curves(depths: pd.DataFrame, draws: Draws) -> pd.DataFrame:
     """Mean recovery by place, direction and depth, over groups whose pairs have an effect."""
-    parts = [pd.DataFrame(columns=CURVES)]
-    for attribute, some in depths.groupby("attribute", sort=False):
+
+    def of_set(some: pd.DataFrame) -> pd.DataFrame:
         cells, values = _by_group(some, ["place", "direction", "depth"], "recovery")
-        found = pd.DataFrame(draws.points(values, [*range(len(values))]))
-        parts.append(pd.concat([cells, found], axis=1).assign(attribute=attribute)[CURVES])
-    return pd.concat(parts if len(parts) == 1 else parts[1:], ignore_index=True)
+        return cells.join(pd.DataFrame(draws.points(values, [*range(len(values))])))
+
+    return _set_by_set(depths, CURVES, of_set)
 
 
 def gaps(depths: pd.DataFrame, draws: Draws) -> pd.DataFrame:
     """Noising minus denoising at every place and depth; the band holds for all cells of a set."""
-    parts = [pd.DataFrame(columns=GAPS)]
-    for attribute, some in depths.groupby("attribute", sort=False):
-        keys = ["place", "depth", "group"]
-        wide = some.groupby([*keys, "direction"], sort=False).recovery.mean().unstack("direction")
-        both = wide.reset_index().assign(gap=wide.noising.to_numpy() - wide.denoising.to_numpy())
-        cells, values = _by_group(both, ["place", "depth"], "gap")
+    at = ["place", "depth"]
+
+    def of_set(some: pd.DataFrame) -> pd.DataFrame:
+        wide = some.groupby([*at, "group", "direction"], sort=False).recovery.mean()
+        wide = wide.unstack("direction").reset_index()
+        both = wide.assign(gap=wide.noising - wide.denoising)
+        cells, values = _by_group(both, at, "gap")
         found = draws.mean(values, None, "simultaneous")
-        ends = {"mean": found.mean, "low": found.low, "high": found.high, "n": found.n}
-        means = both.groupby(["place", "depth"], sort=False)[["noising", "denoising"]].mean()
-        table = cells.assign(**ends, attribute=attribute).merge(
-            means.reset_index(), on=["place", "depth"]
-        )
-        parts.append(table[GAPS])
-    return pd.concat(parts if len(parts) == 1 else parts[1:], ignore_index=True)
+        cells = cells.assign(mean=found.mean, low=found.low, high=found.high, n=found.n)
+        means = both.groupby(at, sort=False)[["noising", "denoising"]].mean()
+        return cells.merge(means.reset_index(), on=at)
+
+    return _set_by_set(depths, GAPS, of_set)
 
 
 def backup(heads: pd.DataFrame, draws: Draws, least: float) -> pd.DataFrame:
@@ -123,8 +131,8 @@ def backup(heads: pd.DataFrame, draws: Draws, least: float) -> pd.DataFrame:
     ``alone`` says which: the band of one lies beyond ± ``least``, that of the other within it.
     Bands hold for all heads and places of a set.
     """
-    parts = [pd.DataFrame(columns=BACKUP)]
-    for attribute, some in heads.groupby("attribute", sort=False):
+
+    def of_set(some: pd.DataFrame) -> pd.DataFrame:
         columns, moves, is_idle = dict[str, Any](), dict[str, Any](), dict[str, Any]()
         for name in ("patched", "ablated"):
             cells, values = _by_group(some, HEAD, name)
@@ -136,6 +144,6 @@ def backup(heads: pd.DataFrame, draws: Draws, least: float) -> pd.DataFrame:
             [moves["patched"] & is_idle["ablated"], moves["ablated"] & is_idle["patched"]],
             ["patched", "ablated"], "",
         )  # fmt: skip
-        about = {"attribute": attribute, "n_groups": len(values), "alone": alone}
-        parts.append(cells.assign(**columns, **about)[BACKUP])
-    return pd.concat(parts if len(parts) == 1 else parts[1:], ignore_index=True)
+        return cells.assign(**columns, n_groups=len(values), alone=alone)
+
+    return _set_by_set(heads, BACKUP, of_set)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hooked_alm.experiments.minimal_pairs.acceptance import ACCEPTANCE, EVERY
+from hooked_alm.experiments.materials.pair_acceptance import ACCEPTANCE, EVERY
 from hooked_alm.experiments.minimal_pairs.experiment import MinimalPairs
 from hooked_alm.experiments.minimal_pairs.settings import MinimalPairsConfig
 from hooked_alm.experiments.minimal_pairs.tables import PairResults, effects, sets_of

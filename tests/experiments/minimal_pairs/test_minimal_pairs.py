@@ -14,9 +14,9 @@ from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
 from hooked_alm.experiments.circuits.experiment import Circuits
 from hooked_alm.experiments.circuits.settings import CircuitsConfig
+from hooked_alm.experiments.materials.pair_acceptance import read_by_probes
 from hooked_alm.experiments.materials.pairs import read_pairs
 from hooked_alm.experiments.materials.recordings import load_recordings
-from hooked_alm.experiments.minimal_pairs.acceptance import read_by_probes
 from hooked_alm.experiments.minimal_pairs.claims import CLAIMS
 from hooked_alm.experiments.minimal_pairs.experiment import MinimalPairs
 from hooked_alm.experiments.minimal_pairs.settings import MinimalPairsConfig

@@ -19,10 +19,10 @@ from hooked_alm.methods.statistics.probing import held_out_probabilities
 from hooked_alm.methods.statistics.significance import sign_flip_test
 
 from ..workbench.controls import FAIL, PASS, SKIPPED
-from ..workbench.intervals import Draws
+from ..workbench.intervals import Draws, numbers
 from ..workbench.results import Row
-from .candidates import Candidate, Material
-from .settings import MOVES
+from .pair_candidates import Candidate, PairMaterial
+from .pair_settings import MOVES
 
 EVERY = "(all)"
 """Stands for the pair where a criterion is the set's."""
@@ -71,7 +71,7 @@ class Accepted(NamedTuple):
     """A row per column that probes read."""
 
 
-def accept(material: Material, clips: pd.DataFrame, draws: Draws) -> Accepted:
+def accept(material: PairMaterial, clips: pd.DataFrame, draws: Draws) -> Accepted:
     """Accepts or rejects every candidate.
 
     Args:
@@ -87,8 +87,9 @@ def accept(material: Material, clips: pd.DataFrame, draws: Draws) -> Accepted:
         changes = {c: read.changes(one) for c, read in readings.items() if not _own(one, c)}
         rows += [{"pair": one.id, **row} for row in _criteria(one, pair, changes, material)]
     failed = {row["pair"] for row in rows if row["verdict"] == FAIL}
+    by_id = {one.id: one for one in material.candidates}
     for attribute, some in pairs[~pairs.pair.isin(failed)].groupby("attribute", sort=False):
-        of_set = [one for one in material.candidates if one.id in {*some.pair}]
+        of_set = [by_id[pair] for pair in some.pair]
         for row in _of_set(of_set, some, readings, draws):
             rows.append({"pair": EVERY, "attribute": attribute, **row})
             failed |= {*some.pair} if row["verdict"] == FAIL else set()
@@ -97,7 +98,7 @@ def accept(material: Material, clips: pd.DataFrame, draws: Draws) -> Accepted:
 
 
 def _pair_row(
-    one: Candidate, material: Material, clips: pd.DataFrame, readings: dict[str, ProbeReading]
+    one: Candidate, material: PairMaterial, clips: pd.DataFrame, readings: dict[str, ProbeReading]
 ) -> Row:
     """What is known of a pair, and what was measured of both its clips."""
     recording = one.a.recording
@@ -117,7 +118,7 @@ def _pair_row(
 
 
 def _criteria(
-    one: Candidate, pair: Row, changes: dict[str, np.ndarray], material: Material
+    one: Candidate, pair: Row, changes: dict[str, np.ndarray], material: PairMaterial
 ) -> Iterator[Row]:
     """The criteria of a pair, each with its verdict; of a probe, with the interval of its fits."""
     config, moved = material.config, MOVES.get(one.kind, ())
@@ -204,7 +205,7 @@ def _own(one: Candidate, column: str) -> bool:
 
 
 def read_by_probes(
-    material: Material, clips: pd.DataFrame
+    material: PairMaterial, clips: pd.DataFrame
 ) -> tuple[dict[str, ProbeReading], pd.DataFrame]:
     """What held-out probes read off every clip, for the columns that they can read; and how well.
 
@@ -234,20 +235,19 @@ def read_by_probes(
             states, known, seed=config.seed,
         )  # fmt: skip
         is_right = fit()[0, plain].argmax(axis=1) == codes
-        rate, chance = (
-            wilson(int(is_right.sum()), len(is_right)),
-            values[plain].value_counts().max(),
-        )
-        row = {"column": column, "grouped_by": by or "recording", "n": len(is_right)}
-        row |= {"accuracy": float(rate.mean), "low": float(rate.low), "high": float(rate.high)}
-        reads = bool(row["low"] > chance / len(is_right))
-        rows.append({**row, "chance": chance / len(is_right), "reads": reads})
+        right = numbers(wilson(int(is_right.sum()), n := len(is_right)))
+        chance = values[plain].value_counts().max() / n
+        reads = bool(right["low"] > chance)
+        rows.append({
+            "column": column, "grouped_by": by or "recording", "n": n, "accuracy": right["mean"],
+            "low": right["low"], "high": right["high"], "chance": chance, "reads": reads,
+        })  # fmt: skip
         if reads:
             found[column] = ProbeReading(fit(n_refits=N_REFITS), names.tolist(), values)
     return found, pd.DataFrame(rows, columns=PROBES)
 
 
-def _grouping(material: Material, column: str, values: "pd.Series[Any]") -> str:
+def _grouping(material: PairMaterial, column: str, values: "pd.Series[Any]") -> str:
     """The column of a probe's groups; empty where each recording is its own."""
     recordings = {one.name: one for one in material.recordings}
     for by in ("speaker", "text", material.config.attribute):

@@ -1,4 +1,4 @@
-"""The files of accepted pairs: clips, their manifest, and ``pairs.jsonl`` (`materials.pairs`)."""
+"""The files of pairs: clips, their manifest, and ``pairs.jsonl``, which `pairs` reads."""
 
 import io
 import json
@@ -10,13 +10,13 @@ import torch
 from hooked_alm import HookedALM
 from hooked_alm.inputs import AudioClip
 
-from ..materials.clips import open_clip
-from ..materials.recordings import Recording, write_manifest
 from ..workbench.experiment import UnitResult
 from ..workbench.identity import file_sha256
 from ..workbench.results import Row
 from ..workbench.run_folder import RunFolder
-from .candidates import Candidate, ClipVersion, Material
+from .clips import open_clip
+from .pair_candidates import Candidate, ClipVersion, PairMaterial
+from .recordings import Recording, write_manifest
 
 FOLDER = "pairs"
 
@@ -24,7 +24,7 @@ FOLDER = "pairs"
 def write_pairs(
     folder: RunFolder,
     model: HookedALM,
-    material: Material,
+    material: PairMaterial,
     pairs: Sequence[tuple[Candidate, tuple[str, str]]],
     measured: Callable[[ClipVersion], AudioClip],
 ) -> UnitResult:
@@ -65,7 +65,7 @@ def write_pairs(
     return UnitResult({"written": rows}, {"files": hashes})
 
 
-def _write(folder: RunFolder, one: ClipVersion, material: Material) -> str:
+def _write(folder: RunFolder, one: ClipVersion, material: PairMaterial) -> str:
     """Writes a clip; the name of its file."""
     if one.is_file(material.config):
         path = one.recording.path
@@ -80,9 +80,9 @@ def _write(folder: RunFolder, one: ClipVersion, material: Material) -> str:
 
 
 def _line(
-    pair: Candidate, answers: tuple[str, str], files: dict[str, str], material: Material
+    pair: Candidate, answers: tuple[str, str], files: dict[str, str], material: PairMaterial
 ) -> dict[str, object]:
-    """A pair as `materials.pairs` reads it."""
+    """A pair as `pairs` reads it."""
     segments = [list(part) for part in material.segments[pair.a.recording.name]]
     sides = {"base": pair.a, "donor": pair.b}
     return {

@@ -11,13 +11,22 @@ from jaxtyping import Float32
 from hooked_alm.audio import decode_file
 from hooked_alm.errors import InputError
 
-from ..materials.clips import file_safe
-from ..materials.ob1 import LABELS, SENTENCES, prompt_segments
-from ..materials.recordings import Recording
-from ..materials.records import collect
-from ..materials.sound_changes import add_noise, band_limit, in_16_bits, level_db, resynthesise
 from ..workbench.claims import MIN_ITEMS
-from .settings import FAMILIES, MinimalPairsConfig, PairFamily, PairKind
+from ..workbench.results import Row
+from .acoustics import track_f0
+from .clips import file_safe
+from .ob1 import LABELS, SENTENCES, prompt_segments
+from .pair_settings import FAMILIES, PairFamily, PairKind, PairsConfig
+from .recordings import Recording
+from .records import collect
+from .sound_changes import (
+    add_noise,
+    band_limit,
+    in_16_bits,
+    level_db,
+    resynthesise,
+    signal_to_noise,
+)
 
 
 @dataclass(frozen=True)
@@ -32,11 +41,11 @@ class ClipVersion:
         """Names it in results."""
         return "__".join(filter(None, (self.recording.name, self.change)))
 
-    def is_file(self, config: MinimalPairsConfig) -> bool:
+    def is_file(self, config: PairsConfig) -> bool:
         """Whether it is the recording's own file."""
         return not self.change and config.level_dbfs is None
 
-    def samples(self, config: MinimalPairsConfig) -> tuple[Float32[np.ndarray, " sample"], int]:
+    def samples(self, config: PairsConfig) -> tuple[Float32[np.ndarray, " sample"], int]:
         """Its samples, in 16 bits, and their rate.
 
         Raises:
@@ -61,13 +70,28 @@ class ClipVersion:
             )
         return in_16_bits(changed), rate
 
+    def sound(self, config: PairsConfig) -> Row:
+        """Level, pitch and, where noise was added, its SNR; NaN where there is none."""
+        samples, rate = self.samples(config)
+        sound = samples.astype(np.float64)
+        f0 = track_f0(sound, rate)
+        f0 = f0[np.isfinite(f0)]
+        numbers = [np.median(f0), f0.mean(), f0.std()] if f0.size else [np.nan] * 3
+        names = ("f0_median_hz", "f0_mean_hz", "f0_std_hz")
+        pitch = dict(zip(names, map(float, numbers), strict=True))
+        snr = np.nan
+        if self.change == "noise":
+            clean, _ = ClipVersion(self.recording).samples(config)
+            snr = signal_to_noise(clean.astype(np.float64), sound)
+        return {"rms_dbfs": level_db(sound), **pitch, "snr_db": snr}
+
 
 def _gain(sound: np.ndarray, wanted_db: float) -> float:
     found = level_db(sound)
     return 10 ** ((wanted_db - found) / 20) if np.isfinite([found, wanted_db]).all() else 1.0
 
 
-def _factors(change: str, config: MinimalPairsConfig) -> dict[str, float]:
+def _factors(change: str, config: PairsConfig) -> dict[str, float]:
     return {
         "pitch": {"pitch": 2 ** (config.pitch_st / 12)},
         "range": {"spread": config.range_factor},
@@ -97,10 +121,10 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Material:
+class PairMaterial:
     """Recordings, what is known and asked of them, and the pairs that can be made of them."""
 
-    config: MinimalPairsConfig
+    config: PairsConfig
     recordings: Sequence[Recording]
     segments: dict[str, list[tuple[str, str]]] = field(init=False)
     """Recording -> what it is asked, in named parts."""

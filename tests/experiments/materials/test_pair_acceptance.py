@@ -8,10 +8,9 @@ import pandas as pd
 import pytest
 from scipy.stats import permutation_test
 
+from hooked_alm.experiments.materials.pair_acceptance import Accepted, accept, level_leak
+from hooked_alm.experiments.materials.pair_candidates import ClipVersion, PairMaterial
 from hooked_alm.experiments.materials.recordings import load_recordings
-from hooked_alm.experiments.minimal_pairs.acceptance import Accepted, accept, level_leak
-from hooked_alm.experiments.minimal_pairs.candidates import ClipVersion, Material
-from hooked_alm.experiments.minimal_pairs.measure import sound_of
 from hooked_alm.experiments.minimal_pairs.settings import MinimalPairsConfig
 from hooked_alm.experiments.workbench.intervals import Draws
 from minimal_pairs_toy import write_recordings
@@ -19,13 +18,13 @@ from minimal_pairs_toy import write_recordings
 HOP = 160
 
 
-def material(table: Path, **settings: Any) -> Material:
+def material(table: Path, **settings: Any) -> PairMaterial:
     values = {"attribute": "pitch_label", "prompt": "What is it?", "kinds": ("label",), **settings}
     config = MinimalPairsConfig(audio=str(table), **values)
-    return Material(config, load_recordings(table, label_column="pitch_label"))
+    return PairMaterial(config, load_recordings(table, label_column="pitch_label"))
 
 
-def measured(some: Material) -> pd.DataFrame:
+def measured(some: PairMaterial) -> pd.DataFrame:
     """What a model with 10 ms frames and tokens of 2 would be told; its states hold text and label.
 
     Every state is the number of the text and of the label, with noise of its own.
@@ -39,11 +38,11 @@ def measured(some: Material) -> pd.DataFrame:
         frames = len(samples) // HOP
         state = [*(2.0 * np.array(own) + around[:2]), *around[2:]]
         found = {"frames": frames, "tokens": frames // 2, "state": state, "scores": [0.0, 1.0]}
-        rows.append({**about, **found, **sound_of(one, some.config)})
+        rows.append({**about, **found, **one.sound(some.config)})
     return pd.DataFrame(rows)
 
 
-def accepted(some: Material, clips: pd.DataFrame | None = None) -> Accepted:
+def accepted(some: PairMaterial, clips: pd.DataFrame | None = None) -> Accepted:
     return accept(some, measured(some) if clips is None else clips, Draws(0, 1000))
 
 
@@ -78,7 +77,7 @@ def test_of_many_speakers_pairs_of_one_are_a_group(tmp_path: Path) -> None:
 def test_a_change_moves_what_it_is_named_after(tmp_path: Path) -> None:
     kinds = ("noise", "band", "level", "pitch", "range", "pace")
     some = material(write_recordings(tmp_path, n_speakers=1), kinds=kinds, n_pairs=4)
-    found = {name: sound_of(one, some.config) for one in some.versions for name in (one.name,)}
+    found = {name: one.sound(some.config) for one in some.versions for name in (one.name,)}
     for one in some.candidates:
         a, b = found[one.a.name], found[one.b.name]
         assert a["rms_dbfs"] == pytest.approx(-26, abs=1e-3)
