@@ -3,14 +3,12 @@
 Source: AudioLens, its conclusions; M-AL-2 to M-AL-5.
 """
 
-from typing import Any
-
 import numpy as np
-import pandas as pd
 
 from ..materials.confounds import confounded
 from ..workbench.claims import Claim, Finding, around_zero, few, judged, not_measured, shown
 from ..workbench.controls import ROUNDING, Control, Outcome, at_most, label_controls
+from ..workbench.results import having
 from .tables import (
     AttributeResults,
     above,
@@ -29,17 +27,13 @@ MOST_UNDEFINED = 0.05
 
 def _lens_ends_in_the_answer(run: AttributeResults) -> Outcome:
     """Information at the last depth of the readout is that of the answer itself (M-AL-2)."""
-    information = run["information"]
-    last = information[(information.depth == run.n_blocks) & (information.position == "readout")]
+    last = having(run["information"], depth=run.n_blocks, position="readout")
     both = last.merge(
         run["answers"], on=["clip", "attribute", "prompt"], suffixes=("", "_answered")
     )
     # The lens is fp32; the output is the model's precision.
-    return at_most(both.label_mass - both.label_mass_answered, _mass(run), "probability")
-
-
-def _mass(run: AttributeResults) -> float:
-    return ROUNDING["logit"][run.config.dtype]
+    off = both.label_mass - both.label_mass_answered
+    return at_most(off, ROUNDING["logit"][run.config.dtype], "probability")
 
 
 def _mass_is_a_share(run: AttributeResults) -> Outcome:
@@ -48,16 +42,14 @@ def _mass_is_a_share(run: AttributeResults) -> Outcome:
 
 def _blind_queries(run: AttributeResults) -> Outcome:
     """A mention before the audio cannot be kept from it: nothing may change."""
-    table, about = run["knockout"], run.inputs["audio_is_behind"]
-    blind = table[(table["query"] == "mention") & (table["keys"] == "audio")]
-    blind = blind[blind.attribute.isin([name for name, behind in about.items() if behind])]
+    names = [name for name, behind in run.inputs["audio_is_behind"].items() if behind]
+    blind = having(run["knockout"], query="mention", keys="audio", attribute=names)
     return at_most(blind.gain, ROUNDING["logit"][run.config.dtype], "logits")
 
 
 def _last_block(run: AttributeResults) -> Outcome:
     """What the mention sees in the last block, the readout reads no more."""
-    table = run["knockout"]
-    cells = table[(table["query"] == "mention") & (table["first"] == run.n_blocks - 1)]
+    cells = having(run["knockout"], query="mention", first=run.n_blocks - 1)
     return at_most(cells.gain, ROUNDING["logit"][run.config.dtype], "logits")
 
 
@@ -78,21 +70,14 @@ CONTROLS = (
 # --- Claims
 
 
-def _of(table: pd.DataFrame, attribute: str, **values: Any) -> pd.DataFrame:
-    found = table[table.attribute == attribute]
-    for column, value in values.items():
-        found = found[found[column] == value]
-    return found
-
-
 def _else(run: AttributeResults, attribute: str) -> dict[str, bool]:
     """What else than the attribute the clips may be told apart by."""
-    return confounded(_of(run["confounds"], attribute), run.config)
+    return confounded(having(run["confounds"], attribute=attribute), run.config)
 
 
 def _hears(run: AttributeResults, attribute: str) -> Finding:
-    rows = _of(run["accuracy"], attribute, heard="audio")
-    row = rows[rows.prompt == run.config.causal_prompt].iloc[0].to_dict()
+    rows = having(run["accuracy"], attribute=attribute, heard="audio")
+    row = having(rows, prompt=run.config.causal_prompt).iloc[0].to_dict()
     chance = max(row["chance"], 1 / len(run.inputs["labels"][attribute]))
     others = "".join(
         f", {one['mean']:.2f} under the format {one['prompt']}"
@@ -119,8 +104,7 @@ def _uses_the_audio(run: AttributeResults, attribute: str) -> Finding:
     lost = lost_in_silence(run, attribute)
     if not lost["n"]:
         return not_measured(claim, "nothing was taken away", "logits")
-    without = run["accuracy"]
-    without = _of(without[without.heard != "audio"], attribute)
+    without = having(run["accuracy"], attribute=attribute).query("heard != 'audio'")
     said = ", ".join(f"{one['mean']:.2f} ({one['heard']})" for one in without.to_dict("records"))
     return judged(
         claim,
@@ -136,15 +120,11 @@ def _uses_the_audio(run: AttributeResults, attribute: str) -> Finding:
 
 
 def _readable(run: AttributeResults, attribute: str) -> Finding:
-    rows = _of(
-        run["critical"],
-        attribute,
-        prompt=run.config.causal_prompt,
-        position="readout",
-        lens="logit",
-    ).set_index(["measure", "definition"])
+    rows = having(run["critical"], attribute=attribute, prompt=run.config.causal_prompt,
+                  position="readout", lens="logit")  # fmt: skip
     # A label may lead all others by a hair, in clip after clip, where none has been read.
-    at, mean = rows.loc[("p_correct_soft", "resolve")], rows.loc[("hit", "weighted")]
+    at = having(rows, measure="p_correct_soft", definition="resolve").iloc[0]
+    mean = having(rows, measure="hit", definition="weighted").iloc[0]
     numbers = {"mean": at.depth, "low": at.low, "high": at.high, "n": at.n}
     bar = above(run, attribute)
     where = f"{shown(numbers, 0)} of 0 to {run.n_blocks}" if np.isfinite(at.depth) else "none"
@@ -169,8 +149,8 @@ def _readable(run: AttributeResults, attribute: str) -> Finding:
 
 def _direct(run: AttributeResults, attribute: str) -> Finding:
     """Whether the readout reads the audio, or what was collected where the attribute is named."""
-    every = run["knockout"]
-    every = _of(every, attribute, query="readout", first=0, last=run.n_blocks - 1)
+    whole = {"attribute": attribute, "query": "readout", "first": 0, "last": run.n_blocks - 1}
+    every = having(run["knockout"], **whole)
     gains = every.pivot(index=["clip", "speaker"], columns="keys", values="gain")
     claim = f"The readout gets the {attribute} from the audio itself"
     if "mention" not in gains or "audio" not in gains:
@@ -181,12 +161,9 @@ def _direct(run: AttributeResults, attribute: str) -> Finding:
     is_direct = gap["mean"] > 0
     if not is_direct:
         claim = f"The readout gets the {attribute} from where it is named"
-    used = costs["audio" if is_direct else "mention"]
-    by_chance = run.draws.row(
-        gains["random"] - gains["audio" if is_direct else "mention"], run.config.clusters(who)
-    )
-    rows = _of(run["knockouts"], attribute, query="readout", first=0, last=run.n_blocks - 1)
-    shares = rows.set_index("keys").share
+    used = "audio" if is_direct else "mention"
+    by_chance = run.draws.row(gains["random"] - gains[used], run.config.clusters(who))
+    shares = having(run["knockouts"], **whole).set_index("keys").share
     facts = (
         "Kept from them in all blocks, the right label leads by less: without the audio by "
         f"{shown(costs['audio'])} logits ({_share(shares['audio'])}), without the mention by "
@@ -199,7 +176,7 @@ def _direct(run: AttributeResults, attribute: str) -> Finding:
         {
             **few(gap["n_clusters"], run.config.resampled),
             **around_zero(gap, "difference"),
-            "the cost is not surely above 0": not used["low"] > 0,
+            "the cost is not surely above 0": not costs[used]["low"] > 0,
             "not surely more than random keys": not by_chance["low"] > 0,
         },
         numbers=gap,
@@ -215,14 +192,14 @@ def _share(share: float) -> str:
 
 def _peaks(run: AttributeResults, attribute: str) -> Finding | None:
     """AudioLens' mode of failure: read at some depth, and lost again."""
-    table = _of(run["outcomes"], attribute, lens="logit")
+    table = having(run["outcomes"], attribute=attribute, lens="logit")
     claim = f"Where the {attribute} is answered wrong, it had been read at an earlier depth"
     if table.empty:
         return None
     told_by, prompt = table.told_by.iloc[0], run.config.causal_prompt
-    wrong = set(_of(run["answers"], attribute, prompt=told_by).query("hit == 0")["clip"])
-    curves = _of(run["information"], attribute, prompt=prompt, position="readout", lens="logit")
-    curves = curves[curves["clip"].isin(wrong)]
+    wrong = having(run["answers"], attribute=attribute, prompt=told_by, hit=0)["clip"]
+    curves = having(run["information"], attribute=attribute, prompt=prompt, position="readout",
+                    lens="logit", clip=[*wrong])  # fmt: skip
     if curves.empty:
         return not_measured(claim, "no clip is answered wrong", "rate", f"By the format {told_by}")
     who, hits = wide(curves, "hit")
@@ -249,10 +226,10 @@ def _enrichment(run: AttributeResults, attribute: str) -> Finding | None:
     if not run.config.enrich_modes:
         return None
     claim = f"Enriching later states with earlier ones helps to answer the {attribute}"
-    table = _of(run["enrichment"], attribute)
+    table = having(run["enrichment"], attribute=attribute)
     if table.empty:
         return not_measured(claim, "no clips are left to judge it on", "logits")
-    own = table[table.donor == "self"]
+    own = having(table, donor="self")
     gain = mean_of(run, own, "gain")
     hits = mean_of(run, own.assign(gained=own.hit - own.base_hit), "gained")
     why_not = {
@@ -262,10 +239,10 @@ def _enrichment(run: AttributeResults, attribute: str) -> Finding | None:
     }
     said = []
     for donor, part in table[table.donor != "self"].groupby("donor", sort=False):
-        both = own.merge(part[["clip", "gain"]], on="clip", suffixes=("", "_other"))
-        gap = mean_of(run, both.assign(gap=both.gain - both.gain_other), "gap")
-        said.append(f"{part.gain.mean():.2f} ({str(donor).replace('_', ' ')})")
-        why_not[f"not surely more than by {str(donor).replace('_', ' ')}"] = not gap["low"] > 0
+        both, name = own.merge(part[["clip", "gain"]], on="clip"), str(donor).replace("_", " ")
+        gap = mean_of(run, both.assign(gap=both.gain_x - both.gain_y), "gap")
+        said.append(f"{part.gain.mean():.2f} ({name})")
+        why_not[f"not surely more than by {name}"] = not gap["low"] > 0
     first = own.iloc[0]
     return judged(
         claim,

@@ -8,7 +8,7 @@ from ..materials.recordings import Recording
 from ..materials.trained_lens import lens_name
 from ..workbench import figures
 from ..workbench.page import Page
-from ..workbench.report import Clip
+from ..workbench.results import having
 from .tables import AttributeResults, above, attributes_of
 
 DEPTH = "depth (blocks passed)"
@@ -91,31 +91,26 @@ def _asked(page: Page, run: AttributeResults, recordings: Sequence[Recording]) -
     )
     first = attributes_of(run)[0]
     shown = page.sample(recordings, lambda one: one.cells.get(first), seed=run.config.seed)
-    answers = run["answers"][run["answers"].prompt == run.config.causal_prompt]
-    clips = []
-    for one in shown.clips:
-        said = answers[answers["clip"] == one.name].to_dict("records")
-        about = {
-            f"{row['attribute']}: {row['label']}": f"answer {row['prediction']}" for row in said
-        }
-        clips.append(Clip(page.folder.add_clip(one.name, one.path), one.name, None, about))
-    which = f"{len(clips)} of the {shown.n_of} clips" if shown.how else "Each clip"
-    page.clips(clips, f"{which} (mono, 16 kHz), its labels and the answers. {shown.how}".rstrip())
+    answers = having(run["answers"], prompt=run.config.causal_prompt)
+    page.play(
+        shown, f"{shown.which} (mono, 16 kHz), its labels and the answers.",
+        lambda one: {f"{row.attribute}: {row.label}": f"answer {row.prediction}"
+                     for row in having(answers, clip=one.name).itertuples()},
+    )  # fmt: skip
     page.table(
         "The clips, and what was measured of them",
         run["manifest"].drop(columns=["sha256", "voiced_fraction"]),
         of="manifest",
     )
     for attribute in attributes_of(run):
-        found = run["confounds"]
-        add_confounds(page, found[found.attribute == attribute], run.config)
+        add_confounds(page, having(run["confounds"], attribute=attribute), run.config)
 
 
 def _answers(page: Page, run: AttributeResults) -> None:
     table = run["accuracy"]
     asked = table.prompt.where(table.heard == "audio", table.heard.str.replace("_", " "))
     for attribute in attributes_of(run):
-        shown = table.assign(asked=asked)[table.attribute == attribute]
+        shown = having(table.assign(asked=asked), attribute=attribute)
         drawing = figures.bars(
             shown, "asked", title=f"Answers right: {attribute}", y_label="share of clips",
             y_limits=(0, 1.05), reference=1 / len(run.inputs["labels"][attribute]),
@@ -129,28 +124,25 @@ def _answers(page: Page, run: AttributeResults) -> None:
 
 
 def _information(page: Page, run: AttributeResults, attribute: str) -> None:
-    every = run["information_curves"]
-    every = every[every.attribute == attribute]
+    every = having(run["information_curves"], attribute=attribute)
     curve = every.prompt + ", " + every.position
     every = every.assign(curve=curve if every.lens.nunique() == 1 else curve + ", " + every.lens)
-    labels = {
-        "hit": "share of clips", "label_mass": "probability", "kl": "KL (nats)",
-    }  # fmt: skip
-    titles = {
-        "hit": f"Information: {attribute}", "label_mass": "Probability of the labels together",
-        "kl": "Distance of the lens from the output",
-    }  # fmt: skip
+    drawn = {
+        "hit": (f"Information: {attribute}", "share of clips"),
+        "label_mass": ("Probability of the labels together", "probability"),
+        "kl": ("Distance of the lens from the output", "KL (nats)"),
+    }
     parts = [
-        (every[every.measure == name],
-         {"title": titles[name], "y_label": label,
+        (having(every, measure=name),
+         {"title": title, "y_label": label,
           "reference": above(run, attribute) if name == "hit" else None})
-        for name, label in labels.items()
+        for name, (title, label) in drawn.items()
     ]  # fmt: skip
     drawing = figures.panels(
         figures.curves, parts, height=3.4, x="depth", group="curve", x_label=DEPTH
     )
     page.figure(
-        f"information_{file_safe(attribute)}", drawing, every[every.measure.isin([*labels])],
+        f"information_{file_safe(attribute)}", drawing, having(every, measure=[*drawn]),
         f"What can be read of the {attribute}, by format and position",
         f"The line is {above(run, attribute):.2f}: chance and {run.config.margin:.0%} of it. "
         f"{BAND} At the last depth the readout's curve is the answer.",
@@ -160,8 +152,7 @@ def _information(page: Page, run: AttributeResults, attribute: str) -> None:
 
 
 def _outcomes(page: Page, run: AttributeResults, attribute: str) -> None:
-    table = run["outcomes"]
-    table = table[(table.attribute == attribute) & (table.lens == "logit")]
+    table = having(run["outcomes"], attribute=attribute, lens="logit")
     if table.outcome.nunique() < 2:
         return
     told_by = table.told_by.iloc[0]
@@ -177,8 +168,7 @@ def _outcomes(page: Page, run: AttributeResults, attribute: str) -> None:
 
 
 def _knockouts(page: Page, run: AttributeResults, attribute: str) -> None:
-    table = run["knockouts"]
-    table = table[table.attribute == attribute]
+    table = having(run["knockouts"], attribute=attribute)
     table = table.assign(road=table["query"] + " ← " + table["keys"])
     is_whole = (table["first"] == 0) & (table["last"] == run.n_blocks - 1)
     is_window = table["last"] - table["first"] + 1 == run.config.window
@@ -206,12 +196,12 @@ def _knockouts(page: Page, run: AttributeResults, attribute: str) -> None:
 def _enrichment(page: Page, run: AttributeResults) -> None:
     search = run["enrichment_search"]
     for attribute in attributes_of(run):
-        some = search[search.attribute == attribute]
+        some = having(search, attribute=attribute)
         if some.empty:
             continue
         means = some.groupby(["mode", "source", "layer"], sort=False).gain.mean().reset_index()
         parts = [
-            (means[means["mode"] == mode], {"title": f"{attribute}: {mode}"})
+            (having(means, mode=mode), {"title": f"{attribute}: {mode}"})
             for mode in run.config.enrich_modes
         ]
         drawing = figures.panels(

@@ -17,7 +17,7 @@ from hooked_alm.methods.statistics.critical_layer import resolve_depths
 from hooked_alm.methods.statistics.information import weighted_depths
 
 from ..materials.clips import SOUNDS
-from ..workbench.results import Results, Row
+from ..workbench.results import Results, Row, having
 from .plan import ChosenEnrichment
 from .settings import AttributeLensConfig
 
@@ -139,10 +139,8 @@ def critical(run: AttributeResults) -> pd.DataFrame:
     rows = []
     for key, part in run["information"].groupby(CURVE, sort=False):
         names = dict(zip(CURVE, cast(Sequence[str], key), strict=True))
-        bar, n_labels = (
-            above(run, names["attribute"]),
-            len(run.inputs["labels"][names["attribute"]]),
-        )
+        bar = above(run, names["attribute"])
+        n_labels = len(run.inputs["labels"][names["attribute"]])
         definitions: dict[str, Callable[[np.ndarray], np.ndarray]] = {
             "weighted": partial(weighted_depths, n_labels=n_labels, margin=run.config.margin),
             "first_above": partial(_first_above, bar=bar),
@@ -168,12 +166,11 @@ def outcomes(run: AttributeResults) -> pd.DataFrame:
     information, answers, prompt = run["information"], run["answers"], run.config.causal_prompt
     rows = []
     for attribute in attributes_of(run):
-        of_it = answers[answers.attribute == attribute]
+        of_it = having(answers, attribute=attribute)
         others = [one for one in of_it.prompt.unique() if one != prompt]
         told_by = others[0] if others else prompt
-        right = of_it[of_it.prompt == told_by].set_index("clip").hit
-        some = information[(information.attribute == attribute) & (information.prompt == prompt)]
-        some = some[some.position == "readout"]
+        right = having(of_it, prompt=told_by).set_index("clip").hit
+        some = having(information, attribute=attribute, prompt=prompt, position="readout")
         for lens, part in some.groupby("lens", sort=False):
             outcome = part["clip"].map(right).map({1.0: "right", 0.0: "wrong"})
             for name, items in part.groupby(outcome, sort=False):
@@ -210,12 +207,8 @@ def knockouts(run: AttributeResults) -> pd.DataFrame:
 
 def lost_in_silence(run: AttributeResults, attribute: str) -> dict[str, Any]:
     """Margin with the audio minus margin with silence in its place, clip by clip."""
-    silent = run["absences"]
-    silent = silent[(silent.attribute == attribute) & (silent.heard == "silence")]
-    answers = run["answers"]
-    answers = answers[
-        (answers.attribute == attribute) & (answers.prompt == run.config.causal_prompt)
-    ]
+    silent = having(run["absences"], attribute=attribute, heard="silence")
+    answers = having(run["answers"], attribute=attribute, prompt=run.config.causal_prompt)
     both = answers.merge(silent[["clip", "margin"]], on="clip", suffixes=("", "_silent"))
     if both.empty:
         return {"mean": np.nan, "low": np.nan, "high": np.nan, "n": 0, "n_clusters": 0}

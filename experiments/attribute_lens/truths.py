@@ -6,9 +6,12 @@ end. ``route_mention`` answers by what the mention has heard, ``route_readout`` 
 hears itself. See ``scripts/train_whole_truths.py``.
 """
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
+from ..workbench.results import having
 from ..workbench.run_folder import RunFolder
 from ..workbench.truths import Between, Truth
 
@@ -18,31 +21,34 @@ USED, UNUSED = Between(low=0.8), Between(high=0.1)
 CHANCE = 0.2
 
 
-def _at_readout(folder: RunFolder, table: str) -> pd.DataFrame:
-    found = folder.read_table(table)
-    return found[(found.position == "readout") & (found.prompt == "question")]
+def _at_readout(folder: RunFolder, table: str, **values: str) -> pd.DataFrame:
+    return having(folder.read_table(table), position="readout", prompt="question", **values)
 
 
 def _information(folder: RunFolder, measure: str = "hit") -> np.ndarray:
     """Share of clips whose label leads, or its probability among the labels, by depth."""
-    found = _at_readout(folder, "information_curves")
-    means = found[found.measure == measure].sort_values("depth")["mean"]
-    return means.to_numpy(np.float64)
+    found = _at_readout(folder, "information_curves", measure=measure)
+    return found.sort_values("depth")["mean"].to_numpy(np.float64)
 
 
 def _answers(folder: RunFolder) -> float:
-    found = folder.read_table("accuracy")
-    return float(found[(found.prompt == "question") & (found.heard == "audio")]["mean"].iloc[0])
+    found = having(folder.read_table("accuracy"), prompt="question", heard="audio")
+    return float(found["mean"].iloc[0])
 
 
 def _critical(folder: RunFolder) -> float:
-    found = _at_readout(folder, "critical")
-    return float(found[(found.definition == "weighted") & (found.measure == "hit")].depth.iloc[0])
+    return float(
+        _at_readout(folder, "critical", definition="weighted", measure="hit").depth.iloc[0]
+    )
+
+
+def _finding(folder: RunFolder, claim: str) -> "pd.Series[Any]":
+    return folder.read_table("findings").set_index("claim").loc[claim]
 
 
 def _readable(folder: RunFolder) -> float:
     """The depth from which the report says that the label can be read."""
-    return float(folder.read_table("findings").set_index("claim").estimate["readable_emotion"])
+    return float(_finding(folder, "readable_emotion").estimate)
 
 
 def _bump(folder: RunFolder) -> float:
@@ -54,22 +60,20 @@ def _bump(folder: RunFolder) -> float:
 def _lost(folder: RunFolder, query: str) -> float:
     """Share of the right label's lead that is lost without a query's attention to the audio."""
     found = folder.read_table("knockout")
-    every = found[found["first"].eq(0) & found["last"].eq(found["last"].max())]
-    deaf = every[every["query"].eq(query) & every["keys"].eq("audio")]
+    deaf = having(found, first=0, last=found["last"].max(), query=query, keys="audio")
     return float(-deaf.gain.mean() / deaf.base.mean())
 
 
 def _source(folder: RunFolder) -> str:
     """Where the report says that the readout gets the label from."""
-    found = folder.read_table("findings").set_index("claim").loc["direct_emotion"]
+    found = _finding(folder, "direct_emotion")
     if not found.established:
         return "not established"
     return "the audio" if found.estimate > 0 else "the mention"
 
 
 def _established(folder: RunFolder, claim: str) -> str:
-    found = folder.read_table("findings").set_index("claim").established
-    return "established" if found[claim] else "not established"
+    return "established" if _finding(folder, claim).established else "not established"
 
 
 TRUTHS = (
