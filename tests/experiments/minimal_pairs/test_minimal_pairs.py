@@ -1,5 +1,6 @@
 """``minimal_pairs`` as a run: its files, its sweeps against plain Hugging Face, and the truth."""
 
+import itertools
 import pickle
 import shutil
 from pathlib import Path
@@ -14,14 +15,16 @@ from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
 from hooked_alm.experiments.circuits.experiment import Circuits
 from hooked_alm.experiments.circuits.settings import CircuitsConfig
-from hooked_alm.experiments.materials.pair_acceptance import read_by_probes
+from hooked_alm.experiments.materials.pair_acceptance import Accepted, accept, read_by_probes
 from hooked_alm.experiments.materials.pairs import read_pairs
 from hooked_alm.experiments.materials.recordings import load_recordings
+from hooked_alm.experiments.minimal_pairs import experiment
 from hooked_alm.experiments.minimal_pairs.claims import CLAIMS
 from hooked_alm.experiments.minimal_pairs.experiment import MinimalPairs
 from hooked_alm.experiments.minimal_pairs.settings import MinimalPairsConfig
 from hooked_alm.experiments.minimal_pairs.tables import effects
 from hooked_alm.experiments.workbench import runner
+from hooked_alm.experiments.workbench.executors import Processes
 from hooked_alm.experiments.workbench.intervals import Draws
 from hooked_alm.experiments.workbench.run_folder import RunFolder
 from minimal_pairs_toy import tables_of, toy, write_recordings
@@ -45,8 +48,17 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(
     tiny_models: TinyModels, table: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> RunFolder:
-    out = tmp_path_factory.mktemp("run") / "run"
-    return runner.run(toy(tiny_models.folder(), table, **SMALL), out)
+    out, n_asked = tmp_path_factory.mktemp("run") / "run", itertools.count()
+
+    def counted(*args: Any) -> Accepted:
+        next(n_asked)
+        return accept(*args)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(experiment, "accept", counted)
+        run = runner.run(toy(tiny_models.folder(), table, **SMALL), out)
+    assert next(n_asked) == 1  # of thousands of clips, probes take minutes
+    return run
 
 
 # --- The run, and its files
@@ -114,7 +126,7 @@ def test_changed_clips_are_answered_with_what_the_change_brings_nearest(
             assert one.answers[1] == max(others, key=gains.__getitem__)
 
 
-def test_stopped_amid_either_stage_it_ends_with_the_same_bytes(
+def test_stopped_amid_either_stage_two_processes_end_it_with_the_same_bytes(
     tiny_models: TinyModels, table: Path, finished: RunFolder, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -122,7 +134,7 @@ def test_stopped_amid_either_stage_it_ends_with_the_same_bytes(
         with pytest.raises(KeyboardInterrupt):
             runner.run(interrupted(toy(tiny_models.folder(), table, **SMALL), {before}), out)
     assert len(list(out.glob("units/pair__*"))) == 1
-    runner.run(toy(tiny_models.folder(), table, **SMALL), out)
+    runner.run(toy(tiny_models.folder(), table, **SMALL), out, executor=Processes(2))
     assert results(out) == results(finished.path)
 
 
