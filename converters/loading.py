@@ -349,7 +349,7 @@ def _empty_model(
         added = tokenizer.added_tokens_decoder.items()  # a tekken file names no special ones
         special = {id_ for id_, token in added if token.special}
         front_end.special_ids = frozenset(tokenizer.all_special_ids) | special
-        if extractor is not None and template is not None:
+        if extractor is not None and template is not None and not front_end.no_prompts:
             model.prompts = family.prompts(
                 tokenizer=tokenizer,
                 feature_extractor=extractor,

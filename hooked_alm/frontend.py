@@ -59,6 +59,8 @@ class FrontEnd(nn.Module, ABC):
     than rounding, as in the published code."""
     is_memory: bool = False
     """Whether cross-attention reads a clip, one for each prompt, of which it fills no position."""
+    no_prompts: str = ""
+    """Why prompts cannot be made of recordings and words; empty where processor files do it."""
     argument_prefix: str = ""
     """Beginning of the names that the family's ``forward`` has for ids, mask and positions."""
     in_float32: tuple[str, ...] = ()

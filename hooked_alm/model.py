@@ -313,6 +313,10 @@ class HookedALM(
                 f"preparing a prompt for {self.cfg.model_name!r}: it is a text model and hears no "
                 "audio. Give it text or token ids directly, as in `model(text)`."
             )
+        if self.prompts is None and self.audio is not None and self.audio.no_prompts:
+            raise InputError(
+                f"preparing a prompt for {self.cfg.model_name!r}: {self.audio.no_prompts}."
+            )
         if self.prompts is None:
             raise InputError(
                 f"preparing a prompt for {self.cfg.model_name!r}: its folder has no processor "

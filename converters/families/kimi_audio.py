@@ -97,6 +97,12 @@ class KimiAudioFrontEnd(FrontEnd):
     no part of it. Frames of a window are counted in positions, four states each.
     """
 
+    no_prompts = (
+        "the audio codes of Kimi-Audio come from a tokenizer that is a model of its own, and is no "
+        "part of its checkpoint. Make the prompts with it, and give them to `encode`: see "
+        "docs/kimi_audio.md"
+    )
+
     def __init__(self, config: KimiAudioConfig, markers: frozenset[int]) -> None:
         """Lay the adaptor out."""
         super().__init__(

@@ -41,6 +41,11 @@ class ModelExperiment(Experiment[C]):
             lora=config.lora,
         )
         model = self._layout.model
+        if hears and model.audio is not None and model.audio.no_prompts:
+            raise InputError(
+                f"running {self.name} on {config.model!r}, which has to make prompts: "
+                f"{model.audio.no_prompts}."
+            )
         if hears and (model.audio is None or model.prompts is None):
             raise InputError(
                 f"running {self.name} on {config.model!r}: the model has no audio front-end, or "

@@ -10,12 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import WhisperFeatureExtractor
 
 from all_cases import CASES as ALL_CASES
+from cases import kimi_audio
 from cases.ultravox import CASES
 from hooked_alm import HookedALM
 from hooked_alm.converters.loading import lay_out
 from hooked_alm.errors import InputError
+from hooked_alm.experiments.grounding.experiment import Grounding
+from hooked_alm.experiments.grounding.settings import GroundingConfig
 from hooked_alm.experiments.materials.subject import (
     WEIGHT_FILES,
     described,
@@ -24,7 +28,7 @@ from hooked_alm.experiments.materials.subject import (
 from hooked_alm.experiments.workbench.experiment import ExperimentConfig
 from hooked_alm.experiments.workbench.identity import differences
 from hooked_alm.experiments.workbench.run_folder import RunFolder
-from tiny import TinyModels
+from tiny import TinyModels, build_tokenizer
 
 
 def sha256(file: Path) -> str:
@@ -39,6 +43,22 @@ def record(folder: Path, **settings: object) -> dict[str, object]:
 def laid_out(config: ExperimentConfig) -> HookedALM:
     components = dict(config.components)
     return lay_out(config.model, components=components, lora=config.lora).model
+
+
+def test_a_model_whose_prompts_need_another_model_is_refused_by_name(tmp_path: Path) -> None:
+    """No processor file makes Kimi-Audio's codes; with all of them, prompts would lack a stream."""
+    kimi_audio.CASES[0].save(tmp_path, torch.float32)
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    tokenizer.save_pretrained(tmp_path)
+    WhisperFeatureExtractor(feature_size=8).save_pretrained(tmp_path)
+    config = GroundingConfig(model=str(tmp_path))
+    with pytest.raises(InputError, match=r"running grounding on .* codes of Kimi-Audio come from"):
+        Grounding(config).lay_out(hears=True)
+    model = laid_out(config)
+    assert model.tokenizer is not None
+    with pytest.raises(InputError, match=r"preparing a prompt .* give them to `encode`"):
+        model.prepare(None, "What is it?")
 
 
 def test_a_folder_is_known_by_its_files_and_a_snapshot_by_its_commit(
