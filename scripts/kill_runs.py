@@ -72,7 +72,10 @@ def small_settings(inputs: Path) -> dict[str, list[str]]:
     return {
         "activations": [f"audio={clips}", "batch_size=1", "unit_batches=1"],
         "asr_components": [f"audio={clips}", "n_exact=1", "n_random=1", "batch_size=1"],
-        "attribute_lens": [f"audio={clips}", "enrich_sources=[0, 3]", "enrich_layers=[4]"],
+        "attribute_lens": [
+            *(f"audio={clips}", "enrich_sources=[0, 3]", "enrich_layers=[4]"),
+            "attributes={emotion: {question: 'What is the [emotion]?'}}",
+        ],
         "component_patching": [
             *(f"audio={inputs}/confusable", "sites=[attn]", "stacks=[decoder]"),
             *("alphas=[0, 1]", "n_noise=1"),
