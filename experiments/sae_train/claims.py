@@ -19,7 +19,9 @@ SETTLED = 0.01
 
 
 def _kept(run: TrainedResults) -> Outcome:
-    return at_most(run["recovery"]["kl_kept"], 0.0, "nats")
+    words = run["words"]
+    return at_most([*run["recovery"]["kl_kept"], *(words["ce_kept"] - words["ce_clean"])], 0.0,
+                   "nats")  # fmt: skip
 
 
 def _as_many_as_set(run: TrainedResults) -> Outcome:
@@ -42,7 +44,8 @@ CONTROLS = (
     Control(name="a shuffled copy has the same directions", of=("partners",),
             check=lambda run: at_most(run["copies"]["difference"], ROUNDED, "of a cosine"),
             guards_against="an assignment that loses partners"),
-    Control(name="features that are left alone change no answer", of=("recovery",), check=_kept,
+    Control(name="features that are left alone change no answer", of=("recovery", "words"),
+            check=_kept,
             guards_against="rows that are taken apart and put together at other places"),
     Control(name="no more latents are active than were set", of=("quality",),
             check=_as_many_as_set,

@@ -35,6 +35,7 @@ from ..materials.clip_rows import ClipRows, HeldOutClips
 from ..materials.clips import file_safe
 from ..materials.dictionary_partners import copy_row, partner_rows, untrained
 from ..materials.recordings import load_clips
+from ..materials.recovered_answers import ablations, recovery_rows, word_rows
 from ..materials.row_source import RowSource
 from ..materials.stored_rows import StoredRows
 from ..materials.subject import ModelExperiment
@@ -43,7 +44,7 @@ from ..workbench.identity import file_sha256
 from ..workbench.page import Page
 from ..workbench.results import Row
 from .claims import CLAIMS, CONTROLS
-from .judging import quality_rows, recovery_rows
+from .judging import quality_rows
 from .pages import CAVEATS, fill_page, lead, method
 from .settings import SAETrainConfig
 from .tables import MAY_LACK, TABLES, TrainedResults, summarise
@@ -259,12 +260,13 @@ class TrainDictionaries(ModelExperiment[SAETrainConfig]):
             )  # fmt: skip
         partners += partner_rows(point, "untrained", untrained(saes), {seed: [] for seed in saes})
         rows = replace(self.rows, points=[one for one in self.rows.points if one.name == point])
-        recovery = (
-            recovery_rows(rows, self.split, point, saes) if isinstance(rows, ClipRows) else ()
-        )
+        answers: dict[str, list[Row]] = {}
+        if isinstance(rows, ClipRows):
+            given = (rows, self.split, point, saes, ablations(rows, self.split, point))
+            answers = {"recovery": [*recovery_rows(*given)], "words": [*word_rows(*given)]}
         tables: dict[str, list[Row]] = {
             "quality": [*quality_rows(rows, self.split, point, saes)],
-            "recovery": [*recovery],
+            **answers,
             "partners": partners,
             "copies": [copy_row(point, seed, sae.W_dec) for seed, sae in saes.items()],
         }

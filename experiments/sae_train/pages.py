@@ -52,6 +52,8 @@ def fill_page(page: Page, run: TrainedResults) -> None:
     else:
         page.table("What the answer loses at one position, the readout, under one instruction, in "
                    "nats, with other rows in the place of its own", run["recovered"])  # fmt: skip
+    if not run["words"].empty:
+        page.table("Cross-entropy of the words that are said, in nats a token", "words_recovered")
     page.section("The same directions again")
     if not run["partners"].empty:
         for point in run.inputs["points"]:

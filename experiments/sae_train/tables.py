@@ -16,14 +16,19 @@ TABLES = {
     "training": "a step of the training of a dictionary, before it changed anything",
     "quality": "a dictionary on the held-out rows, in use or as in training",
     "recovery": "a held-out clip's answer, with a dictionary's reconstructions in it",
+    "words": "what is said in a held-out clip, with a dictionary's reconstructions in its place",
     "copies": "a dictionary, and what of it a shuffled copy lacks",
     "partners": "a living latent, and how near its partner in another dictionary is",
 }
 MAY_LACK = {
     "partners": ("point", "source", "first", "second", "how", "latent", "cosine"),
     "recovery": ("clip", "group", "point", "seed", "kl", "kl_mean", "kl_zero", "kl_kept"),
+    "words": (
+        *("clip", "group", "point", "seed", "n_tokens"),
+        *("ce", "ce_clean", "ce_mean", "ce_zero", "ce_kept"),
+    ),
 }
-"""One dictionary has no partners; rows of a store have no answer."""
+"""One dictionary has no partners; rows of a store have no answer, few models write words down."""
 SOURCES = {"rows": "the model's rows", "noise": "noise of their covariance",
            "untrained": "no training"}  # fmt: skip
 """What two dictionaries were made from, in words."""
@@ -33,6 +38,7 @@ def summarise(run: TrainedResults) -> Iterator[tuple[str, pd.DataFrame]]:
     """Every summary, by the name of its file."""
     yield "stability", stability_table(run["partners"], run.draws)
     yield "recovered", recovered_table(run["recovery"], run.draws)
+    yield "words_recovered", words_table(run["words"], run.draws)
     yield "training_end", end_table(run["training"])
 
 
@@ -79,6 +85,26 @@ def recovered_table(recovery: pd.DataFrame, draws: Draws) -> pd.DataFrame:
         found |= prefixed("gain", numbers(draws.mean(gain)), "")
         lost = groups.kl_mean.mean()
         found["recovered"] = 1 - groups.kl.mean() / lost if lost > 0 else np.nan
+        rows.append({**found, "n_groups": len(groups), "n_clips": some["clip"].nunique()})
+    return pd.DataFrame(rows)
+
+
+def words_table(words: pd.DataFrame, draws: Draws) -> pd.DataFrame:
+    """Cross-entropy of what is said, by point, as ``recovered_table`` has the answer's KL.
+
+    ``recovered_mean`` and ``recovered_zero`` are (CE − CE(ablated)) / (CE(clean) − CE(ablated)).
+    """
+    rows = []
+    for point, some in words.groupby("point", sort=False):
+        names = ["ce_clean", "ce", "ce_mean", "ce_zero"]
+        groups = some.groupby("group", sort=False)[names].mean()
+        found: dict[str, object] = {"point": point}
+        for name in names:
+            found |= prefixed(name, numbers(draws.mean(groups[name].to_numpy(np.float64))), "")
+        ce = groups.mean()
+        for name in ("mean", "zero"):
+            lost = ce.ce_clean - ce[f"ce_{name}"]
+            found[f"recovered_{name}"] = (ce.ce - ce[f"ce_{name}"]) / lost if lost else np.nan
         rows.append({**found, "n_groups": len(groups), "n_clips": some["clip"].nunique()})
     return pd.DataFrame(rows)
 

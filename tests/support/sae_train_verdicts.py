@@ -41,6 +41,11 @@ def toy_results(
         for i in range(2)
         for seed in (0, 1)
     ]  # fmt: skip
+    words = [
+        {"clip": f"c{group}", "group": f"g{group}", "point": POINT, "seed": 0, "n_tokens": 5,
+         "ce": 1.2, "ce_clean": 1.0, "ce_mean": 3.0, "ce_zero": 5.0, "ce_kept": 1.0}
+        for group in range(n_groups)
+    ]  # fmt: skip
     quality = [
         {"point": POINT, "seed": seed, "inference": inference, "fvu": 0.1, "l0": 2.0}
         for seed in (0, 1)
@@ -58,6 +63,7 @@ def toy_results(
         "partners": partners,
         "copies": copies,
         "recovery": recovery,
+        "words": words,
         "quality": quality,
         "training": training,
     }
