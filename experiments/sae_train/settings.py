@@ -162,8 +162,8 @@ class SAETrainConfig(HeldOutClipsConfig):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_recipe(cls, values: dict[str, Any]) -> dict[str, Any]:
-        recipe = RECIPES.get(values.get("recipe"))  # type: ignore[arg-type]
-        return {**(recipe.values if recipe else {}), **values}
+        chosen = [one.values for name, one in RECIPES.items() if name == values.get("recipe")]
+        return {**(chosen[0] if chosen else {}), **values}
 
     @model_validator(mode="after")
     def _has_one_source(self) -> "SAETrainConfig":

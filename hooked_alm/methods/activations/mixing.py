@@ -12,7 +12,7 @@ from ...errors import InputError
 
 RowsByPoint = Mapping[str, Tensor]
 """Point -> ``[row, width]``."""
-RowPlaces = Int64[np.ndarray, " _row"]
+BufferPlaces = Int64[np.ndarray, " _row"]
 
 
 class MixedRows:
@@ -106,7 +106,7 @@ class MixedRows:
 
     def _held(
         self, parts: Sequence[int], buffer: dict[str, Tensor], most: int
-    ) -> tuple[RowsByPoint, RowPlaces]:
+    ) -> tuple[RowsByPoint, BufferPlaces]:
         """Some parts' rows in a buffer, and where there each of them is, part by part.
 
         Args:
@@ -144,7 +144,7 @@ class MixedRows:
             buffer[name][at : at + n] = value
 
 
-def _picked(rows: RowsByPoint, places: RowPlaces) -> dict[str, Tensor]:
+def _picked(rows: RowsByPoint, places: BufferPlaces) -> dict[str, Tensor]:
     """Copies of some rows."""
     pick = torch.from_numpy(places)
     return {name: value[pick.to(value.device)] for name, value in rows.items()}
