@@ -92,7 +92,7 @@ def _head(run: GroundingResults, name: str) -> Finding:
     weaker = best.loc[best.recovery.fillna(-1).idxmin()]
     return judged(
         anyone if any(reasons.values()) else f"Head {first} carries the {WHAT[name]}'s part",
-        "; ".join(f"{reading}: {_told(row)}" for reading, row in rows.items()),
+        "; ".join(f"{reading}: {_told(row, run)}" for reading, row in rows.items()),
         reasons | _at_rounding(run, name) | _doubts_of(run, name),
         numbers={**_ends(weaker, "recovery"), "n": weaker.n_recovered},
         unit="recovery",
@@ -107,11 +107,15 @@ def _ends(row: pd.Series, what: str) -> dict[str, float]:
     return {"mean": row[what], "low": row[f"{what}_low"], "high": row[f"{what}_high"]}
 
 
-def _told(row: pd.Series) -> str:
+def _told(row: pd.Series, run: GroundingResults) -> str:
     ahead = f", {row.lead:.2f} ahead of L{row.next_block:.0f}H{row.next_head:.0f}"
+    recovered = f"recovery {shown(_ends(row, 'recovery'))}"
+    if not row.n_recovered:
+        least = f"{run.config.min_effect:g} logits"
+        recovered = f"recovery undefined, as the exchange moves no item's answer by {least}"
     return (
         f"{_label(row)} moves {shown(_ends(row, 'effect'))} logits"
-        f"{ahead if np.isfinite(row.lead) else ''}, recovery {shown(_ends(row, 'recovery'))}"
+        f"{ahead if np.isfinite(row.lead) else ''}, {recovered}"
     )
 
 

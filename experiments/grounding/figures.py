@@ -25,7 +25,10 @@ def add_coefficient(page: Page, run: GroundingResults) -> None:
     """Adds the coefficient by depth and span, both readings apart."""
     config, means = run.config, having(run["grounding_means"], measure="gc", span=SHOWN)
     if means["mean"].isna().all():
-        page.note("The grounding coefficient is NaN everywhere: there are not two inputs to share.")
+        why = f"no span moves the answer of an item by {config.min_effect:g} logits"
+        if config.condition == "audio_only":
+            why = "there are not two inputs to share"
+        page.note(f"The grounding coefficient is NaN everywhere: {why}.")
         return
     limits = (-0.03, 1.03) if config.gc_form == "share" else (0, None)
     drawing = figures.panels(

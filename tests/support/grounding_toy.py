@@ -9,6 +9,7 @@ import torch
 from circuits_toy import write_tones
 from hooked_alm import HookedALM
 from hooked_alm.experiments.workbench import figures
+from hooked_alm.experiments.workbench.executors import Executor
 from stopped_runs import run_experiment
 
 N_TONES = 12
@@ -44,7 +45,7 @@ def settings_of(folder: Path, model: str = "model", **settings: Any) -> dict[str
     }  # fmt: skip
 
 
-def run_small(out: Path, **settings: Any) -> None:
+def run_small(out: Path, executor: Executor | None = None, **settings: Any) -> None:
     """A run whose figures are small: drawing them takes longer."""
     figures.DOTS_PER_INCH = 30
-    run_experiment("grounding", out, **settings)
+    run_experiment("grounding", out, executor, **settings)

@@ -20,6 +20,7 @@ import pytest
 from hooked_alm.experiments import cli
 from hooked_alm.experiments.registry import load_experiment
 from hooked_alm.experiments.workbench import runner
+from hooked_alm.experiments.workbench.executors import Executor
 from hooked_alm.experiments.workbench.experiment import Experiment, Unit, UnitResult
 
 needs_kill = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
@@ -75,10 +76,10 @@ def _call(target: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
     target(*args, **kwargs)
 
 
-def run_experiment(name: str, out: Path, **settings: Any) -> None:
+def run_experiment(name: str, out: Path, executor: Executor | None = None, **settings: Any) -> None:
     """Run an experiment of the registry."""
     kind = load_experiment(name)
-    runner.run(kind(kind.Config(**settings)), out)
+    runner.run(kind(kind.Config(**settings)), out, executor=executor)
 
 
 def command(words: list[str]) -> None:

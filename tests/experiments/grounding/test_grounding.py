@@ -16,7 +16,7 @@ import torch
 
 from circuits_toy import PLANTED, planted_model
 from grounding_toy import N_TONES, run_small, settings_of, write_labelled_tones
-from grounding_verdicts import cases
+from grounding_verdicts import cases, edit
 from hooked_alm.bundled import CLIPS
 from hooked_alm.errors import InputError
 from hooked_alm.experiments.grounding.experiment import Grounding
@@ -26,6 +26,7 @@ from hooked_alm.experiments.grounding.tables import best_heads, cell_means
 from hooked_alm.experiments.materials.clips import Sounds
 from hooked_alm.experiments.workbench import runner
 from hooked_alm.experiments.workbench.controls import label_controls
+from hooked_alm.experiments.workbench.executors import Executor, Processes
 from hooked_alm.experiments.workbench.intervals import Draws
 from hooked_alm.experiments.workbench.run_folder import RunFolder
 from hooked_alm.experiments.workbench.settings import load_settings
@@ -120,9 +121,9 @@ def planted(folder: Path, **settings: Any) -> Grounding:
     return Grounding(GroundingConfig(**settings_of(folder, **settings)))
 
 
-def ran(out: Path, **settings: Any) -> RunFolder:
+def ran(out: Path, executor: Executor | None = None, **settings: Any) -> RunFolder:
     """A whole run, in a process that does not check the shapes of some 100,000 calls."""
-    process = start(run_small, out, **settings)
+    process = start(run_small, out, executor, **settings)
     process.join()
     assert process.exitcode == 0
     return RunFolder(out)
@@ -178,7 +179,7 @@ def test_nothing_is_named_where_nothing_is_carried(
 
 
 @needs_kill
-def test_killed_and_resumed_it_ends_with_the_same_bytes(
+def test_killed_and_resumed_by_two_processes_it_ends_with_the_same_bytes(
     tones: Path, finished: RunFolder, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -187,7 +188,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(
         wait_for(lambda n=n: len(units(out)) == n)
         kill(process)
     assert len(units(out)) < len(units(finished.path)) == 4
-    assert results(ran(out, **settings_of(tones)).path) == results(finished.path)
+    assert results(ran(out, Processes(2), **settings_of(tones)).path) == results(finished.path)
 
 
 def test_batches_are_the_single_items_to_rounding(tones: Path) -> None:
@@ -243,6 +244,15 @@ def test_a_lead_is_over_the_nearest_and_holds_for_all() -> None:
     assert row.effect == pytest.approx(means.iloc[0])
     assert row.lead == pytest.approx(means.iloc[0] - means.iloc[1])
     assert 0 < row.lead_low < row.lead
+
+
+def test_what_is_undefined_is_said_in_words() -> None:
+    """No item's instruction moves its answer enough to be divided by."""
+    run = edit("nodes", "direction == 'noise'", "rec_text", lambda x: np.nan)(cases())
+    said = Grounding.judge(run).findings["head_text"].statement
+    assert "recovery undefined, as the exchange moves no item's answer by 0.5 logits" in said
+    assert "denoise: L1H0 moves" in said
+    assert "nan" not in said.lower()
 
 
 # --- Settings and inputs
