@@ -1,5 +1,6 @@
 """Attribute lens against plain Hugging Face, cell by cell, and as a whole on tiny models."""
 
+import itertools
 import json
 from functools import cache
 from pathlib import Path
@@ -22,8 +23,10 @@ from hooked_alm.experiments.attribute_lens.plan import windows
 from hooked_alm.experiments.attribute_lens.settings import AttributeLensConfig
 from hooked_alm.experiments.materials.ob1 import EMOTIONS
 from hooked_alm.experiments.workbench import runner
-from hooked_alm.experiments.workbench.executors import Processes
+from hooked_alm.experiments.workbench.executors import Executor, Processes
 from hooked_alm.experiments.workbench.run_folder import RunFolder
+from hooked_alm.experiments.workbench.runner import default_out
+from stopped_runs import interrupted, units
 from tiny import TinyModels
 from tolerances import BATCHED_ROWS, FAST_ENGINE, LENS_ROWS
 from whisper_llama_parts import noise, save_tokenizer
@@ -237,11 +240,15 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "table.csv"
 
 
-def finished(model: Path, table: Path, out: Path, **how: Any) -> RunFolder:
-    executor = how.pop("executor", None)
+def asked(model: Path, table: Path, **how: Any) -> AttributeLens:
     config = AttributeLensConfig(model=str(model), audio=str(table), **{**SETTINGS, **how})
-    given = {} if executor is None else {"executor": executor}
-    return runner.run(AttributeLens(config), out, **given)
+    return AttributeLens(config)
+
+
+def finished(
+    model: Path, table: Path, out: Path, executor: Executor | None = None, **how: Any
+) -> RunFolder:
+    return runner.run(asked(model, table, **how), out, executor=executor)
 
 
 @pytest.fixture(scope="module")
@@ -305,12 +312,27 @@ def test_batches_are_single_prompts_to_rounding(
 
 
 @pytest.mark.usefixtures("unpaged")
-def test_two_processes_give_the_same_bytes(
+def test_stopped_and_ended_by_two_processes_it_has_the_same_bytes(
     run: RunFolder, tiny_models: TinyModels, table: Path, tmp_path: Path
 ) -> None:
-    again = finished(tiny_models.folder(), table, tmp_path / "run", executor=Processes(2))
-    for path in sorted(run.path.glob("tables/*")):
-        assert (again.path / "tables" / path.name).read_bytes() == path.read_bytes(), path.name
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(interrupted(asked(tiny_models.folder(), table), {4}), out)
+    assert len(units(out)) == 3
+    again = finished(tiny_models.folder(), table, out, executor=Processes(2))
+    for folder in ("tables", "units"):
+        for path in sorted((run.path / folder).iterdir()):
+            assert (again.path / folder / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_flags_of_a_run_are_in_its_name() -> None:
+    """AudioLens' runs with other flags overwrite each other (C47)."""
+    flags = ("reversed", "use_is", "absences", "rotate_options")
+    names = {
+        default_out("attribute_lens", AttributeLensConfig(**dict(zip(flags, given, strict=True))))
+        for given in itertools.product((True, False), repeat=len(flags))
+    }
+    assert len(names) == 16
 
 
 @pytest.mark.usefixtures("unpaged")
