@@ -38,7 +38,7 @@ MLP = -1
 """What stands for an MLP where heads are numbered."""
 Batches = Mapping[str, ALMInput]
 """Input -> the runs of a batch of items in which it is exchanged, a row each."""
-Cells = Float[np.ndarray, "*cell example"]
+EffectCells = Float[np.ndarray, "*cell example"]
 
 
 class SweptSite(NamedTuple):
@@ -135,7 +135,7 @@ class GroundingMeasures:
         base: ALMInput,
         donor: ALMInput,
         toward: Sequence[tuple[str, str]],
-    ) -> tuple[Cells, Cells, Cells]:
+    ) -> tuple[EffectCells, EffectCells, EffectCells]:
         """Effect, total effect and rounding of one exchange, by cell and item.
 
         Under ``noise`` base and donor change places.
@@ -151,11 +151,11 @@ class GroundingMeasures:
         return effect, *np.broadcast_arrays(total, found.noise_between_labels, effect)[:2]
 
     def _rows(
-        self, site: SweptSite, effects: Mapping[str, tuple[Cells, Cells, Cells]]
+        self, site: SweptSite, effects: Mapping[str, tuple[EffectCells, EffectCells, EffectCells]]
     ) -> Iterator[tuple[int, Row]]:
         """Item and row of every cell of a site; NaN for an input that was not exchanged."""
         least, shape = self.config.min_effect, next(iter(effects.values()))[0].shape
-        nothing, columns = np.full(shape, np.nan), dict[str, Cells]()
+        nothing, columns = np.full(shape, np.nan), dict[str, EffectCells]()
         for name in INPUTS:
             effect, total, _ = effects.get(name, (nothing, nothing, nothing))
             columns |= {f"te_{name}": total, f"effect_{name}": effect}
