@@ -14,6 +14,7 @@ from ..workbench.controls import Control, Outcome
 from .plan import Failure
 from .tables import (
     FAILS,
+    MEASURE,
     ComponentResults,
     best,
     failing,
@@ -21,7 +22,6 @@ from .tables import (
     spoken,
 )
 
-MEASURE: dict[Failure, str] = {"loop": "cured", "hallucination": "silenced"}
 SAID: dict[Failure, str] = {
     "loop": "transcripts that go in circles", "hallucination": "words out of nothing",
 }  # fmt: skip

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,9 +76,7 @@ class Decoder:
         said = torch.tensor([tokens], dtype=torch.long, device=x.device)
         found = screen_heads(self.model, x.extend(said), partial(mean_log_p, said))
         for kind, screen in found.items():
-            for layer, head in torch.cartesian_prod(
-                torch.arange(screen.effect.shape[0]), torch.arange(screen.effect.shape[1])
-            ).tolist():
+            for layer, head in np.ndindex(*screen.effect.shape[:2]):
                 yield {
                     "of": failure, "kind": kind, "layer": layer, "head": head,
                     "effect": float(screen.effect[layer, head, 0]),

@@ -6,7 +6,7 @@ from ..materials.transcription import Transcription
 from ..workbench import figures
 from ..workbench.page import Page
 from .plan import FAILURES
-from .tables import ComponentResults, failing, is_whole_stack
+from .tables import MEASURE, ComponentResults, failing, is_whole_stack
 
 CAVEATS = (
     "A head that is left out may have had a part in everything: read what it cures beside what it "
@@ -87,7 +87,7 @@ def _effects(page: Page, run: ComponentResults) -> None:
 
 def _plane(page: Page, run: ComponentResults) -> None:
     table = run["heads"]
-    for failure, name in (("loop", "cured"), ("hallucination", "silenced")):
+    for failure, name in MEASURE.items():
         mine = table[table[f"{name}_mean"].notna()]
         if mine.empty:
             continue

@@ -6,15 +6,15 @@ Source: M-BT-7.
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from ..materials.clips import SOUNDS
-from ..materials.held_out import split_groups
+from ..materials.held_out import Half, split_clips
 from ..materials.kept_features import FEATURES
-from ..materials.transcript_tables import ERROR_COLUMNS, error_rate, error_rise
+from ..materials.transcript_tables import ERROR_COLUMNS, NOWHERE, error_rate, error_rise
+from ..workbench.intervals import prefixed
 from ..workbench.results import Results, Row
-from .plan import ALL, FAILURES, nodes_of
+from .plan import ALL, FAILURES, Failure, nodes_of
 from .settings import AsrComponentsConfig
 
 ComponentResults = Results[AsrComponentsConfig]
@@ -35,6 +35,9 @@ MAY_LACK = {
 of heads."""
 FAILS = {"loop": "loops", "hallucination": "heard"}
 """Failure -> the column that says whether a transcript has it."""
+MEASURE: dict[Failure, str] = {"loop": "cured", "hallucination": "silenced"}
+"""Failure -> what the share of clips is called that no longer have it."""
+NODE = ("kind", "layer", "head", "why")
 
 
 def summarise(run: ComponentResults) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -63,13 +66,10 @@ def behaviour(run: ComponentResults) -> pd.DataFrame:
     rows: list[Row] = []
     for holds, some in run["transcripts"].groupby("holds", sort=False):
         who = run.config.clusters(some)
-        found = {name: run.draws.row(some[name], who) for name in ("loops", "heard")}
-        rate = error_rate(run, some)
         rows.append({
-            "holds": holds, "n": len(some),
-            **{f"{name}_{end}": row[end] for name, row in found.items()
-               for end in ("mean", "low", "high")},
-            **{f"wer_{end}": rate[end] for end in ("mean", "low", "high")},
+            "holds": holds, "n": len(some), **prefixed("loops", run.draws.row(some.loops, who)),
+            **prefixed("heard", run.draws.row(some.heard, who)),
+            **prefixed("wer", error_rate(run, some)),
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -85,15 +85,11 @@ def effects(run: ComponentResults) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).reindex(columns=columns)
 
 
-def halves(run: ComponentResults) -> dict[str, str]:
-    """The part of every clip: heads are chosen on one, and judged on the other.
-
-    Clips of one group that is resampled stay together.
-    """
-    table = run["transcripts"]
-    groups = dict(zip(table["clip"], run.config.clusters(table), strict=True))
-    parts = split_groups([*groups.values()], run.config.discovery_share, run.config.seed)
-    return {clip: parts[group] for clip, group in groups.items()}
+def halves(run: ComponentResults) -> dict[str, Half]:
+    """The part of every clip: heads are chosen on one, and judged on the other."""
+    table, config = run["transcripts"], run.config
+    groups = config.clusters(table)
+    return split_clips(table["clip"], groups, config.discovery_share, config.seed)
 
 
 def heads(run: ComponentResults) -> pd.DataFrame:
@@ -104,35 +100,21 @@ def heads(run: ComponentResults) -> pd.DataFrame:
     clips on which heads are chosen. ``wer_delta`` is how much the error rate of speech that is
     written down without circles rises.
     """
-    part, rows = halves(run), []
+    part, rows = halves(run), list[Row]()
     for node, some in run["ablated"].groupby("node", sort=False):
-        about = some.iloc[0]
-        row: Row = {
-            "node": node,
-            **{name: about[name] for name in ("kind", "layer", "head", "why")},
-        }
-        for failure, name in (("loop", "cured"), ("hallucination", "silenced")):
+        row: Row = {"node": node, **{name: some.iloc[0][name] for name in NODE}}
+        for failure, name in MEASURE.items():
             mine = some[some["clip"].isin(failing(run, failure)["clip"])]
             good = 1 - mine[FAILS[failure]]
             is_first = mine["clip"].map(part) == "discovery"
-            found = run.draws.row(good, run.config.clusters(mine)) if len(mine) else None
-            row |= {
-                f"{name}_{end}": np.nan if found is None else found[end]
-                for end in ("mean", "low", "high")
-            }
+            found = run.draws.row(good, run.config.clusters(mine)) if len(mine) else NOWHERE
+            row |= prefixed(name, found)
             row |= {f"first_{name}": good[is_first].mean(), f"n_{name}": len(mine)}
-        delta = _wer_delta(run, some)
-        row |= {f"wer_delta_{end}": delta[end] for end in ("mean", "low", "high")}
-        rows.append(row)
-    names = ["node", "kind", "layer", "head", "why"]
-    for name in ("cured", "silenced"):
-        names += [
-            *(f"{name}_{end}" for end in ("mean", "low", "high")),
-            f"first_{name}",
-            f"n_{name}",
-        ]
-    names += [f"wer_delta_{end}" for end in ("mean", "low", "high")]
-    return pd.DataFrame(rows).reindex(columns=names)
+        rows.append(row | prefixed("wer_delta", _wer_delta(run, some)))
+    names = ["node", *NODE]
+    for name in MEASURE.values():
+        names += [*prefixed(name, NOWHERE), f"first_{name}", f"n_{name}"]
+    return pd.DataFrame(rows).reindex(columns=[*names, *prefixed("wer_delta", NOWHERE)])
 
 
 def _wer_delta(run: ComponentResults, ablated: pd.DataFrame) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..materials.clips import SOUNDS
-from ..materials.held_out import split_groups
+from ..materials.held_out import Half, split_clips
 from ..workbench.intervals import prefixed
 from ..workbench.results import Results, Row
 from .measure import ALL
@@ -75,15 +75,11 @@ def by_clip(run: PatchingResults) -> pd.DataFrame:
     return table.groupby(keys, sort=False)[["shift", "restored", "moved"]].mean().reset_index()
 
 
-def halves(run: PatchingResults) -> dict[str, str]:
-    """The part of every clip: components are chosen on one, and judged on the other.
-
-    Clips of one group that is resampled stay together.
-    """
-    table = own(run)
-    groups = dict(zip(table["clip"], run.config.clusters(table), strict=True))
-    parts = split_groups([*groups.values()], run.config.discovery_share, run.config.seed)
-    return {clip: parts[group] for clip, group in groups.items()}
+def halves(run: PatchingResults) -> dict[str, Half]:
+    """The part of every clip: components are chosen on one, and judged on the other."""
+    table, config = own(run), run.config
+    groups = config.clusters(table)
+    return split_clips(table["clip"], groups, config.discovery_share, config.seed)
 
 
 def components(run: PatchingResults) -> pd.DataFrame:

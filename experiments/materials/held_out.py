@@ -1,6 +1,6 @@
 """Which groups of items are looked at first, and which are held out to confirm what was seen."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -18,3 +18,11 @@ def split_groups(groups: Sequence[str], share: float, seed: int) -> dict[str, Ha
     drawn = np.random.default_rng(seed).permutation(len(names))[:n]
     chosen = {names[i] for i in drawn}
     return {name: "discovery" if name in chosen else "held-out" for name in names}
+
+
+def split_clips(
+    clips: Iterable[str], groups: Sequence[str], share: float, seed: int
+) -> dict[str, Half]:
+    """Each clip's part, which is that of its group; see `split_groups`."""
+    parts = split_groups(groups, share, seed)
+    return {clip: parts[group] for clip, group in zip(clips, groups, strict=True)}
