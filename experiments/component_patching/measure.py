@@ -6,6 +6,7 @@ the acoustic word is above that of the contextual one. Components are patched at
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -17,8 +18,9 @@ from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput, AudioClip
 from hooked_alm.methods.patching.distance import donor_distance
 from hooked_alm.methods.patching.metrics import LogitDiff
-from hooked_alm.methods.patching.patch import patch
+from hooked_alm.methods.patching.patch import patch, run_pair
 from hooked_alm.methods.patching.results import PatchResult
+from hooked_alm.methods.patching.run_pair import RunPair
 from hooked_alm.points import Site, sites_of
 
 from ..materials.stand_ins import noise_like, silence_like
@@ -77,12 +79,11 @@ class Patcher:
         metric = LogitDiff(item.acoustic, item.contextual)
         names, clips = zip(*self._references(item), strict=True)
         references = ALMInput.joined([replace(x, clips=(clip,)) for clip in clips])
-        rows = list[Row]()
-        for point in patched_points(self.model, self.config):
-            for some, alphas in self._sweeps(point, names):
-                base, mine = x[[0] * len(some)], [names[i] for i in some]
-                rows += self._patched(point, base, references[some], metric, alphas).rows(mine)
-            rows += self._patched(point, x, "zero", metric, (1.0,)).rows()
+        points = groupby(patched_points(self.model, self.config), lambda point: point.stack)
+        rows = [
+            row for stack, some in points
+            for row in self._cells(stack, [*some], x, references, names, metric)
+        ]  # fmt: skip
         logits = self.model(ALMInput.joined([x, references]))[:, -1].float()
         values = (logits[:, item.acoustic] - logits[:, item.contextual]).tolist()
         runs: list[Row] = [
@@ -92,18 +93,36 @@ class Patcher:
         tables = {"runs": runs, "patched": rows}
         return UnitResult({name: [{**who, **row} for row in some] for name, some in tables.items()})
 
+    def _cells(
+        self,
+        stack: PatchedStack,
+        points: Sequence[PatchedPoint],
+        x: ALMInput,
+        references: ALMInput,
+        names: Sequence[tuple[str, int]],
+        metric: LogitDiff,
+    ) -> Iterator[Row]:
+        """A row for every cell of a stack, in which the clip and its references run once."""
+        sites, engine = [point.site for point in points], self.config.engine
+        ran = run_pair(_stack(self.model, stack), x, references, metric, sites, engine)
+        for point in points:
+            for some, alphas in self._sweeps(point, names):
+                base, donors = x[[0] * len(some)], references[[*some]]
+                cells = self._patched(point, base, donors, metric, alphas, ran.towards(some))
+                yield from cells.rows([names[i] for i in some])
+            yield from self._patched(point, x, "zero", metric, (1.0,), ran.towards(None)).rows()
+
     def _sweeps(
         self, point: PatchedPoint, names: Sequence[tuple[str, int]]
-    ) -> list[tuple[list[int], tuple[float, ...]]]:
-        """References of a point by number, with their strengths.
+    ) -> list[tuple[range, tuple[float, ...]]]:
+        """References of a point by number, noise before others, with their strengths.
 
         Heads are many: they are replaced, by one draw of noise. What stands beside noise replaces.
         """
         if point.is_head:
-            return [([0], (1.0,))]
-        is_noise = [name == "noise" for name, _ in names]
-        noise, others = ([i for i, b in enumerate(is_noise) if b == want] for want in (True, False))
-        return [(noise, self.config.alphas), (others, (1.0,))]
+            return [(range(1), (1.0,))]
+        n = self.config.n_noise
+        return [(range(n), self.config.alphas), (range(n, len(names)), (1.0,))]
 
     def _asked(self, item: ContextItem) -> ALMInput:
         """The clip's transcript up to where its two words differ."""
@@ -127,17 +146,20 @@ class Patcher:
         donor: ALMInput | Literal["zero"],
         metric: LogitDiff,
         alphas: tuple[float, ...],
+        runs: RunPair,
     ) -> "PatchedCells":
         model = _stack(self.model, point.stack)
         heads: Literal["each"] | None = "each" if point.is_head else None
         # By number: rows of the encoder that hear a clip's end are another's padding.
         places = [(*model.positions_of(base[[0]]).attention_mask[0].nonzero()[:, 0].tolist(),)]
         values = patch(
-            model, base, donor, metric, site=point.site, heads=heads, places=places,
+            model, base, donor, metric, runs, site=point.site, heads=heads, places=places,
             mode="interpolate", coefficients=alphas, engine=self.config.engine,
             max_bytes=self.config.max_bytes,
         )  # fmt: skip
-        moved = donor_distance(model, base, donor, site=point.site, heads=heads, places=places)
+        moved = donor_distance(
+            model, base, donor, site=point.site, heads=heads, places=places, runs=runs
+        )
         return PatchedCells(point, values, moved)
 
 

@@ -1,6 +1,6 @@
 """Whole runs, recorded; rows that agree with an earlier run on a prefix compute only the rest."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,6 +32,19 @@ class Runs:
     """Activations that were asked for, of the whole batch, by hook name. Pad rows mean nothing."""
     logits: Float[Tensor, "batch pos vocab"] | None = None
     """Logits of every position, if they were asked for."""
+
+    def __getitem__(self, rows: slice) -> "Runs":
+        """Some rows; nothing is copied."""
+        return self._with(self.records[rows], lambda value: value[rows])
+
+    def repeated(self, n: int) -> "Runs":
+        """The runs of a single prompt as those of ``n`` that are the same; nothing is copied."""
+        return self._with(self.records * n, lambda value: value.expand(n, *value.shape[1:]))
+
+    def _with(self, records: list[Record], change: Callable[[Tensor], Tensor]) -> "Runs":
+        kept = {name: change(value) for name, value in self.kept.items()}
+        logits = None if self.logits is None else change(self.logits)
+        return Runs(records=records, kept=kept, logits=logits)
 
 
 class _Branch(NamedTuple):

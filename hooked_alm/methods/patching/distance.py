@@ -22,6 +22,7 @@ from .donors import Donor, run_of
 from .options import Joint, NodeOptions
 from .patch import check_node_options
 from .placement import Placement
+from .run_pair import RunPair
 
 Distances = Float[np.ndarray, "layer *unit place example"]
 
@@ -37,6 +38,7 @@ def donor_distance(
     heads: Sequence[Joint] | Literal["each"] | None = None,
     places: Sequence[Place] = ("audio",),
     policy: AlignPolicies = "error",
+    runs: RunPair | None = None,
 ) -> Distances:
     """Distances ‖d − a‖ between what a run and its donor have in every cell of a sweep.
 
@@ -52,6 +54,7 @@ def donor_distance(
         heads: as in ``patch``; with them there is an axis of heads.
         places: as in ``patch``.
         policy: as in ``patch``.
+        runs: of both, from ``run_pair``, where they ran already.
 
     Returns:
         Distances in float64, axes as those of ``patch``.
@@ -73,8 +76,12 @@ def donor_distance(
     choice = Choice.of(model, placed.positions_of(base).shape[1], options)
     placement = Placement(placed, base, other, choice.places, policy)
     names = [hook_name(site, block) for block in model.path]
-    ours = _kept(model, base, names)
-    theirs = None if other is None else _kept(model, other, names)
+    if runs is not None:
+        runs.check(names)
+        ours, theirs = runs.base.kept, None if runs.donor is None else runs.donor.kept
+    else:
+        ours = _kept(model, base, names)
+        theirs = None if other is None else _kept(model, other, names)
     spots = placement.spots
     every, n_units = np.arange(len(spots.cells)), len(choice.units)
     found = np.zeros((len(choice.layers), n_units, len(choice.places) * len(base)))

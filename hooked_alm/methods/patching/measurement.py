@@ -31,6 +31,7 @@ from .metrics import Metric, OnLogits, Reference, with_ids
 from .null_cells import with_null_cells
 from .options import Engine, Precision
 from .results import PatchResult
+from .run_pair import RunPair
 
 CHUNK_BYTES = 2**28
 """Bytes of logits over the whole vocabulary that are held at once."""
@@ -61,8 +62,11 @@ class Measurement:
         keep_of_donor: Sequence[str] = (),
         max_bytes: int | None = None,
         splice: Splice | None = None,
+        runs: RunPair | None = None,
     ) -> None:
         """Run base and donor, keeping activations by hook name; another model may run the donor.
+
+        Neither runs where they are among ``runs``.
 
         Raises:
             InputError: an unknown engine, hooks or splices that the fast one cannot serve, or what
@@ -83,6 +87,10 @@ class Measurement:
             keep = sorted({*keep, *(name for some in encoder_names(model) for name in some)})
         is_inside = model.part is not None or any(name.startswith(ENCODER) for name in keep)
         self.encoder_rows = model.encoder_rows(base) if is_inside else None
+        if runs is not None:
+            runs.check(keep_of_donor)
+            self.base_runs, self.donor_runs = runs
+            return
         self.base_runs = self._run(model, base, keep)
         # What another model has made of the same prefix is something else.
         after = self.base_runs if self.donor_model is model else None

@@ -26,9 +26,10 @@ from .choice import Choice, per_query_head
 from .donors import Donor, DonorValues, Mean, run_of
 from .measurement import Measurement, in_precision
 from .metrics import Metric, OnLogits
-from .options import NodeOptions, PatchMode, PatchOptions, takes
+from .options import Engine, NodeOptions, PatchMode, PatchOptions, takes
 from .placement import Chosen, Placement, Spots
 from .results import PatchResult
+from .run_pair import RunPair
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,12 +107,42 @@ def edits_of_nodes(
 
 
 @torch.no_grad()
+def run_pair(
+    model: HookedALM,
+    base: ALMInput,
+    donor: ALMInput | None,
+    metric: Metric | OnLogits,
+    sites: Sequence[Site],
+    engine: Engine = "fast",
+) -> RunPair:
+    """Run a base and its donor once, for ``patch`` and ``donor_distance`` at any of some sites.
+
+    All of these activations are held at once.
+
+    Args:
+        model: as in ``patch``, and so are ``base``, ``metric`` and ``engine``.
+        base: a single prompt may stand beside any number of donors; see ``RunPair.towards``.
+        donor: prompts, or None for a donor that is none.
+        sites: that are read.
+
+    Raises:
+        InputError: what ``patch`` raises of these.
+    """
+    names = sorted({hook_name(site, block) for site in sites for block in model.path})
+    measured = Measurement(
+        model, base, donor, metric, engine=engine, keep=names, keep_of_donor=names
+    )
+    return RunPair(measured.base_runs, measured.donor_runs)
+
+
+@torch.no_grad()
 @takes(PatchOptions)
 def patch(
     model: HookedALM,
     base: ALMInput,
     donor: Donor,
     metric: Metric | OnLogits,
+    runs: RunPair | None = None,
     **options: Unpack[PatchOptions],
 ) -> PatchResult:
     """Patch every cell of {layers} x {heads or neurons} x {places}, one at a time.
@@ -123,6 +154,7 @@ def patch(
             ``Noise``, ``"zero"`` (ablation), ``"self"`` (for ``mode="scale"``, and to see
             rounding).
         metric: what is read off each run; see ``metrics``.
+        runs: of ``base`` and ``donor`` in this model as it is, where they ran already.
 
     Returns:
         Axes ``coefficient`` if several were given, ``layer``, ``head`` (``kv_head``, ``neuron``) if
@@ -137,6 +169,11 @@ def patch(
     site, mode, coefficient = options["site"], options["mode"], options["coefficient"]
     strengths = _checked_coefficients(options["coefficients"])
     other_model = options["donor_model"]
+    if runs is not None and (other_model or options["splice"] or options["precision"] != "model"):
+        raise InputError(
+            "patching between runs that were made before: they are of the model as it is. Leave "
+            "out donor_model, splice and precision, or runs."
+        )
     models = (model,) if other_model in (None, model) else (model, other_model)
     with (
         in_precision(options["precision"], *models),
@@ -165,7 +202,7 @@ def patch(
             model, base, other, metric, engine=options["engine"], max_bytes=options["max_bytes"],
             keep=names if values.reads_base and mode != "scale" else (),
             keep_of_donor=names if other is not None else (), donor_model=other_model,
-            splice=options["splice"],
+            splice=options["splice"], runs=runs,
         )  # fmt: skip
         if mode != "scale":
             values.read(read, names, measured)

@@ -1,5 +1,6 @@
 """Components of a Whisper on the way to a reference, each cell as in Hugging Face's (M-BT-4)."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from engine_runs import rounding
 from hooked_alm import ALMInput, HookedALM, InputError
 from hooked_alm.methods.patching.distance import donor_distance
 from hooked_alm.methods.patching.metrics import LogitDiff
-from hooked_alm.methods.patching.patch import DonorWrite, patch
+from hooked_alm.methods.patching.patch import DonorWrite, patch, run_pair
 from whisper_components import activation, patched, sites_of_stack
 from whisper_toy import LAYERS, Whispers, mel
 from whisper_toy import prompts as prompts_of
@@ -87,6 +88,37 @@ def test_the_ends_and_a_reference_that_is_the_input(model: HookedALM, stack: str
     for k, alpha in enumerate(ALPHAS):
         alone = swept(model, stack, x, y, site="mlp_out", coefficient=alpha)
         np.testing.assert_allclose(found.values[k], alone.values, rtol=0, atol=limit)
+
+
+@pytest.mark.parametrize("engine", ["fast", "hooks"])
+@pytest.mark.parametrize("stack", LAYERS)
+def test_runs_serve_several_sweeps(model: HookedALM, stack: str, engine: Any) -> None:
+    """A base and its donors that ran once give, site by site, what they give each time anew."""
+    of, x, y = of_stack(model, stack), model.encode(**INPUTS)[[0]], model.encode(**REFERENCE)
+    runs, limit = run_pair(of, x, y, METRIC, ["attn_out", "mlp_out"], engine), rounding(model, x)
+    for site, rows in (("attn_out", range(2)), ("mlp_out", range(1, 2))):
+        base, donor = x[[0] * len(rows)], y[[*rows]]
+        options: dict[str, Any] = {"site": site, "coefficients": (0.5, 1.0), "engine": engine}
+        anew = swept(model, stack, base, donor, **options)
+        found = swept(model, stack, base, donor, runs=runs.towards(rows), **options)
+        for one in ("values", "base", "donor"):
+            np.testing.assert_allclose(getattr(found, one), getattr(anew, one), rtol=0, atol=limit)
+        assert np.abs(anew.effect).max() > 100 * limit
+        far, same = (
+            donor_distance(of, base, donor, site=site, places=["all"], runs=one)
+            for one in (None, runs.towards(rows))
+        )
+        np.testing.assert_allclose(far, same, rtol=1e-5)
+    anew, found = (
+        swept(model, stack, x, "zero", site="mlp_out", engine=engine, runs=one).values
+        for one in (None, runs.towards(None))
+    )
+    np.testing.assert_allclose(found, anew, rtol=0, atol=limit)
+    with pytest.raises(InputError, match=r"runs that were made before.*Leave out donor_model"):
+        swept(model, stack, x, y[[0]], precision="float32", runs=runs.towards(range(1)))
+    for use in (partial(swept, model, stack), partial(donor_distance, of, places=["all"])):
+        with pytest.raises(InputError, match=r"did not keep .*give run_pair its site"):
+            use(x, y[[0]], site="z", runs=runs.towards(range(1)))
 
 
 def test_half_of_zero_and_two_is_one() -> None:
