@@ -67,14 +67,16 @@ def _restores(run: PatchingResults, stack: PatchedStack) -> Finding:
         return not_measured(claim, "no clip is left to judge it on", "rate")
     found = run.draws.row(mine.restored, run.config.clusters(mine))
     silent = held_out(run, component, "silence").restored.mean()
+    by_chance = held_out(run, component, column="stranger_restored").stranger_restored.mean()
     return judged(
         f"{claim}: {named(component)}",
         f"Chosen on other clips, replacing it by noise makes the word that is said likelier than "
         f"the contextual one in {shown(found)} of {len(mine)} clips in which it is not; silence in "
-        f"{silent:.2f}",
+        f"{silent:.2f}. Two words of another sentence change places likewise in {by_chance:.2f}",
         {
             **few(found["n_clusters"], run.config.resampled),
             "not surely more than half of the clips": not found["low"] > 0.5,
+            "not surely more often than words of other sentences": not found["low"] > by_chance,
         },
         numbers=found,
         unit="rate",

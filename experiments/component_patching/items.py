@@ -7,7 +7,9 @@ with the contextual word. ``donor`` may be empty; clips without an acoustic word
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from hooked_alm.errors import InputError
 
@@ -32,6 +34,13 @@ class ContextItem:
     acoustic: int
     """The token there if the word is written that is said."""
     contextual: int
+    strangers: tuple[int, ...] = ()
+    """Such a pair of another item, a null of these two; none where all items ask about these."""
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The pairs of tokens that are told apart."""
+        return (self.acoustic, self.contextual, *self.strangers)
 
 
 def context_items(ours: Transcription) -> list[ContextItem]:
@@ -50,7 +59,17 @@ def context_items(ours: Transcription) -> list[ContextItem]:
             f"{doing}: got no clip with an {WORDS[0]}, expected the columns path, text, "
             f"{', '.join(WORDS)} and {DONOR} (which may be empty)."
         )
-    return collect(doing, lambda one: _item(ours, one), asked, lambda one: one.where)
+    found = collect(doing, lambda one: _item(ours, one), asked, lambda one: one.where)
+    rng = np.random.default_rng(ours.config.seed)
+    return [_beside(one, found, rng) for one in found]
+
+
+def _beside(
+    item: ContextItem, every: Sequence[ContextItem], rng: np.random.Generator
+) -> ContextItem:
+    """An item with the words of another, which is drawn."""
+    others = [one.tokens for one in every if {*one.tokens} != {*item.tokens}]
+    return replace(item, strangers=others[rng.integers(len(others))]) if others else item
 
 
 def _item(ours: Transcription, clip: ClipFile) -> ContextItem:

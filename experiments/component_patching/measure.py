@@ -11,13 +11,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 
 from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput, AudioClip
 from hooked_alm.methods.patching.distance import donor_distance
-from hooked_alm.methods.patching.metrics import LogitDiff
+from hooked_alm.methods.patching.metrics import Logits
 from hooked_alm.methods.patching.patch import patch, run_pair
 from hooked_alm.methods.patching.results import PatchResult
 from hooked_alm.methods.patching.run_pair import RunPair
@@ -76,7 +76,7 @@ class Patcher:
     def result(self, item: ContextItem) -> UnitResult:
         """All cells of a clip."""
         x, who = self._asked(item), whose(item.clip)
-        metric = LogitDiff(item.acoustic, item.contextual)
+        metric = Logits(item.tokens)
         names, clips = zip(*self._references(item), strict=True)
         references = ALMInput.joined([replace(x, clips=(clip,)) for clip in clips])
         points = groupby(patched_points(self.model, self.config), lambda point: point.stack)
@@ -85,10 +85,10 @@ class Patcher:
             for row in self._cells(stack, [*some], x, references, names, metric)
         ]  # fmt: skip
         logits = self.model(ALMInput.joined([x, references]))[:, -1].float()
-        values = (logits[:, item.acoustic] - logits[:, item.contextual]).tolist()
+        odds = _log_odds(logits[:, [*item.tokens]].cpu().numpy())
         runs: list[Row] = [
-            {"reference": reference, "draw": draw, "value": value}
-            for (reference, draw), value in zip((("none", 0), *names), values, strict=True)
+            {"reference": reference, "draw": draw, "value": float(value[0])}
+            for (reference, draw), value in zip((("none", 0), *names), odds, strict=True)
         ]
         tables = {"runs": runs, "patched": rows}
         return UnitResult({name: [{**who, **row} for row in some] for name, some in tables.items()})
@@ -100,7 +100,7 @@ class Patcher:
         x: ALMInput,
         references: ALMInput,
         names: Sequence[tuple[str, int]],
-        metric: LogitDiff,
+        metric: Logits,
     ) -> Iterator[Row]:
         """A row for every cell of a stack, in which the clip and its references run once."""
         sites, engine = [point.site for point in points], self.config.engine
@@ -144,7 +144,7 @@ class Patcher:
         point: PatchedPoint,
         base: ALMInput,
         donor: ALMInput | Literal["zero"],
-        metric: LogitDiff,
+        metric: Logits,
         alphas: tuple[float, ...],
         runs: RunPair,
     ) -> "PatchedCells":
@@ -174,16 +174,25 @@ class PatchedCells(NamedTuple):
     def rows(self, names: Sequence[tuple[str, int]] = (("zero", 0),)) -> Iterator[Row]:
         """A row for every cell, of references with these names and draws."""
         alphas = self.values.axes["coefficient"]
-        for cell in np.ndindex(self.values.values.shape):
+        odds, base = _log_odds(self.values.values), _log_odds(self.values.base)
+        for cell in np.ndindex(odds.shape[:-1]):
             k, layer, *head, _, example = cell
             reference, draw = names[example]
             yield {
                 "stack": self.point.stack, "site": self.point.name, "layer": layer,
                 "head": head[0] if head else ALL, "reference": reference, "draw": draw,
-                "alpha": alphas[k], "value": float(self.values.values[cell]),
-                "base": float(self.values.base[example]),
+                "alpha": alphas[k], "value": float(odds[cell][0]), "base": float(base[example][0]),
+                "stranger": float(odds[cell][1]), "stranger_base": float(base[example][1]),
                 "moved": alphas[k] * float(self.moved[cell[1:]]),
             }  # fmt: skip
+
+
+def _log_odds(logits: Float[np.ndarray, "*cell token"]) -> Float32[np.ndarray, "*cell pair"]:
+    """First token above second: of an item's own pair, then of the strangers; NaN without any."""
+    logits = logits.astype(np.float32)
+    odds = logits[..., ::2] - logits[..., 1::2]
+    nothing = np.full((*odds.shape[:-1], 2 - odds.shape[-1]), np.nan, np.float32)
+    return np.concatenate([odds, nothing], axis=-1)
 
 
 def check_donor(ours: Transcription, item: ContextItem) -> None:

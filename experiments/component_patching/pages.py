@@ -19,7 +19,10 @@ CAVEATS = (
     "Context that several components carry, each by itself, has no single one, and patching one "
     "shows none.",
 )
-SCALES: dict[str, Any] = {"restored_mean": {"limits": (0, 1)}, "shift_mean": {"centre": 0}}
+SHARES = {"limits": (0, 1)}
+SCALES: dict[str, Any] = {
+    "restored_mean": SHARES, "stranger_restored_mean": SHARES, "shift_mean": {"centre": 0},
+}  # fmt: skip
 """Of colours, by column."""
 N_LINES = 6
 """Components whose strengths are drawn."""
@@ -69,6 +72,9 @@ def _maps(page: Page, run: PatchingResults) -> None:
         ("restored_mean", "restored", "share of clips",
          "Of the clips whose contextual word is likelier. 1: in all of them the word that is said "
          "is after the patch. An empty cell: the stack has no such site, or no clip is misheard."),
+        ("stranger_restored_mean", "strangers", "share of clips",
+         "A null, read at the same place, of clips in which the first of the two is less likely. "
+         "What noise does to these it does to any words."),
         ("shift_mean", "shift", "nats",
          "Above 0 the patch is in favour of the word that is said. Mean over all clips."),
         ("moved", "moved", "norm",
@@ -87,6 +93,7 @@ def _maps(page: Page, run: PatchingResults) -> None:
 
 _CAPTIONS = {
     "restored": "Clips in which noise in a component makes the word that is said the likelier one",
+    "strangers": "The same of two words of another sentence, which nobody says",
     "shift": "How far noise in a component shifts the log-odds of the word that is said",
     "moved": "How far noise moves each component: the norm of the difference",
 }
@@ -142,7 +149,8 @@ def method(run: PatchingResults) -> str:
         "given up to there. Components are patched at all positions, towards noise at strengths "
         f"{alphas}, towards silence and a minimal pair at 1; heads at 1, towards one draw. Noise: "
         f"{config.n_noise} draws of each clip's length and RMS; silence is as long, too. Draws of "
-        f"a clip are averaged. The best component is chosen on {config.discovery_share:.0%} of the "
-        f"clips and judged on the others. Intervals resample {config.resampled} "
+        "a clip are averaged. Null: two words of another sentence, drawn for each clip, read "
+        f"there. The best component is chosen on {config.discovery_share:.0%} of the clips and "
+        f"judged on the others. Intervals resample {config.resampled} "
         f"{config.n_resamples} times with seed {config.seed}."
     )

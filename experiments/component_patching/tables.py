@@ -64,15 +64,20 @@ def by_clip(run: PatchingResults) -> pd.DataFrame:
 
     ``shift`` is how far the log-odds move, ``restored`` the share of draws in which the acoustic
     word is likelier than the contextual one, of clips in which it is not by itself (else NaN).
+    ``stranger_restored`` is the same of two words of another sentence.
     """
     table = run["patched"]
     is_misheard = table["clip"].isin(misheard(run))
     table = table.assign(
         shift=table.value - table.base,
         restored=np.where(is_misheard, (table.value > 0).astype(float), np.nan),
+        stranger_restored=np.where(
+            table.stranger_base < 0, (table.stranger > 0).astype(float), np.nan
+        ),
     )
     keys = ["clip", "speaker", *CELL, "reference", "alpha"]
-    return table.groupby(keys, sort=False)[["shift", "restored", "moved"]].mean().reset_index()
+    columns = ["shift", "restored", "stranger_restored", "moved"]
+    return table.groupby(keys, sort=False)[columns].mean().reset_index()
 
 
 def halves(run: PatchingResults) -> dict[str, Half]:
@@ -91,18 +96,22 @@ def components(run: PatchingResults) -> pd.DataFrame:
     rows: list[Row] = []
     for key, some in table.groupby([*CELL, "reference", "alpha"], sort=False):
         shift = run.draws.row(some["shift"], run.config.clusters(some))
-        asked = some[some.restored.notna()]
-        found: Row = dict.fromkeys(ENDS, np.nan)
-        if len(asked):
-            found = run.draws.row(asked.restored, run.config.clusters(asked))
+        asked, strange = (some[some[name].notna()] for name in ("restored", "stranger_restored"))
         is_first = asked["clip"].map(part) == "discovery"
         rows.append({
             **dict(zip([*CELL, "reference", "alpha"], key, strict=True)),
-            **prefixed("restored", found), "n_misheard": len(asked),
+            **prefixed("restored", _share(run, asked, "restored")), "n_misheard": len(asked),
+            **prefixed("stranger_restored", _share(run, strange, "stranger_restored")),
             "first_restored": asked.restored[is_first].mean(),
             **prefixed("shift", shift), "n": len(some), "moved": some.moved.mean(),
         })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _share(run: PatchingResults, some: pd.DataFrame, column: str) -> dict[str, Any]:
+    if some.empty:
+        return dict.fromkeys(ENDS, np.nan)
+    return run.draws.row(some[column], run.config.clusters(some))
 
 
 def replaced(run: PatchingResults, reference: str = "noise") -> pd.DataFrame:
@@ -129,9 +138,14 @@ def best(run: PatchingResults, stack: str) -> "pd.Series[Any] | None":
     return table.sort_values(["first_restored", "moved"], ascending=[False, True]).iloc[0]
 
 
-def held_out(run: PatchingResults, component: Any, reference: str = "noise") -> pd.DataFrame:
-    """Misheard clips on which a component was not chosen, patched at strength 1."""
+def held_out(
+    run: PatchingResults, component: Any, reference: str = "noise", column: str = "restored"
+) -> pd.DataFrame:
+    """Misheard clips on which a component was not chosen, patched at strength 1.
+
+    With ``stranger_restored``, clips in which another sentence's word is the less likely one.
+    """
     table, part = by_clip(run), halves(run)
     is_it = (table[CELL] == [component[name] for name in CELL]).all(axis=1)
     table = table[is_it & (table.reference == reference) & (table.alpha == 1)]
-    return table[table.restored.notna() & (table["clip"].map(part) == "held-out")]
+    return table[table[column].notna() & (table["clip"].map(part) == "held-out")]

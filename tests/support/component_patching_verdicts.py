@@ -40,6 +40,7 @@ def made(restores: dict[tuple[str, str, int], float] | None = None) -> PatchingR
                                 **who, "stack": stack, "site": site, "layer": layer, "head": -1,
                                 "reference": reference, "draw": 0, "alpha": alpha, "base": base,
                                 "value": end if alpha else base, "moved": alpha * MOVED[site],
+                                "stranger_base": -1.0, "stranger": 1.0 if i % 5 == 0 else -1.0,
                             })  # fmt: skip
     frames = {name: pd.DataFrame(rows) for name, rows in tables.items()}
     config = ComponentPatchingConfig(n_resamples=1000, audio="my.csv")

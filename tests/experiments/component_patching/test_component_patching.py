@@ -79,11 +79,14 @@ def test_every_cell_is_hugging_faces(run: RunFolder, whispers: Whispers, table: 
     """Of two clips, with the transcript up to the word: values, and how far it was moved."""
     hf, model = whispers.hf(), whispers.hooked()
     rows = run.read_table("patched")
-    for n, (said, context) in enumerate(WORDS[:2]):
-        path = table.parent / f"c{n}.wav"
+    told = []
+    for said, context in WORDS:
         text, other = (f" two {said}s and a {word} again" for word in (said, context))
-        ids, others = (model.tokenizer(one).input_ids for one in (text, other))
-        at = next(i for i, (a, b) in enumerate(zip(ids, others, strict=False)) if a != b)
+        both = [model.tokenizer(one).input_ids for one in (text, other)]
+        at = next(i for i, (a, b) in enumerate(zip(*both, strict=False)) if a != b)
+        told.append((both[0], at, (both[0][at], both[1][at])))
+    for n, (ids, at, pair) in enumerate(told[:2]):
+        path = table.parent / f"c{n}.wav"
         x = model.prepare(path, language="en")
         tokens = torch.cat([x.tokens, torch.tensor([ids[:at]])], dim=1)
         clips = {("silence", 0): silence_like(model, path),
@@ -104,15 +107,18 @@ def test_every_cell_is_hugging_faces(run: RunFolder, whispers: Whispers, table: 
             if key[0] != "zero":
                 ref = activation(hf, heard[key], stack, site, layer)
             logits = patched(hf, own, stack, site, layer, head, ref, row["alpha"])[0, -1]
-            np.testing.assert_allclose(row["value"], _odds(logits, ids, others, at), atol=limit)
-            np.testing.assert_allclose(row["base"], _odds(whole, ids, others, at), atol=limit)
+            # The other of these two asks about the same words; the third is the stranger.
+            for name, some in (("", pair), ("stranger", told[2][2])):
+                np.testing.assert_allclose(row[name or "value"], _odds(logits, some), atol=limit)
+                base = row[f"{name}_base".lstrip("_")]
+                np.testing.assert_allclose(base, _odds(whole, some), atol=limit)
             far = ref - a if head is None else (ref - a)[:, :, head]
             np.testing.assert_allclose(row["moved"], row["alpha"] * far.norm().item(), rtol=1e-4)
     assert set(run.read_table("controls").verdict) == {"pass"}
 
 
-def _odds(logits: Tensor, ids: list[int], others: list[int], at: int) -> float:
-    return float(logits[ids[at]] - logits[others[at]])
+def _odds(logits: Tensor, pair: tuple[int, int]) -> float:
+    return float(logits[pair[0]] - logits[pair[1]])
 
 
 def test_tables(run: RunFolder) -> None:
