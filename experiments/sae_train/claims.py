@@ -4,16 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hooked_alm.methods.dictionary.stability import PARTNERS_AT
-
-from ..workbench.claims import Claim, Finding, few, judged, shown
+from ..materials.dictionary_partners import COPY_CONTROL, found_again
+from ..workbench.claims import Claim, Finding, judged, shown
 from ..workbench.controls import Control, Outcome, at_most
 from .tables import TrainedResults
 
 MIN_GROUPS = 6
 """With fewer, not even a sign test in which all groups agree gives p < 0.05."""
-ROUNDED = 1e-5
-"""Largest difference of a cosine from 1, in fp32."""
 SETTLED = 0.01
 """Largest share of k by which L0 may exceed it, for rounding."""
 
@@ -41,9 +38,7 @@ def _finite(run: TrainedResults) -> Outcome:
 CONTROLS = (
     Control(name="the loss stays finite", of=("training", "partners"), check=_finite,
             guards_against="a training that went astray"),
-    Control(name="a shuffled copy has the same directions", of=("partners",),
-            check=lambda run: at_most(run["copies"]["difference"], ROUNDED, "of a cosine"),
-            guards_against="an assignment that loses partners"),
+    COPY_CONTROL,
     Control(name="features that are left alone change no answer", of=("recovery", "words"),
             check=_kept,
             guards_against="rows that are taken apart and put together at other places"),
@@ -84,24 +79,8 @@ def _stable(run: TrainedResults, point: str) -> Finding | None:
     table = run["stability"]
     if table.empty:
         return None
-    mine = table[(table["point"] == point) & (table["how"] == "matched")].set_index("source")
-    ours = mine.loc["rows"]
-    share = {"mean": ours["share"], "low": ours["share_low"], "high": ours["share_high"]}
-    nulls = mine.drop(index="rows")
-    worst = float(nulls["share_high"].fillna(np.inf).max())
-    said = ", ".join(f"{100 * row['share']:.1f} % of {source}" for source, row in nulls.iterrows())
-    return judged(
-        f"Two trainings on {point} find directions that noise does not have",
-        f"{shown(share)} of the latents have a partner at a cosine of {PARTNERS_AT:g} or more; "
-        f"{said}",
-        {
-            **few(ours["n_latents"], "latents"),
-            "not trained on noise": "noise" not in mine.index,
-            "not surely more than either null": not ours["share_low"] > worst,
-        },
-        numbers={**share, "n": ours["n_latents"]},
-        unit="share",
-    )
+    mine = table[(table["point"] == point) & (table["how"] == "matched")]
+    return found_again(f"Two trainings on {point} find directions that noise does not have", mine)
 
 
 CLAIMS = (

@@ -34,6 +34,7 @@ from ..materials.checkpoints import FOLDER, Checkpoints
 from ..materials.clip_rows import ClipRows, HeldOutClips
 from ..materials.clips import file_safe
 from ..materials.dictionary_partners import copy_row, partner_rows, untrained
+from ..materials.dictionary_quality import quality_rows
 from ..materials.recordings import load_clips
 from ..materials.recovered_answers import ablations, recovery_rows, word_rows
 from ..materials.row_source import RowSource
@@ -44,7 +45,6 @@ from ..workbench.identity import file_sha256
 from ..workbench.page import Page
 from ..workbench.results import Row
 from .claims import CLAIMS, CONTROLS
-from .judging import quality_rows
 from .pages import CAVEATS, fill_page, lead, method
 from .settings import SAETrainConfig
 from .tables import MAY_LACK, TABLES, TrainedResults, summarise
@@ -265,10 +265,13 @@ class TrainDictionaries(ModelExperiment[SAETrainConfig]):
             given = (rows, self.split, point, saes, ablations(rows, self.split, point))
             answers = {"recovery": [*recovery_rows(*given)], "words": [*word_rows(*given)]}
         tables: dict[str, list[Row]] = {
-            "quality": [*quality_rows(rows, self.split, point, saes)],
+            "quality": [*quality_rows(rows, self.split.held_out, point, saes)],
             **answers,
             "partners": partners,
-            "copies": [copy_row(point, seed, sae.W_dec) for seed, sae in saes.items()],
+            "copies": [
+                {"point": point, "seed": seed, **copy_row(sae.W_dec, seed)}
+                for seed, sae in saes.items()
+            ],
         }
         return UnitResult({name: table for name, table in tables.items() if table})
 

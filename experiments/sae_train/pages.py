@@ -5,9 +5,10 @@ import pandas as pd
 from hooked_alm.methods.dictionary.recipes import RECIPES
 
 from ..materials.clips import file_safe
+from ..materials.dictionary_partners import SOURCES, draw_partners
 from ..workbench import figures
 from ..workbench.page import Page
-from .tables import SOURCES, TrainedResults
+from .tables import TrainedResults
 
 CAVEATS = (
     "A dictionary explains rows, not the model: that a row is made of some directions says nothing "
@@ -55,35 +56,15 @@ def fill_page(page: Page, run: TrainedResults) -> None:
     if not run["words"].empty:
         page.table("Cross-entropy of the words that are said, in nats a token", "words_recovered")
     page.section("The same directions again")
-    if not run["partners"].empty:
-        for point in run.inputs["points"]:
-            _partners(page, run["partners"], point)
+    if not (partners := run["partners"]).empty:
+        matched = partners[partners["how"] == "matched"]
+        for point, mine in matched.groupby("point", sort=False):
+            draw_partners(page, mine, f"partners_{file_safe(str(point))}", str(point))
         page.table("Shares of latents with a partner, beside both nulls", run["stability"])
     page.section("Training")
     for point in run.inputs["points"]:
         _training(page, run["training"], point)
     page.table("The last step", run["training_end"])
-
-
-def _partners(page: Page, partners: pd.DataFrame, point: str) -> None:
-    """How near partners are: the share of latents above each cosine."""
-    mine = partners[(partners["point"] == point) & (partners["how"] == "matched")]
-    cosines = [round(0.02 * step, 2) for step in range(51)]
-    shown = pd.DataFrame([
-        {"of": SOURCES[source], "cosine": at, "share": float((some["cosine"] >= at).mean())}
-        for source, some in mine.groupby("source", sort=False)
-        for at in cosines
-    ])  # fmt: skip
-    drawing = figures.curves(
-        shown, "cosine", "share", group="of", title=point, x_label="cosine of the partners",
-        y_label="share of latents at it or above", y_limits=(-0.03, 1.03),
-    )  # fmt: skip
-    page.figure(
-        f"partners_{file_safe(point)}", drawing, shown,
-        f"Latents of one training that another has, too: {point}",
-        "Partners are dealt out one to one, with the largest sum of cosines. A dictionary of "
-        "directions that are there lies above both others; one of noise may lie below no training.",
-    )  # fmt: skip
 
 
 def _training(page: Page, training: pd.DataFrame, point: str) -> None:

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from hooked_alm.methods.dictionary.stability import PARTNERS_AT
-
+from ..materials.dictionary_partners import PARTNERS, stability_table
 from ..workbench.intervals import Draws, numbers, prefixed
 from ..workbench.results import Results
 from .settings import SAETrainConfig
@@ -21,7 +20,7 @@ TABLES = {
     "partners": "a living latent, and how near its partner in another dictionary is",
 }
 MAY_LACK = {
-    "partners": ("point", "source", "first", "second", "how", "latent", "cosine"),
+    "partners": PARTNERS,
     "recovery": ("clip", "group", "point", "seed", "kl", "kl_mean", "kl_zero", "kl_kept"),
     "words": (
         *("clip", "group", "point", "seed", "n_tokens"),
@@ -29,9 +28,6 @@ MAY_LACK = {
     ),
 }
 """One dictionary has no partners; rows of a store have no answer, few models write words down."""
-SOURCES = {"rows": "the model's rows", "noise": "noise of their covariance",
-           "untrained": "no training"}  # fmt: skip
-"""What two dictionaries were made from, in words."""
 
 
 def summarise(run: TrainedResults) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -40,32 +36,6 @@ def summarise(run: TrainedResults) -> Iterator[tuple[str, pd.DataFrame]]:
     yield "recovered", recovered_table(run["recovery"], run.draws)
     yield "words_recovered", words_table(run["words"], run.draws)
     yield "training_end", end_table(run["training"])
-
-
-def stability_table(partners: pd.DataFrame, draws: Draws) -> pd.DataFrame:
-    """Share of the living latents with a partner, and the mean cosine; intervals over latents.
-
-    Over several pairs of dictionaries, each latent of each pair counts; a latent with no partner
-    left for it has a cosine of NaN, which is no partner.
-    """
-    rows = []
-    for key, some in partners.groupby(["point", "source", "how"], sort=False):
-        has = (some["cosine"] >= PARTNERS_AT).to_numpy(np.float64)
-        share = numbers(draws.mean(has, _latents(some)))
-        cosine = numbers(draws.mean(some["cosine"].to_numpy(np.float64), _latents(some)))
-        about = dict(zip(("point", "source", "how"), key, strict=True))
-        pairs = some[["first", "second"]].drop_duplicates()
-        rows.append({
-            **about, **prefixed("share", share, ""), **prefixed("cosine", cosine, ""),
-            "n_latents": len(some), "n_pairs": len(pairs),
-        })  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def _latents(some: pd.DataFrame) -> list[str]:
-    return [
-        f"{first}/{latent}" for first, latent in zip(some["first"], some["latent"], strict=True)
-    ]
 
 
 def recovered_table(recovery: pd.DataFrame, draws: Draws) -> pd.DataFrame:

@@ -101,7 +101,7 @@ def _loses_partners(run: TrainedResults) -> TrainedResults:
 
 BROKEN: dict[str, Change] = {
     "the loss stays finite": _astray,
-    "a shuffled copy has the same directions": _loses_partners,
+    "a shuffled, rescaled copy has the same directions": _loses_partners,
     "features that are left alone change no answer": _changes_answers,
     "no more latents are active than were set": _too_many_active,
 }

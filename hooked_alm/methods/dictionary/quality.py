@@ -20,6 +20,8 @@ class DictionaryQuality:
     """Figures of a dictionary over some rows; norms are means over rows."""
 
     n_rows: int
+    variance: float
+    """Mean squared distance of a row from their mean."""
     fvu: float
     """Fraction of variance unexplained."""
     explained_variance: float
@@ -97,6 +99,7 @@ class QualityCounts:
         frequency = self.active.double() / n
         return DictionaryQuality(
             n_rows=n,
+            variance=spread / n,
             fvu=fvu,
             explained_variance=1 - fvu,
             cosine=cosine / n,

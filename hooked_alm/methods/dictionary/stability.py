@@ -104,19 +104,44 @@ def random_directions(n: int, d_in: int, seed: int) -> Float[Tensor, "latent d_i
     return F.normalize(torch.randn(n, d_in, generator=generator), dim=-1)
 
 
+class ActivationCorrelation:
+    """Pearson's correlation of partners' activations over the same rows, batch by batch.
+
+    Sums are kept in float64 of what activations are above those of the first row, so that one that
+    is constant is known to be.
+    """
+
+    def __init__(self) -> None:
+        self._n = 0
+        self._origin: tuple[Tensor, Tensor] | None = None
+        self._sums: Tensor | float = 0.0
+
+    def add(self, first: Float[Tensor, "row latent"], second: Float[Tensor, "row latent"]) -> None:
+        """Count a batch.
+
+        Args:
+            first: features of one dictionary.
+            second: those of the other, in the order of the partners.
+        """
+        self._origin = self._origin or (first[0].double(), second[0].double())
+        a, b = (one.double() - at for one, at in zip((first, second), self._origin, strict=True))
+        self._sums = self._sums + torch.stack([one.sum(0) for one in (a, b, a * a, b * b, a * b)])
+        self._n += len(a)
+
+    def correlation(self) -> Float[Tensor, " latent"]:
+        """One number a latent; NaN where either is constant, or there are no rows."""
+        if self._origin is None:
+            return torch.full((0,), torch.nan)
+        a, b, aa, bb, ab = torch.as_tensor(self._sums).cpu()
+        spread = (aa - a * a / self._n) * (bb - b * b / self._n)
+        found = (ab - a * b / self._n) / spread.sqrt()
+        return found.where(found.isfinite(), torch.nan)
+
+
 def activation_correlation(
     first: Float[Tensor, "row latent"], second: Float[Tensor, "row latent"]
 ) -> Float[Tensor, " latent"]:
-    """Pearson's correlation of partners' activations over the same rows.
-
-    Args:
-        first: features of one dictionary.
-        second: those of the other, in the order of the partners.
-
-    Returns:
-        One number a latent; NaN where either is constant.
-    """
-    centred = [(one - one.mean(0)).double() for one in (first, second)]
-    sizes = [one.square().sum(0).sqrt() for one in centred]
-    found: Tensor = (centred[0] * centred[1]).sum(0) / (sizes[0] * sizes[1])
-    return found.where(found.isfinite(), torch.nan)
+    """Pearson's correlation of partners' activations; see `ActivationCorrelation`."""
+    found = ActivationCorrelation()
+    found.add(first, second)
+    return found.correlation()

@@ -15,9 +15,10 @@ from hooked_alm import HookedALM
 from hooked_alm.converters.dictionaries import load_dictionary
 from hooked_alm.errors import InputError
 from hooked_alm.experiments.materials.clip_rows import ClipRows
+from hooked_alm.experiments.materials.dictionary_partners import stability_table
 from hooked_alm.experiments.sae_train.experiment import TrainDictionaries
 from hooked_alm.experiments.sae_train.settings import SAETrainConfig
-from hooked_alm.experiments.sae_train.tables import recovered_table, stability_table
+from hooked_alm.experiments.sae_train.tables import recovered_table
 from hooked_alm.experiments.workbench import runner
 from hooked_alm.experiments.workbench.executors import Processes
 from hooked_alm.experiments.workbench.intervals import Draws

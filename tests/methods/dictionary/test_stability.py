@@ -1,5 +1,6 @@
 """Partners of directions, with both nulls: no structure in the rows, and no training at all."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -7,6 +8,7 @@ from torch import Tensor
 from hooked_alm.errors import InputError
 from hooked_alm.methods.dictionary.autoencoder import DictionaryConfig
 from hooked_alm.methods.dictionary.stability import (
+    ActivationCorrelation,
     Match,
     activation_correlation,
     match_dictionaries,
@@ -66,6 +68,22 @@ def test_correlation_of_activations() -> None:
     found = activation_correlation(first, second)
     assert found[:2].tolist() == pytest.approx([1, -1])
     assert torch.isnan(found[2])
+
+
+def test_correlation_batch_by_batch_is_that_of_all_rows() -> None:
+    """NumPy's, of activations far from 0 and of one that stays where it is."""
+    rng = np.random.default_rng(0)
+    first, second = 1e3 + rng.normal(size=(2, 90, 4))
+    second[:, 1] += first[:, 1]
+    first[:, 3] = 0.1
+    counts = ActivationCorrelation()
+    assert len(counts.correlation()) == 0
+    for at in (slice(0, 7), slice(7, 60), slice(60, 90)):
+        counts.add(torch.from_numpy(first[at]), torch.from_numpy(second[at]))
+    found = counts.correlation()
+    expected = [np.corrcoef(first[:, j], second[:, j])[0, 1] for j in range(3)]
+    assert found[:3].tolist() == pytest.approx(expected, abs=1e-9)
+    assert torch.isnan(found[3])
 
 
 def trained(rows: object, seed: int) -> Tensor:
