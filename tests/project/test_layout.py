@@ -220,7 +220,7 @@ def test_every_import_is_declared_and_every_declaration_is_pinned() -> None:
         *(line for extra in project["optional-dependencies"].values() for line in extra),
     ]
     declared = {re.split(r"[^\w-]", line)[0].lower().replace("_", "-") for line in requirements}
-    imported_as = {"yaml": "pyyaml"}
+    imported_as = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
     # Trainers that the project is compared with, each in an environment of its own: they exclude
     # the transformer_lens that it needs, or each other.
     apart = {"sae_lens", "dictionary_learning", "sparsify"}

@@ -127,13 +127,13 @@ def held_out_probabilities(
     for fold in np.unique(folds):
         others, there = np.flatnonzero(folds != fold), asked_folds == fold
         for fit, items in enumerate(_draws(others, groups, [seed, int(fold)], n_refits)):
-            train, read = _standardised(features[items], asked[there])
+            train, read = standardised(features[items], asked[there])
             w, b = fit_probe(train, labels[items], n_labels, strength=strength)
             found[fit, there] = softmax(read @ w + b, axis=1)
     return found
 
 
-def _standardised(
+def standardised(
     train: Float[np.ndarray, "item feature"], asked: Float[np.ndarray, "asked feature"]
 ) -> tuple[Float[np.ndarray, "item feature"], Float[np.ndarray, "asked feature"]]:
     """Both by the means and spreads of the first alone."""
@@ -254,7 +254,7 @@ def best_strength(
     bits = np.zeros(len(STRENGTHS))
     for fold in range(int(folds.max()) + 1):
         is_train = folds != fold
-        train, asked = _fewer_features(*_standardised(features[is_train], features[~is_train]))
+        train, asked = _fewer_features(*standardised(features[is_train], features[~is_train]))
         fitted: Fitted | None = None
         for i, strength in enumerate(STRENGTHS):
             w, b = fitted = fit_probe(
@@ -274,7 +274,7 @@ def read_by_probe(
     strength: float,
 ) -> Float[np.ndarray, "asked label"]:
     """What a probe of some items says of others."""
-    train, read = _fewer_features(*_standardised(features, asked))
+    train, read = _fewer_features(*standardised(features, asked))
     w, b = fit_probe(train, labels, n_labels, strength=strength)
     return np.asarray(softmax(read @ w + b, axis=1))
 
