@@ -28,6 +28,7 @@ EXPERIMENTS = {
         "grounding": "Grounding",
         "prefix_comparison": "PrefixComparison",
         "probes": "Probes",
+        "sae_compare": "CompareDictionaries",
         "sae_features": "SAEFeatures",
         "sae_train": "TrainDictionaries",
         "head_statistics": "HeadStatistics",

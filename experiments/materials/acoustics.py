@@ -8,7 +8,7 @@ by the window's own autocorrelation (Boersma 1993, "Accurate short-term analysis
 frequency", equation 9), with the peak refined by a parabola.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,10 @@ class ClipDescription:
     """75th minus 25th percentile of the voiced frames."""
     voiced_fraction: float
     """Voiced frames over all frames."""
+
+
+HEARD = tuple(one.name for one in fields(ClipDescription))
+"""What `describe_clip` tells of a clip, by the names that tables of clips have."""
 
 
 def describe_clip(samples: NDArray[np.floating], rate: int) -> ClipDescription:

@@ -1,11 +1,13 @@
 """Sparse autoencoders that an experiment reads: their files, and the rows that they are of."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from hooked_alm.bundled import dictionary_folder
+from hooked_alm.bundled import PREFIX, dictionary_folder
 from hooked_alm.converters.dictionaries import load_dictionary
 from hooked_alm.errors import InputError
 from hooked_alm.methods.activations.selection import KeptPoint
@@ -14,6 +16,7 @@ from hooked_alm.storage import expanded
 
 from ..workbench.identity import file_hashes
 from ..workbench.settings import ExperimentConfig
+from .records import collect
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +26,10 @@ class PlacedDictionary:
     sae: SparseAutoencoder
     point: str
     described: dict[str, Any]
+    path: Path
+    """Its folder or file."""
+    about: dict[str, Any]
+    """What its files say of it besides."""
 
     @classmethod
     def read(
@@ -44,14 +51,28 @@ class PlacedDictionary:
         if (point := point or stored.point) is None:
             raise InputError(
                 f"reading the dictionary {name}: its files do not say of which point its rows "
-                "are. Name the hook point: -s point=..."
+                "are. Name the hook point as its point."
             )
         cfg, path = stored.sae.cfg, expanded(folder)
         files = [path] if path.is_file() else sorted(path.iterdir())
         return cls(stored.sae, point, {
             "point": point, "d_sae": cfg.d_sae, "k": cfg.k, "architecture": cfg.architecture,
             "files": file_hashes(files, path.parent),
-        })  # fmt: skip
+        }, path, stored.about)  # fmt: skip
+
+    @property
+    def of_model(self) -> str | None:
+        """The model that its files say it is of; None if they do not."""
+        found = self.about.get("model") or self.about.get("model_name")
+        return str(found) if found else None
+
+    def of_noise(self) -> "PlacedDictionary | None":
+        """The one that ``sae_train`` trained on noise beside it; None where there is none."""
+        run, kind = self.path.parents[2:3], self.path.parents[1:2]
+        if not run or kind[0].name != "sae":
+            return None
+        beside = run[0] / "noise" / self.path.parent.name / self.path.name
+        return PlacedDictionary.read(str(beside), point=self.point) if beside.is_dir() else None
 
     def check(self, kept: KeptPoint, name: str) -> None:
         """Refuses a dictionary of other rows than the model has at its point.
@@ -86,3 +107,52 @@ class DictionaryReaderConfig(ExperimentConfig):
         return PlacedDictionary.read(
             self.dictionary, architecture=self.architecture, point=self.point
         )
+
+
+def _as_entry(given: Any) -> Any:
+    return {"path": given} if isinstance(given, str) else given
+
+
+class NamedDictionary(BaseModel):
+    """A dictionary of a list: where it is, and what its files do not say."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str = Field(min_length=1, max_length=4000)
+    name: str | None = Field(default=None, min_length=1, max_length=40)
+    point: str | None = None
+    architecture: Architecture | None = None
+
+
+DictionaryEntry = Annotated[NamedDictionary, BeforeValidator(_as_entry)]
+"""One of a list of settings: its path alone, or a mapping."""
+
+
+def named_dictionaries(entries: Sequence[NamedDictionary]) -> dict[str, PlacedDictionary]:
+    """Dictionaries by their names, or by as much of their paths' ends as tells them apart.
+
+    Raises:
+        InputError: two of one name, or what `PlacedDictionary.read` refuses, of all at once.
+        ConversionError: files that are not a dictionary's.
+    """
+    paths = [one.path.removeprefix(PREFIX).strip("/").split("/") for one in entries]
+    names: list[str] = []
+    for depth in range(1, max(map(len, paths)) + 1):
+        names = [
+            one.name or "/".join(parts[-depth:]) for one, parts in zip(entries, paths, strict=True)
+        ]
+        if len({*names}) == len(names):
+            break
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(
+            f"listing dictionaries: got {', '.join(twice)} twice, expected each once. Leave one "
+            "out, or name them: {path: ..., name: ...}"
+        )
+    found = collect(
+        "reading dictionaries",
+        lambda one: PlacedDictionary.read(
+            one.path, architecture=one.architecture, point=one.point
+        ),
+        entries, lambda one: one.path,
+    )  # fmt: skip
+    return dict(zip(names, found, strict=True))

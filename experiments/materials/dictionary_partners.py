@@ -36,7 +36,7 @@ PARTNERS = ("point", "source", "first", "second", "how", "latent", "partner", "c
 SOURCES = {"rows": "the model's rows", "noise": "noise of their covariance",
            "untrained": "no training"}  # fmt: skip
 """What two dictionaries were made from, in words."""
-Pair = tuple[str, str]
+NamePair = tuple[str, str]
 """Names of two dictionaries of a point."""
 ROUNDED = 1e-5
 """Largest difference of a cosine from 1, in fp32."""
@@ -100,13 +100,13 @@ class PartnerCorrelations:
             partners: their latents' partners; those matched one to one are held together.
             seed: of the deals.
         """
-        self._saes, found = saes, dict[Pair, list[tuple[int, int]]]()
+        self._saes, found = saes, dict[NamePair, list[tuple[int, int]]]()
         for row in partners:
             if row["how"] == "matched" and row["partner"] >= 0:
                 pair = (row["first"], row["second"])
                 found.setdefault(pair, []).append((row["latent"], row["partner"]))
-        self._latents: dict[Pair, tuple[Tensor, Tensor, Tensor]] = {}
-        self._counts: dict[Pair, tuple[ActivationCorrelation, ActivationCorrelation]] = {}
+        self._latents: dict[NamePair, tuple[Tensor, Tensor, Tensor]] = {}
+        self._counts: dict[NamePair, tuple[ActivationCorrelation, ActivationCorrelation]] = {}
         for pair, both in found.items():
             first, second = torch.tensor(both).unbind(1)
             order = torch.randperm(len(both), generator=torch.Generator().manual_seed(seed))

@@ -126,7 +126,7 @@ def check_columns(clips: Sequence[ClipFile], named: Sequence[str]) -> None:
     if lost := sorted({*named} - columns):
         raise InputError(
             f"probing clips: their table has no column {', '.join(lost)}, but "
-            f"{', '.join(sorted(columns)) or 'none'}. Name one of them in labels, group or types."
+            f"{', '.join(sorted(columns)) or 'none'}. Name one of them."
         )
 
 
@@ -191,16 +191,28 @@ def held_out_label(
     check_grouped(some, by)
     groups = [one.name if by is None else one.cells[by] for one in some]
     _check_spread(values, codes, groups, by or "clip")
-    if config.cv == "random":
-        folds = np.random.default_rng(config.seed).permutation(len(some)) % config.n_folds
-        folds = np.unique(folds, return_inverse=True)[1].astype(np.int64)
-    else:
-        folds = spread_folds(codes, groups, config.n_folds)
+    folds = held_out_folds(codes, groups, config)
     check_folds(codes, folds)
     types = _types(some, codes, config)
     return HeldOutLabel(
         column, values, chosen, codes, groups, folds, types, _leaks(some, codes, folds)
     )
+
+
+def held_out_folds(
+    codes: Int[np.ndarray, " item"], groups: Sequence[str], config: HeldOutConfig
+) -> Int[np.ndarray, " item"]:
+    """The fold of every item, as the settings have it.
+
+    Args:
+        codes: of its label, which are spread over folds as far as groups allow.
+        groups: what is held out together.
+        config: of the run.
+    """
+    if config.cv == "grouped":
+        return spread_folds(codes, groups, config.n_folds)
+    folds = np.random.default_rng(config.seed).permutation(len(codes)) % config.n_folds
+    return np.unique(folds, return_inverse=True)[1].astype(np.int64)
 
 
 def _check_spread(

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from safetensors.numpy import load_file
 
 from hooked_alm.errors import InputError
@@ -21,6 +21,7 @@ FEATURES = {"features": "a file with features of some clips, and its hash"}
 FeatureSource = Literal["model", "untrained", "baseline"]
 ClipFeatures = Mapping[str, Float32[np.ndarray, " feature"]]
 """What is known of a clip, by the name of a point or of a baseline."""
+Features = Float[np.ndarray, "item feature"]
 FeatureFiles = tuple[tuple[str, str], ...]
 """Units that kept features, in the order of the clips, each with the hash of its file."""
 
@@ -61,6 +62,21 @@ def kept_features(
             )
         parts.append(load_file(path)[name])
     return np.concatenate(parts)
+
+
+def finite_features(folder: RunFolder, name: str, files: FeatureFiles) -> Features:
+    """A point's features of all clips, in float64, as probes take them.
+
+    Raises:
+        InputError: some are not finite, or a file is not as its unit left it.
+    """
+    found = kept_features(folder, name, files)
+    if not np.isfinite(found).all():
+        raise InputError(
+            f"probing {name}: got values that are NaN or infinite, expected finite ones. Run the "
+            "model in a wider dtype, or look at its input."
+        )
+    return found.astype(np.float64)
 
 
 def _file(folder: RunFolder, unit_id: str) -> Path:

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Float32
 
-from hooked_alm.errors import InputError
 from hooked_alm.inputs import AudioClip
 from hooked_alm.methods.activations.depths import PlacedPoint
 from hooked_alm.methods.statistics.online_code import online_code
@@ -24,9 +22,15 @@ from ..workbench.experiment import Unit, UnitResult
 from ..workbench.results import Row
 from ..workbench.run_folder import RunFolder
 from .held_out_labels import HeldOutConfig, HeldOutLabel
-from .kept_features import ClipFeatures, FeatureFiles, FeatureSource, files_of, kept_features
+from .kept_features import (
+    ClipFeatures,
+    FeatureFiles,
+    Features,
+    FeatureSource,
+    files_of,
+    finite_features,
+)
 
-Features = Float[np.ndarray, "item feature"]
 OF_THE_CLIP = {"majority": "majority", "duration": "duration", "log_mel": "mean log-mel"}
 """What tells labels before a model has heard anything: nothing, how long a clip is, its mean
 spectrum."""
@@ -94,7 +98,7 @@ class ProbeFit:
             InputError: features that were changed, or are not finite.
         """
         one = self.label
-        x = _finite(kept_features(folder, self.point.name, self.files), self.point.name)[one.clips]
+        x = finite_features(folder, self.point.name, self.files)[one.clips]
         key: Row = {
             "label": one.column, "source": self.source, "stream": self.point.stream,
             "depth": self.point.depth, "point": self.point.name,
@@ -145,20 +149,6 @@ class ProbeFit:
             )  # fmt: skip
             found |= {"known_hit": hits.label, "control_hit": hits.control}
         return found
-
-
-def _finite(features: Float32[np.ndarray, "item feature"], name: str) -> Features:
-    """The same in float64.
-
-    Raises:
-        InputError: some are not finite.
-    """
-    if not np.isfinite(features).all():
-        raise InputError(
-            f"probing {name}: got values that are NaN or infinite, expected finite ones. Run the "
-            "model in a wider dtype, or look at its input."
-        )
-    return features.astype(np.float64)
 
 
 def _middle(held: HeldOut) -> float:

@@ -1,0 +1,1 @@
+"""Dictionaries side by side: what each is worth, and which of them agree."""
