@@ -22,7 +22,7 @@ from hooked_alm.methods.statistics.repetition import loops, repetition
 
 from ..materials.clips import ClipFile
 from ..materials.kept_features import ClipFeatures
-from ..materials.transcription import Transcription, whose
+from ..materials.transcription import Transcription
 from ..workbench.results import Row
 from .plan import ALL, Failure, HeadNode
 
@@ -59,14 +59,8 @@ class Decoder:
 
     def row(self, clip: ClipFile, tokens: Sequence[int]) -> Row:
         """What came of a clip."""
-        text = self.ours.text(tokens)
-        errors = self.ours.errors(self.ours.said_in(clip), text)
-        return {
-            **whose(clip), "holds": self.ours.holds(clip), "text": text, "n_tokens": len(tokens),
-            "loops": float(loops(tokens)), "heard": float(self.ours.is_heard(text)),
-            "repetition": repetition(tokens, 1),
-            **{f"reference_{name}": n for name, n in errors._asdict().items()},
-        }  # fmt: skip
+        row = self.ours.row(clip, tokens)
+        return {**row, "loops": float(loops(tokens)), "repetition": repetition(tokens, 1)}
 
     def screen(self, x: ALMInput, tokens: Sequence[int], failure: Failure) -> Iterator[Row]:
         """What closing each head would do to the failing transcript of one clip.

@@ -156,10 +156,14 @@ class Transcription:
         """The prompt under which a clip is written down."""
         return heard_under(self.model, [self.heard(clip)], self.config.prompt, self.config.language)
 
+    def unheard(self, clips: Sequence[ClipFile]) -> ALMInput:
+        """The prompts of some clips, which the encoder has yet to hear."""
+        return ALMInput.joined([self.input(clip) for clip in clips]).to(self.model.cfg.device)
+
     @torch.no_grad()
     def prompts(self, clips: Sequence[ClipFile]) -> ALMInput:
         """The prompts of some clips; Whisper has heard them."""
-        x = ALMInput.joined([self.input(clip) for clip in clips]).to(self.model.cfg.device)
+        x = self.unheard(clips)
         assert self.model.audio is not None
         return replace(x, memory=self.model.audio.heard(x)) if self.model.audio.is_memory else x
 
@@ -192,6 +196,16 @@ class Transcription:
         """Whether something is said in a clip, as far as its table says."""
         said = self.said_in(clip)
         return "unknown" if said is None else "speech" if said else "no_speech"
+
+    def row(self, clip: ClipFile, tokens: Sequence[int]) -> Row:
+        """What came of a clip."""
+        text = self.text(tokens)
+        errors = self.errors(self.said_in(clip), text)
+        return {
+            **whose(clip), "holds": self.holds(clip), "text": text, "n_tokens": len(tokens),
+            "heard": float(self.is_heard(text)),
+            **{f"reference_{name}": n for name, n in errors._asdict().items()},
+        }  # fmt: skip
 
     def errors(self, said: str | None, heard: str) -> WordErrors:
         """Errors of a transcript; of a reference that is not known, none of 0."""

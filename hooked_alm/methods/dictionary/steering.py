@@ -23,6 +23,8 @@ class Activity:
     """Share of rows."""
     rows: Float[Tensor, " d_in"]
     """Mean of the rows themselves."""
+    n: int
+    """Number of the rows."""
 
     @classmethod
     @torch.no_grad()
@@ -42,7 +44,28 @@ class Activity:
             total += torch.stack([features.sum(0), (features > 0).sum(0)]).double().cpu()
             rows += batch.double().sum(0).cpu()
         mean, frequency = (total / n).float()
-        return cls(mean, frequency, (rows / n).float())
+        return cls(mean, frequency, (rows / n).float(), n)
+
+    @classmethod
+    def pooled(cls, parts: Sequence["Activity"]) -> "Activity":
+        """Over all rows of some parts, each of which counts by the number of its rows.
+
+        Raises:
+            InputError: no parts.
+        """
+        if not parts:
+            raise InputError("pooling activations: got none, expected those of some rows.")
+        n = torch.tensor([part.n for part in parts], dtype=torch.float64)
+
+        def mean(values: Sequence[Tensor]) -> Tensor:
+            return (torch.stack([*values]).double() * n[:, None]).sum(0).div(n.sum()).float()
+
+        return cls(
+            mean([part.mean for part in parts]),
+            mean([part.frequency for part in parts]),
+            mean([part.rows for part in parts]),
+            int(n.sum()),
+        )
 
 
 def differing(first: Activity, second: Activity, n: int) -> Latents:

@@ -27,6 +27,12 @@ def test_activity_whatever_the_batches() -> None:
     torch.testing.assert_close(whole.frequency, (features > 0).float().mean(0))
     torch.testing.assert_close(whole.rows, ROWS.mean(0))
     torch.testing.assert_close(parts.mean, whole.mean)
+    pooled = Activity.pooled([Activity.of(SAE, [some]) for some in (ROWS[:3], ROWS[3:])])
+    for name in ("mean", "frequency", "rows"):
+        torch.testing.assert_close(getattr(pooled, name), getattr(whole, name))
+    assert pooled.n == whole.n == len(ROWS)
+    with pytest.raises(InputError, match="pooling activations: got none"):
+        Activity.pooled([])
     with pytest.raises(InputError, match="got no rows"):
         Activity.of(SAE, [])
 
@@ -44,7 +50,9 @@ def test_latents_that_differ() -> None:
 
 
 def test_others_that_are_as_active() -> None:
-    activity = Activity(torch.tensor([5.0, 1.0, 4.9, 1.2, 9.0, 0.0]), torch.ones(6), torch.ones(2))
+    activity = Activity(
+        torch.tensor([5.0, 1.0, 4.9, 1.2, 9.0, 0.0]), torch.ones(6), torch.ones(2), 3
+    )
     assert sorted(as_active(torch.tensor([0, 1]), activity, seed=0).tolist()) == [2, 3]
     with pytest.raises(InputError, match="has 2 others"):
         as_active(torch.tensor([0, 1, 2, 3]), activity, seed=0)
