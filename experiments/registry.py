@@ -30,6 +30,7 @@ EXPERIMENTS = {
         "probes": "Probes",
         "sae_compare": "CompareDictionaries",
         "sae_features": "SAEFeatures",
+        "sae_steering": "SAESteering",
         "sae_train": "TrainDictionaries",
         "head_statistics": "HeadStatistics",
         "transcript_probes": "TranscriptProbes",

@@ -94,6 +94,7 @@ def small_settings(inputs: Path) -> dict[str, list[str]]:
         "probes": ["labels=[prosody_label]", "points=[blocks.3.hook_resid_post]", "n_folds=2"],
         "sae_compare": ["ks=[1, 10]", "n_random=1", "n_folds=2", "unit_batches=3"],
         "sae_features": ["n_shown=2", "unit_batches=3"],
+        "sae_steering": ["n_random=1", "further_alphas=[]", "batch_size=18"],
         "sae_train": [
             *(f"audio={clips}", "n_rows=600", "step_rows=60", "steps_per_checkpoint=3"),
             "expansion=2",

@@ -113,6 +113,8 @@ def test_the_dictionaries_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert names["exact"].effect.max() > 0.1
     assert names["scores"].pearson > 0.9
     assert not torch.equal(names["whole"], names["logits"])
+    assert not names["before"].strip()  # nothing is said, and nothing is written
+    assert len(names["chosen"]) == 20
 
 
 def test_the_parity_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
