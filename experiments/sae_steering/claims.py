@@ -15,7 +15,7 @@ TOLERATED = 0.05
 """More errors for a word that steering may cost."""
 SAID: dict[ArmName, str] = {
     "features": "the features of non-speech",
-    "random": "others that are as active",
+    "random": "others nearest in activity",
     "frequent": "the most frequent features",
     "dense": "a shift of equal size along the difference of the means",
     "reconstruction": "what the dictionary does not reconstruct",
@@ -88,9 +88,10 @@ def _heard(run: SteeringResults) -> str | None:
 def _silences(run: SteeringResults) -> Finding:
     """Whether fewer clips without speech have words once the features are taken out."""
     claim = "Taking the features of non-speech out stops words out of nothing"
-    if (why := _heard(run)) is not None:
-        return not_measured(claim, why, "rate")
     row, alpha = of_arm(run, "features"), run.config.alpha
+    if (why := _heard(run)) is not None:
+        facts = f"With them taken out words are written of {row.fpr_mean:.2f} of the clips"
+        return not_measured(claim, why, "rate", facts)
     found = removed(run, "features", alpha)
     was = before(run, "no_speech").heard.mean()
     return judged(

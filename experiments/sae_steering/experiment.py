@@ -25,7 +25,7 @@ from ..workbench.results import Tables
 from .claims import CLAIMS, CONTROLS
 from .measure import PARTS, Steering, activity_of
 from .pages import CAVEATS, fill_page, lead, method
-from .plan import AsIs, Chosen, Latents, Steered, arms, halves, strengths
+from .plan import ChoiceClips, LatentRows, Steered, Unsteered, arms, halves, strengths
 from .settings import SAESteeringConfig
 from .tables import TABLES, SteeringResults, summarise
 from .truths import TRUTHS
@@ -89,9 +89,12 @@ class SAESteering(TranscriptionExperiment[SAESteeringConfig]):
     def units(self) -> list[Unit]:
         """Batches of clips on which features are chosen, of the others, then how all sound."""
         chosen = [
-            Unit(f"chosen__{first}", Chosen(some)) for first, some in self._batches("discovery")
+            Unit(f"chosen__{first}", ChoiceClips(some))
+            for first, some in self._batches("discovery")
         ]
-        as_is = [Unit(f"as_is__{first}", AsIs(some)) for first, some in self._batches("held-out")]
+        as_is = [
+            Unit(f"as_is__{first}", Unsteered(some)) for first, some in self._batches("held-out")
+        ]
         return chosen + as_is + sound_units(self.ours.clips)
 
     def _batches(self, part: str) -> Iterator[tuple[str, tuple[ClipFile, ...]]]:
@@ -107,7 +110,7 @@ class SAESteering(TranscriptionExperiment[SAESteeringConfig]):
         is_silent = (tables["chosen"].holds == "no_speech").to_numpy()
         no_speech, speech = activity_of(kept, is_silent), activity_of(kept, ~is_silent)
         every = arms(no_speech, speech, self.config)
-        units = [Unit("latents", Latents.of(every, no_speech, speech))]
+        units = [Unit("latents", LatentRows.of(every, no_speech, speech))]
         for arm, alpha in strengths(every, self.config):
             draw = f"_{arm.draw}" if arm.name == "random" else ""
             units += [
@@ -121,13 +124,13 @@ class SAESteering(TranscriptionExperiment[SAESteeringConfig]):
         work = unit.payload
         if isinstance(work, Sounds):
             return work.measured()
-        if isinstance(work, Latents):
+        if isinstance(work, LatentRows):
             return UnitResult({"latents": [*work.rows]})
-        if isinstance(work, Chosen):
+        if isinstance(work, ChoiceClips):
             rows, kept = self.steering.active(work.clips)
             tables = keep_features(self.folder, unit.id, "model", kept).tables
             return UnitResult({"chosen": rows, **tables})
-        if isinstance(work, AsIs):
+        if isinstance(work, Unsteered):
             return UnitResult({"transcripts": self.steering.as_is(work.clips)})
         return UnitResult({"steered": self.steering.steered(work.clips, work.arm, work.alpha)})
 

@@ -26,7 +26,7 @@ from .settings import SAESteeringConfig
 
 ArmName = Literal["features", "random", "frequent", "dense", "reconstruction"]
 ARMS: tuple[ArmName, ...] = get_args(ArmName)
-"""What is done to rows: the features chosen are taken out; others that are as active; those that
+"""What is done to rows: the features chosen are taken out; others nearest in activity; those that
 are active most often; every row is moved as far along the difference of the means; or all is taken
 out that the dictionary does not reconstruct."""
 BESIDE: tuple[ArmName, ...] = ARMS[1:]
@@ -58,27 +58,27 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChoiceClips:
     """What is active in clips on which features are chosen: the payload of a unit."""
 
     clips: tuple[ClipFile, ...]
 
 
 @dataclass(frozen=True)
-class AsIs:
+class Unsteered:
     """Clips that are written down as the model is."""
 
     clips: tuple[ClipFile, ...]
 
 
 @dataclass(frozen=True)
-class Latents:
+class LatentRows:
     """The features of every arm, as they are listed: the payload of a unit."""
 
     rows: tuple[Row, ...]
 
     @classmethod
-    def of(cls, every: Sequence[Arm], no_speech: Activity, speech: Activity) -> "Latents":
+    def of(cls, every: Sequence[Arm], no_speech: Activity, speech: Activity) -> "LatentRows":
         """Those of some arms, with their means in the clips on which they were chosen."""
         return cls(tuple(
             {"arm": arm.name, "draw": arm.draw, "rank": rank, "latent": latent,

@@ -8,7 +8,7 @@ from ..materials.dictionaries import DictionaryReaderConfig
 from ..materials.transcription import SPOKEN_OR_NOT, TranscriptionConfig
 from ..workbench.batches import BatchedConfig, BatchSize
 
-Strength = Annotated[float, Field(gt=0, le=1000)]
+SteeringStrength = Annotated[float, Field(gt=0, le=1000)]
 
 
 class SAESteeringConfig(TranscriptionConfig, BatchedConfig, DictionaryReaderConfig):
@@ -24,16 +24,16 @@ class SAESteeringConfig(TranscriptionConfig, BatchedConfig, DictionaryReaderConf
         default=20, ge=1, le=10**6, description="features that are taken out: those whose mean in "
         "clips without speech is most above that in speech"
     )  # fmt: skip
-    alpha: Strength = Field(
+    alpha: SteeringStrength = Field(
         default=1.0, description="strength at which claims are judged: 1 takes features out, more "
         "pushes against them"
     )  # fmt: skip
-    further_alphas: tuple[Strength, ...] = Field(
+    further_alphas: tuple[SteeringStrength, ...] = Field(
         default=(0.5, 2.0, 3.0), max_length=20, description="strengths beside it, for the curves"
     )
     n_random: int = Field(
-        default=3, ge=1, le=1000, description="draws of as many other features that are as active "
-        "in clips without speech"
+        default=3, ge=1, le=1000, description="draws of as many other features, each one's nearest "
+        "in mean activation in clips without speech"
     )  # fmt: skip
     choice_share: float = Field(
         default=0.5, gt=0, lt=1, description="share of the clips, of speech and of none, on which "
