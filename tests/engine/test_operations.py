@@ -10,6 +10,7 @@ import pytest
 from engine_runs import Case
 from hooked_alm import HookedALM
 from hooked_alm.methods.attribution.edges import attribute_edges
+from hooked_alm.methods.neurons.gain import gain_neurons
 from hooked_alm.methods.patching.metrics import LogitDiff
 from hooked_alm.methods.patching.patch import patch
 from hooked_alm.methods.patching.paths import patch_chains, patch_edges, path_patch
@@ -72,6 +73,18 @@ def test_nodes(pair: Case, name: str, donor: str) -> None:
     ]  # fmt: skip
     assert found[0] == found[1]
     assert found[0].total() > 100
+
+
+def test_gains_of_neurons(pair: Case) -> None:
+    """Sets of neurons of two blocks, and strengths."""
+    few, many = [[(0, 3), (1, 7)], [(0, 2), (1, 1)]], [[(0, n), (0, n + 1), (1, 2 * n)] for n in range(5)]
+    found = [
+        operations(
+            partial(gain_neurons, pair.model, pair.base, METRIC, sets, alphas, place="readout")
+        )
+        for sets, alphas in ((few, [-1.0]), (many, [-1.0, 0.5]))
+    ]
+    assert found[0] == found[1]
 
 
 def swept(pair: Case, from_nodes: Any, to_nodes: Any, **options: Any) -> Counter[str]:

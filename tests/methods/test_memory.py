@@ -14,6 +14,7 @@ from hooked_alm import ALMInput, HookedALM
 from hooked_alm.engine import runs
 from hooked_alm.methods.attribution.edges import attribute_edges
 from hooked_alm.methods.attribution.nodes import attribute_nodes
+from hooked_alm.methods.neurons.gain import gain_neurons
 from hooked_alm.methods.patching import measurement
 from hooked_alm.methods.patching.metrics import LogitDiff
 from hooked_alm.methods.patching.patch import patch
@@ -43,6 +44,7 @@ CALLS: dict[str, Call] = {
     "attribute_nodes, qk_fix": lambda m, x, y: attribute_nodes(
         m, x, y, DIFF, site="k", qk_fix=True, check=2
     ),
+    "gain_neurons": lambda m, x, y: gain_neurons(m, x, TAIL, [[(0, 1), (2, 3)]], [-1.0, 1.0]),
     "attribute_edges": lambda m, x, y: attribute_edges(m, x, y, DIFF, HEAD, [QUERY], check=1),
     "attribute_edges, ig": lambda m, x, y: attribute_edges(
         m, x, y, DIFF, HEAD, [QUERY], method="eap-ig", steps=2

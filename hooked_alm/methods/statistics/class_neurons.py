@@ -68,7 +68,8 @@ def class_scores(selector: Selector, activity: ClassActivity, *, filter: float =
 
     * ``lap``: how often it fires for the class.
     * ``lape``: minus its `entropies`, where it fires for the class more often than the bar.
-    * ``mad``: its mean for the class minus that of the other classes' means.
+    * ``mad``: its mean for the class minus that of the other classes' means. (Minus that of all
+      classes' means, as the paper has it later, is this times 1 - 1/classes: the same order.)
     * ``cas``: its mean for the class minus the highest of the other classes' means.
 
     Args:
@@ -116,6 +117,33 @@ def best_neurons(
     """The ``n`` neurons that belong most to any class, best first; see `select`."""
     scores = class_scores(selector, activity, filter=filter)
     return _best(scores.max(axis=0), _count(n, scores[0].size))
+
+
+def official_lape(
+    activity: ClassActivity, rate: float = 0.01, *, filter: float = 0.95, keeps_empty: bool = True
+) -> list[list[Neuron]]:
+    """The neurons of every class as LAPE's own code selects them, in their order.
+
+    Of the ``rate`` of all neurons with the lowest entropy, among those whose LAP is above the bar
+    for some class, each belongs to every class for which it is. So classes have not as many each.
+
+    Args:
+        activity: of all neurons.
+        rate: share of all neurons.
+        filter: see `class_scores`.
+        keeps_empty: without it, classes at the end that have no neuron are left out, so that lists
+            and classes no longer go together, as in that code (C54).
+
+    Raises:
+        InputError: a rate that comes to no neuron or to more than all; a filter that is no share.
+    """
+    scores = class_scores("lape", activity, filter=filter)
+    n = _count(round(rate * scores[0].size), scores[0].size)
+    chosen = _best(scores.max(axis=0), n)
+    found = [sorted(at for at in chosen if one[at] > -np.inf) for one in scores]
+    while not keeps_empty and found and not found[-1]:
+        found.pop()
+    return found
 
 
 def _count(n: int, n_neurons: int) -> int:

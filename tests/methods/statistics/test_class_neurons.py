@@ -4,6 +4,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+import torch
 
 from hooked_alm.errors import InputError
 from hooked_alm.methods.statistics.class_neurons import (
@@ -13,6 +14,7 @@ from hooked_alm.methods.statistics.class_neurons import (
     class_activity,
     class_scores,
     entropies,
+    official_lape,
     select,
 )
 
@@ -97,6 +99,58 @@ def test_the_codings_reverse_what_is_found(coding: str) -> None:
     assert found["mad"] == (0 if coding == "rate" else 16)
     if coding == "magnitude":
         assert found["cas"] == 16
+
+
+def published_lape(
+    probs: torch.Tensor, top_rate: float, filter_rate: float
+) -> list[list[tuple[int, int]]]:
+    """The selection of LAPE's ``identify.py``, step by step; probs are [block, neuron, class]."""
+    normed = probs / probs.sum(dim=-1, keepdim=True)
+    normed[torch.isnan(normed)] = 0
+    log_probs = torch.where(normed > 0, normed.log(), 0)
+    entropy = -torch.sum(normed * log_probs, dim=-1)
+    flattened = probs.flatten()
+    bar = flattened.kthvalue(round(len(flattened) * filter_rate)).values.item()
+    entropy[(probs > bar).sum(dim=-1) == 0] = torch.inf
+    flat = entropy.flatten()
+    _, index = flat.topk(round(len(flat) * top_rate), largest=False)
+    row, column = index // entropy.size(1), index % entropy.size(1)
+    selected = probs[row, column].transpose(0, 1)
+    lang, indice = torch.where(selected > bar)
+    merged = torch.stack((row, column), dim=-1)
+    found = []
+    for one in indice.split(torch.bincount(lang).tolist()):
+        found.append(sorted(tuple(at.tolist()) for at in merged[one]))
+    return found
+
+
+@pytest.mark.parametrize("has_last", [True, False])
+def test_the_official_selection_with_and_without_c54(has_last: bool) -> None:
+    """60 of 2 x 300 neurons fire for one of four classes; without the last, its list vanishes."""
+    rng = np.random.default_rng(3)
+    lap = rng.uniform(0.2, 0.3, (4, 2, 300))
+    for number, neuron in enumerate(range(0, 300, 10)):
+        for block in (0, 1):
+            lap[:, block, neuron] = 0.01
+            lap[(number + block) % (4 if has_last else 3), block, neuron] = rng.uniform(0.8, 0.95)
+    # One that belongs to two classes.
+    lap[:, 1, 5] = (0.9, 0.9, 0.001, 0.001)
+    activity = ClassActivity(lap=lap, mean=lap)
+    published = published_lape(torch.from_numpy(np.moveaxis(lap, 0, -1)), 0.05, 0.95)
+    assert official_lape(activity, 0.05, keeps_empty=False) == published
+    ours = official_lape(activity, 0.05)
+    assert len(ours) == 4
+    assert len(published) == (4 if has_last else 3)
+    assert ours == (published if has_last else [*published, []])
+    assert sum(map(len, ours)) == 30
+
+
+def test_the_later_form_of_the_mean_deviation_selects_alike() -> None:
+    """Minus the mean of all classes, as in the ACL paper, is MAD times 1 - 1/classes."""
+    rng = np.random.default_rng(0)
+    activity = ClassActivity(lap=rng.random((5, 2, 40)), mean=rng.normal(size=(5, 2, 40)))
+    later = activity.mean - activity.mean.mean(axis=0)
+    np.testing.assert_allclose(later, 0.8 * class_scores("mad", activity), atol=1e-12)
 
 
 def test_errors() -> None:
