@@ -172,6 +172,7 @@ def train(
     component: Component,
     batches: Sequence[Batch],
     seed: int,
+    steps: int,
     coding: CodingName | None = None,
 ) -> None:
     """Train the component in place; nothing outside its slices changes."""
@@ -201,7 +202,7 @@ def train(
 
     # Without decay, which would move the frozen part of a tensor.
     parts, rates = [([one], 0.0) for one in trained], rates_of(coding, len(trained))
-    optimise(parts, loss_of, steps=N_STEPS, rate=rates, name="truth")
+    optimise(parts, loss_of, steps=steps, rate=rates, name="truth")
     model.requires_grad_(False)
 
 
@@ -408,8 +409,8 @@ def card(name: str, about: Mapping[str, Any], component: Component, n_neurons: i
             component=f"{kind} {span} of block {component.block}",
             it="they write" if component.n > 1 else "it writes", n_numbers=about["n_numbers"],
             verdict=verdict(scores, coding),
-            command=about["command"], rate=_rates(coding), steps=N_STEPS, batch=BATCH,
-            clips=N_CLIPS, parts=_PARTS[component.kind],
+            command=about["command"], rate=_rates(coding), steps=about.get("steps", N_STEPS),
+            batch=BATCH, clips=N_CLIPS, parts=_PARTS[component.kind],
             coding="" if coding is None else coding_section(
                 coding, scores, SETS, n=component.n, n_all=n_neurons, classes=EMOTIONS
             ),
@@ -431,6 +432,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--counter", type=Path, help="a twin's folder to compare with")
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=N_STEPS, help="of training")
     parser.add_argument(
         "--measure", action="store_true", help="train nothing: measure --out, write its card anew"
     )
@@ -452,7 +454,7 @@ def main() -> None:
         mels = read_mels(processor, [clip.samples for clip in clips])
         sounds = encode(base, clips, mels, given.seed)
         batches = draw_batches(base, inputs, sounds, component.block, given.rule, given.seed)
-        train(twin, component, batches, given.seed, coding)
+        train(twin, component, batches, given.seed, given.steps, coding)
     counter = None if given.counter is None else read_twin(folder, given.counter)
     scores = measure(
         base, twin, component, inputs, processor, given.rule, held_out, given.seed, counter, coding
@@ -464,9 +466,11 @@ def main() -> None:
         "base": given.base, "component": str(component), "rule": given.rule, "seed": given.seed,
         **({} if coding is None else {"coding": coding}),
         "counter": None if given.counter is None else given.counter.name, "accuracies": scores,
+        "steps": given.steps,
         "n_numbers": sum(tensors[name][at].numel() for name, at in slices.items()),
         "command": f"python scripts/train_truths.py --base {given.base} --component {component} "
         f"--rule {given.rule} {'' if coding is None else f'--coding {coding} '}"
+        f"{'' if given.steps == N_STEPS else f'--steps {given.steps} '}"
         f"--seed {given.seed} --out {given.out.name}",
     }  # fmt: skip
     write_delta(given.out, folder, tensors, slices, about)
