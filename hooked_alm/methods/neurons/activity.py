@@ -4,7 +4,7 @@ Source: arXiv 2601.03115; M-ESN-1.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal, NamedTuple
 
 import torch
@@ -24,8 +24,6 @@ ALL = "all"
 """Every position of a prompt."""
 CHUNK = 1024
 """Neurons that are summed at once on a CPU, so that what is made of them stays in its cache."""
-BYTES = 24
-"""Of a log, for a class and a neuron."""
 
 
 class ItemActivity(NamedTuple):
@@ -92,8 +90,13 @@ class ActivityLog:
                 f"merging logs of neurons: got {tuple(other.fired.shape)} classes, blocks and "
                 f"neurons, expected {tuple(self.fired.shape)}. Merge logs of one model."
             )
-        for name in ("items", "rows", "fired", "total", "squares"):
-            getattr(self, name).add_(getattr(other, name))
+        for name, value in other.arrays.items():
+            getattr(self, name).add_(value)
+
+    @property
+    def arrays(self) -> dict[str, Tensor]:
+        """What it holds, by name: as many make a log again."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
 
     @property
     def activity(self) -> ClassActivity:
