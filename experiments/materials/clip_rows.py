@@ -166,7 +166,7 @@ class HeldOutClips:
         Raises:
             InputError: clips without a group, or one group alone.
         """
-        groups = _groups(clips, config)
+        groups = groups_of(clips, config.group)
         halves = split_groups(groups, 1 - config.held_out_share, config.seed)
         if len(halves) < 2:
             raise InputError(
@@ -183,15 +183,19 @@ class HeldOutClips:
         return sorted({self.groups[clip] for clip in self.held_out})
 
 
-def _groups(clips: Sequence[KnownClip], config: HeldOutClipsConfig) -> list[str]:
+def groups_of(clips: Sequence[KnownClip], group: str | None) -> list[str]:
     """What each clip is held out with.
+
+    Args:
+        clips: of the run.
+        group: column that says it; None is the speaker's, else every clip by itself.
 
     Raises:
         InputError: a column that was named, or that some clips have, and that others lack.
     """
-    column = config.group or SPEAKER
+    column = group or SPEAKER
     having = [clip for clip in clips if clip.cells.get(column)]
-    if not having and config.group is None:
+    if not having and group is None:
         return [clip.name for clip in clips]
     if missing := [clip.where for clip in clips if not clip.cells.get(column)]:
         raise InputError(

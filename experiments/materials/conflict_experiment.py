@@ -9,7 +9,6 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import pandas as pd
 
 from hooked_alm.audio import read_audio
-from hooked_alm.bundled import CLIPS
 from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput, AudioClip
 from hooked_alm.methods.patching.placement import Placement
@@ -77,7 +76,7 @@ class ConflictExperiment(BatchedExperiment[K], ModelExperiment[K]):
     def identify(self) -> dict[str, Any]:
         """Reads the clips, and checks every prompt."""
         config = self.config
-        source = CLIPS if config.audio == "bundled" else config.audio
+        source = config.source
         self.recordings = load_recordings(source, config.n_clips, label_column=config.label_column)
         self.corpus = Corpus(config, self.recordings)
         self.model = self.lay_out(hears=True)

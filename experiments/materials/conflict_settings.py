@@ -4,10 +4,12 @@ Which clips, what they carry, what is asked about them, and how one run is patch
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from hooked_alm.bundled import CLIPS
 from hooked_alm.methods.patching.alignment import AlignPolicies, AlignPolicy
 from hooked_alm.methods.patching.options import Engine
 from hooked_alm.methods.reading.labels import LabelMode
@@ -80,6 +82,11 @@ class ConflictConfig(BatchedConfig):
         le=1e6,
         description="logits; below this total effect a recovery is undefined",
     )
+
+    @property
+    def source(self) -> Source | Path:
+        """Where the clips are."""
+        return CLIPS if self.audio == "bundled" else self.audio
 
     @model_validator(mode="after")
     def _scores_one_token(self) -> "ConflictConfig":

@@ -1,6 +1,6 @@
 """Features of clips, kept in files of a run's folder, and read again by later units."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -33,7 +33,7 @@ def keep_features(
     folder.write_arrays(
         unit_id, {name: np.stack([one[name] for one in clips]) for name in clips[0]}
     )
-    sha256 = file_sha256(_file(folder, unit_id))
+    sha256 = arrays_sha256(folder, unit_id)
     row: Row = {"file": unit_id, "source": source, "n_clips": len(clips), "sha256": sha256}
     return UnitResult({"features": [row]})
 
@@ -51,7 +51,15 @@ def kept_features(
     Raises:
         InputError: a file that is not as its unit left it.
     """
-    parts = []
+    return np.concatenate([one[name] for one in kept_arrays(folder, files)])
+
+
+def kept_arrays(folder: RunFolder, files: FeatureFiles) -> Iterator[dict[str, np.ndarray]]:
+    """What some units left in ``arrays``, one after the other.
+
+    Raises:
+        InputError: a file that is not as its unit left it.
+    """
     for unit_id, sha256 in files:
         path = _file(folder, unit_id)
         if not path.is_file() or file_sha256(path) != sha256:
@@ -60,8 +68,12 @@ def kept_features(
                 f"reading {path}: got another file than its unit left. Delete {done}: the unit "
                 "is then redone."
             )
-        parts.append(load_file(path)[name])
-    return np.concatenate(parts)
+        yield load_file(path)
+
+
+def arrays_sha256(folder: RunFolder, unit_id: str) -> str:
+    """The hash of what a unit left in ``arrays``."""
+    return file_sha256(_file(folder, unit_id))
 
 
 def finite_features(folder: RunFolder, name: str, files: FeatureFiles) -> Features:

@@ -77,7 +77,10 @@ def test_nodes(pair: Case, name: str, donor: str) -> None:
 
 def test_gains_of_neurons(pair: Case) -> None:
     """Sets of neurons of two blocks, and strengths."""
-    few, many = [[(0, 3), (1, 7)], [(0, 2), (1, 1)]], [[(0, n), (0, n + 1), (1, 2 * n)] for n in range(5)]
+    few, many = (
+        [[(0, 3), (1, 7)], [(0, 2), (1, 1)]],
+        [[(0, n), (0, n + 1), (1, 2 * n)] for n in range(5)],
+    )
     found = [
         operations(
             partial(gain_neurons, pair.model, pair.base, METRIC, sets, alphas, place="readout")

@@ -160,6 +160,36 @@ class LabelScores:
 
 
 @dataclass(frozen=True)
+class LabelsAndRest:
+    """The score of every label, and how far the rest of the answer is from the base's.
+
+    The last value is KL(base || patched) over the tokens that no label begins with, each
+    renormalised among these, in nats: what a change costs beside the labels.
+    """
+
+    labels: LabelSet
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Coordinates of the label axis: the labels, and ``rest``, which no label is called."""
+        return (*self.labels.names, "rest")
+
+    def tokens(self, row: int) -> None:
+        """Ask for the whole vocabulary, which the divergence needs."""
+
+    def __call__(
+        self, logits: Float[Tensor, "cell token"], row: int, reference: Reference
+    ) -> Scores:
+        """Scores in logits and the divergence, ``[cell, label + 1]``."""
+        is_rest = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
+        is_rest[self.labels.tokens] = False
+        log_q = logits[:, is_rest].log_softmax(-1)
+        log_p = reference.base[is_rest].log_softmax(-1)
+        kl = (log_p.exp() * (log_p - log_q)).sum(-1, keepdim=True)
+        return torch.cat([self.labels.scores(logits[:, self.labels.tokens]), kl], dim=1)
+
+
+@dataclass(frozen=True)
 class Accuracy:
     """Whether the target has the highest score among the labels: 1, else 0; ties count as 0."""
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from hf_reference import with_positions
 from hooked_alm.errors import InputError
 from hooked_alm.methods.neurons.gain import gain_neurons
-from hooked_alm.methods.patching.metrics import Logits
+from hooked_alm.methods.patching.metrics import LabelsAndRest, Logits
 from hooked_alm.methods.patching.options import Engine
+from hooked_alm.methods.reading.labels import LabelSet
 from hooked_alm.methods.statistics.class_neurons import Neuron
 from tiny import TinyModels, hf_inputs
 from tolerances import FAST_ENGINE
@@ -23,7 +24,11 @@ BATCH = with_positions(hf_inputs([[31], [60]], [6, 4]))
 
 
 def plain(
-    models: TinyModels, neurons: Sequence[Neuron], alpha: float, at: Sequence[Sequence[int]]
+    models: TinyModels,
+    neurons: Sequence[Neuron],
+    alpha: float,
+    at: Sequence[Sequence[int]],
+    tokens: Sequence[int] = TOKENS,
 ) -> Tensor:
     """Logits [row, token] of the published model, whose gates hooks change."""
     hf, handles = models.hf("gqa"), []
@@ -43,7 +48,7 @@ def plain(
     for block, layer in enumerate(hf.model.language_model.layers):
         handles.append(layer.mlp.act_fn.register_forward_hook(hook(block)))
     with torch.no_grad():
-        logits = hf(**BATCH).logits[:, -1, TOKENS]
+        logits = hf(**BATCH).logits[:, -1, [*tokens]]
     for handle in handles:
         handle.remove()
     return logits
@@ -101,3 +106,23 @@ def test_errors(tiny_models: TinyModels) -> None:
     ):
         with pytest.raises(InputError, match=message):
             gain_neurons(model, x, Logits(TOKENS), sets, alphas)
+
+
+def test_what_it_costs_beside_the_labels(tiny_models: TinyModels) -> None:
+    """Scores of the labels, and a divergence without their tokens, from the published logits."""
+    model = tiny_models.hooked("gqa")
+    labels = LabelSet(names=("a", "b"), spellings=(((5,),), ((9,),)))
+    x = model.encode(**BATCH)
+    found = gain_neurons(model, x, LabelsAndRest(labels), SETS[1:2], [2.0], engine="hooks")
+    assert found.axes["label"] == ("a", "b", "rest")
+    spans = [np.flatnonzero(one).tolist() for one in x.is_real]
+    every = list(range(tiny_models.hf("gqa").config.text_config.vocab_size))
+    rest = [token for token in every if token not in (5, 9)]
+    clean, changed = (
+        plain(tiny_models, SETS[1], alpha, spans, every).double() for alpha in (0.0, 2.0)
+    )
+    p, q = (one[:, rest].softmax(-1) for one in (clean, changed))
+    kl = (p * (p / q).log()).sum(-1)
+    assert float(kl.min()) > 1e-4
+    np.testing.assert_allclose(found.values[0, 0, :, 2], kl, rtol=1e-3)
+    np.testing.assert_allclose(found.values[0, 0, :, :2], changed[:, [5, 9]], rtol=0, atol=1e-4)
