@@ -20,6 +20,7 @@ EXPERIMENTS = {
         "asr_components": "AsrComponents",
         "attribute_lens": "AttributeLens",
         "circuits": "Circuits",
+        "class_neurons": "ClassNeurons",
         "component_patching": "ComponentPatching",
         "convergence": "Convergence",
         "minimal_pairs": "MinimalPairs",

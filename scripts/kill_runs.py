@@ -80,6 +80,7 @@ def small_settings(inputs: Path) -> dict[str, list[str]]:
             *(f"audio={inputs}/confusable", "sites=[attn]", "stacks=[decoder]"),
             *("alphas=[0, 1]", "n_noise=1"),
         ],
+        "class_neurons": ["n_draws=1", "alphas=[-1, 0]", "batch_size=20"],
         "circuits": [f"pairs={inputs}/pairs.jsonl", "places=[readout]", "n_random=1", "n_paths=2"],
         "convergence": [f"audio={clips}"],
         "emotion_conflict": [

@@ -35,6 +35,7 @@ RUN = {
     "docs/dictionaries.md": "test_the_dictionaries_page_runs",
     "docs/encoders.md": "test_the_encoder_page_runs",
     "docs/kimi_audio.md": "test_the_kimi_page_runs",
+    "docs/neurons.md": "test_the_neurons_page_runs",
     "docs/own_experiment.md": "test_own_experiment.py",
     "docs/parity.md": "test_the_parity_page_runs",
     "docs/patching.md": "test_the_patching_example_runs",
@@ -55,6 +56,14 @@ def test_every_page_with_code_is_run() -> None:
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not in the checkout: names and paths must do without it."""
     monkeypatch.chdir(tmp_path)
+
+
+def test_the_neurons_page_runs() -> None:
+    names = run_page("docs/neurons.md")
+    assert names["log"].items.tolist() == [1, 1]
+    # Without the neurons of a class, its clip's answer leads by less.
+    sad, angry = names["result"].effect[:, 0]
+    assert sad[0] < 0 < angry[1]
 
 
 def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,1 @@
+"""Which neurons belong to a class, and what they do: see ``experiment``."""

@@ -1,0 +1,96 @@
+"""Settings of ``class_neurons``."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from hooked_alm.bundled import ASSETS
+from hooked_alm.methods.neurons.activity import NeuronSite
+from hooked_alm.methods.statistics.class_neurons import Selector
+
+from ..materials.conflict_settings import ConflictConfig
+from ..materials.sources import Source
+from ..workbench.batches import BatchSize, UnitBatches
+
+EMOTIONAL = ASSETS / "emotions"
+Span = Literal["all", "audio", "text", "readout"]
+"""Positions of a prompt: every one, or those of a span."""
+Alpha = Annotated[float, Field(ge=-1, le=1000)]
+OUT, SAME = -1.0, 0.0
+"""Strengths that take a neuron out, and leave it as it is."""
+
+
+class ClassNeuronsConfig(ConflictConfig):
+    """Which items neurons are logged on, how they are selected, and what is done with them."""
+
+    model: str = Field(
+        default="bundled:follows_voice",
+        description="id, folder, bundled:NAME, or BASE+DELTA: a localised twin",
+    )
+    audio: Source = Field(
+        default="bundled",
+        description="a table of clips, a folder with manifest.csv, or one of OB1-named clips; "
+        "bundled: five emotions by twenty speakers",
+    )
+    condition: Literal["audio_only", "conflict"] = Field(
+        default="audio_only", description="what is asked: conflict names another label"
+    )
+    rule: Literal["voice", "instruction"] = Field(
+        default="voice", description="whose label is an item's class, and its right answer"
+    )
+    only_right: bool = Field(
+        default=True, description="neurons are logged on items with the right answer alone"
+    )
+    group: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=40,
+        description="column whose values are held out whole, and resampled; None is speaker, else "
+        "every clip by itself",
+    )
+    log_share: float = Field(
+        default=0.5, gt=0, lt=1,
+        description="share of the groups that neurons are selected on; the others are judged",
+    )  # fmt: skip
+    site: NeuronSite = Field(
+        default="gate", description="a neuron's value: the activated gate, or its product with up"
+    )
+    pool: Span = Field(
+        default="all", description="positions that are logged; the paper says nothing"
+    )
+    rate: float = Field(
+        default=0.005, gt=0, le=0.2, description="share of all neurons that every class gets"
+    )
+    lape_filter: float = Field(
+        default=0.95, gt=0, le=1, description="share of LAP values that the bar of lape is above"
+    )
+    selector: Selector = Field(default="mad", description="whose neurons are made stronger")
+    alphas: tuple[Alpha, ...] = Field(
+        default=(-1, -0.5, 0, 0.5, 1, 2, 4),
+        max_length=40,
+        description="a value becomes (1 + alpha) times what it was; -1 and 0 are among them",
+    )
+    place: Span = Field(default="all", description="positions at which neurons are changed")
+    n_draws: int = Field(
+        default=2, ge=1, le=100, description="random sets of each kind that stand beside a class's"
+    )
+    min_drive: float = Field(
+        default=0.02, gt=0, le=1000,
+        description="mean of gates; below this sum of effects a share is undefined",
+    )  # fmt: skip
+    batch_size: BatchSize = 10
+    unit_batches: UnitBatches = 1
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "ClassNeuronsConfig":
+        if self.rule == "instruction" and self.condition != "conflict":
+            raise ValueError("rule 'instruction' needs condition 'conflict', which names a label")
+        if not {OUT, SAME} <= {*self.alphas} or len({*self.alphas}) < len(self.alphas):
+            raise ValueError("alphas must include -1 and 0, and each only once")
+        return self
+
+    @property
+    def source(self) -> Source | Path:
+        """Where the clips are."""
+        return EMOTIONAL if self.audio == "bundled" else self.audio
