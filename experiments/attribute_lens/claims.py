@@ -127,11 +127,18 @@ def _readable(run: AttributeResults, attribute: str) -> Finding:
     mean = having(rows, measure="hit", definition="weighted").iloc[0]
     numbers = {"mean": at.depth, "low": at.low, "high": at.high, "n": at.n}
     bar = above(run, attribute)
-    where = f"{shown(numbers, 0)} of 0 to {run.n_blocks}" if np.isfinite(at.depth) else "none"
-    facts = (
-        f"Its probability among the labels stays above {bar:.2f} from depth {where} on. The "
-        f"critical layer, a mean depth weighted by the share of clips whose label leads, is "
-        f"{mean.depth:.2f}"
+    facts = f"Its probability among the labels is not above {bar:.2f} at the last depth"
+    if np.isfinite(at.depth):
+        facts = (
+            f"Its probability among the labels stays above {bar:.2f} from depth "
+            f"{shown(numbers, 0)} of 0 to {run.n_blocks} on"
+        )
+    layer = f"{mean.depth:.2f}"
+    if not np.isfinite(mean.depth):
+        layer = f"undefined, as that share is above {bar:.2f} at no depth"
+    facts += (
+        ". The critical layer, a mean depth weighted by the share of clips whose label leads, is "
+        f"{layer}"
     )
     return judged(
         f"The {attribute} can be read at the readout"
@@ -186,7 +193,7 @@ def _direct(run: AttributeResults, attribute: str) -> Finding:
 
 def _share(share: float) -> str:
     if not np.isfinite(share):
-        return "silence costs nothing"
+        return "what silence costs is not surely above 0"
     return f"{max(share, 0.0):.0%} of what silence costs"
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 
+from attribute_lens_verdicts import CURVES, ROADS, made
 from cases import ultravox
 from hf_reference import decoder_of
 from hooked_alm.bundled import CLIPS, MODELS
@@ -352,6 +353,15 @@ def test_a_frozen_language_model_is_asked_too(table: Path, tmp_path: Path) -> No
         knockout[(knockout["query"] == "readout") & (knockout["keys"] == "audio")].gain.abs().max()
         > 0
     )
+
+
+def test_what_is_undefined_is_said_in_words() -> None:
+    """No label leads at any depth, and none is likely."""
+    run = made(dict.fromkeys(CURVES, (0.0, 0.0, 0.0)), ROADS)
+    said = AttributeLens.judge(run).findings["readable_animal"].statement
+    assert "is not above 0.40 at the last depth" in said
+    assert "leads, is undefined, as that share is above 0.40 at no depth" in said
+    assert "nan" not in said.lower()
 
 
 # --- What is refused
