@@ -32,6 +32,7 @@ EXPERIMENTS = {
         "sae_compare": "CompareDictionaries",
         "sae_features": "SAEFeatures",
         "sae_steering": "SAESteering",
+        "sae_patching": "SAEPatching",
         "sae_train": "TrainDictionaries",
         "head_statistics": "HeadStatistics",
         "transcript_probes": "TranscriptProbes",

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from .methods.patching.pruning import PrunedCircuit as PrunedCircuit
     from .methods.patching.pruning import prune_edges as prune_edges
     from .methods.patching.results import PatchResult as PatchResult
+    from .methods.patching.row_edits import patch_rows as patch_rows
     from .methods.reading.labels import LabelSet as LabelSet
     from .methods.reading.lens import LensFidelity as LensFidelity
     from .methods.reading.lens import LogitLens as LogitLens
@@ -96,6 +97,7 @@ _EXPORTS = {
     "methods.patching.paths": "all_edges patch_chains patch_edges path_patch",
     "methods.patching.pruning": "PrunedCircuit prune_edges",
     "methods.patching.results": "PatchResult",
+    "methods.patching.row_edits": "patch_rows",
     "methods.reading.labels": "LabelSet",
     "methods.reading.lens": "LensFidelity LogitLens lens_fidelity logit_lens residual_rows",
     "methods.reading.tuned_lens": "TunedLens",

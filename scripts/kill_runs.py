@@ -96,6 +96,10 @@ def small_settings(inputs: Path) -> dict[str, list[str]]:
         "sae_compare": ["ks=[1, 10]", "n_random=1", "n_folds=2", "unit_batches=3"],
         "sae_features": ["n_shown=2", "unit_batches=3"],
         "sae_steering": ["n_random=1", "further_alphas=[]", "batch_size=18"],
+        "sae_patching": [
+            *(f"audio={inputs}/ob1", "conditions=[audio_only]", "sizes=[3]", "n_latents=3"),
+            *("alphas=[]", "group=language", "batch_size=8"),
+        ],
         "sae_train": [
             *(f"audio={clips}", "n_rows=600", "step_rows=60", "steps_per_checkpoint=3"),
             "expansion=2",

@@ -11,11 +11,10 @@ import pandas as pd
 
 from hooked_alm.errors import InputError
 
-from ..materials.clip_rows import groups_of
 from ..materials.clips import sound_units
 from ..materials.conflict_corpus import Corpus
 from ..materials.conflict_runs import DonorKind, Donors, PatchRun, PromptRun
-from ..materials.held_out import Half, split_groups
+from ..materials.held_out import Half, groups_of, split_groups
 from ..materials.kept_features import FeatureFiles, files_of
 from ..workbench.batches import batch_units
 from ..workbench.experiment import Unit

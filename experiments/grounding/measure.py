@@ -26,7 +26,7 @@ from hooked_alm.methods.reading.labels import LabelSet
 from hooked_alm.methods.statistics.bootstrap import recovery
 from hooked_alm.methods.statistics.grounding import grounding_coefficient
 
-from ..materials.answers import answer_of, by_label, label_weight
+from ..materials.answers import answers_of
 from ..materials.conflict_runs import PromptRun
 from ..workbench.results import Row
 from .plan import INPUTS, GroundingItem
@@ -58,25 +58,20 @@ class GroundingMeasures:
     labels: LabelSet
     config: GroundingConfig
 
-    @torch.no_grad()
     def answers(self, runs: Sequence[PromptRun], x: ALMInput) -> list[Row]:
         """What each run of a batch answers; one forward."""
-        rows = []
-        for n, (run, logits) in enumerate(zip(runs, self.model(x)[:, -1].float(), strict=True)):
-            scores = self.labels.scores(logits[self.labels.tokens])
-            rows.append(
-                {
-                    "heard": run.recording.name,
-                    "condition": run.condition,
-                    "named": run.named,
-                    "prediction": answer_of(self.labels, scores),
-                    **by_label("z", self.labels, scores),
-                    **label_weight(self.labels, logits),
-                    "n_tokens": int(x.attention_mask[n].sum()),
-                    "n_audio_tokens": len(x.spans.positions("audio", n)),
-                }
-            )
-        return rows
+        found = answers_of(self.model, self.labels, x)
+        return [
+            {
+                "heard": run.recording.name,
+                "condition": run.condition,
+                "named": run.named,
+                **row,
+                "n_tokens": int(x.attention_mask[n].sum()),
+                "n_audio_tokens": len(x.spans.positions("audio", n)),
+            }
+            for n, (run, row) in enumerate(zip(runs, found, strict=True))
+        ]
 
     def sites(self) -> Iterator[SweptSite]:
         """The stream at every depth; every head, and every MLP."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ..materials.clips import of_whom
+from ..materials.conflict_pages import add_prompts
 from ..materials.confounds import add_confounds
 from ..materials.recordings import Recording
 from ..workbench.page import Page
@@ -84,14 +85,7 @@ def fill_page(page: Page, run: GroundingResults, recordings: Sequence[Recording]
 def _asked(page: Page, run: GroundingResults, recordings: Sequence[Recording]) -> None:
     items = run["items"]
     page.section("What was asked, and answered")
-    page.table(
-        "The first prompt of every language",
-        [
-            {"language": language, "condition": condition, "instruction": words}
-            for language, prompts in run.inputs["prompts"].items()
-            for condition, words in prompts.items()
-        ],
-    )
+    add_prompts(page, run)
     page.table(
         "Items: the answer as asked, with the audio and with the text exchanged, and the total "
         "effects in logits",

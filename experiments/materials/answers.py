@@ -1,8 +1,11 @@
 """What a model answers, among labels, and how much it thinks of them."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hooked_alm import HookedALM
+from hooked_alm.inputs import ALMInput
 from hooked_alm.methods.reading.labels import LabelSet
 
 from ..workbench.results import Row
@@ -25,3 +28,14 @@ def label_weight(labels: LabelSet, logits: Float[Tensor, " vocab"]) -> Row:
         "label_mass": float(logits.log_softmax(-1)[labels.tokens].exp().sum()),
         "best_label_rank": int((logits > ours.max()).sum()) + 1,
     }
+
+
+@torch.no_grad()
+def answers_of(model: HookedALM, labels: LabelSet, x: ALMInput) -> list[Row]:
+    """What each prompt of a batch is answered with, and the scores behind it; one forward."""
+    rows = []
+    for logits in model(x)[:, -1].float():
+        scores = labels.scores(logits[labels.tokens])
+        answer = {"prediction": answer_of(labels, scores), **by_label("z", labels, scores)}
+        rows.append({**answer, **label_weight(labels, logits)})
+    return rows

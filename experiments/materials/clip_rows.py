@@ -20,9 +20,8 @@ from hooked_alm.methods.activations.selection import kept_points
 from ..workbench.batches import BatchedConfig, BatchSize
 from .clips import ClipFile, described_table
 from .heard_clips import HeardClipsConfig
-from .held_out import split_groups
+from .held_out import groups_of, split_groups
 from .records import collect
-from .resampling import SPEAKER
 from .row_source import KnownClip, RowSource
 from .sources import Source
 from .subject import described
@@ -181,25 +180,3 @@ class HeldOutClips:
     def held_out_groups(self) -> list[str]:
         """Groups that nothing is learnt from."""
         return sorted({self.groups[clip] for clip in self.held_out})
-
-
-def groups_of(clips: Sequence[KnownClip], group: str | None) -> list[str]:
-    """What each clip is held out with.
-
-    Args:
-        clips: of the run.
-        group: column that says it; None is the speaker's, else every clip by itself.
-
-    Raises:
-        InputError: a column that was named, or that some clips have, and that others lack.
-    """
-    column = group or SPEAKER
-    having = [clip for clip in clips if clip.cells.get(column)]
-    if not having and group is None:
-        return [clip.name for clip in clips]
-    if missing := [clip.where for clip in clips if not clip.cells.get(column)]:
-        raise InputError(
-            f"{missing[0]}: {column}: missing, in {len(missing)} of {len(clips)} clips, expected "
-            "what is held out together. Fill it in, or name another column as group."
-        )
-    return [clip.cells[column] for clip in clips]

@@ -146,7 +146,7 @@ class ConflictExperiment(BatchedExperiment[K], ModelExperiment[K]):
         Prompts of the same words and as much audio are one for this, of however many clips.
         """
         seen = set[tuple[object, ...]]()
-        for unit in self.units():
+        for unit in self.plan.units:
             for work in () if isinstance(unit.payload, Sounds) else unit.payload:
                 self.n_positions(work)
                 for sweep in work.sweeps:

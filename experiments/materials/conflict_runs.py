@@ -126,13 +126,13 @@ class Donors:
         clip: Recording | None = base.recording
         named: str | None = voice if kind in ("text_swap", "both") else target
         if kind in ("audio_swap", "both"):
-            clip = self._clip_like(base, [target])
+            clip = self.clip_like(base, [target])
         elif kind == "random_other":
             others = [one for one in self.corpus.labels if one not in (voice, target)]
             if len(others) < 2:
                 return None
             named = others[self._random(base).integers(len(others))]
-            clip = self._clip_like(base, [one for one in others if one != named])
+            clip = self.clip_like(base, [one for one in others if one != named])
         if clip is None:
             return None
         toward = (target, voice) if kind == "audio_swap" else (voice, target)
@@ -142,8 +142,11 @@ class Donors:
         donor = PromptRun(clip, self.corpus.language(clip), mode, named, (target,))
         return PatchRun(base, donor, kind, toward)
 
-    def _clip_like(self, base: PromptRun, labels: Sequence[str]) -> Recording | None:
-        """A clip of the same language, speaker and sentence; of equal intensity if there is one."""
+    def clip_like(self, base: PromptRun, labels: Sequence[str]) -> Recording | None:
+        """A clip of some labels, of the same language, speaker and sentence.
+
+        It is of equal intensity if there is one.
+        """
         clip = base.recording
         found = self.corpus.clips_like(clip, labels)
         alike = [r for r in found if r.intensity == clip.intensity] or found

@@ -23,7 +23,13 @@ from .sources import Source
 class ConflictConfig(BatchedConfig):
     """What a run on conflicts is asked about, and how it is patched."""
 
-    KNOWN_WITH: ClassVar = ("audio", "label_column", "labels", "prompts", "conflict_map")
+    KNOWN_WITH: ClassVar[tuple[str, ...]] = (
+        "audio",
+        "label_column",
+        "labels",
+        "prompts",
+        "conflict_map",
+    )
 
     audio: Source = Field(
         default="bundled",

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from hooked_alm.bundled import PREFIX, dictionary_folder
+from hooked_alm.bundled import DICTIONARIES, PREFIX, dictionary_folder
 from hooked_alm.converters.dictionaries import load_dictionary
 from hooked_alm.errors import InputError
 from hooked_alm.methods.activations.selection import KeptPoint
@@ -93,7 +93,7 @@ class DictionaryReaderConfig(ExperimentConfig):
     dictionary: str = Field(
         default="bundled:follows_voice_sae",
         description="its folder, such as RUN/sae/POINT/seed_0 of sae_train or one of SAELens, or "
-        "an ae.pt of dictionary_learning; bundled:NAME",
+        "an ae.pt of dictionary_learning; bundled:NAME; unless given, a bundled model's own",
     )
     architecture: Architecture | None = Field(
         default=None, description="of an ae.pt that does not say; AudioSAE's are batchtopk"
@@ -101,6 +101,13 @@ class DictionaryReaderConfig(ExperimentConfig):
     point: str | None = Field(
         default=None, description="hook point of its rows; None is what its files say"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_bundled_model(cls, values: dict[str, Any]) -> dict[str, Any]:
+        own = f"{str(values.get('model', '')).removeprefix(PREFIX)}_sae"
+        has_one = str(values.get("model", "")).startswith(PREFIX) and (DICTIONARIES / own).is_dir()
+        return {"dictionary": PREFIX + own, **values} if has_one else values
 
     def read_dictionary(self) -> PlacedDictionary:
         """The dictionary; see ``PlacedDictionary.read``."""

@@ -5,6 +5,11 @@ from typing import Literal
 
 import numpy as np
 
+from hooked_alm.errors import InputError
+
+from .resampling import SPEAKER
+from .row_source import KnownClip
+
 Half = Literal["discovery", "held-out"]
 
 
@@ -26,3 +31,21 @@ def split_clips(
     """Each clip's part, which is that of its group; see `split_groups`."""
     parts = split_groups(groups, share, seed)
     return {clip: parts[group] for clip, group in zip(clips, groups, strict=True)}
+
+
+def groups_of(clips: Sequence[KnownClip], column: str | None) -> list[str]:
+    """What each clip is held out with: its value of a column; of None its speaker, or itself.
+
+    Raises:
+        InputError: a column that was named, or that some clips have, and that others lack.
+    """
+    named = column or SPEAKER
+    missing = [clip.where for clip in clips if not clip.cells.get(named)]
+    if column is None and len(missing) == len(clips):
+        return [clip.name for clip in clips]
+    if missing:
+        raise InputError(
+            f"{missing[0]}: {named}: missing, in {len(missing)} of {len(clips)} clips, expected "
+            "what is held out together. Fill it in, or name another column as group."
+        )
+    return [clip.cells[named] for clip in clips]

@@ -16,14 +16,15 @@ import pandas as pd
 from hooked_alm.errors import InputError
 from hooked_alm.methods.activations.selection import kept_points
 
+from ..materials.clip_activities import read_activities
 from ..materials.clips import ClipFile, Sounds, sound_units
-from ..materials.kept_features import files_of, keep_features, kept_features
+from ..materials.kept_features import files_of, keep_features
 from ..materials.transcription import TranscriptionExperiment
 from ..workbench.experiment import Unit, UnitResult
 from ..workbench.page import Page
 from ..workbench.results import Tables
 from .claims import CLAIMS, CONTROLS
-from .measure import PARTS, Steering, activity_of
+from .measure import Steering
 from .pages import CAVEATS, fill_page, lead, method
 from .plan import ChoiceClips, LatentRows, Steered, Unsteered, arms, halves, strengths
 from .settings import SAESteeringConfig
@@ -106,9 +107,9 @@ class SAESteering(TranscriptionExperiment[SAESteeringConfig]):
     def further_units(self, tables: Tables) -> list[Unit]:
         """The clips on which nothing was chosen, under every arm at every strength."""
         files = files_of(tables["features"])
-        kept = {name: kept_features(self.folder, name, files) for name in (*PARTS, "n")}
+        known = read_activities(self.folder, files)
         is_silent = (tables["chosen"].holds == "no_speech").to_numpy()
-        no_speech, speech = activity_of(kept, is_silent), activity_of(kept, ~is_silent)
+        no_speech, speech = known.of(is_silent), known.of(~is_silent)
         every = arms(no_speech, speech, self.config)
         units = [Unit("latents", LatentRows.of(every, no_speech, speech))]
         for arm, alpha in strengths(every, self.config):

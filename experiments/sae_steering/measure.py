@@ -3,12 +3,11 @@
 Source: AudioSAE (arXiv 2602.05027), its steering of Whisper; M-SAE-3.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hooked_alm.methods.activations.collect import rows_of
@@ -16,13 +15,12 @@ from hooked_alm.methods.dictionary.autoencoder import SparseAutoencoder
 from hooked_alm.methods.dictionary.splice import RowEdit, splice_hooks
 from hooked_alm.methods.dictionary.steering import Activity
 
+from ..materials.clip_activities import activity_features
 from ..materials.clips import ClipFile
 from ..materials.kept_features import ClipFeatures
 from ..materials.transcription import Transcription, whose
 from ..workbench.results import Row
 from .plan import Arm
-
-PARTS = ("mean", "frequency", "rows")
 
 
 class Steering:
@@ -46,8 +44,7 @@ class Steering:
                 **whose(clip), "holds": self.ours.holds(clip), "rows": len(mine),
                 "l0": float(activity.frequency.sum()), "unexplained": float(lost),
             })  # fmt: skip
-            parts = {name: getattr(activity, name).numpy() for name in PARTS}
-            kept.append({**parts, "n": np.array([activity.n], np.float32)})
+            kept.append(activity_features(activity))
         return rows, kept
 
     def as_is(self, clips: Sequence[ClipFile]) -> list[Row]:
@@ -107,10 +104,3 @@ class _Watched:
 
 def _relative(apart: Tensor, rows: Tensor) -> float:
     return float(apart.norm(dim=-1).sum() / rows.norm(dim=-1).sum())
-
-
-def activity_of(kept: Mapping[str, NDArray[np.float32]], clips: NDArray[np.bool_]) -> Activity:
-    """What is active in some clips together, from what is kept of each."""
-    means = (torch.from_numpy(kept[name][clips]) for name in PARTS)
-    each = zip(*means, kept["n"][clips, 0].tolist(), strict=True)
-    return Activity.pooled([Activity(mean, often, rows, int(n)) for mean, often, rows, n in each])

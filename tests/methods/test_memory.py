@@ -20,6 +20,7 @@ from hooked_alm.methods.patching.metrics import LogitDiff
 from hooked_alm.methods.patching.patch import patch
 from hooked_alm.methods.patching.paths import patch_chains, patch_edges, path_patch
 from hooked_alm.methods.patching.pruning import prune_edges
+from hooked_alm.methods.patching.row_edits import patch_rows
 
 HEAD, QUERY, MLP = (
     "blocks.0.attn.hook_z[1]",
@@ -32,6 +33,9 @@ Call = Callable[[HookedALM, ALMInput, ALMInput], Any]
 CALLS: dict[str, Call] = {
     "patch": lambda m, x, y: patch(m, x, y, TAIL, site="z", heads="each", places=["audio"]),
     "patch, hooks": lambda m, x, y: patch(m, x, y, TAIL, engine="hooks", layers=[1]),
+    "patch_rows": lambda m, x, y: patch_rows(
+        m, x, DIFF, {"zero": [torch.zeros_like] * len(x)}, "blocks.1.hook_resid_post"
+    ),
     "path_patch": lambda m, x, y: path_patch(m, x, y, TAIL, [HEAD, "hook_embed"], [QUERY, MLP]),
     "path_patch, online": lambda m, x, y: path_patch(
         m, x, y, TAIL, [(HEAD, "blocks.1.hook_mlp_out")], [(MLP, QUERY)]

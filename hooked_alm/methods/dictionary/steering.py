@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from .autoencoder import SparseAutoencoder
-from .splice import RowEdit, feature_edit
+from .splice import RowEdit
 
 Latents = Int[Tensor, " chosen"]
 
@@ -122,13 +122,33 @@ def suppress(sae: SparseAutoencoder, latents: Latents, alpha: float) -> RowEdit:
 
     0 changes nothing, 1 takes them out, more pushes against them.
     """
+    return exchange(sae, latents, torch.zeros(sae.cfg.d_sae), alpha)
 
-    def change(features: Tensor) -> Tensor:
-        changed = features.clone()
-        changed[:, latents.to(features.device)] *= 1 - alpha
-        return changed
 
-    return feature_edit(sae, change)
+def exchange(
+    sae: SparseAutoencoder,
+    latents: Latents,
+    features: Float[Tensor, "*row latent"],
+    alpha: float = 1.0,
+) -> RowEdit:
+    """The edit ``x + alpha * sum (f'_i - f_i) W_dec[i]`` over some latents, the rest of x kept.
+
+    Of no latents, and at 0, it changes nothing, bit by bit; of all of them, what the dictionary
+    does not reconstruct of x is all that is left of it. Source: M-SP-5.
+
+    Args:
+        sae: the dictionary.
+        latents: whose activations are exchanged.
+        features: f', of every row, such as a donor's, or one for all, such as the mean of a kind.
+        alpha: how far.
+    """
+
+    def edit(x: Tensor) -> Tensor:
+        at = latents.to(x.device)
+        change = features.to(x.device)[..., at] - sae.encode(x)[:, at]
+        return x + alpha * (change @ sae.W_dec[at])
+
+    return edit
 
 
 def shift(direction: Float[Tensor, " d_in"], like: RowEdit) -> RowEdit:
@@ -136,13 +156,20 @@ def shift(direction: Float[Tensor, " d_in"], like: RowEdit) -> RowEdit:
 
     The dense control of steering: the difference of two kinds' means, without a dictionary.
     """
-    unit = torch.nn.functional.normalize(direction, dim=0)
+    return as_far(lambda x: x + direction.to(x), like)
 
-    def edit(x: Tensor) -> Tensor:
+
+def as_far(edit: RowEdit, like: RowEdit) -> RowEdit:
+    """The edit that moves every row where one edit does, as far as another moves it.
+
+    Rows that the first leaves alone stay.
+    """
+
+    def moved(x: Tensor) -> Tensor:
         size = (like(x) - x).norm(dim=-1, keepdim=True)
-        return x + size * unit.to(x)
+        return x + size * torch.nn.functional.normalize(edit(x) - x, dim=-1)
 
-    return edit
+    return moved
 
 
 def _check(n: int, n_latents: int) -> None:

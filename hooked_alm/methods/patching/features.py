@@ -109,9 +109,13 @@ class FeatureCells:
                 "'zero'."
             )
         sae.check_threshold()
-        if point.startswith(ENCODER) and model.part is None:
-            model = model.towards("encoder")
-        self.site, self.layer = _place_of(model, point, sae)
+        model, self.site, self.layer = place_of(model, point)
+        if sae.cfg.d_in != model.path_cfg.d_model:
+            raise InputError(
+                f"patching features of {point!r}: got a dictionary of rows of width "
+                f"{sae.cfg.d_in}, expected {model.path_cfg.d_model}. Give the dictionary of this "
+                "point."
+            )
         other = donor if isinstance(donor, ALMInput) else None
         self.placement = Placement(model, base, other, places, how.pop("policy"))
         keep_of_donor = () if other is None else [point]
@@ -202,12 +206,14 @@ class FeatureCells:
         return mine, self.change[on_device(mine, self.change)] * slope
 
 
-def _place_of(model: HookedALM, point: str, sae: SparseAutoencoder) -> tuple[Site, int]:
-    """Site and block of a point along the model's path.
+def place_of(model: HookedALM, point: str) -> tuple[HookedALM, Site, int]:
+    """The model on the way to whose head a point is, and its site and block along that path.
 
     Raises:
-        InputError: it is none of theirs that holds whole rows, or has another width.
+        InputError: it is none of theirs that holds whole rows.
     """
+    if point.startswith(ENCODER) and model.part is None:
+        model = model.towards("encoder")
     plain = [
         site for site in sites_of(model.path_cfg) if SITES[site].axes == SITES["resid_post"].axes
     ]
@@ -218,12 +224,7 @@ def _place_of(model: HookedALM, point: str, sae: SparseAutoencoder) -> tuple[Sit
     }
     if point not in found:
         raise InputError(
-            f"patching features of {point!r}: expected a point of the blocks on the way to the "
+            f"patching rows of {point!r}: expected a point of the blocks on the way to the "
             f"head, of {', '.join(plain)}."
         )
-    if sae.cfg.d_in != model.path_cfg.d_model:
-        raise InputError(
-            f"patching features of {point!r}: got a dictionary of rows of width {sae.cfg.d_in}, "
-            f"expected {model.path_cfg.d_model}. Give the dictionary of this point."
-        )
-    return found[point]
+    return model, *found[point]

@@ -190,6 +190,27 @@ class LabelsAndRest:
 
 
 @dataclass(frozen=True)
+class LabelScoresAndMass(LabelScores):
+    """The score of every label, then the probability of all labels together."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Coordinates of the label axis."""
+        return (*self.labels.names, "mass")
+
+    def tokens(self, row: int) -> None:  # type: ignore[override]
+        """Ask for the whole vocabulary, which the probability needs."""
+
+    def __call__(
+        self, logits: Float[Tensor, "cell token"], row: int, reference: Reference
+    ) -> Scores:
+        """Scores ``[cell, label]``, in logits, and a probability."""
+        ours = logits[:, self.labels.tokens]
+        mass = (ours.logsumexp(-1) - logits.logsumexp(-1)).exp()
+        return torch.cat([self.labels.scores(ours), mass[:, None]], 1)
+
+
+@dataclass(frozen=True)
 class Accuracy:
     """Whether the target has the highest score among the labels: 1, else 0; ties count as 0."""
 

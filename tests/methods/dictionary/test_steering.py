@@ -9,6 +9,7 @@ from hooked_alm.methods.dictionary.steering import (
     Activity,
     as_active,
     differing,
+    exchange,
     most_frequent,
     shift,
     suppress,
@@ -83,3 +84,22 @@ def test_a_shift_moves_rows_as_far() -> None:
     torch.testing.assert_close(ours.norm(dim=-1), theirs.norm(dim=-1))
     along = ours[theirs.norm(dim=-1) > 0] @ torch.nn.functional.normalize(direction, dim=0)
     torch.testing.assert_close(along, theirs.norm(dim=-1)[theirs.norm(dim=-1) > 0])
+
+
+def test_exchanging() -> None:
+    chosen, donor = torch.tensor([1, 4, 17]), ROWS.flip(0)
+    theirs, none = SAE.encode(donor), torch.tensor([], dtype=torch.int64)
+    assert torch.equal(exchange(SAE, none, theirs)(ROWS), ROWS)
+    assert torch.equal(exchange(SAE, chosen, theirs, 0.0)(ROWS), ROWS)
+    features = SAE.encode(ROWS)
+    error = ROWS - SAE.decode(features)
+    # All features exchanged, what is left of x is its error.
+    every = exchange(SAE, torch.arange(SAE.cfg.d_sae), theirs)(ROWS)
+    torch.testing.assert_close(every, SAE.decode(theirs) + error)
+    moved = exchange(SAE, chosen, theirs)(ROWS) - ROWS
+    expected = sum((theirs[:, i] - features[:, i])[:, None] * SAE.W_dec[i] for i in chosen.tolist())
+    torch.testing.assert_close(moved, expected)
+    mean = theirs.mean(0)
+    features[:, chosen] = mean[chosen]
+    found = exchange(SAE, chosen, mean, 0.5)(ROWS)
+    torch.testing.assert_close(found, 0.5 * ROWS + 0.5 * (SAE.decode(features) + error))

@@ -1,0 +1,1 @@
+"""Whether the features in which two voices differ flip an answer."""
