@@ -26,7 +26,7 @@ from .tables import ComparedResults
 
 FEW_SHARE = 0.1
 """Of a dictionary's latents, up to which they are few."""
-NONE_FEW = f"no k is at most {FEW_SHARE:.0%} of the latents, and of the dimensions less than all"
+NONE_FEW = f"no k is at most {FEW_SHARE:.0%} of the latents, and less than the dimensions"
 
 # --- Controls
 
@@ -68,7 +68,12 @@ def _pairs(run: ComparedResults) -> Sequence[str]:
 def _agree(run: ComparedResults, pair: str) -> Finding:
     table = run["stability"]
     mine = table[(table["first"] + " and " + table["second"] == pair) & (table.how == "matched")]
-    return found_again(f"{pair} have found the same directions", mine)
+    about = run.inputs["dictionaries"]
+    seeds = {about[name].get("seed") for name in mine.iloc[0][["first", "second"]]}
+    alike = (
+        ["both began with the same directions"] if len(seeds - {None}) == len(seeds) == 1 else []
+    )
+    return found_again(f"{pair} have found the same directions", mine).doubted(*alike)
 
 
 def _readers(run: ComparedResults) -> Sequence[str]:

@@ -113,6 +113,7 @@ class CompareDictionaries(ModelExperiment[SAECompareConfig]):
             **self.rows.described,
             "dictionaries": {
                 name: {**one.described, "point": self.point_of[name], "of_model": one.of_model,
+                       "seed": one.about.get("seed"),
                        "noise": noise.described if (noise := self.noise.get(name)) else None}
                 for name, one in self.dictionaries.items()
             },
@@ -160,8 +161,7 @@ class CompareDictionaries(ModelExperiment[SAECompareConfig]):
 
     def units(self) -> list[Unit]:
         """Units for some clips each, then for how these sound."""
-        size = self.config.batch_size * self.config.unit_batches
-        numbers = range(len(self.clips))
+        size, numbers = self.config.batch_size * self.config.unit_batches, range(len(self.clips))
         return [
             Unit(f"clips__{first:06d}", numbers[first : first + size])
             for first in range(0, len(numbers), size)
@@ -281,7 +281,10 @@ class CompareDictionaries(ModelExperiment[SAECompareConfig]):
             )
         ]  # fmt: skip
         copies = [
-            {"dictionary": name, **copy_row(one[_others(dead[name], len(one))], self.config.seed)}
+            {
+                "dictionary": name,
+                **copy_row(one[sorted({*range(len(one))} - {*dead[name]})], self.config.seed),
+            }
             for name, one in directions.items()
         ]
         more = {"partners": partners, "correlations": [*pairs.rows(point)]} if partners else {}
@@ -324,10 +327,6 @@ def _rows(point: str) -> str:
 
 def _codes(name: str) -> str:
     return f"codes/{name}"
-
-
-def _others(left_out: list[int], n: int) -> list[int]:
-    return sorted({*range(n)} - {*left_out})
 
 
 def _number(clip: ClipFile, column: str) -> float:

@@ -101,8 +101,7 @@ def not_compared(run: ComparedResults) -> Iterator[str]:
 def _curves(
     page: Page, name: str, parts: list[pd.DataFrame], title: str, caption: str, how: str
 ) -> None:
-    columns = ["of", "k", "accuracy", "low", "high"]
-    some = pd.concat(parts)[columns]
+    some = pd.concat(parts)[["of", "k", "accuracy", "low", "high"]]
     some = some.assign(doublings=np.log2(some["k"].clip(lower=0.5)))
     drawing = figures.curves(
         some, "doublings", "accuracy", group="of", title=title,
@@ -132,9 +131,8 @@ def _few(page: Page, run: ComparedResults, label: str, name: str, point: str, fi
 
 
 def _deleted(page: Page, run: ComparedResults, label: str, name: str, file: str) -> None:
-    names = {"refit": "a new probe", "frozen": "the old probe"}
     parts = []
-    for how, said in names.items():
+    for how, said in {"refit": "a new probe", "frozen": "the old probe"}.items():
         mine = having(run["k_sparse"], label=label, owner=name, kind="codes", how=how)
         for is_random, end in ((False, ""), (True, ", at random")):
             parts.append(mine[(mine.ranked == "random") == is_random].assign(of=f"{said}{end}"))
@@ -149,9 +147,8 @@ def _deleted(page: Page, run: ComparedResults, label: str, name: str, file: str)
 
 def _factors(page: Page, run: ComparedResults, name: str, point: str, file: str) -> None:
     owners = {"codes": name, "rotated": name, "rows": point}
-    apart, read = run["held_apart"], run["factors_read"]
     bars = pd.concat([
-        having(apart, owner=owner, kind=kind).assign(
+        having(run["held_apart"], owner=owner, kind=kind).assign(
             of=KINDS[kind], mean=lambda some, m=measure: some[m], measure=measure,
             low=lambda some, m=measure: some[f"{m}_low"],
             high=lambda some, m=measure: some[f"{m}_high"],
@@ -166,7 +163,7 @@ def _factors(page: Page, run: ComparedResults, name: str, point: str, file: str)
         "directions of the same codes are as many, and span the same.",
     )  # fmt: skip
     r2 = pd.concat([
-        having(read, owner=owner, kind=kind).assign(of=KINDS[kind])
+        having(run["factors_read"], owner=owner, kind=kind).assign(of=KINDS[kind])
         for kind, owner in owners.items()
     ])[["factor", "of", "r2", "low", "high", "r2_learnt"]]  # fmt: skip
     drawing = figures.bars(r2, "factor", "r2", group="of", title=name, y_label="held-out R²",

@@ -394,3 +394,13 @@ def test_summaries_by_hand() -> None:
     assert short["mood (all)"]["b"] == pytest.approx(0.95 + 0.015)
     assert short.partner_share.tolist() == [0.75, 0.75]
     assert isinstance(short, pd.DataFrame)
+
+
+def test_trainings_that_began_alike_have_found_nothing_together() -> None:
+    run = toy_results()
+    for seeds, is_made in (((0, 1), True), ((None, None), True), ((3, 3), False)):
+        for name, seed in zip(NAMES, seeds, strict=True):
+            run.inputs["dictionaries"][name] = {**run.inputs["dictionaries"][name], "seed": seed}
+        found = CompareDictionaries.judge(run).findings["agree: a and b"]
+        assert found.established == is_made
+        assert ("both began with the same directions" in found.doubts) != is_made
