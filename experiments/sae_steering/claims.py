@@ -1,28 +1,20 @@
-"""What a ``sae_steering`` run controls, and may establish.
-
-Source: AudioSAE (arXiv 2602.05027), its steering of Whisper; M-SAE-3.
-"""
-
-from collections.abc import Sequence
+"""What a ``sae_steering`` run controls, and may establish."""
 
 from ..materials.transcript_tables import error_rise
 from ..workbench.claims import Claim, Finding, around_zero, few, judged, not_measured, shown
 from ..workbench.controls import ROUNDING, Control, Outcome, at_most
-from .plan import BESIDE, NO_OP, ArmName
+from .plan import BESIDE, NO_OP
 from .tables import SteeringResults, after, before, fall, of_arm, removed
 
 TOLERATED = 0.05
 """More errors for a word that steering may cost."""
-SAID: dict[ArmName, str] = {
+SAID: dict[str, str] = {
     "features": "the features of non-speech",
     "random": "others nearest in activity",
     "frequent": "the most frequent features",
     "dense": "a shift of equal size along the difference of the means",
     "reconstruction": "what the dictionary does not reconstruct",
 }
-
-
-# --- Controls
 
 
 def _no_op(run: SteeringResults) -> Outcome:
@@ -77,9 +69,6 @@ CONTROLS = (
 )  # fmt: skip
 
 
-# --- Claims
-
-
 def _heard(run: SteeringResults) -> str | None:
     """Why nothing can be silenced; None where words are written of nothing."""
     return None if before(run, "no_speech").heard.any() else "nothing is written of non-speech"
@@ -109,7 +98,7 @@ def _silences(run: SteeringResults) -> Finding:
 
 def _more_than(run: SteeringResults, arm: str) -> Finding:
     """Whether they silence more clips than a control does."""
-    said = SAID[_named(arm)]
+    said = SAID[arm]
     claim = f"They silence more than {said}"
     if (why := _heard(run)) is not None:
         return not_measured(claim, why, "rate")
@@ -129,10 +118,6 @@ def _more_than(run: SteeringResults, arm: str) -> Finding:
         numbers=found,
         unit="rate",
     )
-
-
-def _named(arm: str) -> ArmName:
-    return next(name for name in BESIDE if name == arm)
 
 
 def _cost(run: SteeringResults) -> Finding:
@@ -171,14 +156,10 @@ def _reconstruction(run: SteeringResults) -> Finding:
     )
 
 
-def _controls(run: SteeringResults) -> Sequence[str]:
-    return BESIDE
-
-
 RESTS_ON = ("steered", "transcripts", "chosen")
 CLAIMS = (
     Claim(name="silences", rests_on=RESTS_ON, judge=_silences),
-    Claim(name="more than {}", rests_on=RESTS_ON, judge=_more_than, per=_controls),
+    Claim(name="more than {}", rests_on=RESTS_ON, judge=_more_than, per=lambda run: BESIDE),
     Claim(name="cost", rests_on=RESTS_ON, judge=_cost),
     Claim(name="reconstruction", rests_on=("steered", "transcripts"), judge=_reconstruction),
 )

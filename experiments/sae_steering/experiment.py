@@ -85,8 +85,6 @@ class SAESteering(TranscriptionExperiment[SAESteeringConfig]):
         sae = self.dictionary.sae.to(self.model.cfg.device)
         self.steering = Steering(self.ours, sae, self.dictionary.point)
 
-    # --- Units
-
     def units(self) -> list[Unit]:
         """Batches of clips on which features are chosen, of the others, then how all sound."""
         chosen = [
@@ -134,8 +132,6 @@ class SAESteering(TranscriptionExperiment[SAESteeringConfig]):
         if isinstance(work, Unsteered):
             return UnitResult({"transcripts": self.steering.as_is(work.clips)})
         return UnitResult({"steered": self.steering.steered(work.clips, work.arm, work.alpha)})
-
-    # --- What is made of it
 
     def summaries(self, run: SteeringResults) -> Iterator[tuple[str, pd.DataFrame]]:
         """The clips, and what `summarise` makes of their transcripts."""

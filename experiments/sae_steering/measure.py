@@ -1,7 +1,4 @@
-"""Clips heard through an encoder whose rows are changed, and what is active in them.
-
-Source: AudioSAE (arXiv 2602.05027), its steering of Whisper; M-SAE-3.
-"""
+"""Clips heard through an encoder whose rows are changed, and what is active in them."""
 
 from collections.abc import Sequence
 from dataclasses import replace

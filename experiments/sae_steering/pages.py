@@ -39,8 +39,6 @@ def lead(run: SteeringResults) -> str:
 
 def fill_page(page: Page, run: SteeringResults, ours: Transcription) -> None:
     """What is written of nothing, what steering does to it, and which features it takes."""
-    page.section("As the model is")
-    page.table("What is written down, by what the clips hold", "behaviour")
     page.section("With features taken out")
     _doses(page, run)
     page.table("Every arm at every strength, with intervals", "steering")
@@ -112,7 +110,7 @@ def method(run: SteeringResults) -> str:
         "dense control moves each row from the mean of non-speech towards that of speech, as far "
         f"as the features do. Greedy transcripts of at most {config.max_new_tokens} tokens, "
         f"{config.batch_size} clips a batch. Words are compared after normalisation: "
-        f"{config.normaliser}; words out of nothing are clips without speech with any word left. "
+        f"{config.normaliser}. "
         f"Intervals resample {config.resampled} {config.n_resamples} times with seed "
         f"{config.seed}."
     )

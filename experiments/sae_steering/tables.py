@@ -1,7 +1,4 @@
-"""The tables of a ``sae_steering`` run, and what is averaged over them.
-
-Source: M-SAE-3.
-"""
+"""The tables of a ``sae_steering`` run, and what is averaged over them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -27,23 +24,12 @@ TABLES = {
 }
 ENDS = ("mean", "low", "high")
 HOLDS = ("no_speech", "speech")
-N_TEXTS = 20
 
 
 def summarise(run: SteeringResults) -> Iterator[tuple[str, pd.DataFrame]]:
     """Every summary but the clips', by the name of its file."""
-    yield "behaviour", behaviour(run)
     yield "steering", steering(run)
     yield "phrases", phrases(run)
-
-
-def behaviour(run: SteeringResults) -> pd.DataFrame:
-    """What the model writes as it is, by what the clips hold."""
-    return pd.DataFrame([
-        {"holds": holds, "n": len(some), **prefixed("heard", _heard(run, some)),
-         **prefixed("wer", error_rate(run, some))}
-        for holds, some in run["transcripts"].groupby("holds", sort=False)
-    ])  # fmt: skip
 
 
 def steering(run: SteeringResults) -> pd.DataFrame:
@@ -121,8 +107,7 @@ def phrases(run: SteeringResults) -> pd.DataFrame:
     parts = [run["transcripts"].assign(when="as it is"), mine.assign(when="features taken out")]
     both = pd.concat([part[part.holds == "no_speech"] for part in parts])
     counts = both.groupby(["when", "text"], sort=True).size().rename("clips").reset_index()
-    order = counts.sort_values(["when", "clips"], ascending=[True, False], kind="stable")
-    return order.groupby("when").head(N_TEXTS).reset_index(drop=True)
+    return counts.sort_values(["when", "clips"], ascending=[True, False], kind="stable")
 
 
 def of_arm(run: SteeringResults, arm: str) -> pd.Series:
