@@ -72,8 +72,7 @@ class SAEPatching(ConflictExperiment[SAEPatchingConfig]):
                 f"has {self.sae.cfg.d_sae} latents, expected {4 * most} or more. Lower sizes."
             )
         inputs = super().identify()
-        (kept,) = kept_points(self.model, self.point)
-        dictionary.check(kept, self.config.dictionary)
+        dictionary.check(kept_points(self.model, self.point)[0], self.config.dictionary)
         place_of(self.model, self.point)
         return {**inputs, "dictionary": dictionary.described, "groups": self.plan.groups}
 
@@ -91,8 +90,6 @@ class SAEPatching(ConflictExperiment[SAEPatchingConfig]):
         """Loads the weights; the dictionary goes where the model is."""
         super().load()
         self.sae.to(self.model.cfg.device)
-
-    # --- Units
 
     def units(self) -> list[Unit]:
         """Units for the clips that latents are chosen on, and for how they sound."""
@@ -143,9 +140,9 @@ class SAEPatching(ConflictExperiment[SAEPatchingConfig]):
     def _exchange(self, work: VoiceExchange) -> KindExchange:
         labels = np.array([one.label for one in self.recordings])
         others = ~np.isin([*self.plan.groups.values()], work.without)
-        known = read_activities(self.folder, work.chosen_on)
-        own, other = (known.of(others & (labels == one)) for one in (work.voice, work.toward))
-        return KindExchange(self.sae, own, other, known.of(others))
+        over = read_activities(self.folder, work.chosen_on).of
+        own, other = (over(others & (labels == one)) for one in (work.voice, work.toward))
+        return KindExchange(self.sae, own, other, over(others))
 
     def _result(
         self, work: VoiceExchange, exchange: KindExchange, tables: dict[str, list[Row]]
@@ -156,8 +153,6 @@ class SAEPatching(ConflictExperiment[SAEPatchingConfig]):
         who, (record, *donor) = work.identity(), map(self.record_of, work.prompts)
         named = {name: [{**who, **row} for row in rows] for name, rows in tables.items()}
         return UnitResult(named, {"pair": work.pair, **record, "donor": donor})
-
-    # --- What is made of it
 
     def summaries(self, run: ExchangeResults) -> Iterator[tuple[str, pd.DataFrame]]:
         """The clips, and what `summarise` makes of the tables."""
