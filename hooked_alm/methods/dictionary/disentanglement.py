@@ -93,7 +93,7 @@ def read_factors(
     factors: Float[np.ndarray, "item factor"],
     folds: Int[np.ndarray, " item"],
     *,
-    alpha: float = ALPHA,
+    alpha: int | float = ALPHA,
 ) -> FactorReading:
     """Reads every factor off the codes by Lassos, of all items and of all folds but one each.
 
@@ -152,7 +152,7 @@ def varying(
 
 
 def _fitted(
-    x: Float[np.ndarray, "item code"], y: Float[np.ndarray, " item"], alpha: float
+    x: Float[np.ndarray, "item code"], y: Float[np.ndarray, " item"], alpha: int | float
 ) -> tuple[Any, bool]:
     """A Lasso, and whether it came to its end."""
     from sklearn.exceptions import ConvergenceWarning

@@ -117,7 +117,7 @@ def as_active(chosen: Latents, activity: Activity, seed: int) -> Latents:
     return torch.tensor(found)
 
 
-def suppress(sae: SparseAutoencoder, latents: Latents, alpha: float) -> RowEdit:
+def suppress(sae: SparseAutoencoder, latents: Latents, alpha: int | float) -> RowEdit:
     """The edit ``x - alpha * sum f_i W_dec[i]`` over some latents, what is left of x kept.
 
     0 changes nothing, 1 takes them out, more pushes against them.
@@ -129,7 +129,7 @@ def exchange(
     sae: SparseAutoencoder,
     latents: Latents,
     features: Float[Tensor, "*row latent"],
-    alpha: float = 1.0,
+    alpha: int | float = 1.0,
 ) -> RowEdit:
     """The edit ``x + alpha * sum (f'_i - f_i) W_dec[i]`` over some latents, the rest of x kept.
 

@@ -18,7 +18,7 @@ NODES = {"site", "layers", "heads", "neurons", "places", "mode", "coefficient", 
 RUN = {"policy", "engine", "max_bytes", "precision"}
 CHECK = {"check", "seed", "rows_at_once", "max_bytes"}
 CALLS: dict[Callable[..., Any], set[str]] = {
-    patch: BASE | NODES | RUN | {"donor_site", "donor_model", "coefficients", "splice"},
+    patch: BASE | NODES | RUN | {"donor_site", "donor_model", "coefficients", "splice", "runs"},
     attribute_nodes: BASE | NODES | CHECK | {"qk_fix"},
     path_patch: BASE | RUN | {"from_nodes", "to_nodes", "mode", "places", "kv", "norm"},
     patch_edges: BASE | RUN | {"edge_sets", "places", "kv"},
