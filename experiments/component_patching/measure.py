@@ -153,7 +153,7 @@ class Patcher:
         # By number: rows of the encoder that hear a clip's end are another's padding.
         places = [(*model.positions_of(base[[0]]).attention_mask[0].nonzero()[:, 0].tolist(),)]
         values = patch(
-            model, base, donor, metric, runs, site=point.site, heads=heads, places=places,
+            model, base, donor, metric, runs=runs, site=point.site, heads=heads, places=places,
             mode="interpolate", coefficients=alphas, engine=self.config.engine,
             max_bytes=self.config.max_bytes,
         )  # fmt: skip

@@ -142,6 +142,7 @@ def patch(
     base: ALMInput,
     donor: Donor,
     metric: Metric | OnLogits,
+    *,
     runs: RunPair | None = None,
     **options: Unpack[PatchOptions],
 ) -> PatchResult:
