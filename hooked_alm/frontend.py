@@ -347,7 +347,7 @@ class FrontEnd(nn.Module, ABC):
                 )
         return [[next(windows) for _ in clip.n_frames] for clip in clips]
 
-    def _encode(self, clips: Sequence[AudioClip]) -> list[Float[Tensor, "audio_pos d_model"]]:
+    def _encode(self, clips: Sequence[AudioClip]) -> list[Float[Tensor, "_audio_pos d_model"]]:
         """Embeddings of each clip, its windows joined."""
         windows = self._windows(clips)
         features = windows.features

@@ -20,7 +20,7 @@ class Reconstruction(NamedTuple):
     active: Active
     value: Float[Tensor, " active"]
     """Activations of the pairs, some of which may be 0."""
-    rows: list[Float[Tensor, "row d_in"]]
+    rows: list[Float[Tensor, "_row d_in"]]
     """Reconstructions by each prefix of matryoshka; the whole dictionary's comes last."""
     l0: Float[Tensor, ""]
     """Active latents a row; its gradient moves the thresholds of jumprelu."""

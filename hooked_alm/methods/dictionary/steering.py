@@ -28,7 +28,9 @@ class Activity:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, sae: SparseAutoencoder, batches: Sequence[Float[Tensor, "row d_in"]]) -> "Activity":
+    def of(
+        cls, sae: SparseAutoencoder, batches: Sequence[Float[Tensor, "_row d_in"]]
+    ) -> "Activity":
         """Over all rows of some batches.
 
         Raises:

@@ -30,7 +30,7 @@ def aligned_rows(
     point: str,
     place: str = "audio",
     policy: AlignPolicies = "error",
-) -> list[Float[Tensor, "row d_in"]]:
+) -> list[Float[Tensor, "_row d_in"]]:
     """What other prompts hold at a point, prompt by prompt, a row for each of the base's.
 
     Args:
