@@ -117,6 +117,7 @@ class Batch:
     base: Tensor  # [case, 2, vocab]: log-probabilities of the base there
     is_rule: Tensor  # [case]
     classes: Tensor  # [case]: emotion that the rule follows
+    cases: Sequence[Case]
 
 
 def draw_batches(
@@ -145,7 +146,8 @@ def draw_batches(
             base = model.lm_head(run.last_hidden_state[:, -2:]).log_softmax(-1)
         is_rule = torch.tensor([mode == "conflict" for mode in modes])
         classes = classes_of(cases, rule)
-        found.append(Batch(run.hidden_states[block], mask, targets, base, is_rule, classes))
+        states = run.hidden_states[block]
+        found.append(Batch(states, mask, targets, base, is_rule, classes, cases))
     return found
 
 

@@ -1,17 +1,16 @@
 """LoRA adapters: PEFT's own arithmetic, switched off bit by bit, refused where they do more."""
 
 import json
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from adapters import adapted, under_adapter
 from cases import (
     audio_flamingo_3,
     glm_asr,
@@ -30,7 +29,6 @@ from tiny import TinyModels, hf_inputs
 from tolerances import FAST_ENGINE, UNMERGED
 
 INPUTS = hf_inputs([[63], [23]], [9, 14])
-TARGETS = ["q_proj", "k_proj", "o_proj", "down_proj"]
 FLAVOURS: dict[str, dict[str, Any]] = {
     "plain": {},
     "rank-stabilised": {"use_rslora": True},
@@ -39,33 +37,6 @@ FLAVOURS: dict[str, dict[str, Any]] = {
         "alpha_pattern": {"q_proj": 11},
     },
 }
-
-
-def adapted(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
-    """Hugging Face's model under a random adapter, as PEFT makes it."""
-    from transformers import Qwen2AudioForConditionalGeneration
-
-    base = Qwen2AudioForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
-    decoder = r".*language_model\..*\.(" + "|".join(TARGETS) + ")"
-    return under_adapter(base, decoder, **options)
-
-
-def under_adapter(base: Any, modules: str, **options: Any) -> Any:
-    config = peft.LoraConfig(r=3, lora_alpha=7, target_modules=modules, **options)
-    with warnings.catch_warnings():  # it asks transformers for a property under its old name
-        warnings.simplefilter("ignore", FutureWarning)
-        model = peft.get_peft_model(base, config).eval()
-    randomise_adapter(model)
-    return model
-
-
-@torch.no_grad()
-def randomise_adapter(model: Any) -> None:
-    """B starts at zero, and would hide everything."""
-    draw = torch.Generator().manual_seed(2)
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parameter.copy_(0.15 * torch.randn(parameter.shape, generator=draw))
 
 
 @pytest.fixture(scope="module")
