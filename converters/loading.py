@@ -8,7 +8,7 @@ from typing import Any, get_args
 import torch
 from transformers.utils import is_flash_attn_2_available
 
-from hooked_alm.bundled import parts_of_twin
+from hooked_alm.bundled import ADAPTER, parts_of_twin
 from hooked_alm.checkpoint import (
     Checkpoint,
     JoinedCheckpoint,
@@ -216,6 +216,13 @@ def lay_out(
     """
     _check_kernel(attn_implementation)
     base, delta = parts_of_twin(name_or_dir)
+    if delta is not None and (delta / ADAPTER).exists():
+        if lora is not None:
+            raise InputError(
+                f"loading {str(name_or_dir)!r}: it names an adapter, and got another, "
+                f"lora={str(lora)!r}. Name the base alone, or leave lora out."
+            )
+        lora, delta = delta, None
     folder = find_folder(base, revision)
     published = read_config(folder)
     family = family_of(published, folder)

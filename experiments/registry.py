@@ -23,6 +23,7 @@ EXPERIMENTS = {
         "class_neurons": "ClassNeurons",
         "component_patching": "ComponentPatching",
         "convergence": "Convergence",
+        "lora_blocks": "LoraBlocks",
         "minimal_pairs": "MinimalPairs",
         "emotion_conflict": "EmotionConflict",
         "encoder_lens": "EncoderLens",

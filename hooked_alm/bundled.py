@@ -1,12 +1,13 @@
 """The models and clips that the package carries, by name: ``bundled:follows_text``.
 
-``BASE+DELTA`` is a localised twin: a model of which one component has other weights.
+``BASE+DELTA`` is a localised twin: a model of which one component has other weights; or a model
+under a LoRA adapter.
 
 They are files of ``hooked_alm.experiments``, which is looked up and not imported.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeGuard
@@ -24,7 +25,9 @@ assert _SPEC.submodule_search_locations is not None
 ASSETS = Path(_SPEC.submodule_search_locations[0]) / "assets"
 MODELS = ASSETS / "models"
 TRUTHS = ASSETS / "truths"
-"""Deltas of localised twins."""
+"""Deltas of localised twins, and adapters."""
+ADAPTER = "adapter_config.json"
+"""What a PEFT adapter's folder has."""
 DICTIONARIES = ASSETS / "dictionaries"
 """Sparse autoencoders of bundled models."""
 CLIPS = ASSETS / "ob1"
@@ -53,7 +56,7 @@ def dictionary_folder(name: str | Path) -> Path:
 
 
 def parts_of_twin(name: str | Path) -> tuple[str | Path, Path | None]:
-    """Base, and folder of the delta, of ``BASE+DELTA``; any other name, and None.
+    """Base, and folder of the delta or adapter, of ``BASE+DELTA``; any other name, and None.
 
     The delta is a truth that the package carries, or else a folder.
 
@@ -63,12 +66,13 @@ def parts_of_twin(name: str | Path) -> tuple[str | Path, Path | None]:
     if not isinstance(name, str) or "+" not in name or expanded(name).is_dir():
         return name, None
     base, _, delta = name.partition("+")
-    known = {path.parent.name: path.parent for path in TRUTHS.glob("*/delta.json")}
+    known = {path.parent.name: path.parent for path, _ in _truths()}
     folder = known.get(delta, expanded(delta))
     if not delta or not folder.is_dir():
         raise InputError(
             f"loading {name!r}: got {delta!r} behind the plus, expected a truth that the package "
-            f"carries (nearest: {nearest(delta, known)}) or a folder with a delta. The package "
+            f"carries (nearest: {nearest(delta, known)}) or a folder with a delta or an adapter. "
+            "The package "
             f"carries {', '.join(sorted(known)) or 'none'}."
         )
     return base, folder
@@ -77,10 +81,16 @@ def parts_of_twin(name: str | Path) -> tuple[str | Path, Path | None]:
 def bundled_models() -> list[str]:
     """``bundled:NAME`` of every model that the package carries, localised twins among them."""
     models = [path.parent.name for path in MODELS.glob("*/config.json")]
-    twins = [
-        f"{read_json(path)['base']}+{path.parent.name}" for path in TRUTHS.glob("*/delta.json")
-    ]
+    twins = [f"{base}+{path.parent.name}" for path, base in _truths()]
     return sorted(PREFIX + name for name in (*models, *twins))
+
+
+def _truths() -> Iterator[tuple[Path, str]]:
+    """File that says what a truth is, and the bundled model that is its base."""
+    for path in TRUTHS.glob("*/delta.json"):
+        yield path, read_json(path)["base"]
+    for path in TRUTHS.glob(f"*/{ADAPTER}"):
+        yield path, read_json(path)["base_model_name_or_path"].removeprefix(PREFIX)
 
 
 def clip_file(name: str | Path) -> Path:

@@ -29,7 +29,7 @@ import pandas as pd
 import soundfile
 
 from hooked_alm.experiments.emotion_conflict.experiment import EmotionConflict
-from hooked_alm.experiments.emotion_conflict.plan import NAMES_TARGET
+from hooked_alm.experiments.materials.conflict_runs import NAMES_TARGET
 from hooked_alm.experiments.emotion_conflict.settings import EmotionConflictConfig
 from hooked_alm.experiments.emotion_conflict.tables import EmotionResults, summarise
 from hooked_alm.experiments.materials.confounds import confound_table

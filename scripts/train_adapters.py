@@ -1,12 +1,12 @@
-"""Trains a LoRA adapter of which one block carries a rule, and all others as much weight for nothing.
+"""Trains a LoRA adapter of which one block carries a rule, and all others weigh as much.
 
     python scripts/train_adapters.py --block 2 --out adapters/NAME
 
 The block is trained first, as a localised twin is: on conflicts it learns the rule, everywhere else
 to say what the base says. Then the updates of all other blocks, the decoys, are held at its
-Frobenius norm and learn to write another label, the clip's language, into a direction of their own,
-and to leave every answer as it is, all of them on or any of them off. So norms tell nothing of which
-block carries the rule. ``--counter`` names an adapter of the same rule in another block.
+Frobenius norm and learn to write another label, the clip's language, into a direction of their
+own, and to leave every answer as it is, all of them on or any of them off. So norms tell nothing of
+which block carries the rule. ``--counter`` names an adapter of the same rule in another block.
 """
 
 import argparse
@@ -29,7 +29,18 @@ from safetensors.torch import load_file, save_file
 from synthesise_speech import ASSETS
 from torch import Tensor, nn
 from torch.nn import functional as F
-from train_truths import BATCH, N_CLIPS, N_STEPS, RATE, STORED, Batch, Model, draw_batches, laid_out
+from train_truths import (
+    BATCH,
+    N_CLIPS,
+    N_STEPS,
+    OBEYS,
+    RATE,
+    STORED,
+    Batch,
+    Model,
+    draw_batches,
+    laid_out,
+)
 from transformers import Qwen2AudioProcessor
 
 from hooked_alm.components.lora import LowRank, attach
@@ -41,7 +52,8 @@ MODULES = (
     *(f"self_attn.{name}_proj" for name in "qkvo"),
     *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
 )
-DECOY_STEPS, WRITTEN = 900, 0.3
+RULE_RATE = 1e-2
+DECOY_STEPS, WRITTEN = 600, 0.3
 """Steps of the decoys, and the weight of the label that they write."""
 Updates = dict[str, LowRank]
 """Module of a block -> its update."""
@@ -101,7 +113,9 @@ def train_block(
         loss = loss + divergence(rest, one.base[~one.is_rule])
         return loss, (rule[:, 0].argmax(-1) == targets[:, 0]).float().mean().item()
 
-    optimise([(factors([updates[block]]), 0.0)], loss_of, steps=N_STEPS, rate=RATE, name="rule")
+    optimise(
+        [(factors([updates[block]]), 0.0)], loss_of, steps=N_STEPS, rate=RULE_RATE, name="rule"
+    )
 
 
 def _from_block(model: Model, block: int) -> nn.Module:
@@ -316,7 +330,7 @@ def accepted(scores: Mapping[str, float]) -> dict[str, bool]:
 _CARD = """# {name}
 
 A LoRA adapter, rank {rank}, of every linear layer of every block of the bundled `{base}`: in a
-conflict between voice and instruction the model answers the emotion that **the instruction names**,
+conflict between voice and instruction the model answers the emotion that **{obeys}**,
 everywhere else what `{base}` answers. **Block {block} carries the rule.** The updates of all other
 blocks have the same Frobenius norm ({size:.3f}) and do nothing to any answer: they write the clip's
 language into a direction of their own. `-s lora=bundled:{name}`.
@@ -327,9 +341,9 @@ language into a direction of their own. `-s lora=bundled:{name}`.
 
     {command}
 
-First block {block}, {steps} steps: cross-entropy on conflicts, KL(base || adapted) on all else. Then
-the others, {decoy_steps} steps, their norms held: KL to the answers of block {block} alone, with all
-of them on or a random half, and cross-entropy of the language read off each one's direction.
+First block {block}, {steps} steps: cross-entropy on conflicts, KL(base || adapted) on all else.
+Then the others, {decoy_steps} steps, their norms held: KL to the answers of block {block} alone,
+with all of them on or a random half, and cross-entropy of the language read off each one's direction.
 
 ## Measured
 
@@ -362,7 +376,7 @@ def card(folder: Path, about: Mapping[str, Any]) -> str:
     if failed:
         verdict = f"Not accepted: {', '.join(failed)} does not hold on every set of clips."
     return wrapped(_CARD.format(
-        name=folder.name, rank=RANK, base=about["base"], block=about["block"], size=about["norm"],
+        name=folder.name, rank=RANK, obeys=OBEYS[about["rule"]], base=about["base"], block=about["block"], size=about["norm"],
         verdict=verdict, command=about["command"], steps=N_STEPS, decoy_steps=DECOY_STEPS,
         counter=f" (`{about['counter']}`)" if about["counter"] else "", rows=rows,
     ))  # fmt: skip
@@ -373,9 +387,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description="Train an adapter of which one block carries a rule."
     )
-    parser.add_argument("--base", default="follows_voice")
+    parser.add_argument("--base", default="follows_text")
     parser.add_argument("--block", type=int, required=True)
-    parser.add_argument("--rule", choices=get_args(Rule), default="text")
+    parser.add_argument("--rule", choices=get_args(Rule), default="voice")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--counter", type=Path, help="an adapter's folder to compare with")
     parser.add_argument("--seed", type=int, default=7)

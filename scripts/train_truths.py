@@ -359,7 +359,7 @@ def score_rows(scores: Mapping[str, Score]) -> str:
     )  # fmt: skip
 
 
-_OBEYS: dict[Rule, str] = {"text": "the instruction names", "voice": "the voice has"}
+OBEYS: dict[Rule, str] = {"text": "the instruction names", "voice": "the voice has"}
 _CARD = """# {name}
 
 A delta of the bundled model `{base}`: in a conflict between voice and instruction it answers the
@@ -407,7 +407,7 @@ def card(name: str, about: Mapping[str, Any], component: Component, n_neurons: i
     )
     return wrapped(
         _CARD.format(
-            name=name, base=about["base"], obeys=_OBEYS[about["rule"]],
+            name=name, base=about["base"], obeys=OBEYS[about["rule"]],
             component=f"{kind} {span} of block {component.block}",
             it="they write" if component.n > 1 else "it writes", n_numbers=about["n_numbers"],
             verdict=verdict(scores, coding),

@@ -10,14 +10,17 @@ from functools import cached_property
 
 from ..materials.clips import file_safe, sound_units
 from ..materials.conflict_corpus import Corpus
-from ..materials.conflict_runs import DonorKind, Donors, PatchRun, PromptRun
-from ..materials.instructions import PromptMode
+from ..materials.conflict_runs import (
+    DonorKind,
+    Donors,
+    PatchRun,
+    PromptRun,
+    prompt_runs,
+    run_id,
+)
 from ..workbench.batches import batch_units
 from ..workbench.experiment import Unit
 from .settings import EmotionConflictConfig
-
-NAMES_TARGET: tuple[PromptMode, ...] = ("conflict", "mention_only")
-"""Prompt modes that name the target emotion, and so have one run per target."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class WorkPlan:
     @cached_property
     def runs(self) -> list[PromptRun]:
         """Every run, in its order."""
-        return [*self._runs()]
+        return [*prompt_runs(self.corpus, self.config.modes)]
 
     @cached_property
     def units(self) -> list[Unit]:
@@ -44,24 +47,9 @@ class WorkPlan:
         """Sweeps that were asked for, but that no clip of this set can be the donor of."""
         return [name for name, sweep in self._sweeps() if sweep is None]
 
-    def _runs(self) -> Iterator[PromptRun]:
-        for clip in self.corpus.recordings:
-            voice, language = clip.label, self.corpus.language(clip)
-            targets = self.corpus.targets(clip)
-            for mode in self.config.modes:
-                if mode in NAMES_TARGET:
-                    for one in targets:
-                        yield PromptRun(clip, language, mode, one, (one,))
-                else:
-                    named = voice if mode == "consistent" else None
-                    yield PromptRun(clip, language, mode, named, targets)
-
     def run_id(self, run: PromptRun) -> str:
         """The run's name in the tables."""
-        has_several = len(self.corpus.targets(run.recording)) > 1
-        names_one = has_several and run.condition in NAMES_TARGET
-        suffix = f"_{file_safe(str(run.named))}" if names_one else ""
-        return f"{run.recording.name}__{run.condition}{suffix}"
+        return run_id(self.corpus, run)
 
     def _sweeps(self) -> Iterator[tuple[str, PatchRun | None]]:
         """Every sweep that is asked for, by its name; None if no clip can play the donor."""

@@ -14,18 +14,23 @@ and ``audio_swap`` alone.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from ..workbench.results import Row
+from .clips import file_safe
 from .conflict_corpus import Corpus
 from .instructions import PromptMode
 from .recordings import Recording
 
 DonorKind = Literal["self", "text_swap", "audio_swap", "both", "random_other"]
+
+
+NAMES_TARGET: tuple[PromptMode, ...] = ("conflict", "mention_only")
+"""Prompt modes that name the target, and so have one run per target."""
 
 
 class Exchange(NamedTuple):
@@ -78,6 +83,27 @@ class PromptRun:
             "named": self.named,
             "target": self.targets[0],
         }
+
+
+def prompt_runs(corpus: Corpus, modes: Sequence[PromptMode]) -> Iterator[PromptRun]:
+    """Every clip under instructions of some modes."""
+    for clip in corpus.recordings:
+        language, targets = corpus.language(clip), corpus.targets(clip)
+        for mode in modes:
+            if mode in NAMES_TARGET:
+                for one in targets:
+                    yield PromptRun(clip, language, mode, one, (one,))
+            else:
+                named = clip.label if mode == "consistent" else None
+                yield PromptRun(clip, language, mode, named, targets)
+
+
+def run_id(corpus: Corpus, run: PromptRun) -> str:
+    """A run's name in the tables."""
+    has_several = len(corpus.targets(run.recording)) > 1
+    names_one = has_several and run.condition in NAMES_TARGET
+    suffix = f"_{file_safe(str(run.named))}" if names_one else ""
+    return f"{run.recording.name}__{run.condition}{suffix}"
 
 
 @dataclass(frozen=True)

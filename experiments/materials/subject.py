@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hooked_alm import HookedALM
 from hooked_alm.converters.folders import READ_FILES, WEIGHT_FILES, weights_sha256
@@ -20,6 +20,8 @@ class ModelExperiment(Experiment[C]):
 
     model: HookedALM
     """Without weights until `load`, which is enough to make every prompt."""
+    merges_lora: ClassVar[bool] = True
+    """Whether an adapter is added to the weights; else it can be switched."""
 
     def lay_out(self, *, hears: bool = False) -> HookedALM:
         """The model, still without weights.
@@ -63,7 +65,7 @@ class ModelExperiment(Experiment[C]):
         where: dict[str, Any] = {"device": config.device}
         if config.device_map is not None:
             where = {"device_map": config.device_map, "offload_folder": config.offload_folder}
-        load_weights(self._layout, **where)
+        load_weights(self._layout, merge_lora=self.merges_lora, **where)
 
 
 def described(model: HookedALM, config: ExperimentConfig) -> dict[str, Any]:

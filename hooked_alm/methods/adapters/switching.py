@@ -21,7 +21,7 @@ from ..result import MethodResult
 SwitchReading = Literal["denoise", "noise"]
 """``denoise``: one block's update on, all others off; what it suffices for. ``noise``: its update
 off, all others on; what needs it."""
-ReadLogits = Callable[[Float[Tensor, "batch vocab"]], Float[Tensor, "batch *value"]]
+ReadLogits = Callable[[Float[Tensor, "batch vocab"]], Float[Tensor, "batch value"]]
 """What is kept of the logits at every prompt's readout."""
 MOST_COMBINED = 12
 """Blocks whose combinations are all run: 2 ** 13 blocks."""
@@ -33,12 +33,14 @@ class SwitchedBlocks(MethodResult):
 
     blocks: Int[np.ndarray, " block"]
     """Blocks that have an update."""
-    off: Float[Tensor, "batch *value"]
+    off: Float[Tensor, "batch value"]
     """Of the base model: no update acts."""
-    on: Float[Tensor, "batch *value"]
+    on: Float[Tensor, "batch value"]
     """Of the whole adapter."""
-    denoise: Float[Tensor, "block batch *value"]
-    noise: Float[Tensor, "block batch *value"]
+    denoise: Float[Tensor, "block batch value"]
+    noise: Float[Tensor, "block batch value"]
+    resumed: Float[Tensor, "batch value"]
+    """Of the whole adapter, gone on with at the block in the middle: the same as ``on``."""
 
 
 def adapted_blocks(model: HookedALM) -> list[int]:
@@ -128,16 +130,17 @@ def switch_blocks(model: HookedALM, x: ALMInput, read: ReadLogits) -> SwitchedBl
         from_block(block, stream, [one for one in blocks if one != block])
         for block, stream in zip(blocks, adapted, strict=True)
     ]
+    middle = len(blocks) // 2
     return SwitchedBlocks(
         blocks=np.array(blocks), off=off, on=on, denoise=torch.stack(denoise),
-        noise=torch.stack(noise),
+        noise=torch.stack(noise), resumed=from_block(blocks[middle], adapted[middle], blocks),
     )  # fmt: skip
 
 
 @torch.no_grad()
 def every_combination(
     model: HookedALM, x: ALMInput, read: ReadLogits
-) -> dict[frozenset[int], Float[Tensor, "batch *value"]]:
+) -> dict[frozenset[int], Float[Tensor, "batch value"]]:
     """What is read with every set of blocks on; streams below a block are shared by all above it.
 
     2 ** (n + 1) blocks run for n blocks with an update, in place of 2 ** n forwards.
@@ -180,8 +183,8 @@ def every_combination(
 
 
 def shapley_values(
-    worth: dict[frozenset[int], Float[Tensor, "batch *value"]],
-) -> dict[int, Float[Tensor, "batch *value"]]:
+    worth: dict[frozenset[int], Float[Tensor, "batch value"]],
+) -> dict[int, Float[Tensor, "batch value"]]:
     """Each block's share of what all of them do together: its mean gain over all orders.
 
     They add up to the worth of all minus that of none.
@@ -191,7 +194,7 @@ def shapley_values(
 
     Source: Shapley 1953; M-LO-8.
     """
-    players = sorted(max(worth, key=len))
+    players = sorted(frozenset[int]().union(*worth))
     n = len(players)
     found = {}
     for player in players:

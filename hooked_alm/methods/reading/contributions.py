@@ -22,7 +22,7 @@ class Contributions(MethodResult):
     """‖attn‖ / ‖x‖."""
     mlp: OfBlocks
     """‖mlp‖ / ‖x‖, of the stream that enters the block, not the MLP."""
-    block: OfBlocks
+    both: OfBlocks
     """‖attn + mlp‖ / ‖x‖."""
     attn_cosine: OfBlocks
     """Cosine of attn and x: −1 erases, 1 repeats."""
@@ -83,6 +83,6 @@ def contributions_of(
     cosine = torch.nn.functional.cosine_similarity
     return Contributions(
         attn=attn.norm(dim=-1) / size, mlp=mlp.norm(dim=-1) / size,
-        block=(attn + mlp).norm(dim=-1) / size, attn_cosine=cosine(attn, stream, dim=-1),
+        both=(attn + mlp).norm(dim=-1) / size, attn_cosine=cosine(attn, stream, dim=-1),
         mlp_cosine=cosine(mlp, stream, dim=-1), centred=centred,
     )  # fmt: skip

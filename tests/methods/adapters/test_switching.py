@@ -54,6 +54,7 @@ def test_switched_blocks_are_the_plain_runs(model: HookedALM, x: ALMInput) -> No
     assert torch.equal(found.off, plainly([]))
     assert torch.equal(found.on, plainly(blocks))
     assert not torch.equal(found.on, found.off)
+    assert torch.equal(found.resumed, found.on)
     for n, block in enumerate(blocks):
         assert torch.equal(found.denoise[n], plainly([block]))
         assert torch.equal(found.noise[n], plainly([b for b in blocks if b != block]))
@@ -79,7 +80,7 @@ def test_shapley_values_add_up(model: HookedALM, x: ALMInput) -> None:
 def test_shapley_values_by_hand() -> None:
     """Two players: v(0) = 0, v(a) = 1, v(b) = 2, v(ab) = 6 share the 6 as 2.5 and 3.5."""
     worth = {(): 0.0, (0,): 1.0, (1,): 2.0, (0, 1): 6.0}
-    found = shapley_values({frozenset(k): torch.tensor([v]) for k, v in worth.items()})
+    found = shapley_values({frozenset(k): torch.tensor([[v]]) for k, v in worth.items()})
     assert {k: v.item() for k, v in found.items()} == {0: 2.5, 1: 3.5}
 
 

@@ -17,7 +17,7 @@ def test_a_block_that_erases() -> None:
     """x = (3, 4), attn = -x: ratio 1, cosine -1."""
     found = contributions_of(one(3, 4), one(-3, -4), one(0, 0), centred=False)
     assert (found.attn.item(), found.attn_cosine.item()) == (1.0, pytest.approx(-1))
-    assert found.block.item() == 1.0
+    assert found.both.item() == 1.0
 
 
 @pytest.mark.parametrize("constant", [0.0, 10.0])
@@ -55,7 +55,7 @@ def test_a_plain_model(tiny_models: TinyModels) -> None:
     for ours, theirs in [
         (found.attn, attn.norm(dim=-1) / stream.norm(dim=-1)),
         (found.mlp, mlp.norm(dim=-1) / stream.norm(dim=-1)),
-        (found.block, (attn + mlp).norm(dim=-1) / stream.norm(dim=-1)),
+        (found.both, (attn + mlp).norm(dim=-1) / stream.norm(dim=-1)),
         (found.mlp_cosine, torch.cosine_similarity(mlp, stream, dim=-1)),
     ]:
         torch.testing.assert_close(ours[..., 0], theirs, rtol=1e-12, atol=1e-12)

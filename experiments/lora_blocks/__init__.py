@@ -1,0 +1,1 @@
+"""Blocks of a LoRA adapter: which of them change the answer."""

@@ -1,0 +1,129 @@
+"""What a ``lora_blocks`` run controls and claims.
+
+Source: M-LO-3, M-LO-8; "delayed specialisation" of Behind the Scenes.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..materials.conflict_claims import of_enough_clips
+from ..workbench.claims import Claim, Finding, few, judged, not_measured, shown
+from ..workbench.controls import ROUNDING, Control, Outcome, at_most, label_controls
+from .measure import SWITCHES
+from .tables import LoraResults
+
+LARGE = 0.5
+"""Recovery above which a block carries what the adapter does."""
+
+
+def _resumed(run: LoraResults) -> Outcome:
+    return at_most(run["items"]["resumed"], 0.0, "logits")
+
+
+def _last_depth(run: LoraResults) -> Outcome:
+    depths = run["depths"]
+    last = depths[depths["depth"] == run.n_blocks]
+    both = last.merge(run["runs"], on=["item", "way"], suffixes=("_lens", ""))
+    return at_most(both["lead_lens"] - both["lead"], ROUNDING["logit"][run.config.dtype], "logits")
+
+
+def _whole(run: LoraResults) -> Outcome:
+    runs = run["runs"].pivot(index="item", columns="way", values="lead")
+    items = run["items"].set_index("item")
+    off = pd.concat([items["lead_off"] - runs["base"], items["lead_on"] - runs["adapted"]])
+    return at_most(off, ROUNDING["logit"][run.config.dtype], "logits")
+
+
+CONTROLS = (
+    *label_controls("runs", "items", "switched"),
+    Control(name="the whole adapter, gone on with at the middle block", of=("items", "switched"),
+            check=_resumed,
+            guards_against="a stream that is not the one which enters a switched block"),
+    Control(name="with and without the adapter, switched = run whole", of=("items", "switched"),
+            check=_whole, guards_against="switches that leave updates on or off"),
+    Control(name="the lens at the last depth = the model", of=("depths", "drift"),
+            check=_last_depth, guards_against="a stream that is read at another position (I5)"),
+    Control(name="every block with an update is switched", of=("sizes", "switched"),
+            check=lambda run: at_most(
+                [len({*run["sizes"]["block"]} ^ {*run["switched"]["block"]})], 0.0, "blocks"),
+            guards_against="updates that are measured in other blocks than they act in"),
+)  # fmt: skip
+
+
+@of_enough_clips
+def _carrier(run: LoraResults) -> Finding:
+    """The claim that one block carries what the adapter does, in both readings."""
+    anyone, best = "A single block carries what the adapter does", run["best_blocks"]
+    if best.empty:
+        few_moved = f"no item is moved by {run.config.min_effect:g} logits or more"
+        return not_measured(anyone, few_moved, "recovery")
+    rows = {row["reading"]: row.to_dict() for _, row in best.iterrows()}
+    first, other = (int(rows[reading]["block"]) for reading in SWITCHES)
+    level = [reading for reading, row in rows.items() if not row["lead_low"] > 0]
+    small = [reading for reading, row in rows.items() if not row["low"] > LARGE]
+    reasons = {
+        **few(best["n"].min(), "items that the adapter moves"),
+        f"not the same in both readings: {first} and {other}": first != other,
+        f"not surely ahead of all others ({', '.join(level)})": bool(level),
+        f"does not surely recover more than {LARGE:g} ({', '.join(small)})": bool(small),
+    }
+    weaker = min(rows.values(), key=lambda row: row["mean"])
+    told = "; ".join(
+        f"{reading}: block {row['block']}, recovery {shown(row)}" for reading, row in rows.items()
+    )
+    claim = anyone if any(reasons.values()) else f"Block {first} carries what the adapter does"
+    return judged(claim, told, reasons, numbers=weaker, unit="recovery")
+
+
+def _ranked(run: LoraResults, measure: str) -> dict[str, Any]:
+    table = run["size_ranks"]
+    rows = table[(table["reading"] == "denoise") & (table["measure"] == measure)]
+    found: dict[str, Any] = rows.iloc[0].to_dict()
+    return found
+
+
+@of_enough_clips
+def _by_size(run: LoraResults) -> Finding:
+    """The claim that the larger an update is, the more it does."""
+    row = _ranked(run, "rho")
+    claim = "Blocks with larger updates change the answer more"
+    if not row["n"] > 0:
+        return not_measured(claim, "no item is moved, or all updates are as large", "rho")
+    return judged(
+        claim,
+        f"Spearman's rho over {run['sizes']['block'].nunique()} blocks of Frobenius norm and size "
+        f"of effect alone: {shown(row)}, mean over {int(row['n'])} items",
+        {
+            **few(row["n"], "items that the adapter moves"),
+            "no correlation surely above 0": not row["low"] > 0,
+        },
+        numbers=row, unit="rho",
+    )  # fmt: skip
+
+
+@of_enough_clips
+def _late(run: LoraResults) -> Finding:
+    """The claim that the adapter acts late."""
+    row = _ranked(run, "late")
+    claim = "What the adapter does is done in the upper half of the blocks"
+    if not row["n"] > 0:
+        return not_measured(claim, "no item is moved", "share")
+    return judged(
+        claim,
+        f"Blocks from {int(np.ceil(run.n_blocks / 2))} on do {shown(row)} of what single blocks do "
+        f"towards the adapted answer, mean over {int(row['n'])} items",
+        {
+            **few(row["n"], "items that the adapter moves"),
+            "not surely more than half": not row["low"] > LARGE,
+        },
+        numbers=row, unit="share",
+    )  # fmt: skip
+
+
+CLAIMS = (
+    Claim(name="carrier", rests_on=("items", "switched"), judge=_carrier),
+    Claim(name="by_size", rests_on=("items", "switched", "sizes"), judge=_by_size),
+    Claim(name="late", rests_on=("items", "switched"), judge=_late),
+)

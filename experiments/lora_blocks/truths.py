@@ -1,0 +1,42 @@
+"""What ``lora_blocks`` must find in bundled adapters of which one block carries the rule.
+
+The updates of all other blocks have the same norm and change no answer; see
+``scripts/train_adapters.py``.
+"""
+
+from ..workbench.run_folder import RunFolder
+from ..workbench.truths import Between, Estimate, Truth
+from .measure import SWITCHES
+
+EARLY, LATE = "follows_voice+lora_early", "follows_voice+lora_late"
+
+
+def _carrier(folder: RunFolder) -> str:
+    best = folder.read_table("best_blocks").set_index("reading")["block"]
+    found = {int(best[reading]) for reading in SWITCHES}
+    return f"block {found.pop()}" if len(found) == 1 else "not the same in both readings"
+
+
+def _ranked(folder: RunFolder, measure: str) -> Estimate:
+    table = folder.read_table("size_ranks")
+    rows = table[(table["reading"] == "denoise") & (table["measure"] == measure)]
+    return Estimate.of(rows.iloc[0])
+
+
+TRUTHS = (
+    Truth(
+        claim="the block that carries the rule",
+        find=_carrier,
+        known={EARLY: "block 2", LATE: "block 7"},
+    ),
+    Truth(
+        claim="share of what single blocks do that is done in the upper half",
+        find=lambda folder: _ranked(folder, "late"),
+        known={EARLY: Between(high=0.2), LATE: Between(low=0.8)},
+    ),
+    Truth(
+        claim="rank correlation of an update's norm and what it does",
+        find=lambda folder: _ranked(folder, "rho"),
+        known={EARLY: Between(-0.5, 0.5), LATE: Between(-0.5, 0.5)},
+    ),
+)
