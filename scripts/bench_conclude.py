@@ -29,9 +29,9 @@ import pandas as pd
 import soundfile
 
 from hooked_alm.experiments.emotion_conflict.experiment import EmotionConflict
-from hooked_alm.experiments.materials.conflict_runs import NAMES_TARGET
 from hooked_alm.experiments.emotion_conflict.settings import EmotionConflictConfig
 from hooked_alm.experiments.emotion_conflict.tables import EmotionResults, summarise
+from hooked_alm.experiments.materials.conflict_runs import NAMES_TARGET
 from hooked_alm.experiments.materials.confounds import confound_table
 from hooked_alm.experiments.materials.ob1 import CONFLICT_MAP, EMOTIONS
 from hooked_alm.experiments.materials.recordings import Recording

@@ -90,6 +90,7 @@ def small_settings(inputs: Path) -> dict[str, list[str]]:
         "encoder_lens": [f"audio={clips}"],
         "grounding": [f"audio={clips}"],
         "head_statistics": ["max_samples=8", "batch_size=1", "unit_batches=1"],
+        "lora_blocks": [f"audio={clips}", "batch_size=1"],
         "minimal_pairs": [f"audio={clips}", "kinds=[label, range]", "batch_size=1"],
         "prefix_comparison": [f"items={inputs}/items.jsonl", "pos_modes=[as_run]", "n_shown=1"],
         "probes": ["labels=[prosody_label]", "points=[blocks.3.hook_resid_post]", "n_folds=2"],

@@ -10,7 +10,6 @@ import pandas as pd
 import soundfile
 
 from hooked_alm.experiments.emotion_conflict.experiment import EmotionConflict
-from hooked_alm.experiments.materials.conflict_runs import NAMES_TARGET
 from hooked_alm.experiments.emotion_conflict.settings import EmotionConflictConfig
 from hooked_alm.experiments.emotion_conflict.tables import (
     EmotionResults,
@@ -18,6 +17,7 @@ from hooked_alm.experiments.emotion_conflict.tables import (
     flip_summary,
 )
 from hooked_alm.experiments.materials.clips import Sounds
+from hooked_alm.experiments.materials.conflict_runs import NAMES_TARGET
 from hooked_alm.experiments.materials.item_curves import handoffs
 from hooked_alm.experiments.materials.ob1 import CONFLICT_MAP, EMOTIONS, ob1_clip_names
 from hooked_alm.experiments.materials.recordings import Recording, load_recordings
