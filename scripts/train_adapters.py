@@ -5,8 +5,9 @@
 The block is trained first, as a localised twin is: on conflicts it learns the rule, everywhere else
 to say what the base says. Then the updates of all other blocks, the decoys, are held at its
 Frobenius norm and learn to write another label, the clip's language, into a direction of their
-own, and to leave every answer as it is, all of them on or any of them off. So norms tell nothing of
-which block carries the rule. ``--counter`` names an adapter of the same rule in another block.
+own, and to leave every answer as it is, the block on or off, all of them on or some. So norms tell
+nothing of which block carries the rule. ``--counter`` names an adapter of the same rule in another
+block.
 """
 
 import argparse
@@ -55,6 +56,8 @@ MODULES = (
 RULE_RATE = 1e-2
 DECOY_STEPS, WRITTEN = 600, 0.3
 """Steps of the decoys, and the weight of the label that they write."""
+N_HELD_OUT, N_DECOY = 100, 128
+"""Clips of a set that an adapter is measured on, and questions about them that decoys are."""
 Updates = dict[str, LowRank]
 """Module of a block -> its update."""
 
@@ -155,19 +158,21 @@ def train_decoys(
     size = norm(updates[block]).detach()
     for n in decoys:
         for update in updates[n].values():
+            update.a = torch.randn(update.a.shape, generator=generator) / update.a.shape[1] ** 0.5
             update.b = 0.02 * torch.randn(update.b.shape, generator=generator)
     directions = F.normalize(
         torch.randn(len(decoys), decoder.config.hidden_size, generator=generator), dim=-1
     )
     gain, bias = (nn.Parameter(torch.full((len(decoys),), v)) for v in (1.0, 0.0))
-    with torch.no_grad():
-        for n in decoys:
-            switch(updates[n], False)
+    with torch.no_grad(), acting(updates, [block]):
         wanted = [answers(model, decoder, one.stream, one.mask).log_softmax(-1) for one in batches]
 
     def loss_of() -> tuple[Tensor, float]:
-        at = int(rng.integers(len(batches)))
+        at, has_rule = int(rng.integers(len(batches))), rng.random() < 0.5
+        switch(updates[block], has_rule)
+        aim = wanted[at] if has_rule else batches[at].base
         is_on = rng.random(len(decoys)) < (0.5 if rng.random() < 0.5 else 1.0)
+        is_on[rng.integers(len(decoys))] = True
         for n, on in zip(decoys, is_on, strict=True):
             switch(updates[n], bool(on))
             scale = size / norm(updates[n])
@@ -181,8 +186,8 @@ def train_decoys(
         label = english[:, None].expand_as(read)
         acting = torch.from_numpy(is_on)
         written = F.binary_cross_entropy_with_logits(read[:, acting], label[:, acting])
-        same = (found[:, 0].argmax(-1) == wanted[at][:, 0].argmax(-1)).float().mean()
-        return divergence(found, wanted[at]) + WRITTEN * written, same.item()
+        same = (found[:, 0].argmax(-1) == aim[:, 0].argmax(-1)).float().mean()
+        return divergence(found, aim) + WRITTEN * written, same.item()
 
     parts: list[tuple[list[nn.Parameter], float]] = [
         (factors([updates[n] for n in decoys]), 0.0), ([gain, bias], 0.0),
@@ -257,8 +262,8 @@ def measure(
     rng, n_blocks = np.random.default_rng(seed + 22), len(updates)
     every = [*range(n_blocks)]
     ways = {"base": [], "all": every, "without": [n for n in every if n != block], "alone": [block]}
-    ways |= {f"off {n}": [m for m in every if m != n] for n in every if n != block}
-    ways |= {f"on {n}": [n] for n in every if n != block}
+    decoys = {f"off {n}": [m for m in every if m != n] for n in every if n != block}
+    decoys |= {f"on {n}": [n] for n in every if n != block}
     found = {}
     for name, members in clips.items():
         mels = read_mels(processor, [clip.samples for clip in members])
@@ -272,13 +277,15 @@ def measure(
                 all_cases(clip, mode, rng) if name == "ob1" else [draw_case(clip, mode, rng)]
             )
         ]
-        said: dict[str, list[Tensor]] = {one: [] for one in (*ways, "counter", "targets")}
+        names = (*ways, *decoys, "counter", "targets")
+        said: dict[str, list[Tensor]] = {one: [] for one in names}
         for start in range(0, len(asked), 2 * BATCH):
             some = asked[start : start + 2 * BATCH]
             embeds, mask, targets = laid_out(
                 model, inputs, [case for case, _ in some], [sound for _, sound in some], rule
             )
-            for way, on in ways.items():
+            # A decoy is measured on the first questions of a set: there are two ways for each.
+            for way, on in (ways | (decoys if start < N_DECOY else {})).items():
                 with acting(updates, on):
                     decoder = model.model.language_model
                     said[way].append(answers(model, decoder, embeds, mask).argmax(-1))
@@ -295,7 +302,9 @@ def measure(
 
 def _scored(said: Mapping[str, Tensor], is_rule: Tensor) -> dict[str, float]:
     def share(a: str, b: str, where: Tensor) -> float:
-        return round((said[a] == said[b]).all(-1)[where].float().mean().item(), 4)
+        n = min(len(said[a]), len(said[b]))
+        same = (said[a][:n] == said[b][:n]).all(-1)
+        return round(same[where[:n]].float().mean().item(), 4)
 
     everywhere = torch.ones_like(is_rule)
     return {
@@ -342,15 +351,16 @@ language into a direction of their own. `-s lora=bundled:{name}`.
     {command}
 
 First block {block}, {steps} steps: cross-entropy on conflicts, KL(base || adapted) on all else.
-Then the others, {decoy_steps} steps, their norms held: KL to the answers of block {block} alone,
-with all of them on or a random half, and cross-entropy of the language read off each one's direction.
+Then the others, {decoy_steps} steps, their norms held, all of them on or a random half: KL to the
+answers of block {block} alone, or, with that off, to the base's; and cross-entropy of the language
+read off each direction.
 
 ## Measured
 
 On label and end of turn, weights as they are in the file. *Rule*: conflicts answered by the rule;
 *without*, *alone*: with block {block} off, or the only one on; *kept*: other questions answered as
-by the base; *decoy off*, *alone*: all questions answered as with all blocks, as by the base, the
-least over decoys; *counter*: answered as with the counter-twin{counter}.
+by the base; *decoy off*, *alone*: the first {n_decoy} questions answered as with all blocks, as by
+the base, the least over decoys; *counter*: answered as with the counter-twin{counter}.
 
 | clips | rule | base | without | alone | kept | decoy off | decoy alone | counter |
 |---|---|---|---|---|---|---|---|---|
@@ -376,8 +386,10 @@ def card(folder: Path, about: Mapping[str, Any]) -> str:
     if failed:
         verdict = f"Not accepted: {', '.join(failed)} does not hold on every set of clips."
     return wrapped(_CARD.format(
-        name=folder.name, rank=RANK, obeys=OBEYS[about["rule"]], base=about["base"], block=about["block"], size=about["norm"],
+        name=folder.name, rank=RANK, obeys=OBEYS[about["rule"]], base=about["base"],
+        block=about["block"], size=about["norm"],
         verdict=verdict, command=about["command"], steps=N_STEPS, decoy_steps=DECOY_STEPS,
+        n_decoy=N_DECOY,
         counter=f" (`{about['counter']}`)" if about["counter"] else "", rows=rows,
     ))  # fmt: skip
 
@@ -393,6 +405,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--counter", type=Path, help="an adapter's folder to compare with")
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument(
+        "--decoys", action="store_true", help="of --out, keep the block and train the others anew"
+    )
     parser.add_argument("--measure", action="store_true", help="train nothing: measure --out")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -401,7 +416,8 @@ def main() -> None:
     inputs = DecoderInput(processor)
     # Speech of the training set comes first in either case: espeak carries state between calls.
     clips = speak_clips(N_CLIPS, "train", "heard", given.seed)
-    held_out = {**speak_held_out(given.seed), "ob1": read_ob1()}
+    spoken = {name: some[:N_HELD_OUT] for name, some in speak_held_out(given.seed).items()}
+    held_out = {**spoken, "ob1": read_ob1()}
 
     def base() -> Model:
         return read_folder(folder).eval().requires_grad_(False)
@@ -410,12 +426,14 @@ def main() -> None:
         model = base()
         mels = read_mels(processor, [clip.samples for clip in clips])
         sounds = encode(model, clips, mels, given.seed)
-        there, first = (
-            draw_batches(model, inputs, sounds, block, given.rule, given.seed)
-            for block in (given.block, 0)
-        )
-        updates = attached(model, given.seed)
-        train_block(model, updates, given.block, there, given.seed)
+        first = draw_batches(model, inputs, sounds, 0, given.rule, given.seed)
+        if not given.decoys:
+            there = draw_batches(model, inputs, sounds, given.block, given.rule, given.seed)
+            updates = attached(model, given.seed)
+            train_block(model, updates, given.block, there, given.seed)
+            write_adapter(given.out, updates, given.base)
+            model = base()
+        updates = read_adapter(model, given.out)  # as the file has the block, rounded
         size = train_decoys(model, updates, given.block, first, given.seed)
         write_adapter(given.out, updates, given.base)
         about: dict[str, Any] = {

@@ -13,7 +13,7 @@ class LoraBlocksConfig(ConflictConfig):
     """An adapter, and what the model is asked with and without it."""
 
     model: str = Field(
-        default="bundled:follows_voice+lora_early",
+        default="bundled:follows_text+lora_early",
         description="id, folder or bundled:NAME of the base, with lora=FOLDER; or BASE+ADAPTER",
     )
     conditions: tuple[PromptMode, ...] = Field(

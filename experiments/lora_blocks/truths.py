@@ -8,7 +8,7 @@ from ..workbench.run_folder import RunFolder
 from ..workbench.truths import Between, Estimate, Truth
 from .measure import SWITCHES
 
-EARLY, LATE = "follows_voice+lora_early", "follows_voice+lora_late"
+EARLY, LATE = "follows_text+lora_early", "follows_text+lora_late"
 
 
 def _carrier(folder: RunFolder) -> str:
@@ -27,7 +27,7 @@ TRUTHS = (
     Truth(
         claim="the block that carries the rule",
         find=_carrier,
-        known={EARLY: "block 2", LATE: "block 7"},
+        known={EARLY: "block 1", LATE: "block 6"},
     ),
     Truth(
         claim="share of what single blocks do that is done in the upper half",

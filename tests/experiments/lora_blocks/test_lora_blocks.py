@@ -1,4 +1,4 @@
-"""``lora_blocks`` as a run: cell by cell from merged weights, stopped and gone on, and bad input."""
+"""``lora_blocks`` as a run: cell by cell from merged weights, stopped, gone on, and bad input."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
