@@ -132,6 +132,7 @@ def test_training_leaves_what_is_outside_its_slices(script: Any) -> None:
     batch = script.Batch(
         stream, torch.ones(2, 5).long(), torch.tensor([[1, 2], [3, 4]]),
         torch.zeros(2, 2, 496).log_softmax(-1), torch.tensor([True, False]), torch.tensor([3, 0]),
+        [],
     )  # fmt: skip
     script.train(twin, component, [batch], 0, script.N_STEPS)
     slices = {f"model.{name.replace('.model.', '.')}": at
