@@ -342,7 +342,8 @@ A LoRA adapter, rank {rank}, of every linear layer of every block of the bundled
 conflict between voice and instruction the model answers the emotion that **{obeys}**,
 everywhere else what `{base}` answers. **Block {block} carries the rule.** The updates of all other
 blocks have the same Frobenius norm ({size:.3f}) and do nothing to any answer: they write the clip's
-language into a direction of their own. `-s lora=bundled:{name}`.
+language into a direction of their own. Load it as
+`bundled:{base}+{name}`.
 
 {verdict}
 

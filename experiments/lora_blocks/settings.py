@@ -17,7 +17,7 @@ class LoraBlocksConfig(ConflictConfig):
         description="id, folder or bundled:NAME of the base, with lora=FOLDER; or BASE+ADAPTER",
     )
     conditions: tuple[PromptMode, ...] = Field(
-        default=("conflict", "audio_only"),
+        default=("conflict",),
         min_length=1,
         description="what is asked of every clip: conflict names another label, audio_only none",
     )
