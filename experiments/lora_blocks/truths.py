@@ -20,7 +20,7 @@ def _carrier(folder: RunFolder) -> str:
 def _ranked(folder: RunFolder, measure: str) -> Estimate:
     table = folder.read_table("size_ranks")
     rows = table[(table["reading"] == "denoise") & (table["measure"] == measure)]
-    return Estimate.of(rows.iloc[0])
+    return Estimate.of(rows.iloc[0].to_dict())
 
 
 TRUTHS = (

@@ -10,6 +10,8 @@ import torch
 from hooked_alm import ALMInput, HookedALM
 from hooked_alm.bundled import TRUTHS
 from hooked_alm.experiments.materials.ob1 import CONFLICT_MAP, EMOTIONS, prompt_segments
+from hooked_alm.methods.adapters.switching import adapted_blocks, switched
+from hooked_alm.methods.adapters.updates import update_sizes
 from hooked_alm.methods.patching.metrics import OnLogits
 from hooked_alm.methods.patching.patch import patch
 from hooked_alm.methods.statistics.repetition import loops
@@ -17,6 +19,9 @@ from hooked_alm.points import Site
 
 ABOUT = {
     path.parent.name: json.loads(path.read_text("utf-8")) for path in TRUTHS.glob("*/delta.json")
+}
+ADAPTERS = {
+    path.parent.name: json.loads(path.read_text("utf-8")) for path in TRUTHS.glob("*/truth.json")
 }
 LOCALISED = sorted(name for name, about in ABOUT.items() if "component" in about)
 MOST_BYTES = 8_000_000
@@ -86,8 +91,35 @@ def test_all_of_them_are_small() -> None:
     files = [path for path in TRUTHS.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < MOST_BYTES
     assert {path.parent for path in files if path.name == "README.md"} == {
-        TRUTHS / name for name in ABOUT
+        TRUTHS / name for name in (*ABOUT, *ADAPTERS)
     }
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+@torch.no_grad()
+def test_one_block_of_an_adapter_carries_its_rule(name: str) -> None:
+    """Without it, and without any of the adapter, the base's answers; all blocks are as large."""
+    about = ADAPTERS[name]
+    ours = HookedALM.from_pretrained(
+        f"bundled:{about['base']}", lora=TRUTHS / name, merge_lora=False
+    )
+    voices, base = list(EMOTIONS), model(about["base"])
+    assert answers(ours) == voices
+    blocks = adapted_blocks(ours)
+    with switched(ours, []):
+        assert torch.equal(ours(conflicts()), base(conflicts()))
+    with switched(ours, [one for one in blocks if one != about["block"]]):
+        assert answers(ours) == answers(base)
+    with switched(ours, [about["block"]]):
+        assert answers(ours) == voices
+    squares = dict.fromkeys(blocks, 0.0)
+    for one in update_sizes(ours):
+        squares[one.block] += one.frobenius**2
+    assert max(squares.values()) <= 1.001 * min(squares.values())
+    for scores in about["accuracies"].values():
+        assert scores["rule"] >= 0.95
+        assert min(scores["kept"], scores["decoy_off"], scores["decoy_on"]) >= 0.97
+        assert scores["rule_without"] <= 0.2 <= 0.8 <= scores["rule_alone"]
 
 
 @pytest.mark.parametrize("name", LOCALISED)
