@@ -39,7 +39,7 @@ WAYS: tuple[Way, ...] = get_args(Way)
 SWITCHES: tuple[SwitchReading, ...] = get_args(SwitchReading)
 SHAPES = ("attn", "mlp", "both", "attn_cosine", "mlp_cosine")
 """Columns of what blocks add; see `Contributions`."""
-Found = list[dict[str, list[Row]]]
+RowsOfRuns = list[dict[str, list[Row]]]
 """Rows of every table, run by run of a batch."""
 
 
@@ -51,9 +51,9 @@ class AdapterMeasures:
     labels: LabelSet
     config: LoraBlocksConfig
 
-    def rows(self, runs: Sequence[PromptRun], x: ALMInput) -> Found:
+    def rows(self, runs: Sequence[PromptRun], x: ALMInput) -> RowsOfRuns:
         """All that is measured of a batch."""
-        found: Found = [defaultdict(list) for _ in runs]
+        found: RowsOfRuns = [defaultdict(list) for _ in runs]
         self._blocks(runs, x, found)
         blocks = adapted_blocks(self.model)
         streams = {}
@@ -73,7 +73,7 @@ class AdapterMeasures:
         target, voice = (self.labels.index(n) for n in (run.targets[0], run.recording.label))
         return float(scores[target] - scores[voice])
 
-    def _blocks(self, runs: Sequence[PromptRun], x: ALMInput, found: Found) -> None:
+    def _blocks(self, runs: Sequence[PromptRun], x: ALMInput, found: RowsOfRuns) -> None:
         """The base, the adapter, and every block switched."""
         result = switch_blocks(self.model, x, self._scores)
         for n, run in enumerate(runs):
@@ -91,7 +91,7 @@ class AdapterMeasures:
 
     @torch.no_grad()
     def _read(
-        self, way: Way, runs: Sequence[PromptRun], x: ALMInput, found: Found
+        self, way: Way, runs: Sequence[PromptRun], x: ALMInput, found: RowsOfRuns
     ) -> Float[Tensor, "depth batch d_model"]:
         """The answer, and what the lens reads at every depth; the stream at the readout."""
         reader = StreamReader(self.model, x)
@@ -116,7 +116,7 @@ class AdapterMeasures:
                 })  # fmt: skip
         return streams
 
-    def _contributions(self, way: Way, x: ALMInput, found: Found) -> None:
+    def _contributions(self, way: Way, x: ALMInput, found: RowsOfRuns) -> None:
         result = block_contributions(self.model, x)
         for n, tables in enumerate(found):
             for block in range(len(self.model.path)):
@@ -125,7 +125,7 @@ class AdapterMeasures:
                     **{name: float(getattr(result, name)[block, n, 0]) for name in SHAPES},
                 })  # fmt: skip
 
-    def _drift(self, streams: dict[Way, Tensor], found: Found) -> None:
+    def _drift(self, streams: dict[Way, Tensor], found: RowsOfRuns) -> None:
         """How far the adapter moves the stream at the readout, by its length without it."""
         base, adapted = (streams[way].double() for way in WAYS)
         shares = (adapted - base).norm(dim=-1) / base.norm(dim=-1)
@@ -133,7 +133,7 @@ class AdapterMeasures:
             for depth, share in enumerate(shares[:, n].tolist()):
                 tables["drift"].append({"depth": depth, "share": share})
 
-    def _shapley(self, runs: Sequence[PromptRun], x: ALMInput, found: Found) -> None:
+    def _shapley(self, runs: Sequence[PromptRun], x: ALMInput, found: RowsOfRuns) -> None:
         values = shapley_values(every_combination(self.model, x, self._scores))
         for n, run in enumerate(runs):
             for block, scores in values.items():

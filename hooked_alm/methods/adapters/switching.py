@@ -16,6 +16,7 @@ from ...components.lora import updates_of
 from ...errors import InputError
 from ...inputs import ALMInput
 from ...model import HookedALM
+from ...points import hook_name
 from ..result import MethodResult
 
 SwitchReading = Literal["denoise", "noise"]
@@ -107,7 +108,7 @@ def switch_blocks(model: HookedALM, x: ALMInput, read: ReadLogits) -> SwitchedBl
         InputError: no block has an update.
     """
     blocks = adapted_blocks(model)
-    names = [f"{model.path[number]}.hook_resid_pre" for number in blocks]
+    names = [hook_name("resid_pre", model.path[number]) for number in blocks]
     at = torch.tensor([x.spans.positions("readout", row)[-1] for row in range(len(x))])
     rows = torch.arange(len(x))
 

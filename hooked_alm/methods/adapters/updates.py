@@ -1,4 +1,4 @@
-"""Sizes and directions of an adapter's updates."""
+"""Sizes of an adapter's updates."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...components.lora import LowRank, updates_of
-from ...errors import InputError
 from ...model import HookedALM
 
 
@@ -53,18 +52,3 @@ def singular_values(update: LowRank) -> Float[Tensor, " rank"]:
     _, r_b = torch.linalg.qr(update.b.double())
     _, r_a = torch.linalg.qr(update.a.double().T)
     return torch.linalg.svdvals(r_b @ r_a.T) * abs(update.scaling)
-
-
-def directions_needed(values: Float[Tensor, " direction"], share: float = 0.9) -> int:
-    """How few directions have a share of the sum of squared singular values.
-
-    Source: M-LO-5, ``(3, 1)`` needs one for 90 %.
-
-    Raises:
-        InputError: a share outside (0, 1].
-    """
-    if not 0 < share <= 1:
-        raise InputError(f"counting directions: got share={share}, expected above 0, at most 1.")
-    squares = values.double().square().sort(descending=True).values
-    reached = squares.cumsum(0) / squares.sum()
-    return int((reached < share - 1e-12).sum()) + 1

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...inputs import ALMInput
 from ...model import HookedALM
+from ...points import hook_name
 from ..result import MethodResult
 from .lens import readout_positions
 
@@ -56,8 +57,8 @@ def block_contributions(
     if centred is None:
         centred = model.path_cfg.normalization_type == "LN"
     points = [
-        [f"{block}.{point}" for block in model.path]
-        for point in ("hook_resid_pre", "hook_attn_out", "hook_mlp_out")
+        [hook_name(point, block) for block in model.path]
+        for point in ("resid_pre", "attn_out", "mlp_out")
     ]
     names = [name for of_point in points for name in of_point]
     _, kept = model.run_with_cache(x, names_filter=names, return_cache_object=False)

@@ -17,7 +17,7 @@ from hooked_alm.methods.adapters.switching import (
     switch_blocks,
     switched,
 )
-from hooked_alm.methods.adapters.updates import directions_needed, update_sizes
+from hooked_alm.methods.adapters.updates import update_sizes
 from tiny import TinyModels, hf_inputs
 
 INPUTS = hf_inputs([[63], [23]], [9, 14])
@@ -136,15 +136,3 @@ def test_sizes_of_updates(model: HookedALM) -> None:
         assert one.rank == 3
         assert one.frobenius == pytest.approx(float(product.norm()), rel=1e-9)
         assert one.spectral == pytest.approx(float(torch.linalg.matrix_norm(product, 2)), rel=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("values", "needed"), [((3.0, 1.0), 1), ((1.0, 1.0), 2), ((1.0, 3.0), 1), ((2.0,), 1)]
-)
-def test_directions_needed(values: tuple[float, ...], needed: int) -> None:
-    assert directions_needed(torch.tensor(values)) == needed
-
-
-def test_a_share_that_is_none() -> None:
-    with pytest.raises(InputError, match="at most 1"):
-        directions_needed(torch.ones(2), 1.5)
