@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from hooked_alm.methods.neurons.sets import NEURON_CONTROLS, SELECTORS
 
 from ..materials.clips import of_whom
+from ..materials.conflict_pages import add_prompts
 from ..materials.confounds import add_confounds
 from ..materials.recordings import Recording
 from ..workbench import figures
@@ -78,14 +79,7 @@ def fill_page(page: Page, run: NeuronResults, recordings: Sequence[Recording]) -
 
 def _asked(page: Page, run: NeuronResults, recordings: Sequence[Recording]) -> None:
     page.section("What was asked, and answered")
-    page.table(
-        "The first prompt of every language",
-        [
-            {"language": language, "condition": condition, "instruction": words}
-            for language, prompts in run.inputs["prompts"].items()
-            for condition, words in prompts.items()
-        ],
-    )
+    add_prompts(page, run)
     page.table("Items of every class and half: those that are right, and those logged", "classes")
     shown = page.sample(recordings, lambda one: one.label, seed=run.config.seed, most=10)
     by_clip = run["answers"].groupby("clip", sort=False).prediction.agg(", ".join)

@@ -77,48 +77,54 @@ def _carrier(run: LoraResults) -> Finding:
     return judged(claim, told, reasons, numbers=weaker, unit="recovery")
 
 
-def _ranked(run: LoraResults, measure: str) -> dict[str, Any]:
+def _over_blocks(
+    run: LoraResults, measure: str, claim: str, facts: str, bar: float, why: str, unit: str
+) -> Finding:
+    """The claim that a measure over the blocks, of one alone, is surely above a bar.
+
+    Args:
+        run: of the claim.
+        measure: of ``size_ranks``.
+        claim: as it is made.
+        facts: what was measured, with ``{}`` for its mean and interval.
+        bar: that it has to be above.
+        why: the reason against the claim where it is not.
+        unit: of the measure.
+    """
     table = run["size_ranks"]
     rows = table[(table["reading"] == "denoise") & (table["measure"] == measure)]
-    found: dict[str, Any] = rows.iloc[0].to_dict()
-    return found
+    row: dict[str, Any] = rows.iloc[0].to_dict()
+    if not row["n"] > 0:
+        return not_measured(claim, "no item is moved, or all updates are as large", unit)
+    return judged(
+        claim,
+        f"{facts.format(shown(row))}, mean over {int(row['n'])} items",
+        {**few(row["n"], "items that the adapter moves"), why: not row["low"] > bar},
+        numbers=row, unit=unit,
+    )  # fmt: skip
 
 
 @of_enough_clips
 def _by_size(run: LoraResults) -> Finding:
     """The claim that the larger an update is, the more it does."""
-    row = _ranked(run, "rho")
-    claim = "Blocks with larger updates change the answer more"
-    if not row["n"] > 0:
-        return not_measured(claim, "no item is moved, or all updates are as large", "rho")
-    return judged(
-        claim,
+    facts = (
         f"Spearman's rho over {run['sizes']['block'].nunique()} blocks of Frobenius norm and size "
-        f"of effect alone: {shown(row)}, mean over {int(row['n'])} items",
-        {
-            **few(row["n"], "items that the adapter moves"),
-            "no correlation surely above 0": not row["low"] > 0,
-        },
-        numbers=row, unit="rho",
+        "of effect alone: {}"
+    )
+    return _over_blocks(
+        run, "rho", "Blocks with larger updates change the answer more", facts, 0.0,
+        "no correlation surely above 0", "rho",
     )  # fmt: skip
 
 
 @of_enough_clips
 def _late(run: LoraResults) -> Finding:
     """The claim that the adapter acts late."""
-    row = _ranked(run, "late")
-    claim = "What the adapter does is done in the upper half of the blocks"
-    if not row["n"] > 0:
-        return not_measured(claim, "no item is moved", "share")
-    return judged(
-        claim,
-        f"Blocks from {int(np.ceil(run.n_blocks / 2))} on do {shown(row)} of what single blocks do "
-        f"towards the adapted answer, mean over {int(row['n'])} items",
-        {
-            **few(row["n"], "items that the adapter moves"),
-            "not surely more than half": not row["low"] > LARGE,
-        },
-        numbers=row, unit="share",
+    first = int(np.ceil(run.n_blocks / 2))
+    facts = f"Blocks from {first} on do {{}} of what single blocks do towards the adapted answer"
+    return _over_blocks(
+        run, "late", "What the adapter does is done in the upper half of the blocks", facts, LARGE,
+        "not surely more than half", "share",
     )  # fmt: skip
 
 
