@@ -87,7 +87,6 @@ def any_model(heads: str, tiny_models: "TinyModels") -> "Iterator[HookedALM]":
 
 def without_leftovers(model: "HookedALM") -> "Iterator[HookedALM]":
     yield model
-    model.zero_grad()
     left = list(model.list_hooks())
     model.reset_hooks(including_permanent=True)
     assert not left

@@ -259,12 +259,14 @@ class TinyModels:
         self, variant: str = "gqa", dtype: torch.dtype = torch.float32, attention: str = "sdpa"
     ) -> HookedALM:
         """Ours; shared between tests, so hooks and edits have to be undone."""
-        return self._once(
+        model = self._once(
             ("hooked", variant, dtype, attention),
             lambda: HookedALM.from_pretrained(
                 self.folder(variant), dtype=dtype, attn_implementation=attention
             ),
         )
+        model.zero_grad()  # of whatever test had it before
+        return model
 
     def hf(
         self, variant: str = "gqa", dtype: torch.dtype = torch.float32, attention: str = "sdpa"

@@ -141,12 +141,14 @@ class Whispers:
         self, dtype: torch.dtype = torch.float32, attention: str = "sdpa", **folder: Any
     ) -> HookedALM:
         """Ours; shared, so hooks and edits have to be undone."""
-        return self._once(
+        model = self._once(
             ("ours", dtype, attention, *folder.items()),
             lambda: HookedALM.from_pretrained(
                 self.folder(**folder), dtype=dtype, attn_implementation=attention
             ),
         )
+        model.zero_grad()  # of whatever test had it before
+        return model
 
     def hf(
         self, dtype: torch.dtype = torch.float32, attention: str = "sdpa", **folder: Any
