@@ -6,13 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from cases.mimo_audio import CASE, D_LOCAL, EMPTY, GROUP, SIZES, published
-from composed_lm import noise, tokenizer_with
+from cases.mimo_audio import CASE, D_LOCAL, EMPTY, GROUP, SIZES, published, with_tokenizer
+from composed_lm import noise
 from hooked_alm import ConversionError, HookedALM, InputError
 from hooked_alm.converters.parity import verify
 from tiny import AUDIO_BOS, AUDIO_EOS, PLACEHOLDER, edit_config
-
-WORDS = ("<|sosp|>", "<|eosp|>", "<|empty|>")
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +19,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("mimo_audio") / "made"
     root.mkdir()
     CASE.save(root, torch.float32)
-    tokenizer = tokenizer_with(*WORDS)
-    names = ("sosp_id", "eosp_id", "empty_id")
-    ids = dict(zip(names, tokenizer.convert_tokens_to_ids(list(WORDS)), strict=True))
-    out = edit_config(root, root.parent / "model", lambda config: config | ids)
-    tokenizer.save_pretrained(out)
-    return out
+    return with_tokenizer(root, root.parent / "model")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
-from cases import kimi_audio
+from cases import kimi_audio, mimo_audio
 from hooked_alm import HookedALM
 from hooked_alm.converters import model_table
 
@@ -40,6 +40,7 @@ RUN = {
     "docs/parity.md": "test_the_parity_page_runs",
     "docs/patching.md": "test_the_patching_example_runs",
     "docs/scale.md": "test_the_scale_page_runs",
+    "docs/templates.md": "test_the_templates_page_runs",
     "docs/whisper.md": "../converters/test_real_models.py",  # on trained weights alone
 }
 
@@ -64,6 +65,18 @@ def test_the_neurons_page_runs() -> None:
     # Without the neurons of a class, its clip's answer leads by less.
     sad, angry = names["result"].effect[:, 0]
     assert sad[0] < 0 < angry[1]
+
+
+def test_the_templates_page_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What must hold is asserted by the page; codes are heard by a random model of its name."""
+    made = tmp_path / "made"
+    made.mkdir()
+    mimo_audio.save(made, torch.float32)
+    mimo_audio.with_tokenizer(made, tmp_path / "MiMo-Audio-7B-Base")
+    names = run_page("docs/templates.md")
+    assert "1.0 ['angry']" in capsys.readouterr().out  # one difference of means, added once
+    assert names["found"].recovery.argmax() == 2  # the window that the page's hypothesis names
+    assert names["moved"] > 0
 
 
 def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Model
 
-from composed_lm import ComposedLM
+from composed_lm import ComposedLM, tokenizer_with
 from family_case import Case, Inputs, left_padded, rows_of
 from hooked_alm import HookedALM
 from hooked_alm.converters.families.mimo_audio import MiMoAudioConfig, MiMoAudioFrontEnd
-from tiny import AUDIO_BOS, AUDIO_EOS, PLACEHOLDER, VOCAB, randomise
+from tiny import AUDIO_BOS, AUDIO_EOS, PLACEHOLDER, VOCAB, edit_config, randomise
 
 D, D_LOCAL, GROUP, SIZES, EMPTY = 54, 18, 4, (23, 21, 13, 11), (22, 20, 12, 10)
 TEXT: dict[str, Any] = dict(
@@ -78,6 +78,16 @@ def save(folder: Path, dtype: torch.dtype) -> None:
     (folder / "config.json").write_text(json.dumps({**CONFIG, **dtypes}))
     contiguous = {name: value.to(dtype).contiguous() for name, value in tensors.items()}
     save_file(contiguous, folder / "model.safetensors")
+
+
+def with_tokenizer(folder: Path, out: Path) -> Path:
+    """A copy of a checkpoint that ``save`` wrote, with a tokenizer whose ids its config names."""
+    words = {"sosp_id": "<|sosp|>", "eosp_id": "<|eosp|>", "empty_id": "<|empty|>"}
+    tokenizer = tokenizer_with(*words.values())
+    ids = {name: tokenizer.convert_tokens_to_ids(word) for name, word in words.items()}
+    edit_config(folder, out, lambda config: config | ids)
+    tokenizer.save_pretrained(out)
+    return out
 
 
 class Composed(ComposedLM):
