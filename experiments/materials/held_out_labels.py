@@ -40,13 +40,6 @@ class HeldOutConfig(ExperimentConfig):
         description="column whose values are held out whole; None is speaker, else text, else "
         "every clip by itself",
     )
-    types: tuple[ColumnName, ...] | None = Field(
-        default=None,
-        min_length=1,
-        max_length=10,
-        description="columns that make an item's type, of which control labels are drawn; None is "
-        "speaker and text, as far as they are there",
-    )
     cv: Literal["grouped", "random"] = Field(
         default="grouped", description="how folds are made; random has speakers on both sides"
     )
@@ -62,13 +55,34 @@ class HeldOutConfig(ExperimentConfig):
         "each label; the others are left out; None reads all",
     )
 
+    @property
+    def type_columns(self) -> tuple[ColumnName, ...]:
+        """Columns that were named as an item's type."""
+        return ()
+
     @model_validator(mode="after")
     def _are_named_once(self) -> "HeldOutConfig":
-        for name in ("labels", "types"):
-            columns = getattr(self, name) or ()
+        for name, columns in {"labels": self.labels, "types": self.type_columns}.items():
             if len({*columns}) < len(columns):
                 raise ValueError(f"{name} must be named once each")
         return self
+
+
+class ControlLabelsConfig(HeldOutConfig):
+    """Settings of experiments that read control labels beside them."""
+
+    types: tuple[ColumnName, ...] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=10,
+        description="columns that make an item's type, of which control labels are drawn; None is "
+        "speaker and text, as far as they are there",
+    )
+
+    @property
+    def type_columns(self) -> tuple[ColumnName, ...]:
+        """See ``types``."""
+        return self.types or ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +118,7 @@ def held_out_by(clips: Sequence[ClipFile], config: HeldOutConfig) -> str | None:
         InputError: a column for groups or types that the clips lack, or folds that should be random
             although there is what to hold out.
     """
-    check_columns(clips, [*(config.types or ()), *filter(None, [config.group])])
+    check_columns(clips, [*config.type_columns, *filter(None, [config.group])])
     columns = {name for one in clips for name in one.cells}
     by = config.group or next((one for one in (SPEAKER, *WORDS) if one in columns), None)
     if config.cv == "random" and by is not None and not config.force:
@@ -149,7 +163,7 @@ def held_out_labels(clips: Sequence[ClipFile], config: HeldOutConfig) -> list[He
     Raises:
         InputError: all that is wrong with the table.
     """
-    named = [*config.labels, *(config.types or ()), *filter(None, [config.group])]
+    named = [*config.labels, *config.type_columns, *filter(None, [config.group])]
     check_columns(clips, named)
     by = held_out_by(clips, config)
     return collect(
@@ -243,11 +257,11 @@ def _types(
     Raises:
         InputError: types that were named, and of which no two clips share one.
     """
-    own = config.types or tuple(
+    own = config.type_columns or tuple(
         c for c in (SPEAKER, *WORDS) if any(one.cells.get(c) for one in clips)
     )
     found = [" / ".join(one.cells.get(name, "") for name in own) for one in clips]
-    if config.types:
+    if config.type_columns:
         control_labels(codes, found, seed=0)
     return found if own and max(Counter(found).values()) > 1 else None
 

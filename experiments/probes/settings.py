@@ -7,14 +7,14 @@ from pydantic import Field
 from hooked_alm.bundled import PREFIX
 
 from ..materials.heard_clips import HeardClipsConfig
-from ..materials.held_out_labels import ColumnName, HeldOutConfig
+from ..materials.held_out_labels import ColumnName, ControlLabelsConfig
 from ..materials.point_patterns import PointPatterns
 from ..materials.sources import Source
 from ..materials.transcription import SPOKEN
 from ..workbench.batches import BatchedConfig, BatchSize, UnitBatches
 
 
-class ProbesConfig(BatchedConfig, HeldOutConfig, HeardClipsConfig):
+class ProbesConfig(BatchedConfig, ControlLabelsConfig, HeardClipsConfig):
     """Which columns are read off which points of the model, and what is held out together."""
 
     KNOWN_WITH: ClassVar = ()

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ..materials.held_out_labels import HeldOutConfig
+from ..materials.held_out_labels import ControlLabelsConfig
 from ..materials.transcription import SPOKEN_OR_NOT, WrittenDownConfig
 from ..workbench.batches import BatchedConfig, BatchSize
 
@@ -13,7 +13,7 @@ TranscriptLabel = Literal["error", "speech", "hallucination"]
 whether anything is said."""
 
 
-class TranscriptProbesConfig(WrittenDownConfig, BatchedConfig, HeldOutConfig):
+class TranscriptProbesConfig(WrittenDownConfig, BatchedConfig, ControlLabelsConfig):
     """Which clips are written down, and what is read where their transcripts end."""
 
     labels: tuple[TranscriptLabel, ...] = Field(

@@ -10,7 +10,7 @@ import pytest
 from hooked_alm.errors import InputError
 from hooked_alm.experiments.materials.clips import ClipFile
 from hooked_alm.experiments.materials.held_out_labels import (
-    HeldOutConfig,
+    ControlLabelsConfig,
     HeldOutLabel,
     described_labels,
     held_out_labels,
@@ -30,7 +30,7 @@ def clips(**columns: list[str]) -> list[ClipFile]:
 
 
 def one(some: list[ClipFile], **settings: Any) -> HeldOutLabel:
-    (found,) = held_out_labels(some, HeldOutConfig(labels=("x",), **settings))
+    (found,) = held_out_labels(some, ControlLabelsConfig(labels=("x",), **settings))
     return found
 
 
@@ -109,11 +109,11 @@ def test_a_speaker_may_have_one_label_but_a_label_needs_two_speakers() -> None:
 def test_other_bad_tables() -> None:
     with pytest.raises(InputError, match="no column y, z, but speaker, x"):
         held_out_labels(
-            clips(x=X, speaker=SPEAKERS), HeldOutConfig(labels=("x", "z"), types=("y",))
+            clips(x=X, speaker=SPEAKERS), ControlLabelsConfig(labels=("x", "z"), types=("y",))
         )
     with pytest.raises(InputError, match=r"t.csv, line 4: speaker: missing"):
         one(clips(x=X, speaker=[*"aa", "", *"bccdd"]))
     left = one(clips(x=["", *X[1:]], speaker=SPEAKERS))
     assert left.clips == [*range(1, 8)]
     with pytest.raises(ValueError, match="labels must be named once each"):
-        HeldOutConfig(labels=("x", "x"))
+        ControlLabelsConfig(labels=("x", "x"))
