@@ -38,6 +38,7 @@ SAELENS_VERSION = "6.54.12"
 """Whose format is written."""
 DictionaryDtype = Literal["float32", "float16"]
 _TRAINED_BY = {
+    "AutoEncoder": "standard",
     "AutoEncoderTopK": "topk",
     "BatchTopKSAE": "batchtopk",
     "MatryoshkaBatchTopKSAE": "matryoshka",
@@ -96,12 +97,14 @@ def save_dictionary(
             "not hold, expected finite ones. Write it in float32, or train it again."
         )
     of_architecture: dict[str, Any] = {"architecture": "jumprelu"}
-    if not cfg.has_threshold:
+    if cfg.architecture == "topk":
         of_architecture = {
             "architecture": "topk",
             "k": cfg.k,
             "rescale_acts_by_decoder_norm": False,
         }
+    elif cfg.architecture == "standard":
+        of_architecture = {"architecture": "standard"}
     settings = {
         "d_in": cfg.d_in,
         "d_sae": cfg.d_sae,
@@ -194,8 +197,6 @@ def _from_folder(folder: Path) -> StoredDictionary:
             f"{doing}: {WEIGHTS} cannot be read ({error}). Copy the folder again."
         ) from None
     cfg = _saelens_config(doing, settings, card)
-    if settings["architecture"] == "standard":  # a ReLU
-        tensors["threshold"] = torch.zeros(cfg.d_sae)
     sae = _filled(doing, cfg, {**tensors, "W_enc": _transposed(tensors.get("W_enc"))})
     with torch.no_grad():
         if settings.get("rescale_acts_by_decoder_norm"):
@@ -214,7 +215,7 @@ def _saelens_config(
     doing: str, settings: Mapping[str, Any], card: Mapping[str, Any]
 ) -> DictionaryConfig:
     kinds: dict[str, Architecture]
-    kinds = {"topk": "topk", "jumprelu": "jumprelu", "standard": "jumprelu"}
+    kinds = {"topk": "topk", "jumprelu": "jumprelu", "standard": "standard"}
     plain = {
         "normalize_activations": ("none", None),
         "reshape_activations": ("none", "hook_z", None),
@@ -265,6 +266,7 @@ def _from_pt(path: Path, architecture: Architecture | None) -> StoredDictionary:
         renamed["W_enc"] = tensors["encoder.weight"]
         renamed["b_enc"] = tensors.get("encoder.bias")
         renamed["W_dec"] = _transposed(tensors.get("decoder.weight"))
+        renamed.setdefault("b_dec", tensors.get("bias"))  # as its AutoEncoder has it
     else:
         renamed["W_enc"] = _transposed(tensors.get("W_enc"))
     encoder = renamed["W_enc"]

@@ -78,8 +78,13 @@ class PlacedDictionary:
         """Refuses a dictionary of other rows than the model has at its point.
 
         Raises:
-            InputError: rows of another width.
+            InputError: rows of another width, or means over clips.
         """
+        if self.about.get("pool") == "mean":
+            raise InputError(
+                f"reading {name} at {kept.name}: got a dictionary of means over whole clips, "
+                "expected one of the rows themselves. Train it with pool=none."
+            )
         if kept.width != self.sae.cfg.d_in:
             raise InputError(
                 f"reading {name} at {kept.name}: got a dictionary of rows of width "

@@ -92,3 +92,47 @@ class RowSource(ABC):
     def by_clip(self, rows: Tensor, part: Sequence[int]) -> list[Tensor]:
         """What belongs to each clip of a part."""
         return [*rows.split([self.n_rows[clip] for clip in part])]
+
+
+@dataclass(frozen=True, eq=False)
+class MeanRows(RowSource):
+    """One row a clip: the mean of its rows."""
+
+    of: RowSource
+
+    @classmethod
+    def of_clips(cls, rows: RowSource) -> "MeanRows":
+        """The means of a source's rows."""
+        return cls(
+            rows.config, rows.clips, rows.points, [1] * len(rows.clips), rows.lengths,
+            rows.of_model, rows,
+        )  # fmt: skip
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """As of the rows."""
+        return self.of.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """As of the rows."""
+        return self.of.device
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """As of the rows."""
+        return self.of.described
+
+    @property
+    def prompt(self) -> str | None:
+        """As of the rows."""
+        return self.of.prompt
+
+    def values(self, part: Sequence[int]) -> RowsByPoint:
+        """The mean row of each clip, in their order."""
+        return {
+            name: torch.stack([one.float().mean(0) for one in self.of.by_clip(rows, part)]).to(
+                rows.dtype
+            )
+            for name, rows in self.of.values(part).items()
+        }

@@ -22,8 +22,8 @@ def _kept(run: TrainedResults) -> Outcome:
 
 
 def _as_many_as_set(run: TrainedResults) -> Outcome:
-    """In training topk and batchtopk have k a row; jumprelu only aims at it."""
-    if run.config.architecture == "jumprelu":
+    """In training topk and batchtopk have k a row; jumprelu aims at it, standard has none."""
+    if run.config.architecture in ("jumprelu", "standard"):
         return at_most([], SETTLED)
     batch = run["quality"][run["quality"]["inference"] == "batch"]
     k = batch["point"].map({name: one["k"] for name, one in run.inputs["points"].items()})

@@ -37,7 +37,7 @@ from ..materials.dictionary_partners import copy_row, partner_rows, untrained
 from ..materials.dictionary_quality import quality_rows
 from ..materials.recordings import load_clips
 from ..materials.recovered_answers import ablations, recovery_rows, word_rows
-from ..materials.row_source import RowSource
+from ..materials.row_source import MeanRows, RowSource
 from ..materials.stored_rows import StoredRows
 from ..materials.subject import ModelExperiment
 from ..workbench.experiment import Unit, UnitResult
@@ -82,7 +82,7 @@ class TrainDictionaries(ModelExperiment[SAETrainConfig]):
         return {
             **rows.described,
             "points": {p.name: {"d_in": p.width, "d_sae": self.shapes[p.name].d_sae,
-                                 "k": self.shapes[p.name].n_active}
+                                 "k": self.shapes[p.name].k}
                        for p in rows.points},
             "rows": {"learnt": n_train, "held out": n_held_out},
             "groups": len({*split.groups}),
@@ -92,10 +92,13 @@ class TrainDictionaries(ModelExperiment[SAETrainConfig]):
 
     def _source(self) -> RowSource:
         config = self.config
+        found: RowSource
         if config.store is not None:
-            return StoredRows.opened(config.store, config.points, config)
-        self.model = self.lay_out(hears=True)
-        return ClipRows.planned(self.model, load_clips(config.source), config.points, config)
+            found = StoredRows.opened(config.store, config.points, config)
+        else:
+            self.model = self.lay_out(hears=True)
+            found = ClipRows.planned(self.model, load_clips(config.source), config.points, config)
+        return MeanRows.of_clips(found) if config.pool == "mean" else found
 
     def load(self) -> None:
         """Loads the weights, where there is a model to run."""
@@ -226,6 +229,7 @@ class TrainDictionaries(ModelExperiment[SAETrainConfig]):
             "learnt_from": source,
             "seed": seed,
             "spans": self.config.spans,
+            "pool": self.config.pool,
             "prompt": self.rows.prompt,
             "of_model": self.rows.of_model,
             "rows_seen": self.config.n_steps * self.config.step_rows,

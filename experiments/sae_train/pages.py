@@ -24,6 +24,10 @@ NO_ANSWER = (
     "What the answer loses with reconstructions in the rows' place is not measured: a store has "
     "rows, and no run to put others into. `sae_train` on the model and its clips measures it."
 )
+OF_MEANS = (
+    "What the answer loses with reconstructions in the rows' place is not measured: the mean over "
+    "a clip is at no place of a run."
+)
 
 
 def lead(run: TrainedResults) -> str:
@@ -49,7 +53,7 @@ def fill_page(page: Page, run: TrainedResults) -> None:
     page.section("On held-out rows")
     page.table("Reconstruction: in use (threshold) and as in training (batch)", run["quality"])
     if run["recovery"].empty:
-        page.note(NO_ANSWER)
+        page.note(OF_MEANS if run.config.pool == "mean" else NO_ANSWER)
     else:
         page.table("What the answer loses at one position, the readout, under one instruction, in "
                    "nats, with other rows in the place of its own", run["recovered"])  # fmt: skip
@@ -90,17 +94,24 @@ def method(run: TrainedResults) -> str:
              run.inputs["points"].values()}  # fmt: skip
     said = ", ".join(f"{name} ({source})" for name, source in config.provenance.items())
     recipe = f" Settings after {RECIPES[config.recipe].source}: {said}." if config.recipe else ""
-    k = ", ".join(str(one["k"]) for one in run.inputs["points"].values())
+    kept = f"k = {', '.join(str(one['k']) for one in run.inputs['points'].values())}"
+    if config.architecture == "standard":
+        kept = f"L1 penalty {training.l1_weight:g} a unit of activation"
+    begun = "Directions begin at random, " + (
+        "and are the encoder, too" if config.is_tied else "the encoder tied to them"
+    )
+    begun += ", and keep norm 1; " if config.keeps_norms else "; their norms are free; "
+    begun += "b_dec begins at the geometric median" if config.is_centred else "there is no b_dec"
+    of = "Means over each clip of rows" if config.pool == "mean" else "Rows"
     name = run.inputs["model"].get("name", "a model that its store does not name")
     where = f"as stored in {config.store}" if config.store else config.dtype
     return (
-        f"Model: {name}, {where}. Rows of the spans {', '.join(config.spans)}, "
+        f"Model: {name}, {where}. {of} of the spans {', '.join(config.spans)}, "
         f"padding left out, divided by their root mean square norm, which is folded back. "
         f"{training.n_steps} steps of {training.batch_size} rows; Adam, highest rate "
-        f"{', '.join(f'{peak:.2g}' for peak in sorted(peaks))}; k = {k}. Loss: fraction of "
+        f"{', '.join(f'{peak:.2g}' for peak in sorted(peaks))}; {kept}. Loss: fraction of "
         f"variance unexplained + {training.aux_weight:g} × that of the residual by dead latents, "
-        f"those without activity for {training.n_dead:,} rows. Directions begin at random, the "
-        f"encoder tied to them, and keep norm 1; b_dec begins at the geometric median. Rows are "
+        f"those without activity for {training.n_dead:,} rows. {begun}. Rows are "
         f"shuffled with seed {config.seed}, the same for all dictionaries. Intervals resample "
         f"held-out groups, or latents, {config.n_resamples} times.{recipe}"
     )

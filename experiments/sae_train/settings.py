@@ -1,6 +1,6 @@
 """Settings of ``sae_train``."""
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -44,17 +44,26 @@ class SAETrainConfig(HeldOutClipsConfig):
     architecture: Architecture = Field(
         default="batchtopk",
         description="which latents are active: the k largest of a row, of a batch, those above a "
-        "learnt threshold, or as batchtopk with prefixes that reconstruct alone",
+        "learnt threshold, as batchtopk with prefixes that reconstruct alone, or (standard) all "
+        "that are positive, kept few by an L1 penalty",
+    )
+    pool: Literal["none", "mean"] = Field(
+        default="none",
+        description="mean learns one row a clip, the mean of its rows; no run is then judged with "
+        "reconstructions in its place",
     )
     expansion: float = Field(
         default=8, gt=0, le=1000, description="latents of a dictionary for each number of a row"
+    )
+    n_latents: int | None = Field(
+        default=None, ge=1, le=10**8, description="of a dictionary; None is by expansion"
     )
     k: int | None = Field(
         default=None,
         ge=1,
         le=10**6,
         description="active latents a row; of jumprelu, aimed at. None is 32, or a twelfth of a "
-        "row's width where that is less",
+        "row's width where that is less; standard has none",
     )
     prefix_shares: list[PrefixShare] = Field(
         default=[1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0],
@@ -89,6 +98,14 @@ class SAETrainConfig(HeldOutClipsConfig):
     aux_weight: float = Field(
         default=1 / 32, ge=0, le=1000, description="of the loss that revives dead latents"
     )
+    l1_weight: float = Field(
+        default=0.2, ge=0, le=1000, description="of standard's penalty, of rows of mean square 1"
+    )
+    is_centred: bool = Field(
+        default=True, description="b_dec is learnt and taken from rows first; else there is none"
+    )
+    is_tied: bool = Field(default=False, description="the encoder is the directions themselves")
+    keeps_norms: bool = Field(default=True, description="directions keep norm 1")
     dead_after: int | None = Field(
         default=None,
         ge=1,
@@ -125,7 +142,8 @@ class SAETrainConfig(HeldOutClipsConfig):
         Raises:
             InputError: more active latents than there are.
         """
-        d_sae, k = max(round(self.expansion * width), 1), self.k or max(min(32, width // 12), 1)
+        d_sae = self.n_latents or max(round(self.expansion * width), 1)
+        k = None if self.architecture == "standard" else self.k or max(min(32, width // 12), 1)
         prefixes: tuple[int, ...] = ()
         if self.architecture == "matryoshka":
             prefixes = tuple(sorted({max(round(d_sae * share), 1) for share in self.prefix_shares}))
@@ -141,6 +159,10 @@ class SAETrainConfig(HeldOutClipsConfig):
             learning_rate=self.learning_rate,
             decay_share=self.decay_share,
             aux_weight=self.aux_weight,
+            l1_weight=self.l1_weight,
+            is_centred=self.is_centred,
+            is_tied=self.is_tied,
+            keeps_norms=self.keeps_norms,
             dead_after=self.dead_after,
             resample_every=self.resample_every,
         )
@@ -173,6 +195,15 @@ class SAETrainConfig(HeldOutClipsConfig):
             raise ValueError(
                 f"rows of a store are learnt as they are, {', '.join(said)} would decide nothing: "
                 "leave out either store or these"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_no_useless_k(self) -> "SAETrainConfig":
+        if self.architecture == "standard" and self.k is not None:
+            raise ValueError(
+                f"k={self.k} decides nothing of standard, whose l1_weight keeps latents few: leave "
+                "k out, or take another architecture"
             )
         return self
 

@@ -74,6 +74,28 @@ def test_files_of_dictionary_learning(tmp_path: Path) -> None:
     assert load_dictionary(tmp_path).sae.cfg.architecture == "topk"
 
 
+def test_a_plain_relu_with_a_penalty(tmp_path: Path) -> None:
+    """SAELens' ``standard`` and dictionary_learning's ``AutoEncoder``, and ours as the former."""
+    draw = torch.Generator().manual_seed(4)
+    w_enc, w_dec, x = (torch.randn(*shape, generator=draw) for shape in ((5, 9), (9, 5), (7, 5)))
+    b_enc, b_dec = torch.randn(9, generator=draw), torch.randn(5, generator=draw)
+    made = ((x - b_dec) @ w_enc + b_enc).relu() @ w_dec + b_dec
+    theirs = {
+        "encoder.weight": w_enc.T, "encoder.bias": b_enc, "decoder.weight": w_dec.T, "bias": b_dec
+    }  # fmt: skip
+    torch.save(theirs, tmp_path / "ae.pt")
+    (tmp_path / "config.json").write_text('{"trainer": {"dict_class": "AutoEncoder"}}')
+    read = load_dictionary(tmp_path).sae
+    torch.testing.assert_close(read(x), made)
+    save_dictionary(read, folder := tmp_path / "ours", point="p", model="m")
+    assert json.loads((folder / "cfg.json").read_text())["architecture"] == "standard"
+    assert {*load_file(folder / "sae_weights.safetensors")} == {"W_enc", "W_dec", "b_enc", "b_dec"}
+    (folder / "hooked_alm.json").unlink()  # as SAELens would have written it
+    again = load_dictionary(folder).sae
+    assert again.cfg == read.cfg
+    assert torch.equal(again(x), read(x))
+
+
 def test_a_threshold_that_was_never_found_is_refused(tmp_path: Path) -> None:
     """C51: SAELens and dictionary_learning would take everything as active."""
     with pytest.raises(InputError, match="negative or was never found"):

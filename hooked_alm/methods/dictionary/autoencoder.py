@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ...errors import InputError
 
-Architecture = Literal["topk", "batchtopk", "jumprelu", "matryoshka"]
+Architecture = Literal["topk", "batchtopk", "jumprelu", "matryoshka", "standard"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,10 +29,10 @@ class DictionaryConfig:
     """``topk``: the k largest of each row. ``batchtopk``: in training the largest of all rows of a
     batch, k a row on average; in use all above one threshold. ``jumprelu``: all above a threshold
     of the latent's own. ``matryoshka``: as batchtopk, and every prefix of the dictionary
-    reconstructs on its own."""
+    reconstructs on its own. ``standard``: all that are positive, which an L1 penalty keeps few."""
     k: int | None
     """Active latents a row: all, on average, or aimed at. None is unknown, of a dictionary that is
-    only used and has thresholds."""
+    only used and has thresholds, or of standard, which sets none."""
     prefixes: tuple[int, ...] = ()
     """Of matryoshka: numbers of latents that reconstruct on their own, ascending; the last is all
     of them."""
@@ -42,7 +42,10 @@ class DictionaryConfig:
         doing, faults = "making a sparse autoencoder", []
         if self.d_in < 1 or self.d_sae < 1:
             faults.append(f"d_in={self.d_in} and d_sae={self.d_sae}, expected 1 or more")
-        if not (self.k is None and self.has_threshold) and not 1 <= (self.k or 0) <= self.d_sae:
+        if self.architecture == "standard":
+            if self.k is not None:
+                faults.append(f"k={self.k} of standard, which sets no number of active latents")
+        elif not (self.k is None and self.has_threshold) and not 1 <= (self.k or 0) <= self.d_sae:
             faults.append(f"k={self.k}, expected 1 to d_sae={self.d_sae}")
         prefixes = self.prefixes
         if self.architecture == "matryoshka":
@@ -57,7 +60,7 @@ class DictionaryConfig:
     @property
     def has_threshold(self) -> bool:
         """Whether a threshold decides in use what is active."""
-        return self.architecture != "topk"
+        return self.architecture not in ("topk", "standard")
 
     @property
     def n_active(self) -> int:
@@ -91,7 +94,7 @@ class SparseAutoencoder(nn.Module):
         self.W_dec = nn.Parameter(torch.zeros(cfg.d_sae, cfg.d_in))
         self.b_dec = nn.Parameter(torch.zeros(cfg.d_in))
         self.threshold = nn.Parameter(torch.full((cfg.d_sae,), torch.nan))
-        """``[latent]``; NaN until training has found one, and always of topk."""
+        """``[latent]``; NaN until training has found one, and always of topk and standard."""
         self.requires_grad_(False)
 
     @property
@@ -136,6 +139,8 @@ class SparseAutoencoder(nn.Module):
         if self.cfg.has_threshold:
             self.check_threshold()
             return pre * (pre > self.threshold)
+        if self.cfg.architecture == "standard":
+            return pre.relu()
         kept = pre.topk(self.cfg.n_active, dim=-1).indices
         return torch.zeros_like(pre).scatter(-1, kept, pre.gather(-1, kept).relu())
 

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-NumberSource = Literal["card", "ours"]
-"""``card``: the published model card or README. ``ours``: not published, and so our own choice."""
-RecipeName = Literal["audiosae"]
+NumberSource = Literal["card", "code", "ours"]
+"""``card``: the published model card or README. ``code``: the published code. ``ours``: not
+published, and so our own choice."""
+RecipeName = Literal["audiosae", "mariotte", "freud"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,31 @@ RECIPES: Mapping[RecipeName, Recipe] = {
             "aux_weight": (0.0, "card"),
             "n_rows": (200_000 * 1024, "card"),  # 200,000 steps of so many rows as:
             "step_rows": (1024, "ours"),
+        },
+    ),
+    "mariotte": Recipe(
+        source="Mariotte's audxsae @828fcaf, its training code",
+        settings={
+            "pool": ("mean", "code"),
+            "architecture": ("topk", "code"),
+            "n_latents": (2048, "code"),
+            "k": (102, "code"),  # int((1 - s) 2048) at s = .95, of .75 to .99
+            "is_centred": (False, "code"),
+            "keeps_norms": (False, "code"),
+            "learning_rate": (1e-3, "code"),
+            "decay_share": (0.0, "code"),  # halved every 200 of 100 passes
+            "step_rows": (16, "code"),
+            "aux_weight": (0.0, "ours"),
+        },
+    ),
+    "freud": Recipe(
+        source="FREUD (Mozilla Builders) @e6b6564, its L1 autoencoder",
+        settings={
+            "architecture": ("standard", "code"),
+            "is_tied": (True, "code"),
+            "is_centred": (False, "code"),
+            "aux_weight": (0.0, "ours"),
+            "l1_weight": (0.2, "ours"),
         },
     ),
 }

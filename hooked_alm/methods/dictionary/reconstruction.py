@@ -49,6 +49,8 @@ def reconstructed(
         elif cfg.architecture == "jumprelu":
             # Those just below it, too, move their threshold.
             active = above_threshold(pre, sae.threshold - bandwidth / 2)
+        elif cfg.architecture == "standard":
+            active = above_threshold(pre, torch.zeros_like(sae.b_enc))
         else:
             active = batch_top_k(pre, cfg.n_active, above=above)
     value = encoded(pre, centred, sae.encoder, sae.b_enc, active)

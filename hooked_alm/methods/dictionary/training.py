@@ -44,6 +44,14 @@ class DictionaryTraining:
     """Steps after which latents that are never positive begin anew; 0 is never."""
     l0_weight: float = 1.0
     """Of jumprelu's ``(L0 / k - 1)^2``."""
+    l1_weight: float = 0.2
+    """Of standard's sum of activations, each times the norm of its direction, a row."""
+    is_centred: bool = True
+    """Whether ``b_dec`` is learnt, and taken from rows before they are encoded; else it is 0."""
+    is_tied: bool = False
+    """Whether the encoder is the directions themselves, all along."""
+    keeps_norms: bool = True
+    """Whether directions keep norm 1."""
     bandwidth: float = 0.001
     """Of jumprelu's pseudo-derivative, in units of a row's root mean square norm."""
 
@@ -62,6 +70,7 @@ class DictionaryTraining:
                 "dead_after": self.dead_after is None or self.dead_after >= 1,
                 "resample_every": self.resample_every >= 0,
                 "l0_weight": self.l0_weight >= 0,
+                "l1_weight": self.l1_weight >= 0,
                 "bandwidth": self.bandwidth > 0,
             }.items()
             if not is_good
@@ -114,8 +123,9 @@ class DictionaryTrainer:
     """Trains one dictionary of rows that are scaled to a mean square norm of 1.
 
     Loss: fraction of variance unexplained (of matryoshka, its mean over the prefixes), plus
-    ``aux_weight`` times ``dead_latent_loss``; of jumprelu, also ``l0_weight * (L0 / k - 1)^2``.
-    Directions keep norm 1: the part of their gradient along them is taken out.
+    ``aux_weight`` times ``dead_latent_loss``; of jumprelu, also ``l0_weight * (L0 / k - 1)^2``, of
+    standard ``l1_weight`` times the mean row's sum of ``f |W_dec|``. Directions keep norm 1, unless
+    told otherwise: the part of their gradient along them is taken out.
     """
 
     def __init__(
@@ -154,12 +164,21 @@ class DictionaryTrainer:
             pre = self.sae.pre(rows * self.scale)
             active = batch_top_k(pre, cfg.n_active)
             self.sae.threshold.fill_(pre[active.row, active.latent].min().clamp_min(0.0))
-        self._learnt = [self.sae.encoder, self.sae.b_enc, self.sae.W_dec, self.sae.b_dec]
-        if cfg.architecture == "jumprelu":
-            self._learnt.append(self.sae.threshold)
-        for parameter in self._learnt:
+        if not training.is_centred:
+            self.sae.b_dec.zero_()
+        learnt = {
+            "encoder": not training.is_tied,
+            "b_enc": True,
+            "W_dec": True,
+            "b_dec": training.is_centred,
+            "threshold": cfg.architecture == "jumprelu",
+        }
+        self._learnt = {name: getattr(self.sae, name) for name, yes in learnt.items() if yes}
+        for parameter in self._learnt.values():
             parameter.requires_grad_(True)
-        self._optimizer = torch.optim.Adam(self._learnt, lr=0.0, fused=True)
+        # A tied one has the gradient of what it is read off.
+        self.sae.encoder.requires_grad_(True)
+        self._optimizer = torch.optim.Adam([*self._learnt.values()], lr=0.0, fused=True)
 
     def trained(self) -> SparseAutoencoder:
         """A copy of the dictionary as it stands, for rows in their own units."""
@@ -189,6 +208,9 @@ class DictionaryTrainer:
         loss = torch.stack(losses).mean() + training.aux_weight * aux
         if self.cfg.architecture == "jumprelu":
             loss = loss + training.l0_weight * (made.l0 / self.cfg.n_active - 1).square()
+        elif self.cfg.architecture == "standard":
+            size = made.value * sae.W_dec.norm(dim=-1)[made.active.latent]
+            loss = loss + training.l1_weight * size.sum() / len(x)
         rate = training.rate(self.n_done, self.cfg.d_sae)
         self._descend(loss, rate)
         with torch.no_grad():
@@ -213,17 +235,23 @@ class DictionaryTrainer:
         return self.cfg.architecture in ("batchtopk", "matryoshka")
 
     def _descend(self, loss: Tensor, rate: float) -> None:
-        self._optimizer.zero_grad(set_to_none=True)
+        self.sae.zero_grad(set_to_none=True)
         loss.backward()
-        directions = self.sae.W_dec
+        directions, training = self.sae.W_dec, self.training
         with torch.no_grad():
             assert directions.grad is not None
-            along = (directions.grad * directions).sum(-1, keepdim=True)
-            directions.grad -= along * directions
+            if training.is_tied and self.sae.encoder.grad is not None:
+                directions.grad += self.sae.encoder.grad
+            if training.keeps_norms:
+                along = (directions.grad * directions).sum(-1, keepdim=True)
+                directions.grad -= along * directions
             for group in self._optimizer.param_groups:
                 group["lr"] = rate
             self._optimizer.step()
-            directions.copy_(F.normalize(directions, dim=-1))
+            if training.keeps_norms:
+                directions.copy_(F.normalize(directions, dim=-1))
+            if training.is_tied:
+                self.sae.encoder.copy_(directions)
             if self.cfg.architecture == "jumprelu":
                 self.sae.threshold.clamp_(min=0.0)
 
@@ -261,10 +289,10 @@ class DictionaryTrainer:
         others = sae.encoder[~chosen]
         size = others.norm(dim=-1).mean() if len(others) else directions.new_ones(())
         sae.W_dec[at] = directions
-        sae.encoder[at] = 0.2 * size * directions
+        sae.encoder[at] = directions if self.training.is_tied else 0.2 * size * directions
         sae.b_enc[at] = 0.0
-        for parameter in (sae.W_dec, sae.encoder, sae.b_enc):
-            state = self._optimizer.state[parameter]
+        for parameter in {"W_dec", "encoder", "b_enc"} & self._learnt.keys():
+            state = self._optimizer.state[self._learnt[parameter]]
             for name in ("exp_avg", "exp_avg_sq"):
                 state[name][at] = 0.0
         self._quiet[:, at] = 0
@@ -290,9 +318,8 @@ class DictionaryTrainer:
         Raises:
             InputError: it has other tensors than those of this training.
         """
-        learnt = {name: p for name, p in self.sae.named_parameters() if p.requires_grad}
         expected = {name: tuple(value.shape) for name, value in self.state().items()}
-        for name, parameter in learnt.items():
+        for name, parameter in self._learnt.items():
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 expected[f"{key}:{name}"] = () if key == "step" else tuple(parameter.shape)
         found = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -308,7 +335,7 @@ class DictionaryTrainer:
             self._quiet.copy_(state["quiet"])
             for name, parameter in self.sae.named_parameters():
                 parameter.copy_(state[name])
-        for name, parameter in learnt.items():
+        for name, parameter in self._learnt.items():
             self._optimizer.state[parameter] = {
                 key: state[f"{key}:{name}"].clone().to(parameter.device)
                 for key in ("step", "exp_avg", "exp_avg_sq")

@@ -15,6 +15,7 @@ from hooked_alm import HookedALM
 from hooked_alm.converters.dictionaries import load_dictionary
 from hooked_alm.errors import InputError
 from hooked_alm.experiments.materials.clip_rows import ClipRows
+from hooked_alm.experiments.materials.dictionaries import PlacedDictionary
 from hooked_alm.experiments.materials.dictionary_partners import stability_table
 from hooked_alm.experiments.sae_train.experiment import TrainDictionaries
 from hooked_alm.experiments.sae_train.settings import SAETrainConfig
@@ -153,16 +154,39 @@ def test_what_the_answer_loses(finished: RunFolder, tiny_models: TinyModels, cli
     assert (table.kl_mean > 0).all()
 
 
-@pytest.mark.parametrize("architecture", ["topk", "jumprelu", "matryoshka"])
+@pytest.mark.parametrize("architecture", ["topk", "jumprelu", "matryoshka", "standard"])
 def test_other_architectures(
     architecture: str, tiny_models: TinyModels, clips: Path, tmp_path: Path
 ) -> None:
-    settings = {"points": [POINTS[0]], "n_dictionaries": 1, "noise": False, "n_rows": 48}
+    settings: dict[str, Any] = {
+        "points": [POINTS[0]], "n_dictionaries": 1, "noise": False, "n_rows": 48
+    }  # fmt: skip
+    settings["k"] = None if architecture == "standard" else 3
     one = toy(tiny_models, clips, architecture=architecture, **settings)
     folder = runner.run(one, tmp_path / "run")
     assert [*folder.read_table("findings").claim] == [f"recovers {POINTS[0]}"]
     stored = load_dictionary(folder.path / "sae" / POINTS[0] / "seed_0").sae
     assert stored.cfg.architecture == architecture
+
+
+def test_means_over_clips(tiny_models: TinyModels, clips: Path, tmp_path: Path) -> None:
+    """Mariotte's recipe: what is learnt is one row a clip, and nothing else reads such rows."""
+    settings = {"recipe": "mariotte", "step_rows": 4, "n_latents": 24, "noise": False}
+    one = toy(tiny_models, clips, **settings)
+    folder = runner.run(one, tmp_path / "run")
+    single = one.rows.of.values([2])  # type: ignore[attr-defined]
+    assert one.rows.n_rows == [1] * 8
+    for point, row in one.rows.values([5, 2]).items():
+        assert row.shape[0] == 2
+        torch.testing.assert_close(row[1], single[point].mean(0), rtol=1e-5, atol=1e-6)
+    assert folder.read_table("recovered").empty
+    page = (folder.path / "report.html").read_text("utf-8")
+    assert "the mean over a clip is at no place of a run" in page
+    assert "Means over each clip of rows" in page
+    placed = PlacedDictionary.read(str(folder.path / "sae" / POINTS[0] / "seed_0"))
+    assert not placed.sae.b_dec.any()
+    with pytest.raises(InputError, match="a dictionary of means over whole clips"):
+        placed.check(one.rows.points[0], "it")
 
 
 def test_the_encoder_has_dictionaries_too(
@@ -244,7 +268,11 @@ def test_one_speaker_alone_is_refused(tiny_models: TinyModels, clips: Path, tmp_
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"prefix_shares": [0.5]}, "prefix_shares"), ({"n_rows": 0}, "greater than or equal to 1")],
+    [
+        ({"prefix_shares": [0.5]}, "prefix_shares"),
+        ({"n_rows": 0}, "greater than or equal to 1"),
+        ({"architecture": "standard", "k": 3}, "k=3 decides nothing of standard"),
+    ],
 )
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -265,6 +293,22 @@ def test_a_published_recipe() -> None:
     assert (changed.k, changed.provenance["k"], changed.aux_weight) == (20, "given", 0)
     assert SAETrainConfig(**changed.model_dump()) == changed
     assert SAETrainConfig().provenance == {}
+
+
+def test_recipes_of_code() -> None:
+    """FREUD's L1 autoencoder is tied and has no centre; Mariotte's rows are clips' means."""
+    freud = SAETrainConfig(recipe="freud")
+    assert freud.shape(384).k is None
+    plan = freud.training()
+    assert (plan.is_tied, plan.is_centred, plan.l1_weight) == (True, False, 0.2)
+    assert freud.provenance == {
+        "architecture": "code", "is_tied": "code", "is_centred": "code", "aux_weight": "ours",
+        "l1_weight": "ours",
+    }  # fmt: skip
+    mariotte = SAETrainConfig(recipe="mariotte")
+    assert (mariotte.pool, mariotte.shape(768).d_sae, mariotte.shape(768).k) == ("mean", 2048, 102)
+    assert mariotte.training().keeps_norms is False
+    assert [mariotte.training().rate(step, 2048) for step in (2_000, 62_499)] == [1e-3, 1e-3]
 
 
 # --- Summaries

@@ -1,6 +1,7 @@
 """Training: what is learnt of planted directions, who is revived, and going on after a stop."""
 
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 import torch
@@ -21,14 +22,20 @@ from hooked_alm.methods.dictionary.training import (
 )
 from planted import D_IN, planted_rows
 
-ARCHITECTURES: tuple[Architecture, ...] = ("topk", "batchtopk", "jumprelu", "matryoshka")
+ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 
 
-def shape(architecture: Architecture = "topk", k: int = 3, d_sae: int = 64) -> DictionaryConfig:
+def shape(
+    architecture: Architecture = "topk", k: int | None = 3, d_sae: int = 64
+) -> DictionaryConfig:
+    k = None if architecture == "standard" else k
     prefixes = (16, d_sae) if architecture == "matryoshka" else ()
     return DictionaryConfig(
         d_in=D_IN, d_sae=d_sae, architecture=architecture, k=k, prefixes=prefixes
     )
+
+
+LEARNT = ("encoder", "b_enc", "W_dec", "b_dec")
 
 
 def rows(n: int = 128, seed: int = 5) -> Tensor:
@@ -75,7 +82,65 @@ def test_directions_keep_their_length(architecture: Architecture) -> None:
     step = run(trainer, 5)
     lengths = trainer.sae.W_dec.detach().norm(dim=-1)
     torch.testing.assert_close(lengths, torch.ones(64), rtol=0, atol=1e-6)
-    assert float(step.l0) == pytest.approx(3.0, abs=0.6 if architecture == "jumprelu" else 0)
+    if architecture != "standard":
+        assert float(step.l0) == pytest.approx(3.0, abs=0.6 if architecture == "jumprelu" else 0)
+
+
+def test_a_penalty_keeps_activations_few() -> None:
+    """Loss and gradients of standard: a plain ReLU's, densely, with the sum of its activations."""
+    trainer = begun(shape("standard"), l1_weight=0.7, aux_weight=0.0, learning_rate=1e-3)
+    sae, x = trainer.sae, rows() * trainer.scale
+    dense = {name: getattr(sae, name).detach().clone().requires_grad_() for name in LEARNT}
+    features = ((x - dense["b_dec"]) @ dense["encoder"].T + dense["b_enc"]).relu()
+    made = features @ dense["W_dec"] + dense["b_dec"]
+    fvu = (x - made).square().sum() / (x - x.mean(0)).square().sum()
+    (fvu + 0.7 * features.sum(-1).mean()).backward()
+    step = trainer.step(rows())
+    torch.testing.assert_close(step.fvu, fvu.detach())
+    torch.testing.assert_close(step.l0, (features > 0).sum(-1).float().mean())
+    for name in ("encoder", "b_enc", "b_dec"):
+        torch.testing.assert_close(getattr(sae, name).grad, dense[name].grad)
+    sparse, plain = (
+        run(begun(shape("standard"), 60, l1_weight=weight), 60).l0 for weight in (1.0, 0.0)
+    )
+    assert sparse < plain / 2
+
+
+@pytest.mark.parametrize("architecture", ["standard", "topk"])
+def test_a_tied_encoder_stays_the_directions(architecture: Architecture) -> None:
+    """As one tensor in both places would be trained; no centre is learnt, and norms are free."""
+    settings = {"is_tied": True, "is_centred": False, "keeps_norms": False}
+    cfg = shape(architecture)
+    trainer = begun(cfg, learning_rate=1e-3, aux_weight=0.0, resample_every=3, **settings)
+    sae, x = trainer.sae, rows() * trainer.scale
+    one, bias = sae.W_dec.detach().clone().requires_grad_(), sae.b_enc.detach()
+    pre = x @ one.T + bias
+    if architecture == "topk":
+        kept = pre.topk(3, dim=-1).indices
+        features = torch.zeros_like(pre).scatter(-1, kept, pre.gather(-1, kept)).relu()
+    else:
+        features = pre.relu()
+    loss = (x - features @ one).square().sum() / (x - x.mean(0)).square().sum()
+    if architecture == "standard":
+        loss = loss + 0.2 * (features * one.norm(dim=-1)).sum(-1).mean()
+    loss.backward()
+    trainer.step(rows())
+    torch.testing.assert_close(sae.W_dec.grad, one.grad)
+    run(trainer, 8)
+    assert torch.equal(sae.encoder, sae.W_dec)
+    assert not sae.b_dec.any()
+    assert (sae.W_dec.norm(dim=-1) - 1).abs().max() > 1e-3
+    again = DictionaryTrainer(cfg, trainer.training, rows(seed=8), seed=99)
+    again.restore({name: value.clone() for name, value in trainer.state().items()})
+    run(trainer, 3)
+    run(again, 3)
+    assert torch.equal(again.sae.W_dec, trainer.sae.W_dec)
+    assert torch.equal(again.sae.encoder, again.sae.W_dec)
+
+
+def test_a_number_of_active_latents_is_none_of_standard() -> None:
+    with pytest.raises(InputError, match="k=3 of standard, which sets no number"):
+        DictionaryConfig(d_in=D_IN, d_sae=8, architecture="standard", k=3)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
