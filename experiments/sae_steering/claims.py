@@ -3,7 +3,7 @@
 from ..materials.transcript_tables import error_rise
 from ..workbench.claims import Claim, Finding, around_zero, few, judged, not_measured, shown
 from ..workbench.controls import ROUNDING, Control, Outcome, at_most
-from .plan import BESIDE, NO_OP
+from .plan import BESIDE, NO_OP, SHIFTS
 from .tables import SteeringResults, after, before, fall, of_arm, removed
 
 TOLERATED = 0.05
@@ -11,6 +11,7 @@ TOLERATED = 0.05
 SAID: dict[str, str] = {
     "features": "the features of non-speech",
     "random": "others nearest in activity",
+    "random_shift": "a shift of equal size along others nearest in activity",
     "frequent": "the most frequent features",
     "dense": "a shift of equal size along the difference of the means",
     "reconstruction": "what the dictionary does not reconstruct",
@@ -33,11 +34,11 @@ def _put_together(run: SteeringResults) -> Outcome:
 
 
 def _same_size(run: SteeringResults) -> Outcome:
-    """The dense control moves every clip as far as the features do."""
-    table = run["steered"]
-    far = {name: table[(table.arm == name) & (table.alpha != NO_OP)]
-           .set_index(["clip", "alpha"]).moved for name in ("dense", "features")}  # fmt: skip
-    apart = (far["dense"] - far["features"]) / far["features"].where(far["features"] > 0, 1.0)
+    """Shifts move every clip as far as the features do."""
+    table = run["steered"][run["steered"].alpha != NO_OP]
+    far = table[table.arm == "features"].set_index(["clip", "alpha"]).moved
+    shifted = table[table.arm.isin(SHIFTS)].join(far.rename("size"), on=["clip", "alpha"])
+    apart = (shifted.moved - shifted["size"]) / shifted["size"].where(shifted["size"] > 0, 1.0)
     return at_most(apart, ROUNDING["relative"]["float32"], "of it")
 
 
@@ -60,7 +61,7 @@ CONTROLS = (
             guards_against="a splice that is not the identity by itself"),
     Control(name="strength 1 is all other features and the error", of=("steered",),
             check=_put_together, guards_against="a sign or a latent that is not the one chosen"),
-    Control(name="the dense control moves rows as far", of=("steered",), check=_same_size,
+    Control(name="shifts move rows as far", of=("steered",), check=_same_size,
             guards_against="a control that is weaker than what it controls"),
     Control(name="every arm has the same clips", of=("steered", "transcripts"), check=_same_clips,
             guards_against="rates over different clips"),

@@ -108,12 +108,15 @@ class SAESteering(TranscriptionExperiment[SAESteeringConfig]):
         known = read_activities(self.folder, files)
         is_silent = (tables["chosen"].holds == "no_speech").to_numpy()
         no_speech, speech = known.of(is_silent), known.of(~is_silent)
-        every = arms(no_speech, speech, self.config)
+        every = arms(self.dictionary.sae, no_speech, speech, self.config)
         units = [Unit("latents", LatentRows.of(every, no_speech, speech))]
         for arm, alpha in strengths(every, self.config):
             draw = f"_{arm.draw}" if arm.name == "random" else ""
             units += [
-                Unit(f"{arm.name}{draw}__{alpha:g}__{first}", Steered(arm, alpha, some))
+                Unit(
+                    f"{arm.name}{draw}__{alpha:g}__{first}",
+                    Steered(arm, alpha, some),
+                )
                 for first, some in self._batches("held-out")
             ]
         return units

@@ -14,8 +14,8 @@ CAVEATS = (
     "the table may need other features.",
     "A model that writes nothing any more is silent of noise, too: read how often words are "
     "written of nothing beside the errors in speech, at every strength.",
-    "Controls are matched in what they are, not in how far they move rows, but for the dense one: "
-    "the table says how far each does.",
+    "Features beside the chosen ones are matched in what they are, shifts in how far they move "
+    "rows: the table says how far each does.",
     "Rows that hear the clip are changed. What the encoder has written into frames that pad it "
     "stays, and the decoder may read it there.",
 )
@@ -74,7 +74,7 @@ def _doses(page: Page, run: SteeringResults) -> None:
         "Strength 0 is the model as it is, 1 takes out what is named, more pushes against it. "
         "Steering works where the first curve of the features falls, those of the controls do "
         "not, and the second stays. Random draws are averaged.",
-        "Strength 0 changes nothing, the dense shift is as large as what the features do.",
+        "Strength 0 changes nothing, shifts are as large as what the features do.",
     )  # fmt: skip
 
 
@@ -106,9 +106,10 @@ def method(run: SteeringResults) -> str:
         "reconstruct kept. They are chosen by their mean over all rows of clips without speech "
         f"less that of speech, on {config.choice_share:.0%} of the clips of either kind, drawn "
         f"with seed {config.seed}; {config.n_random} draws of others are each one's nearest in "
-        "mean activation where nothing is said; the most frequent are so over all these rows; the "
-        "dense control moves each row from the mean of non-speech towards that of speech, as far "
-        f"as the features do. Greedy transcripts of at most {config.max_new_tokens} tokens, "
+        "mean activation where nothing is said; the most frequent are so over all these rows; "
+        "shifts move each row as far as the features do, against what all drawn others write there "
+        f"on average, or from the mean of non-speech towards that of speech. Greedy "
+        f"transcripts of at most {config.max_new_tokens} tokens, "
         f"{config.batch_size} clips a batch. Words are compared after normalisation: "
         f"{config.normaliser}. "
         f"Intervals resample {config.resampled} {config.n_resamples} times with seed "

@@ -24,11 +24,14 @@ from ..materials.transcription import Transcription, whose
 from ..workbench.results import Row
 from .settings import SAESteeringConfig
 
-ArmName = Literal["features", "random", "frequent", "dense", "reconstruction"]
+ArmName = Literal["features", "random", "random_shift", "frequent", "dense", "reconstruction"]
 ARMS: tuple[ArmName, ...] = get_args(ArmName)
-"""What is done to rows: the features chosen are taken out; others nearest in activity; those that
-are active most often; every row is moved as far along the difference of the means; or all is taken
-out that the dictionary does not reconstruct."""
+"""What is done to rows: the features chosen are taken out; others nearest in activity; every row is
+moved as far along what these write on average; those that are active most often are taken out;
+every row is moved as far along the difference of the means; or all is taken out that the dictionary
+does not reconstruct."""
+SHIFTS: tuple[ArmName, ...] = ("random_shift", "dense")
+"""The controls that move every row as far as the features do."""
 BESIDE: tuple[ArmName, ...] = ARMS[1:]
 """The controls."""
 NO_OP = 0.0
@@ -41,20 +44,18 @@ class Arm:
 
     name: ArmName
     latents: tuple[int, ...]
-    """Of the dense control those whose size it takes; of the reconstruction none."""
+    """Of a shift those whose size it takes; of the reconstruction none."""
     draw: int = 0
     """Of several that are drawn."""
     direction: tuple[float, ...] = ()
-    """Of the dense control."""
+    """Of a shift."""
 
     def edit(self, sae: SparseAutoencoder, alpha: float) -> RowEdit:
         """What is done to rows at some strength."""
         if self.name == "reconstruction":
             return reconstruction(sae)
         features = suppress(sae, torch.tensor(self.latents), alpha)
-        if self.name != "dense":
-            return features
-        return shift(torch.tensor(self.direction), features)
+        return shift(torch.tensor(self.direction), features) if self.direction else features
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class LatentRows:
              "mean_speech": float(speech.mean[latent]),
              "active_no_speech": float(no_speech.frequency[latent]),
              "active_speech": float(speech.frequency[latent])}
-            for arm in every if arm.name not in ("dense", "reconstruction")
+            for arm in every if arm.name not in (*SHIFTS, "reconstruction")
             for rank, latent in enumerate(arm.latents)
         ))  # fmt: skip
 
@@ -125,10 +126,13 @@ def halves(ours: Transcription, config: SAESteeringConfig) -> dict[str, Half]:
     return parts
 
 
-def arms(no_speech: Activity, speech: Activity, config: SAESteeringConfig) -> list[Arm]:
+def arms(
+    sae: SparseAutoencoder, no_speech: Activity, speech: Activity, config: SAESteeringConfig
+) -> list[Arm]:
     """The features of non-speech, and the controls beside them.
 
     Args:
+        sae: the dictionary.
         no_speech: what is active in the clips without speech that features are chosen on.
         speech: the same of speech.
         config: of the run.
@@ -136,14 +140,15 @@ def arms(no_speech: Activity, speech: Activity, config: SAESteeringConfig) -> li
     n = config.n_latents
     chosen = differing(no_speech, speech, n)
     latents = tuple(chosen.tolist())
-    found = [Arm("features", latents)]
-    for draw in range(config.n_random):
-        drawn = as_active(chosen, no_speech, config.seed + draw)
-        found.append(Arm("random", tuple(drawn.tolist()), draw))
+    others = [as_active(chosen, no_speech, config.seed + draw) for draw in range(config.n_random)]
+    drawn = torch.cat(others)
+    written = no_speech.mean[drawn] @ sae.W_dec[drawn].cpu()
     often = most_frequent(Activity.pooled([no_speech, speech]), n)
     direction = speech.rows - no_speech.rows
     return [
-        *found,
+        Arm("features", latents),
+        *(Arm("random", tuple(one.tolist()), draw) for draw, one in enumerate(others)),
+        Arm("random_shift", latents, direction=tuple((-written).tolist())),
         Arm("frequent", tuple(often.tolist())),
         Arm("dense", latents, direction=tuple(direction.tolist())),
         Arm("reconstruction", ()),

@@ -14,7 +14,10 @@ from hooked_alm.experiments.sae_steering.tables import SteeringResults, summaris
 Change = Callable[[SteeringResults], SteeringResults]
 N = 20
 """Clips of either kind."""
-SILENCED = {"features": 0.9, "random": 0.1, "frequent": 0.2, "dense": 0.3, "reconstruction": 0.0}
+SILENCED = {
+    "features": 0.9, "random": 0.1, "random_shift": 0.1, "frequent": 0.2, "dense": 0.3,
+    "reconstruction": 0.0,
+}  # fmt: skip
 WRONG = {"reconstruction": 1}
 
 
@@ -120,13 +123,14 @@ def _tested_on_the_same(run: SteeringResults) -> SteeringResults:
 BROKEN: dict[str, Change] = {
     "strength 0 changes nothing": _moves_a_row,
     "strength 1 is all other features and the error": _another_sign,
-    "the dense control moves rows as far": _weaker,
+    "shifts move rows as far": _weaker,
     "every arm has the same clips": _fewer_clips,
     "features were chosen on other clips": _tested_on_the_same,
 }
 OTHER_WAY: dict[str, Change] = {
     "silences": lambda run: made(heard=0.0),
     "more than random": lambda run: made({"random": 0.9}),
+    "more than random_shift": lambda run: made({"random_shift": 0.9}),
     "more than frequent": lambda run: made({"frequent": 1.0}),
     "more than dense": lambda run: made({"dense": 1.0}),
     "more than reconstruction": lambda run: made({"reconstruction": 0.9}),

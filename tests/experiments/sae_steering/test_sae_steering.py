@@ -13,6 +13,7 @@ from torch import Tensor
 from hooked_alm.converters.dictionaries import load_dictionary, save_dictionary
 from hooked_alm.errors import InputError
 from hooked_alm.experiments.sae_steering.experiment import SAESteering
+from hooked_alm.experiments.sae_steering.plan import SHIFTS
 from hooked_alm.experiments.sae_steering.settings import SAESteeringConfig
 from hooked_alm.experiments.workbench import runner
 from hooked_alm.experiments.workbench.executors import Processes
@@ -189,17 +190,27 @@ def test_rows_are_changed_as_in_hugging_face(run: RunFolder, reference: Referenc
         torch.cat([reference.rows(clip) for clip in chosen["clip"][chosen.holds == holds]]).mean(0)
         for holds in ("speech", "no_speech")
     ]
-    along = (means[0] - means[1]) / (means[0] - means[1]).norm()
+    silent = torch.cat(
+        [reference.rows(clip) for clip in chosen["clip"][chosen.holds == "no_speech"]]
+    )
+    activity = reference.features(silent).mean(0)
     n_changed = 0
     for (arm, draw, alpha), some in table.groupby(["arm", "draw", "alpha"]):
-        taken = latents(run, "features" if arm == "dense" else arm, draw)
+        is_shift, along = arm in SHIFTS, means[0] - means[1]
+        taken = latents(run, "features" if is_shift else arm, draw)
+        if arm == "random_shift":
+            others = [i for draw in range(2) for i in latents(run, "random", draw)]
+            along = -sum(activity[i] * sae.W_dec[i] for i in others)
 
-        def edit(x: Tensor, arm: str = arm, taken: Any = taken, alpha: float = alpha) -> Tensor:
+        def edit(
+            x: Tensor, arm: str = arm, taken: Any = taken, alpha: float = alpha, along: Any = along
+        ) -> Tensor:
             f = reference.features(x)
             if arm == "reconstruction":
                 return f @ sae.W_dec + sae.b_dec
             part = alpha * sum(f[:, [i]] * sae.W_dec[i] for i in taken)
-            return x + part.norm(dim=-1, keepdim=True) * along if arm == "dense" else x - part
+            size = part.norm(dim=-1, keepdim=True)
+            return x + size * along / along.norm() if arm in SHIFTS else x - part
 
         for one in some.head(2).to_dict("records"):
             said, rows = reference.says(one["clip"], edit), reference.rows(one["clip"])
@@ -232,7 +243,7 @@ def test_a_splice_at_every_step(run: RunFolder, reference: Reference) -> None:
 def test_rates_by_hand(run: RunFolder) -> None:
     table, own = run.read_table("steered"), run.read_table("transcripts")
     found = run.read_table("steering").set_index(["arm", "alpha"])
-    assert (found.index[0], len(found)) == (("nothing", 0.0), 1 + 4 * len(ALPHAS) + 1)
+    assert (found.index[0], len(found)) == (("nothing", 0.0), 1 + 5 * len(ALPHAS) + 1)
     for (arm, alpha), row in found.iterrows():
         mine = table[(table.arm == arm) & (table.alpha == alpha)]
         mine = own if arm == "nothing" else mine
