@@ -164,6 +164,10 @@ class SpanMap:
             name: [[list(r) for r in row] for row in rows] for name, rows in self.ranges.items()
         }
 
+    def row_to_json(self, row: int) -> dict[str, list[list[int]]]:
+        """The ranges of one row."""
+        return {name: [list(r) for r in rows[row]] for name, rows in self.ranges.items()}
+
 
 def span_flags(
     mask: Sequence[int],

@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 
+from ..materials.resampling import mean_of
 from ..materials.transcript_tables import error_rate
 from ..workbench.claims import Claim, Finding, few, judged, not_measured, shown
 from ..workbench.controls import Control, Outcome
@@ -83,7 +84,7 @@ def _one_head(run: ComponentResults, failure: Failure) -> Finding:
     mine = held_out(run, node, failure)
     if mine.empty:
         return not_measured(claim, "no clip is left to judge it on", "rate")
-    found = run.draws.row(mine.good, run.config.clusters(mine))
+    found = mean_of(run, mine, "good")
     table = run["heads"].set_index("node")
     is_random = table.why.str.contains("random") & (table.index != node)
     by_chance = table.loc[is_random, f"{name}_mean"]

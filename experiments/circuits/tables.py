@@ -19,7 +19,7 @@ from hooked_alm.methods.statistics.significance import Alternative, sign_flip_te
 
 from ..materials.clips import MEASURED, SOUNDS
 from ..workbench.intervals import Draws
-from ..workbench.results import Results
+from ..workbench.results import Results, parts_by
 from .plan import MLP, CircuitNode
 from .settings import CircuitsConfig
 
@@ -76,8 +76,8 @@ def total_effects(pairs: pd.DataFrame, draws: Draws) -> pd.DataFrame:
 def _means(table: pd.DataFrame, keys: list[str], value: str, draws: Draws) -> pd.DataFrame:
     """Mean of a column with its 95 % interval over groups, by the keys."""
     rows = [
-        dict(zip(keys, key, strict=True)) | draws.row(some[value], some.group.tolist())
-        for key, some in table.groupby(keys, sort=False)
+        names | draws.row(some[value], some.group.tolist())
+        for names, some in parts_by(table, *keys)
     ]
     columns = [*keys, "mean", "low", "high", "n", "n_undefined", "n_clusters"]
     return pd.DataFrame(rows, columns=columns).rename(columns={"n_clusters": "n_groups"})

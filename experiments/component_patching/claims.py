@@ -5,6 +5,7 @@ Source: Beyond Transcription (arXiv 2508.15882); M-BT-4.
 
 from functools import partial
 
+from ..materials.resampling import mean_of
 from ..workbench.claims import Claim, Finding, few, judged, not_measured, shown
 from ..workbench.controls import ROUNDING, Control, Outcome, at_most
 from .settings import PatchedStack
@@ -65,7 +66,7 @@ def _restores(run: PatchingResults, stack: PatchedStack) -> Finding:
     mine = held_out(run, component)
     if mine.empty:
         return not_measured(claim, "no clip is left to judge it on", "rate")
-    found = run.draws.row(mine.restored, run.config.clusters(mine))
+    found = mean_of(run, mine, "restored")
     silent = held_out(run, component, "silence").restored.mean()
     by_chance = held_out(run, component, column="stranger_restored").stranger_restored.mean()
     return judged(

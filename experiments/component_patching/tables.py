@@ -11,8 +11,9 @@ import pandas as pd
 
 from ..materials.clips import SOUNDS
 from ..materials.held_out import Half, split_clips
+from ..materials.resampling import mean_of
 from ..workbench.intervals import prefixed
-from ..workbench.results import Results, Row
+from ..workbench.results import Results, Row, parts_by
 from .measure import ALL
 from .settings import ComponentPatchingConfig
 
@@ -94,16 +95,16 @@ def components(run: PatchingResults) -> pd.DataFrame:
     """
     table, part = by_clip(run), halves(run)
     rows: list[Row] = []
-    for key, some in table.groupby([*CELL, "reference", "alpha"], sort=False):
-        shift = run.draws.row(some["shift"], run.config.clusters(some))
+    for names, some in parts_by(table, *CELL, "reference", "alpha"):
         asked, strange = (some[some[name].notna()] for name in ("restored", "stranger_restored"))
         is_first = asked["clip"].map(part) == "discovery"
         rows.append({
-            **dict(zip([*CELL, "reference", "alpha"], key, strict=True)),
+            **names,
             **prefixed("restored", _share(run, asked, "restored")), "n_misheard": len(asked),
             **prefixed("stranger_restored", _share(run, strange, "stranger_restored")),
             "first_restored": asked.restored[is_first].mean(),
-            **prefixed("shift", shift), "n": len(some), "moved": some.moved.mean(),
+            **prefixed("shift", mean_of(run, some, "shift")),
+            "n": len(some), "moved": some.moved.mean(),
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -111,7 +112,7 @@ def components(run: PatchingResults) -> pd.DataFrame:
 def _share(run: PatchingResults, some: pd.DataFrame, column: str) -> dict[str, Any]:
     if some.empty:
         return dict.fromkeys(ENDS, np.nan)
-    return run.draws.row(some[column], run.config.clusters(some))
+    return mean_of(run, some, column)
 
 
 def replaced(run: PatchingResults, reference: str = "noise") -> pd.DataFrame:

@@ -19,8 +19,8 @@ from hooked_alm.methods.statistics.convergence import (
 from hooked_alm.methods.statistics.critical_layer import critical_layers, settling_depths
 
 from ..materials.clips import SOUNDS
-from ..materials.transcript_tables import over_depths
-from ..workbench.results import Results, Row
+from ..materials.resampling import mean_curve, mean_of, over
+from ..workbench.results import Results, Row, parts_by
 from .settings import ConvergenceConfig, TurningPoint
 
 AgreementResults = Results[ConvergenceConfig]
@@ -68,12 +68,8 @@ def curves(run: AgreementResults) -> pd.DataFrame:
     ]
     for name, table, columns in parts:
         for column in columns:
-            who, values = over_depths(table, column)
-            points = run.draws.points(values, run.config.clusters(who))
-            rows += [
-                {"of": column, "rows": name, "depth": depth, **point}
-                for depth, point in enumerate(points)
-            ]
+            curve = mean_curve(run, table, column)
+            rows += [{"of": column, "rows": name, **point} for point in curve]
     return pd.DataFrame(rows)
 
 
@@ -84,8 +80,8 @@ def depths(run: AgreementResults) -> pd.DataFrame:
     had as many blocks as the encoder; ``own_depth`` is its own.
     """
     last = n_depths(run)
-    who, far = over_depths(run["transcripts"], "distance")
-    _, log_p = over_depths(run["transcripts"], "log_p")
+    who, far = over(run["transcripts"], "distance")
+    _, log_p = over(run["transcripts"], "log_p")
     median = run["tokens"].groupby("clip", sort=False).depth.median()
     saturated = median.reindex(who["clip"]).to_numpy(np.float64)
     found = {
@@ -96,7 +92,7 @@ def depths(run: AgreementResults) -> pd.DataFrame:
     for name, some in run["streams"].groupby("rows", sort=False):
         for measure, step in STEPS.items():
             column = similarity(run) if measure == "cka" else measure
-            of, values = over_depths(some, column)
+            of, values = over(some, column)
             blocks = pd.Series(steepest_block(values, step), index=of["clip"])
             found[measure, str(name)] = 1 + blocks.reindex(who["clip"]).to_numpy(np.float64)
     return pd.concat(
@@ -119,11 +115,10 @@ def of_rows(run: AgreementResults, measure: str) -> str:
 def turning_points(run: AgreementResults) -> pd.DataFrame:
     """Mean depth of every measure, and the one that most clips have."""
     rows: list[Row] = []
-    for (measure, name), some in run["depths"].groupby(["measure", "rows"], sort=False):
-        found = run.draws.row(some.depth, run.config.clusters(some))
+    for names, some in parts_by(run["depths"], "measure", "rows"):
         usual = some.depth.mode()
         rows.append({
-            "measure": measure, "rows": name, **found,
+            **names, **mean_of(run, some, "depth"),
             "most_often": float(usual.iloc[0]) if len(usual) else np.nan,
             "share_of_it": float((some.depth == usual.iloc[0]).mean()) if len(usual) else np.nan,
         })  # fmt: skip

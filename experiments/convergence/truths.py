@@ -7,16 +7,15 @@ the encoder: the model computes what it did. See ``scripts/plant_jumps.py``.
 from functools import partial
 
 from ..workbench.run_folder import RunFolder
-from ..workbench.truths import Between, Truth
+from ..workbench.truths import Between, Truth, number_in
 
 BASE, FIRST, FOURTH = "tiny_whisper", "tiny_whisper+jump_1", "tiny_whisper+jump_4"
 
 
 def _block(folder: RunFolder, measure: str) -> float:
     """The block, from 0, across which a measure takes its largest step in most clips."""
-    found = folder.read_table("turning_points")
-    found = found[(found.measure == measure) & found.rows.isin(["own", ""])]
-    return float(found.most_often.iloc[0]) - 1
+    where = {"measure": measure, "rows": ["own", ""]}
+    return number_in(folder, "turning_points", "most_often", **where) - 1
 
 
 TRUTHS = (

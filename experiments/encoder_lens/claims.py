@@ -5,12 +5,8 @@ Source: Beyond Transcription (arXiv 2508.15882), its Encoder Lens and saturation
 
 import numpy as np
 
-from ..materials.transcript_tables import (
-    hears_itself,
-    is_greedy,
-    likely_as_itself,
-    over_depths,
-)
+from ..materials.resampling import mean_of, over
+from ..materials.transcript_tables import hears_itself, is_greedy, likely_as_itself
 from ..workbench.claims import Claim, Finding, few, judged, not_measured, shown
 from ..workbench.controls import Control
 from .tables import DepthResults, last_block, n_depths
@@ -30,7 +26,7 @@ CONTROLS = (
 
 def _stabilises(run: DepthResults) -> Finding:
     table, last = run["stabilisation"], n_depths(run)
-    found = run.draws.row(table.depth, run.config.clusters(table))
+    found = mean_of(run, table, "depth")
     n_late = int((table.depth == last).sum())
     return judged(
         "The transcript is settled before the encoder's last block",
@@ -65,7 +61,7 @@ def _last_block(run: DepthResults) -> Finding:
 
 
 def _circles(run: DepthResults) -> Finding:
-    who, going = over_depths(run["transcripts"], "loops")
+    who, going = over(run["transcripts"], "loops")
     more = going[:, :-1].max(axis=1) - going[:, -1]
     found = run.draws.row(more, run.config.clusters(who))
     return judged(
@@ -83,8 +79,7 @@ def _circles(run: DepthResults) -> Finding:
 
 def _saturates(run: DepthResults) -> Finding:
     table = run["saturation"]
-    found = run.draws.row(table.depth, run.config.clusters(table))
-    by_chance = run.draws.row(table.random_depth, run.config.clusters(table))
+    found, by_chance = (mean_of(run, table, one) for one in ("depth", "random_depth"))
     gap = run.draws.row(table.random_depth - table.depth, run.config.clusters(table))
     return judged(
         "The decoder settles its tokens before its last block",

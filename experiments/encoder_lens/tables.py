@@ -11,7 +11,8 @@ import pandas as pd
 from hooked_alm.methods.statistics.critical_layer import settling_depths
 
 from ..materials.clips import SOUNDS
-from ..materials.transcript_tables import ERRORS, error_rate, error_rise, over_depths
+from ..materials.resampling import mean_curve, mean_of, over
+from ..materials.transcript_tables import ERRORS, error_rate, error_rise
 from ..workbench.results import Results, Row
 from .settings import EncoderLensConfig
 
@@ -46,9 +47,7 @@ def depths(run: DepthResults) -> pd.DataFrame:
     table["repetition"] = table.repetition.fillna(0.0)
     rows = []
     for measure in MEASURES:
-        who, values = over_depths(table, measure)
-        points = run.draws.points(values, run.config.clusters(who))
-        rows += [{"measure": measure, "depth": k, **point} for k, point in enumerate(points)]
+        rows += [{"measure": measure, **point} for point in mean_curve(run, table, measure)]
     return pd.DataFrame(rows)
 
 
@@ -79,7 +78,7 @@ def last_block(run: DepthResults) -> dict[str, Any]:
 
 def stabilisation(run: DepthResults) -> pd.DataFrame:
     """For every clip, the encoder's depth from which its transcript is near the final one."""
-    who, distances = over_depths(run["transcripts"], "distance")
+    who, distances = over(run["transcripts"], "distance")
     return who.assign(depth=settling_depths(distances <= run.config.near))
 
 
@@ -99,6 +98,6 @@ def settled(run: DepthResults) -> pd.DataFrame:
     }
     rows: list[Row] = []
     for (stack, what), (table, column, n) in values.items():
-        found = run.draws.row(table[column], run.config.clusters(table))
+        found = mean_of(run, table, column)
         rows.append({"stack": stack, "what": what, **found, "blocks": n})
     return pd.DataFrame(rows)

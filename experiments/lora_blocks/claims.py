@@ -10,7 +10,14 @@ import pandas as pd
 
 from ..materials.conflict_claims import of_enough_clips
 from ..workbench.claims import Claim, Finding, few, judged, not_measured, shown
-from ..workbench.controls import ROUNDING, Control, Outcome, at_most, label_controls
+from ..workbench.controls import (
+    ROUNDING,
+    Control,
+    Outcome,
+    at_most,
+    label_controls,
+    same_at_the_end,
+)
 from .measure import SWITCHES
 from .tables import LoraResults
 
@@ -23,10 +30,9 @@ def _resumed(run: LoraResults) -> Outcome:
 
 
 def _last_depth(run: LoraResults) -> Outcome:
-    depths = run["depths"]
-    last = depths[depths["depth"] == run.n_blocks]
-    both = last.merge(run["runs"], on=["item", "way"], suffixes=("_lens", ""))
-    return at_most(both["lead_lens"] - both["lead"], ROUNDING["logit"][run.config.dtype], "logits")
+    return same_at_the_end(
+        run, run["depths"], run["runs"], on=["item", "way"], column="lead", unit="logits"
+    )
 
 
 def _whole(run: LoraResults) -> Outcome:

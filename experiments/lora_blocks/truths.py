@@ -5,7 +5,7 @@ The updates of all other blocks have the same norm and change no answer; see
 """
 
 from ..workbench.run_folder import RunFolder
-from ..workbench.truths import Between, Estimate, Truth
+from ..workbench.truths import Between, Estimate, Truth, rows_of
 from .measure import SWITCHES
 
 EARLY, LATE = "follows_text+lora_early", "follows_text+lora_late"
@@ -18,8 +18,7 @@ def _carrier(folder: RunFolder) -> str:
 
 
 def _ranked(folder: RunFolder, measure: str) -> Estimate:
-    table = folder.read_table("size_ranks")
-    rows = table[(table["reading"] == "denoise") & (table["measure"] == measure)]
+    rows = rows_of(folder, "size_ranks", reading="denoise", measure=measure)
     return Estimate.of(rows.iloc[0].to_dict())
 
 

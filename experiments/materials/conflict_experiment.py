@@ -22,7 +22,7 @@ from .conflict_corpus import Corpus
 from .conflict_runs import PatchRun, PromptRun
 from .conflict_settings import ConflictConfig
 from .confounds import confound_table
-from .hearing import Hearing
+from .hearing import Hearing, described_clip
 from .instructions import PromptSegments
 from .recordings import Recording, load_recordings, match_loudness
 from .records import collect
@@ -101,7 +101,10 @@ class ConflictExperiment(BatchedExperiment[K], ModelExperiment[K]):
             "prompts": self._prompts(),
             "label_token_ids": {language: self.label_ids(language) for language in self.labels},
             "sweeps_without_a_clip_for_the_donor": self.plan.impossible_sweeps(),
-            "clips": [self._clip_facts(one, self.clips[one.name]) for one in self.recordings],
+            "clips": [
+                {"name": one.name, **described_clip(one, self.clips[one.name])}
+                for one in self.recordings
+            ],
         }
 
     def _read_clip(self, recording: Recording) -> AudioClip:
@@ -117,15 +120,6 @@ class ConflictExperiment(BatchedExperiment[K], ModelExperiment[K]):
         matched = self.model.read_clip(match_loudness(waveform.samples, config.loudness_dbfs))
         note = f"scaled to {config.loudness_dbfs:g} dBFS"
         return replace(matched, name=clip.name, notes=(*clip.notes, note))
-
-    def _clip_facts(self, recording: Recording, clip: AudioClip) -> Row:
-        return {
-            "name": recording.name,
-            "sha256": recording.sha256,
-            "seconds": clip.seconds,
-            "audio_tokens": clip.n_tokens,
-            "notes": [*recording.notes, *clip.notes],
-        }
 
     def _prompts(self) -> dict[str, dict[str, str]]:
         """The first prompt of every language and condition, word for word."""
@@ -217,7 +211,7 @@ class ConflictExperiment(BatchedExperiment[K], ModelExperiment[K]):
             **run.identity(),
             **self.config.model_dump(include={"model", "revision", "dtype", "seed", "variant"}),
             "known_defects": sorted(self.known_defects()),
-            "spans": {name: rows[0] for name, rows in x.spans.to_json().items()},
+            "spans": x.spans.row_to_json(0),
             "position_ids": x.position_ids[0].tolist(),
             "token_ids": x.tokens[0].tolist(),
             "label_token_ids": self.label_ids(run.language),

@@ -27,7 +27,7 @@ from ..workbench.claims import Finding, few, judged, shown
 from ..workbench.controls import Control, at_most
 from ..workbench.intervals import Draws, numbers, prefixed
 from ..workbench.page import Page
-from ..workbench.results import Row
+from ..workbench.results import Row, parts_by
 
 Dictionaries = Mapping[Any, SparseAutoencoder]
 """Name, or seed, -> a dictionary of the same point."""
@@ -148,14 +148,13 @@ def stability_table(partners: pd.DataFrame, draws: Draws, *by: str) -> pd.DataFr
         by: columns that tell rows apart, beside point, source and how.
     """
     rows = []
-    keys = ("point", "source", "how", *by)
-    for key, some in partners.groupby([*keys], sort=False):
+    for names, some in parts_by(partners, "point", "source", "how", *by):
         has = (some["cosine"] >= PARTNERS_AT).to_numpy(np.float64)
         share = numbers(draws.mean(has, _latents(some)))
         cosine = numbers(draws.mean(some["cosine"].to_numpy(np.float64), _latents(some)))
         pairs = some[["first", "second"]].drop_duplicates()
         rows.append({
-            **dict(zip(keys, key, strict=True)), **prefixed("share", share, ""),
+            **names, **prefixed("share", share, ""),
             **prefixed("cosine", cosine, ""), "n_latents": len(some), "n_pairs": len(pairs),
         })  # fmt: skip
     return pd.DataFrame(rows)

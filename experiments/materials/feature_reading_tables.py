@@ -12,7 +12,7 @@ from jaxtyping import Float
 from hooked_alm.methods.statistics.jackknife import delete_a_group
 
 from ..workbench.intervals import numbers, prefixed
-from ..workbench.results import Results, Row
+from ..workbench.results import Results, Row, parts_by
 from .feature_readings import WHOLE
 
 ReadingResults = Results[Any]
@@ -37,12 +37,12 @@ MEASURES = ("disentanglement", "completeness")
 def reading_table(run: ReadingResults) -> pd.DataFrame:
     """How often columns are read, with intervals over groups of clips."""
     rows = []
-    for key, some in run["reads"].groupby(READ, sort=False):
+    for names, some in parts_by(run["reads"], *READ):
         values, groups = by_clip(some)
         found = run.draws.row(values, groups)
         ends = {"accuracy": found["mean"], "low": found["low"], "high": found["high"]}
         sizes = {"n": found["n"], "n_groups": found["n_clusters"]}
-        rows.append({**dict(zip(READ, key, strict=True)), **ends, **sizes})
+        rows.append({**names, **ends, **sizes})
     return pd.DataFrame(rows)
 
 

@@ -17,6 +17,9 @@ from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
 from hooked_alm.inputs import ALMInput, AudioClip, Batch, WeightsVersion
 
+from ..workbench.results import Row
+from .clips import ClipFile
+
 S = TypeVar("S")
 N_KEPT = 64
 """Clips whose features, and what the encoder made of them, are held."""
@@ -104,6 +107,16 @@ class FiledClip(AudioClip, Generic[S]):
         """See `AudioClip.encodings`."""
         self.hearing.encodes(self)
         return super().encodings(encoder, version)
+
+
+def described_clip(file: ClipFile, clip: AudioClip) -> Row:
+    """What identifies a recording and what a model hears of it, for ``inputs``."""
+    return {
+        "sha256": file.sha256,
+        "seconds": clip.seconds,
+        "audio_tokens": clip.n_tokens,
+        "notes": [*file.notes, *clip.notes],
+    }
 
 
 def heard_alike(model: HookedALM, clips: Iterable[AudioClip]) -> Hashable:

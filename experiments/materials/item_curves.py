@@ -16,7 +16,7 @@ from jaxtyping import Float
 from hooked_alm.methods.statistics.bootstrap import handoff_index
 
 from ..workbench.intervals import Draws
-from ..workbench.results import Row
+from ..workbench.results import Row, parts_by
 from .conflict_runs import EXCHANGES
 
 
@@ -42,8 +42,8 @@ def means_by(
     # A group is a copy: of what is read alone, as a table may have millions of rows.
     table = table[["clip", "target", *by, x, *measures]]
     rows = [
-        dict(zip(by, group, strict=True)) | row
-        for group, part in table.groupby(by, sort=False)
+        names | row
+        for names, part in parts_by(table, *by)
         for measure in measures
         for row in mean_curve(part, x, measure, draws)
     ]

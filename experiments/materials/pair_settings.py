@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ..workbench.settings import ExperimentConfig, Truncate
+from ..workbench.settings import EachOnce, ExperimentConfig, Truncate
 from .records import Words
 from .sources import Source
 
@@ -40,7 +40,7 @@ class PairsConfig(ExperimentConfig):
         default=None,
         description="what every clip is asked; None is OB1's question, in the clip's language",
     )
-    kinds: tuple[PairKind, ...] = Field(
+    kinds: Annotated[tuple[PairKind, ...], EachOnce] = Field(
         default=("label", "word", "noise", "band", "level", "pitch", "range", "pace"),
         min_length=1,
         description="label and word pair two recordings, the others a recording and its change",
@@ -86,8 +86,6 @@ class PairsConfig(ExperimentConfig):
     def _what_makes_sense(self) -> "PairsConfig":
         if not self.band_hz[0] < self.band_hz[1]:
             raise ValueError("band_hz must be two frequencies, the lower one first")
-        if len({*self.kinds}) < len(self.kinds):
-            raise ValueError("kinds must be named once each")
         if self.attribute in (*FAMILIES, *self.others):
             raise ValueError("attribute must be no kind of pair, and none of others")
         return self

@@ -11,7 +11,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from ..workbench.intervals import numbers, prefixed
-from ..workbench.results import Results
+from ..workbench.results import Results, parts_by
 from .clips import SOUNDS
 from .kept_features import FEATURES
 
@@ -48,11 +48,11 @@ def summarise(run: ProbeResults) -> Iterator[tuple[str, pd.DataFrame]]:
 def rates(run: ProbeResults, reads: pd.DataFrame, column: str, name: str) -> pd.DataFrame:
     """Mean over clips of a column, for every probe, with its interval over groups."""
     rows = []
-    for key, part in reads.groupby(KEYS, sort=False):
+    for names, part in parts_by(reads, *KEYS):
         found = run.draws.row(part[column], part.group.tolist())
         sizes = {"n": found["n"], "n_groups": found["n_clusters"]}
         ends = {name: found["mean"], "low": found["low"], "high": found["high"]}
-        rows.append({**dict(zip(KEYS, key, strict=True)), **ends, **sizes})
+        rows.append({**names, **ends, **sizes})
     return pd.DataFrame(rows)
 
 

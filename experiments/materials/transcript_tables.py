@@ -1,4 +1,4 @@
-"""What tables of transcripts have in common: whose they are, curves over depths, error rates."""
+"""What tables of transcripts have in common: error rates, and checks of what is read."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,14 +20,6 @@ MOST_NOT_GREEDY = 0.02
 that reuse keys and values round differently, and tokens can be as good as level."""
 NOWHERE = {"mean": np.nan, "low": np.nan, "high": np.nan, "n": 0, "n_clusters": 0}
 """A rate of nothing."""
-
-
-def over_depths(
-    table: pd.DataFrame, column: str
-) -> tuple[pd.DataFrame, Float[np.ndarray, "clip depth"]]:
-    """Clips and speakers, and a column of theirs along the encoder's depth."""
-    found = table.pivot(index=["clip", "speaker"], columns="depth", values=column)
-    return found.index.to_frame(index=False), found.to_numpy(np.float64)
 
 
 def error_counts(table: pd.DataFrame) -> Float[np.ndarray, "clip 2"]:

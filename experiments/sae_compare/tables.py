@@ -17,7 +17,7 @@ from ..materials.feature_reading_tables import (
 )
 from ..materials.kept_features import FEATURES
 from ..workbench.intervals import numbers, prefixed
-from ..workbench.results import Results, Row, having
+from ..workbench.results import Results, Row, having, parts_by
 from .settings import SAECompareConfig
 
 ComparedResults = Results[SAECompareConfig]
@@ -79,8 +79,8 @@ def agreement_table(run: ComparedResults) -> pd.DataFrame:
     if table.empty:
         return table
     rows = []
-    for key, some in run["correlations"].groupby(PAIR, sort=False):
-        found: Row = dict(zip(PAIR, key, strict=True)) | {"source": "rows", "how": "matched"}
+    for names, some in parts_by(run["correlations"], *PAIR):
+        found: Row = names | {"source": "rows", "how": "matched"}
         for name in ("correlation", "by_chance"):
             mean = numbers(run.draws.mean(some[name].to_numpy(np.float64)))
             found |= prefixed(name, mean, "")

@@ -11,6 +11,7 @@ from ..materials.dictionaries import DictionaryReaderConfig
 from ..materials.held_out_labels import ColumnName
 from ..workbench.batches import BatchSize
 from ..workbench.claims import Defect
+from ..workbench.settings import EachOnce
 
 NumberOfLatents = Annotated[int, Field(ge=1, lt=10**6)]
 
@@ -25,7 +26,7 @@ class SAEPatchingConfig(DictionaryReaderConfig, ConflictConfig):
         description="id, folder, bundled:NAME, or BASE+DELTA: a localised twin",
     )
     batch_size: BatchSize = 4
-    conditions: tuple[Literal["audio_only", "conflict"], ...] = Field(
+    conditions: Annotated[tuple[Literal["audio_only", "conflict"], ...], EachOnce] = Field(
         default=("audio_only", "conflict"),
         min_length=1,
         description="what is asked, each apart: audio_only names no label, conflict another one",
@@ -35,7 +36,7 @@ class SAEPatchingConfig(DictionaryReaderConfig, ConflictConfig):
         description="features that are written in: of a clip of the other label, position by "
         "position; or their mean over such clips, for clips that are not as long as each other",
     )
-    sizes: tuple[NumberOfLatents, ...] = Field(
+    sizes: Annotated[tuple[NumberOfLatents, ...], EachOnce] = Field(
         default=(1, 3, 10, 30, 90),
         min_length=1,
         max_length=20,
@@ -44,7 +45,7 @@ class SAEPatchingConfig(DictionaryReaderConfig, ConflictConfig):
     n_latents: NumberOfLatents = Field(
         default=10, description="the one of sizes that claims and strengths are about"
     )
-    alphas: tuple[Annotated[float, Field(gt=0, le=100)], ...] = Field(
+    alphas: Annotated[tuple[Annotated[float, Field(gt=0, le=100)], ...], EachOnce] = Field(
         default=(0.25, 0.5, 1.5, 2.0),
         max_length=20,
         description="strengths beside 1 of the exchange, and of the push that is as far",
@@ -68,10 +69,6 @@ class SAEPatchingConfig(DictionaryReaderConfig, ConflictConfig):
     def _sizes_and_conditions(self) -> "SAEPatchingConfig":
         if self.n_latents not in self.sizes:
             raise ValueError(f"n_latents must be one of sizes, {[*self.sizes]}")
-        for name in ("sizes", "conditions", "alphas"):
-            given = getattr(self, name)
-            if len({*given}) < len(given):
-                raise ValueError(f"{name} must name each once")
         return self
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 
 from ..materials.clips import SOUNDS
 from ..materials.kept_features import FEATURES
+from ..materials.resampling import mean_of
 from ..materials.transcript_tables import ERROR_COLUMNS, error_rate, error_rise
 from ..workbench.intervals import prefixed
 from ..workbench.results import Results, Row
@@ -71,7 +72,7 @@ def _rates(run: SteeringResults, silent: pd.DataFrame, spoken: pd.DataFrame) -> 
 
 
 def _heard(run: SteeringResults, table: pd.DataFrame) -> dict[str, Any]:
-    return run.draws.row(table.heard, run.config.clusters(table))
+    return mean_of(run, table, "heard")
 
 
 def before(run: SteeringResults, holds: str) -> pd.DataFrame:
@@ -96,8 +97,7 @@ def fall(run: SteeringResults, arm: str, alpha: float) -> pd.DataFrame:
 
 def removed(run: SteeringResults, arm: str, alpha: float) -> dict[str, Any]:
     """By how much the false positive rate falls under an arm."""
-    found = fall(run, arm, alpha)
-    return run.draws.row(found.fall, run.config.clusters(found))
+    return mean_of(run, fall(run, arm, alpha), "fall")
 
 
 def phrases(run: SteeringResults) -> pd.DataFrame:

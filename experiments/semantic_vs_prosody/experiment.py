@@ -24,7 +24,7 @@ from hooked_alm.methods.reading.labels import LabelSet
 
 from ..materials.clips import Sounds, described_table, manifest, sound_units
 from ..materials.confounds import confound_table
-from ..materials.hearing import Hearing
+from ..materials.hearing import Hearing, described_clip
 from ..materials.records import collect
 from ..materials.sources import shown
 from ..materials.stand_ins import noise_like, silence_like
@@ -102,7 +102,10 @@ class SemanticVsProsody(
             "clips_that_agree_and_are_left_out": len(every) - len(self.items),
             "spans": self.spans,
             "pairs": [pair.id for pair in self.pairs],
-            "clips": [self._described(item) for item in self.items],
+            "clips": [
+                {**_identity(item), **described_clip(item, self.clips[item.name])}
+                for item in self.items
+            ],
         }
 
     def _heard(self, source: str | Path) -> dict[str, AudioClip]:
@@ -124,16 +127,6 @@ class SemanticVsProsody(
     def _lengths(self) -> dict[str, int]:
         """Number of audio positions by item name."""
         return {name: clip.n_tokens for name, clip in self.clips.items()}
-
-    def _described(self, item: SpokenItem) -> Row:
-        clip = self.clips[item.name]
-        return {
-            **_identity(item),
-            "sha256": item.sha256,
-            "seconds": clip.seconds,
-            "audio_tokens": clip.n_tokens,
-            "notes": [*item.notes, *clip.notes],
-        }
 
     def _drawn(self, which: PairType) -> list[SpokenPair]:
         config = self.config
@@ -225,7 +218,7 @@ class SemanticVsProsody(
             about = {**who, **final, "n_audio_tokens": self._lengths[item.name]}
             record = {
                 **about,
-                "spans": {name: ranges[0] for name, ranges in x.spans.to_json().items()},
+                "spans": x.spans.row_to_json(0),
                 "token_ids": x.tokens[0].tolist(),
                 "position_ids": x.position_ids[0].tolist(),
             }

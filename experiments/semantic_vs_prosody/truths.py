@@ -3,14 +3,13 @@
 from functools import partial
 
 from ..workbench.run_folder import RunFolder
-from ..workbench.truths import Between, Estimate, Truth
+from ..workbench.truths import Between, Estimate, Truth, finding_of
 
 WORDS, VOICE = "follows_semantics", "follows_prosody"
 
 
 def _finding(folder: RunFolder, claim: str) -> Estimate:
-    found = folder.read_table("findings").set_index("claim").loc[claim]
-    return Estimate.of(found.rename({"estimate": "mean"}).to_dict())
+    return Estimate.of(finding_of(folder, claim).rename({"estimate": "mean"}).to_dict())
 
 
 TRUTHS = (

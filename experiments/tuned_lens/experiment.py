@@ -281,7 +281,7 @@ class TuneLens(BatchedExperiment[TunedLensConfig], ModelExperiment[TunedLensConf
         control = {**who, "difference": self._untrained_difference(rows[:, :, -1:])}
         return UnitResult(
             {"held_out": found, "untrained": [control]},
-            {**who, "spans": {name: ranges[0] for name, ranges in x.spans.to_json().items()}},
+            {**who, "spans": x.spans.row_to_json(0)},
         )
 
     def _untrained_difference(self, rows: Tensor) -> float:

@@ -63,6 +63,31 @@ def at_most(off: Any, allowed: float, unit: str = "") -> Outcome:
     return Outcome(f"{found} of {len(values)}", expected, worst <= allowed)
 
 
+def same_at_the_end(
+    run: Results[Any],
+    lens: pd.DataFrame,
+    whole: pd.DataFrame,
+    *,
+    on: list[str],
+    column: str,
+    unit: str,
+) -> Outcome:
+    """What a lens reads at the last depth is what the model says.
+
+    Args:
+        run: of the control.
+        lens: with the columns ``depth``, ``on`` and ``column``.
+        whole: what whole runs say, with the same columns but depth.
+        on: what tells runs apart.
+        column: that is compared.
+        unit: of it, in words.
+    """
+    both = lens[lens.depth == run.n_blocks].merge(whole, on=on, suffixes=("", "_whole"))
+    # The lens is fp32; the output is the model's precision.
+    off = both[column] - both[f"{column}_whole"]
+    return at_most(off, ROUNDING["logit"][run.config.dtype], unit)
+
+
 def label_controls(table: str, *also: str) -> tuple[Control, Control]:
     """Controls that the labels are what the model says at all, for a table of whole runs.
 

@@ -1,6 +1,6 @@
 """What a run has found: its tables, and what they were measured with."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -22,6 +22,17 @@ def having(table: pd.DataFrame, **values: Any) -> pd.DataFrame:
         is_one_of = isinstance(value, list | tuple | set)
         table = table[table[column].isin([*value]) if is_one_of else table[column] == value]
     return table
+
+
+def parts_by(table: pd.DataFrame, *columns: str) -> Iterator[tuple[Row, pd.DataFrame]]:
+    """What the rows of each part of a table have in common, and the part; in order of their rows.
+
+    Args:
+        table: to be parted.
+        columns: whose values are the same within a part.
+    """
+    for key, part in table.groupby([*columns], sort=False):
+        yield dict(zip(columns, key, strict=True)), part
 
 
 @dataclass(frozen=True)

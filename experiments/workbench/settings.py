@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_ori
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -29,6 +30,15 @@ HALF = re.compile("[\ud800-\udfff]")
 MOST_NODES = 10_000
 """Values in a file of settings."""
 
+
+def _each_once(given: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len({*given}) < len(given):
+        raise ValueError("each only once")
+    return given
+
+
+EachOnce = AfterValidator(_each_once)
+"""Refuses settings that name something twice."""
 Truncate = Annotated[bool, Field(description="cut over-long clips instead of refusing them")]
 TunedLensFolder = Annotated[
     str | None,

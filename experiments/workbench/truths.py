@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from .claims import shown
+from .results import having
 from .run_folder import RunFolder
 
 
@@ -43,6 +45,26 @@ class Estimate(NamedTuple):
     def __str__(self) -> str:
         """As a table says it."""
         return shown(self._asdict())
+
+
+def rows_of(folder: RunFolder, table: str, **values: Any) -> pd.DataFrame:
+    """The rows of a run's table that have these values; see `having`."""
+    return having(folder.read_table(table), **values)
+
+
+def number_in(folder: RunFolder, table: str, column: str = "mean", **values: Any) -> float:
+    """What the first of them has in a column."""
+    return float(rows_of(folder, table, **values)[column].iloc[0])
+
+
+def finding_of(folder: RunFolder, claim: str) -> "pd.Series[Any]":
+    """What a run has found of a claim."""
+    return rows_of(folder, "findings", claim=claim).iloc[0]
+
+
+def whether_established(folder: RunFolder, claim: str) -> str:
+    """Whether a run makes a claim, in words."""
+    return "established" if finding_of(folder, claim).established else "not established"
 
 
 @dataclass(frozen=True, kw_only=True)
