@@ -3,14 +3,15 @@
 Source: AudioLens, section on improving without training; M-AL-5.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from ...engine.cells import Edits, Indices
 from ...engine.record import on_device
@@ -24,6 +25,17 @@ from .options import Engine
 from .results import PatchResult
 
 EnrichMode = Literal["add", "average", "average_input"]
+EnrichControl = Literal["other_depth", "other_clip", "noise"]
+
+
+class Enrichment(NamedTuple):
+    """Which state enriches which, and how."""
+
+    mode: EnrichMode
+    source: int
+    """Depth of the state that enriches."""
+    layer: int
+    """Block whose output is enriched."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +60,24 @@ class Enriched:
         if self.entering is not None:
             own = self.entering[on_device(self.rows[entries], self.entering)].to(own)
         return (own + d) / 2
+
+
+def check_blocks(n_blocks: int, **given: Sequence[int] | None) -> None:
+    """Refuses blocks that are enriched, or depths that enrich them, that a model lacks.
+
+    Args:
+        n_blocks: of the model.
+        given: by the name of what was given; None is all.
+
+    Raises:
+        InputError: there are some.
+    """
+    for name, numbers in given.items():
+        if wrong := [one for one in numbers or () if not 0 <= one < n_blocks]:
+            raise InputError(
+                f"enriching: got {wrong} in {name}, expected 0 to {n_blocks - 1}: the model has "
+                f"{n_blocks} blocks, and enriches with what enters one."
+            )
 
 
 @torch.no_grad()
@@ -95,8 +125,7 @@ def enrich(
         raise InputError(
             f"enriching in mode {mode!r}: expected one of {', '.join(get_args(EnrichMode))}."
         )
-    if wrong := [block for block in blocks if not 0 <= block < n_layers]:
-        raise InputError(f"enriching after blocks {wrong}: the model has 0 to {n_layers - 1}.")
+    check_blocks(n_layers, layers=blocks)
     n_sources, n_rows = states.shape[:2]
     if (n_rows, states.shape[2]) != (len(x), model.cfg.d_model):
         raise InputError(
@@ -123,3 +152,35 @@ def enrich(
     found, noise = measured.swept(n_sources * len(blocks), edits)
     axes = {"source": tuple(range(n_sources)), "layer": tuple(blocks)}
     return measured.result(axes, found, noise, site="resid_post", mode=mode)
+
+
+def enriching_states(
+    rows: Float[Tensor, "depth batch d_model"],
+    source: int,
+    controls: Collection[EnrichControl],
+    draws: Sequence[np.random.Generator],
+    other: Float[Tensor, "depth batch d_model"] | None = None,
+) -> dict[str, Float[Tensor, "batch d_model"]]:
+    """The states of a depth, as ``self``, and by name what should not help as they do.
+
+    Args:
+        rows: of every depth 0..L, such as ``residual_rows(model, x)[:, :, 0]``.
+        source: the depth.
+        controls: ``other_depth`` is another one below L, drawn for each row; ``other_clip`` the
+            same depth of other prompts; ``noise`` random directions of the same length.
+        draws: of each row.
+        other: rows of the other prompts; without them there is no such control.
+    """
+    states = {"self": rows[source]}
+    depths = [depth for depth in range(len(rows) - 1) if depth != source]
+    if "other_depth" in controls and depths:
+        at = torch.tensor([depths[rng.integers(len(depths))] for rng in draws], device=rows.device)
+        states["other_depth"] = rows[at, torch.arange(len(at), device=rows.device)]
+    if "other_clip" in controls and other is not None:
+        states["other_clip"] = other[source]
+    if "noise" in controls:
+        noise = np.stack([rng.standard_normal(rows.shape[-1]) for rng in draws])
+        direction = F.normalize(torch.from_numpy(noise), dim=-1)
+        length = states["self"].double().norm(dim=-1, keepdim=True).cpu()
+        states["noise"] = (length * direction).to(rows)
+    return states

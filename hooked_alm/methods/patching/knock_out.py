@@ -122,6 +122,31 @@ def knock_out(
         )
 
 
+def windows(n_blocks: int, size: int) -> list[tuple[int, ...]]:
+    """Every window of so many blocks, the last block alone, and all blocks at once; each once.
+
+    What positions before the readout see in the last block, nothing reads any more: a control.
+    """
+    some = [tuple(range(first, first + size)) for first in range(n_blocks - size + 1)]
+    last, every = (n_blocks - 1,), tuple(range(n_blocks))
+    return [one for one in dict.fromkeys([*some, last]) if one != every] + [every]
+
+
+def random_keys(x: ALMInput, sizes: Sequence[int], draws: Sequence[np.random.Generator]) -> KeyMask:
+    """So many keys of every row, drawn from all but its first position and its last: a control.
+
+    Args:
+        x: prompts.
+        sizes: of each row.
+        draws: of each row.
+    """
+    found = torch.zeros(x.shape, dtype=torch.bool)
+    for row, (size, rng) in enumerate(zip(sizes, draws, strict=True)):
+        inner = x.is_real[row].nonzero()[0][1:-1]
+        found[row, inner[rng.permutation(len(inner))[:size]]] = True
+    return found
+
+
 def _positions(x: ALMInput, name: str, keys: Place | KeyMask) -> KeyMask:
     """Where a set of keys stands, in every row."""
     if isinstance(keys, Tensor):

@@ -5,6 +5,7 @@ Label scores are logits at the readout; labels are columns, given by index.
 Source: seed 001; M-001-2, 3, 6, 7, 8; C7, C31.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,6 +55,23 @@ def margin(
 ) -> Float[np.ndarray, " item *depth"]:
     """z[prosody] - z[semantic] (M-001-3); above 0 the voice leads."""
     return of_label(scores, prosody) - of_label(scores, semantic)
+
+
+def lead(
+    scores: Float[np.ndarray, "*cell item label"], own: Labels
+) -> Float[np.ndarray, "*cell item"]:
+    """Score of each item's own label minus the largest of the others."""
+    is_own = np.eye(scores.shape[-1], dtype=bool)[own]
+    others = np.where(is_own, -np.inf, scores).max(axis=-1)
+    return np.where(is_own, scores, 0.0).sum(axis=-1) - others
+
+
+def dealt_hits(said: Iterable[str], own: Iterable[str]) -> float:
+    """Expected share of items whose answer is right, if their labels were dealt out at random."""
+    answers, labels = np.array([*said]), np.array([*own])
+    names = np.unique([answers, labels])
+    shares = [(some[:, None] == names).mean(axis=0) for some in (answers, labels)]
+    return float((shares[0] * shares[1]).sum())
 
 
 def of_label(

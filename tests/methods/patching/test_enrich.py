@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hooked_alm import HookedALM, InputError
-from hooked_alm.methods.patching.enrich import Enriched, EnrichMode, enrich
+from hooked_alm.methods.patching.enrich import Enriched, EnrichMode, enrich, enriching_states
 from hooked_alm.methods.patching.metrics import Logits
 from hooked_alm.methods.reading.lens import residual_rows
 from tiny import N_LAYERS, hf_inputs
@@ -89,10 +89,27 @@ def test_nothing_is_added_by_0_and_scale_is_normed_away(gqa: HookedALM) -> None:
     assert np.abs(enrich(gqa, x, states, Logits(TOKENS)).effect).max() > 0.1
 
 
+def test_controls_are_another_depth_another_clip_and_noise_as_long() -> None:
+    rows = torch.arange(4 * 2 * 3.0).reshape(4, 2, 3)
+    other = rows + 100
+    draws = [np.random.default_rng(seed) for seed in (0, 1)]
+    found = enriching_states(rows, 1, ("other_depth", "other_clip", "noise"), draws, other)
+    assert [*found] == ["self", "other_depth", "other_clip", "noise"]
+    assert torch.equal(found["self"], rows[1])
+    assert torch.equal(found["other_clip"], other[1])
+    for row, state in enumerate(found["other_depth"]):
+        # Never the source, nor the last depth, which no block reads.
+        assert any(torch.equal(state, rows[depth, row]) for depth in (0, 2))
+    torch.testing.assert_close(found["noise"].norm(dim=-1), rows[1].norm(dim=-1))
+    assert (found["noise"] - rows[1]).abs().max() > 1
+    alone = enriching_states(rows[:2], 0, ("other_depth", "other_clip"), draws)
+    assert [*alone] == ["self"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": [4]}, "the model has 0 to 3"),
+        ({"layers": [-1, 4]}, r"got \[-1, 4\] in layers, expected 0 to 3"),
         ({"states": torch.zeros(1, 3, 54)}, r"got states of \(1, 3, 54\)"),
     ],
 )

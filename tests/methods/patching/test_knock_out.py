@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hf_reference import decoder_of, with_positions
 from hooked_alm import HookedALM, InputError
-from hooked_alm.methods.patching.knock_out import knock_out
+from hooked_alm.methods.patching.knock_out import knock_out, random_keys, windows
 from hooked_alm.methods.patching.metrics import Logits
 from tiny import N_LAYERS, PLACEHOLDER, TinyModels, hf_inputs
 from tolerances import ENGINE, FAST_ENGINE
@@ -157,3 +157,24 @@ def test_half_precision_says_its_noise(tiny_models: TinyModels) -> None:
 def test_what_cannot_be_is_refused(gqa: HookedALM, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         knock_out(gqa, gqa.encode(**INPUTS), Logits(TOKENS), **options)
+
+
+def test_windows_are_each_once_and_all_blocks_are_one() -> None:
+    assert windows(4, 3) == [(0, 1, 2), (1, 2, 3), (3,), (0, 1, 2, 3)]
+    assert windows(3, 3) == windows(3, 9) == [(2,), (0, 1, 2)]
+    assert windows(1, 1) == [(0,)]
+    assert windows(2, 1) == [(0,), (1,), (0, 1)]
+
+
+def test_random_keys_are_as_many_and_neither_the_first_nor_the_last(gqa: HookedALM) -> None:
+    x, sizes = gqa.encode(**INPUTS), [3, 20]
+    every = torch.zeros(x.shape, dtype=torch.bool)
+    for seed in range(30):
+        drawn = random_keys(x, sizes, [np.random.default_rng(seed)] * 2)
+        assert drawn.sum(dim=1).tolist() == sizes
+        every |= drawn
+    real = torch.from_numpy(x.is_real)
+    first = real.int().argmax(dim=1)
+    real[[0, 1], first], real[:, LAST] = False, False
+    assert torch.equal(every[1], real[1])
+    assert not (every & ~real).any()

@@ -5,7 +5,12 @@ import pytest
 import torch
 
 from hooked_alm.errors import InputError
-from hooked_alm.methods.statistics.information import information_scores, weighted_depths
+from hooked_alm.methods.statistics.information import (
+    drops_from_peak,
+    information_depths,
+    information_scores,
+    weighted_depths,
+)
 
 CURVE = [0.2, 0.25, 0.5, 0.8, 0.6]
 
@@ -49,3 +54,23 @@ def test_every_item_has_its_own_label() -> None:
     assert found.hit.tolist() == [[1.0, 0.0]]
     with pytest.raises(InputError, match="got one label"):
         information_scores(scores[..., :1], torch.tensor([0, 0]), torch.zeros(1, 2))
+
+
+def test_three_depths_of_one_curve() -> None:
+    """Above 0.24 at depths 1, 3 and 4, so for good from 3 on; the second ends at chance."""
+    curves = np.array([[0.2, 0.25, 0.2, 0.8, 0.6], [0.2, 0.9, 0.2, 0.2, 0.2]])
+    found = {
+        name: information_depths(curves, name, 5) for name in ("weighted", "first_above", "resolve")
+    }
+    assert found["weighted"].tolist() == weighted_depths(curves, 5).tolist()
+    assert found["first_above"].tolist() == [1, 1]
+    assert found["resolve"][0] == 3
+    assert np.isnan(found["resolve"][1])
+    assert np.isnan(information_depths(curves[:, :1], "first_above", 5)).all()
+
+
+def test_a_peak_is_that_of_the_other_items() -> None:
+    """Two items peak at depth 1, the third, at depth 0, is looked at where the others do."""
+    hits = np.array([[0.0, 1.0, 0.0], [0.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
+    assert drops_from_peak(hits).tolist() == [0.0, -1.0, 0.0]
+    assert drops_from_peak(np.array([[0.0, 1.0, 0.0]] * 3)).tolist() == [1.0, 1.0, 1.0]

@@ -10,8 +10,10 @@ from hypothesis.extra.numpy import arrays
 
 from hooked_alm.errors import InputError
 from hooked_alm.methods.statistics.label_scores import (
+    dealt_hits,
     flip_rates,
     handoff_depth,
+    lead,
     margin,
     of_label,
     readable_depth,
@@ -151,3 +153,16 @@ def test_a_lens_is_read_only_where_it_reads_the_output() -> None:
 def test_of_label_picks_each_items_own() -> None:
     scores = np.arange(12.0).reshape(2, 2, 3)
     assert of_label(scores, np.array([2, 0])).tolist() == [[2, 5], [6, 9]]
+
+
+def test_a_lead_is_over_the_best_of_the_others() -> None:
+    scores = np.array([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0]])
+    assert lead(scores, np.array([0, 2])).tolist() == [1.0, -1.0]
+    assert lead(np.stack([scores, -scores]), np.array([0, 2])).tolist() == [[1, -1], [-2, -1]]
+
+
+def test_dealt_labels_are_hit_as_often_as_both_have_them() -> None:
+    """Always "a", of which half are: one half; a third each way: a third."""
+    assert dealt_hits("aaaa", "abab") == pytest.approx(0.5)
+    assert dealt_hits("abc", "cab") == pytest.approx(1 / 3)
+    assert dealt_hits("aa", "bc") == 0
