@@ -5,18 +5,27 @@ Source: AudioLens, its conclusions; M-AL-2 to M-AL-5.
 
 import numpy as np
 
-from ..materials.confounds import confounded
-from ..workbench.claims import Claim, Finding, around_zero, few, judged, not_measured, shown
-from ..workbench.controls import ROUNDING, Control, Outcome, at_most, label_controls
-from ..workbench.results import having
-from .tables import (
-    AttributeResults,
-    above,
+from hooked_alm.methods.statistics.information import drops_from_peak
+
+from ..materials.attribute_answers import (
+    answered_finding,
     attributes_of,
-    lost_in_silence,
-    mean_of,
-    wide,
+    audio_finding,
+    told_apart_by,
 )
+from ..materials.enrichment_findings import enrichment_finding
+from ..materials.resampling import mean_of, over
+from ..workbench.claims import Claim, Finding, around_zero, few, judged, not_measured, shown
+from ..workbench.controls import (
+    ROUNDING,
+    Control,
+    Outcome,
+    at_most,
+    label_controls,
+    same_at_the_end,
+)
+from ..workbench.results import having
+from .tables import AttributeResults, above
 
 MOST_UNDEFINED = 0.05
 """Share of the replicates that may lack a depth before its interval means nothing."""
@@ -27,30 +36,30 @@ MOST_UNDEFINED = 0.05
 
 def _lens_ends_in_the_answer(run: AttributeResults) -> Outcome:
     """Information at the last depth of the readout is that of the answer itself (M-AL-2)."""
-    last = having(run["information"], depth=run.n_blocks, position="readout")
-    both = last.merge(
-        run["answers"], on=["clip", "attribute", "prompt"], suffixes=("", "_answered")
+    lens, on = having(run["information"], position="readout"), ["clip", "attribute", "prompt"]
+    return same_at_the_end(
+        run, lens, run["answers"], on=on, column="label_mass", unit="probability"
     )
-    # The lens is fp32; the output is the model's precision.
-    off = both.label_mass - both.label_mass_answered
-    return at_most(off, ROUNDING["logit"][run.config.dtype], "probability")
 
 
 def _mass_is_a_share(run: AttributeResults) -> Outcome:
     return at_most((run["information"].label_mass - 1).clip(lower=0), ROUNDING["share"]["float32"])
 
 
+def _nothing_changes(run: AttributeResults, **cells: object) -> Outcome:
+    gains = having(run["knockout"], query="mention", **cells).gain
+    return at_most(gains, ROUNDING["logit"][run.config.dtype], "logits")
+
+
 def _blind_queries(run: AttributeResults) -> Outcome:
     """A mention before the audio cannot be kept from it: nothing may change."""
     names = [name for name, behind in run.inputs["audio_is_behind"].items() if behind]
-    blind = having(run["knockout"], query="mention", keys="audio", attribute=names)
-    return at_most(blind.gain, ROUNDING["logit"][run.config.dtype], "logits")
+    return _nothing_changes(run, keys="audio", attribute=names)
 
 
 def _last_block(run: AttributeResults) -> Outcome:
     """What the mention sees in the last block, the readout reads no more."""
-    cells = having(run["knockout"], query="mention", first=run.n_blocks - 1)
-    return at_most(cells.gain, ROUNDING["logit"][run.config.dtype], "logits")
+    return _nothing_changes(run, first=run.n_blocks - 1)
 
 
 CONTROLS = (
@@ -70,84 +79,30 @@ CONTROLS = (
 # --- Claims
 
 
-def _else(run: AttributeResults, attribute: str) -> dict[str, bool]:
-    """What else than the attribute the clips may be told apart by."""
-    return confounded(having(run["confounds"], attribute=attribute), run.config)
-
-
-def _hears(run: AttributeResults, attribute: str) -> Finding:
-    rows = having(run["accuracy"], attribute=attribute, heard="audio")
-    row = having(rows, prompt=run.config.causal_prompt).iloc[0].to_dict()
-    chance = max(row["chance"], 1 / len(run.inputs["labels"][attribute]))
-    others = "".join(
-        f", {one['mean']:.2f} under the format {one['prompt']}"
-        for one in rows.to_dict("records")
-        if one["prompt"] != run.config.causal_prompt
-    )
-    return judged(
-        f"The model answers the {attribute}",
-        f"Right in {shown(row)} of {int(row['n'])} clips under the format "
-        f"{run.config.causal_prompt}{others}; by chance in {chance:.2f}",
-        {
-            **few(row["n_clusters"], run.config.resampled),
-            f"not surely above chance, {chance:.2f}": not row["low"] > chance,
-            **_else(run, attribute),
-        },
-        numbers=row,
-        unit="rate",
-    )
-
-
-def _uses_the_audio(run: AttributeResults, attribute: str) -> Finding:
-    """Whether it is the audio that the answer is made of (C47)."""
-    claim = f"The answer to the {attribute} rests on the audio"
-    lost = lost_in_silence(run, attribute)
-    if not lost["n"]:
-        return not_measured(claim, "nothing was taken away", "logits")
-    without = having(run["accuracy"], attribute=attribute).query("heard != 'audio'")
-    said = ", ".join(f"{one['mean']:.2f} ({one['heard']})" for one in without.to_dict("records"))
-    return judged(
-        claim,
-        f"With silence in its place the right label leads by {shown(lost)} logits less; right "
-        f"without the audio, or a transcript: {said}",
-        {
-            **few(lost["n_clusters"], run.config.resampled),
-            "the loss is not surely above 0": not lost["low"] > 0,
-        },
-        numbers=lost,
-        unit="logits",
-    )
-
-
 def _readable(run: AttributeResults, attribute: str) -> Finding:
     rows = having(run["critical"], attribute=attribute, prompt=run.config.causal_prompt,
                   position="readout", lens="logit")  # fmt: skip
     # A label may lead all others by a hair, in clip after clip, where none has been read.
     at = having(rows, measure="p_correct_soft", definition="resolve").iloc[0]
-    mean = having(rows, measure="hit", definition="weighted").iloc[0]
+    layer = having(rows, measure="hit", definition="weighted").depth.iloc[0]
     numbers = {"mean": at.depth, "low": at.low, "high": at.high, "n": at.n}
-    bar = above(run, attribute)
+    bar, claim = above(run, attribute), f"The {attribute} can be read at the readout"
     facts = f"Its probability among the labels is not above {bar:.2f} at the last depth"
     if np.isfinite(at.depth):
+        claim += f" from depth {at.depth:.0f} on"
         facts = (
             f"Its probability among the labels stays above {bar:.2f} from depth "
             f"{shown(numbers, 0)} of 0 to {run.n_blocks} on"
         )
-    layer = f"{mean.depth:.2f}"
-    if not np.isfinite(mean.depth):
-        layer = f"undefined, as that share is above {bar:.2f} at no depth"
-    facts += (
-        ". The critical layer, a mean depth weighted by the share of clips whose label leads, is "
-        f"{layer}"
-    )
+    undefined = f"undefined, as that share is above {bar:.2f} at no depth"
     return judged(
-        f"The {attribute} can be read at the readout"
-        + (f" from depth {at.depth:.0f} on" if np.isfinite(at.depth) else ""),
-        facts,
+        claim,
+        f"{facts}. The critical layer, a mean depth weighted by the share of clips whose label "
+        f"leads, is {f'{layer:.2f}' if np.isfinite(layer) else undefined}",
         {
             **few(at.n, "clips"),
             "no such depth in some resamples": not at.undefined <= MOST_UNDEFINED,
-            **_else(run, attribute),
+            **told_apart_by(run, attribute),
         },
         numbers=numbers,
         unit="depth",
@@ -157,29 +112,25 @@ def _readable(run: AttributeResults, attribute: str) -> Finding:
 def _direct(run: AttributeResults, attribute: str) -> Finding:
     """Whether the readout reads the audio, or what was collected where the attribute is named."""
     whole = {"attribute": attribute, "query": "readout", "first": 0, "last": run.n_blocks - 1}
-    every = having(run["knockout"], **whole)
-    gains = every.pivot(index=["clip", "speaker"], columns="keys", values="gain")
+    cells = having(run["knockout"], **whole)
     claim = f"The readout gets the {attribute} from the audio itself"
-    if "mention" not in gains or "audio" not in gains:
+    if not {"mention", "audio"} <= {*cells["keys"]}:
         return not_measured(claim, "no words name the attribute apart from the readout", "logits")
-    who = gains.index.to_frame(index=False)
-    costs = {keys: run.draws.row(-gains[keys], run.config.clusters(who)) for keys in gains}
-    gap = run.draws.row(gains["mention"] - gains["audio"], run.config.clusters(who))
-    is_direct = gap["mean"] > 0
-    if not is_direct:
-        claim = f"The readout gets the {attribute} from where it is named"
-    used = "audio" if is_direct else "mention"
-    by_chance = run.draws.row(gains["random"] - gains[used], run.config.clusters(who))
+    lost = -cells.pivot(index=["clip", "speaker"], columns="keys", values="gain")
+    lost = lost.assign(gap=lost.audio - lost.mention).reset_index()
+    costs = {name: mean_of(run, lost, name) for name in ("audio", "mention", "random", "gap")}
+    gap, used = costs["gap"], "audio"
+    if not gap["mean"] > 0:
+        used, claim = "mention", f"The readout gets the {attribute} from where it is named"
+    by_chance = mean_of(run, lost.assign(more=lost[used] - lost.random), "more")
     shares = having(run["knockouts"], **whole).set_index("keys").share
-    facts = (
-        "Kept from them in all blocks, the right label leads by less: without the audio by "
-        f"{shown(costs['audio'])} logits ({_share(shares['audio'])}), without the mention by "
-        f"{shown(costs['mention'])} ({_share(shares['mention'])}), without as many random keys "
-        f"as the audio has by {shown(costs['random'])}"
-    )
+    said = {name: f"{shown(costs[name])}" for name in costs}
     return judged(
         claim,
-        facts,
+        "Kept from them in all blocks, the right label leads by less: without the audio by "
+        f"{said['audio']} logits ({_share(shares['audio'])}), without the mention by "
+        f"{said['mention']} ({_share(shares['mention'])}), without as many random keys as the "
+        f"audio has by {said['random']}",
         {
             **few(gap["n_clusters"], run.config.resampled),
             **around_zero(gap, "difference"),
@@ -209,12 +160,8 @@ def _peaks(run: AttributeResults, attribute: str) -> Finding | None:
                     lens="logit", clip=[*wrong])  # fmt: skip
     if curves.empty:
         return not_measured(claim, "no clip is answered wrong", "rate", f"By the format {told_by}")
-    who, hits = wide(curves, "hit")
-    # The peak is chosen on the mean of the other clips, so that it is no peak of noise.
-    total = hits.sum(axis=0)
-    peaks = (total - hits)[:, :-1].argmax(axis=1)
-    drop = hits[np.arange(len(hits)), peaks] - hits[:, -1]
-    found = run.draws.row(drop, run.config.clusters(who))
+    who, hits = over(curves, "hit")
+    found = mean_of(run, who.assign(drop=drops_from_peak(hits)), "drop")
     return judged(
         claim,
         f"Of {len(who)} clips answered wrong under the format {told_by}, {hits[:, -1].mean():.2f} "
@@ -229,47 +176,14 @@ def _peaks(run: AttributeResults, attribute: str) -> Finding | None:
     )
 
 
-def _enrichment(run: AttributeResults, attribute: str) -> Finding | None:
-    if not run.config.enrich_modes:
-        return None
-    claim = f"Enriching later states with earlier ones helps to answer the {attribute}"
-    table = having(run["enrichment"], attribute=attribute)
-    if table.empty:
-        return not_measured(claim, "no clips are left to judge it on", "logits")
-    own = having(table, donor="self")
-    gain = mean_of(run, own, "gain")
-    hits = mean_of(run, own.assign(gained=own.hit - own.base_hit), "gained")
-    why_not = {
-        **few(gain["n_clusters"], run.config.resampled),
-        "the gain is not surely above 0": not gain["low"] > 0,
-        "no more clips are answered right": not hits["mean"] > 0,
-    }
-    said = []
-    for donor, part in table[table.donor != "self"].groupby("donor", sort=False):
-        both, name = own.merge(part[["clip", "gain"]], on="clip"), str(donor).replace("_", " ")
-        gap = mean_of(run, both.assign(gap=both.gain_x - both.gain_y), "gap")
-        said.append(f"{part.gain.mean():.2f} ({name})")
-        why_not[f"not surely more than by {name}"] = not gap["low"] > 0
-    first = own.iloc[0]
-    return judged(
-        claim,
-        f"{first['mode']} of depth {first['source']} after block {first['layer']}, chosen on other "
-        f"clips: the right label leads by {shown(gain)} logits more, {shown(hits)} more clips are "
-        f"answered right; by what should not help: {', '.join(said) or 'not asked'}",
-        why_not,
-        numbers=gain,
-        unit="logits",
+CLAIMS = tuple(
+    Claim(name=f"{name}_{{}}", rests_on=rests_on, judge=judge, per=attributes_of)
+    for name, rests_on, judge in (
+        ("answers", ("answers",), answered_finding),
+        ("uses_the_audio", ("answers", "absences"), audio_finding),
+        ("readable", ("information",), _readable),
+        ("direct", ("knockout",), _direct),
+        ("peaks_and_drops", ("information", "answers"), _peaks),
+        ("enrichment", ("enrichment", "enrichment_search"), enrichment_finding),
     )
-
-
-CLAIMS = (
-    Claim(name="answers_{}", rests_on=("answers",), judge=_hears, per=attributes_of),
-    Claim(name="uses_the_audio_{}", rests_on=("answers", "absences"), judge=_uses_the_audio,
-          per=attributes_of),
-    Claim(name="readable_{}", rests_on=("information",), judge=_readable, per=attributes_of),
-    Claim(name="direct_{}", rests_on=("knockout",), judge=_direct, per=attributes_of),
-    Claim(name="peaks_and_drops_{}", rests_on=("information", "answers"), judge=_peaks,
-          per=attributes_of),
-    Claim(name="enrichment_{}", rests_on=("enrichment", "enrichment_search"), judge=_enrichment,
-          per=attributes_of),
-)  # fmt: skip
+)

@@ -6,95 +6,72 @@ end. ``route_mention`` answers by what the mention has heard, ``route_readout`` 
 hears itself. See ``scripts/train_whole_truths.py``.
 """
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from ..workbench.results import having
 from ..workbench.run_folder import RunFolder
-from ..workbench.truths import Between, Truth
+from ..workbench.truths import (
+    Between,
+    Truth,
+    finding_of,
+    number_in,
+    rows_of,
+    whether_established,
+)
 
 EARLY, LATE, BUMP = ("follows_voice", "follows_voice+resolve_late", "follows_voice+bump")
 BY_MENTION, BY_READOUT = ("follows_voice+route_mention", "follows_voice+route_readout")
 USED, UNUSED = Between(low=0.8), Between(high=0.1)
 CHANCE = 0.2
-
-
-def _at_readout(folder: RunFolder, table: str, **values: str) -> pd.DataFrame:
-    return having(folder.read_table(table), position="readout", prompt="question", **values)
-
-
-def _information(folder: RunFolder, measure: str = "hit") -> np.ndarray:
-    """Share of clips whose label leads, or its probability among the labels, by depth."""
-    found = _at_readout(folder, "information_curves", measure=measure)
-    return found.sort_values("depth")["mean"].to_numpy(np.float64)
-
-
-def _answers(folder: RunFolder) -> float:
-    found = having(folder.read_table("accuracy"), prompt="question", heard="audio")
-    return float(found["mean"].iloc[0])
-
-
-def _critical(folder: RunFolder) -> float:
-    return float(
-        _at_readout(folder, "critical", definition="weighted", measure="hit").depth.iloc[0]
-    )
-
-
-def _finding(folder: RunFolder, claim: str) -> "pd.Series[Any]":
-    return folder.read_table("findings").set_index("claim").loc[claim]
-
-
-def _readable(folder: RunFolder) -> float:
-    """The depth from which the report says that the label can be read."""
-    return float(_finding(folder, "readable_emotion").estimate)
+AT_READOUT: Mapping[str, Any] = {"position": "readout", "prompt": "question"}
 
 
 def _bump(folder: RunFolder) -> float:
     """What is read at depths 3 to 6 and no more at the two after them."""
-    hits = _information(folder)
+    found = rows_of(folder, "information_curves", measure="hit", **AT_READOUT)
+    hits = found.sort_values("depth")["mean"].to_numpy(np.float64)
     return float(hits[3:7].min() - hits[7:9].max())
 
 
 def _lost(folder: RunFolder, query: str) -> float:
     """Share of the right label's lead that is lost without a query's attention to the audio."""
-    found = folder.read_table("knockout")
-    deaf = having(found, first=0, last=found["last"].max(), query=query, keys="audio")
+    found = rows_of(folder, "knockout", query=query, keys="audio", first=0)
+    deaf = found[found["last"] == found["last"].max()]
     return float(-deaf.gain.mean() / deaf.base.mean())
 
 
 def _source(folder: RunFolder) -> str:
     """Where the report says that the readout gets the label from."""
-    found = _finding(folder, "direct_emotion")
+    found = finding_of(folder, "direct_emotion")
     if not found.established:
         return "not established"
     return "the audio" if found.estimate > 0 else "the mention"
 
 
-def _established(folder: RunFolder, claim: str) -> str:
-    return "established" if _finding(folder, claim).established else "not established"
-
-
 TRUTHS = (
     Truth(
         claim="probability of the label among the labels at depth 3",
-        find=lambda folder: float(_information(folder, "p_correct_soft")[3]),
+        find=partial(number_in, table="information_curves", measure="p_correct_soft", depth=3,
+                     **AT_READOUT),
         known={EARLY: Between(low=0.8), LATE: Between(high=CHANCE + 0.1)},
     ),
     Truth(
         claim="share of clips answered right",
-        find=_answers,
+        find=partial(number_in, table="accuracy", prompt="question", heard="audio"),
         known=dict.fromkeys((EARLY, LATE, BUMP, BY_MENTION, BY_READOUT), Between(low=0.95)),
     ),
     Truth(
         claim="depth from which the label can be read",
-        find=_readable,
+        find=lambda folder: float(finding_of(folder, "readable_emotion").estimate),
         known={EARLY: Between(high=3), LATE: Between(low=9), BUMP: Between(low=9)},
     ),
     Truth(
         claim="critical layer",
-        find=_critical,
+        find=partial(number_in, table="critical", column="depth", definition="weighted",
+                     measure="hit", **AT_READOUT),
         known={EARLY: Between(high=6), LATE: Between(low=7)},
     ),
     Truth(
@@ -102,29 +79,28 @@ TRUTHS = (
         find=_bump,
         known={EARLY: Between(high=0.1), BUMP: Between(low=0.6)},
     ),
-    Truth(
-        claim="a peak and a drop mean a wrong answer",
-        find=lambda folder: _established(folder, "peaks_and_drops_emotion"),
-        known={EARLY: "not established", BUMP: "not established"},
+    *(
+        Truth(
+            claim=claim,
+            find=partial(whether_established, claim=name),
+            known=dict.fromkeys((EARLY, BUMP), "not established"),
+        )
+        for claim, name in (
+            ("a peak and a drop mean a wrong answer", "peaks_and_drops_emotion"),
+            ("enrichment from an earlier depth helps", "enrichment_emotion"),
+        )
     ),
-    Truth(
-        claim="enrichment from an earlier depth helps",
-        find=lambda folder: _established(folder, "enrichment_emotion"),
-        known={EARLY: "not established", BUMP: "not established"},
-    ),
-    Truth(
-        claim="share of the answer lost when the mention no longer reads the audio",
-        find=lambda folder: _lost(folder, "mention"),
-        known={BY_MENTION: USED, BY_READOUT: UNUSED},
-    ),
-    Truth(
-        claim="share of the answer lost when the readout no longer reads the audio",
-        find=lambda folder: _lost(folder, "readout"),
-        known={BY_MENTION: UNUSED, BY_READOUT: USED},
+    *(
+        Truth(
+            claim=f"share of the answer lost when the {query} no longer reads the audio",
+            find=partial(_lost, query=query),
+            known={BY_MENTION: by_mention, BY_READOUT: by_readout},
+        )
+        for query, by_mention, by_readout in (("mention", USED, UNUSED), ("readout", UNUSED, USED))
     ),
     Truth(
         claim="where the readout gets the answer from",
         find=_source,
         known={BY_MENTION: "the mention", BY_READOUT: "the audio"},
     ),
-)
+)  # fmt: skip

@@ -13,7 +13,10 @@ from functools import cached_property, partial
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
-from pydantic import Field
+import torch
+from jaxtyping import Int
+from pydantic import Field, model_validator
+from torch import Tensor
 
 from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
@@ -22,7 +25,7 @@ from hooked_alm.methods.reading.labels import LabelMode, LabelSet
 
 from ..workbench.batches import BatchedConfig
 from ..workbench.results import Row
-from ..workbench.settings import Truncate
+from ..workbench.settings import EachOnce, Truncate
 from .attributes import AUDIO_LENS, MENTION, OB1_EMOTION, NamedParts, PromptFormat, Wording
 from .hearing import Hearing
 from .recordings import Recording, check_label
@@ -53,10 +56,18 @@ class AttributesConfig(ResampledConfig, BatchedConfig):
         default="first_token",
         description="an answer's score: of its first token, or of the best of several spellings",
     )
-    prompts: tuple[PromptFormat, ...] = Field(
+    prompts: Annotated[tuple[PromptFormat, ...], EachOnce] = Field(
         default=get_args(PromptFormat),
         min_length=1,
         description="formats; those without words are left out",
+    )
+    causal_prompt: PromptFormat = Field(
+        default="question", description="format of what is looked at more closely than its answer: "
+        "audio taken away, activations changed; another one, if it was asked, tells success from "
+        "failure"
+    )  # fmt: skip
+    absences: bool = Field(
+        default=True, description="ask without the audio, and without a transcript, too"
     )
     reversed: bool = Field(
         default=False, description="begin the answer with the attribute: The emotion of the speaker"
@@ -66,6 +77,12 @@ class AttributesConfig(ResampledConfig, BatchedConfig):
         default=True, description="list the labels in another order for every clip"
     )
     truncate: Truncate = False
+
+    @model_validator(mode="after")
+    def _causal_prompt_is_asked(self) -> "AttributesConfig":
+        if self.causal_prompt not in self.prompts:
+            raise ValueError(f"causal_prompt must be one of prompts: {', '.join(self.prompts)}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -106,15 +123,12 @@ def labelled(
 class AttributePrompts:
     """Labels and prompts of some recordings, as a model reads them; nothing runs."""
 
-    def __init__(
-        self, config: AttributesConfig, recordings: Sequence[Recording], needed: PromptFormat
-    ) -> None:
+    def __init__(self, config: AttributesConfig, recordings: Sequence[Recording]) -> None:
         """Reads the labels.
 
         Args:
             config: of the run.
             recordings: that are asked.
-            needed: a format that every attribute must have words for.
 
         Raises:
             InputError: all that is missing, by line and column.
@@ -135,7 +149,7 @@ class AttributePrompts:
         faults = [*self._unlabelled()]
         for name in self.wordings:
             faults += self._read_labels(name)
-            if not self._has_words(name, needed):
+            if not self._has_words(name, needed := config.causal_prompt):
                 faults.append(
                     f"attributes.{name}: has no words for the format {needed!r}, which is asked "
                     "for: add them, or choose another format"
@@ -190,12 +204,11 @@ class AttributePrompts:
 
     # --- As a model reads them
 
-    def hear(self, model: HookedALM, *, with_silence: bool) -> list[AudioClip]:
+    def hear(self, model: HookedALM) -> list[AudioClip]:
         """Reads every clip, and the labels as the model spells them; returns the clips.
 
         Args:
             model: at least laid out.
-            with_silence: whether silence is heard in their place, too.
 
         Raises:
             InputError: clips that cannot be heard, or labels that begin alike.
@@ -206,7 +219,7 @@ class AttributePrompts:
         doing = f"hearing {shown(self.config.audio)}"
         clips = collect(doing, lambda one: heard.clip(one.path), every, lambda one: one.where)
         self._clips = {one.name: clip for one, clip in zip(every, clips, strict=True)}
-        self._silence = {one.name: silent.clip(one.path) for one in every if with_silence}
+        self._silence = {one.name: silent.clip(one.path) for one in every if self.config.absences}
         self.labels = {name: self._label_set(name) for name in self.wordings}
         return [*clips]
 
@@ -284,9 +297,12 @@ class AttributePrompts:
             self._lengths[alike] = self._prepared(prompt).shape[1]
         return self._lengths[alike]
 
-    def ends_in_mention(self, attribute: str) -> bool:
-        """Whether the readout is the last word that names the attribute."""
-        return bool(prefix := self.prefixes[attribute]) and prefix[-1][0] == MENTION
+    def mention(self, attribute: str, x: ALMInput) -> Int[Tensor, "batch 1"] | None:
+        """The last position that names the attribute; None where it is the readout, or nowhere."""
+        prefix = self.prefixes[attribute]
+        if (prefix and prefix[-1][0] == MENTION) or MENTION not in x.spans:
+            return None
+        return torch.tensor([x.spans.positions(MENTION, row)[-1:] for row in range(len(x))])
 
     def audio_is_behind(self, prompt: AttributePrompt) -> bool:
         """Whether the attribute is named before the audio."""

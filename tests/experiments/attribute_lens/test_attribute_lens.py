@@ -20,7 +20,6 @@ from hf_reference import decoder_of
 from hooked_alm.bundled import CLIPS, MODELS
 from hooked_alm.errors import InputError
 from hooked_alm.experiments.attribute_lens.experiment import AttributeLens
-from hooked_alm.experiments.attribute_lens.plan import windows
 from hooked_alm.experiments.attribute_lens.settings import AttributeLensConfig
 from hooked_alm.experiments.materials.ob1 import EMOTIONS
 from hooked_alm.experiments.workbench import runner
@@ -162,7 +161,7 @@ def test_without_the_audio_is_silence_to_hugging_face() -> None:
 
 @pytest.mark.parametrize(("first", "last"), [FULL, (0, 2), (7, 9)])
 def test_knockouts_are_hugging_faces_masks(first: int, last: int) -> None:
-    plain, table = Plain(QUESTION), rows(f"knockouts__{CLIP}__emotion")["knockout"]
+    plain, table = Plain(QUESTION), rows(f"knockouts__{CLIP}__emotion__question__audio")["knockout"]
     cells = table[(table["first"] == first) & (table["last"] == last)]
     cells = cells.set_index(["query", "keys"])
     n = plain.inputs["input_ids"].shape[1]
@@ -183,11 +182,8 @@ def test_knockouts_are_hugging_faces_masks(first: int, last: int) -> None:
 
 def test_enrichment_is_a_hook_of_hugging_faces() -> None:
     experiment, plain = opened(), Plain(QUESTION)
-    searched = {one.id: one for one in experiment.units() if one.id.startswith("enrichmentsearch")}
-    unit = f"enrichmentsearch__{CLIP}__emotion"
-    if unit not in searched:
-        experiment.parts = {**experiment.parts, CLIP: "discovery"}
-    table = rows(unit)["enrichment_search"]
+    experiment.searched.add(CLIP)
+    table = rows(f"enrichmentsearch__{CLIP}__emotion__question__audio")["enrichment_search"]
     states = plain.run(output_hidden_states=True).hidden_states
     assert {*zip(table.source, table.layer, strict=True)} == {(0, 2), (0, 9), (3, 9), (8, 9)}
     for cell in table.itertuples():
@@ -203,13 +199,6 @@ def test_enrichment_is_a_hook_of_hugging_faces() -> None:
         theirs = plain.margin(plain.run().logits[0, -1])
         handle.remove()
         assert cell.margin == pytest.approx(theirs, abs=FAST_ENGINE[torch.float32])
-
-
-def test_windows_are_each_once_and_all_blocks_are_one() -> None:
-    assert windows(4, 3) == [(0, 1, 2), (1, 2, 3), (3,), (0, 1, 2, 3)]
-    assert windows(3, 3) == windows(3, 9) == [(2,), (0, 1, 2)]
-    assert windows(1, 1) == [(0,)]
-    assert windows(2, 1) == [(0,), (1,), (0, 1)]
 
 
 # --- As a whole, on a user's table
