@@ -3,12 +3,18 @@
 Source: seed 003; M-GC.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from ..materials.conflict_claims import handoff_finding, of_enough_clips
+from ..materials.conflict_claims import (
+    BestPart,
+    carrier_finding,
+    handoff_finding,
+    of_enough_clips,
+)
 from ..materials.conflict_runs import EXCHANGES
 from ..materials.confounds import confounded
 from ..workbench.claims import Claim, Finding, few, judged, not_measured, shown, within_rounding
@@ -17,8 +23,6 @@ from .measure import READINGS
 from .plan import INPUTS
 from .tables import GroundingResults, coefficient
 
-LARGE = 0.5
-"""Recovery above which a head carries an input's part."""
 WHAT = {name: EXCHANGES[kind].what for name, kind in INPUTS.items()}
 
 
@@ -75,48 +79,30 @@ def _handover(run: GroundingResults, reading: str) -> Finding:
 @of_enough_clips
 def _head(run: GroundingResults, name: str) -> Finding:
     """The claim that one head carries an input's part, in both readings."""
-    best = having(run["best_heads"], input=name).set_index("direction")
-    anyone = f"A single head carries the {WHAT[name]}'s part"
+    best, does = having(run["best_heads"], input=name), f"carries the {WHAT[name]}'s part"
     if best.empty:
-        return not_measured(anyone, f"the {WHAT[name]} was not exchanged", "recovery")
-    rows = {reading: best.loc[reading] for reading in READINGS}
-    level = [reading for reading, row in rows.items() if not row.lead_low > 0]
-    small = [reading for reading, row in rows.items() if not row.recovery_low > LARGE]
-    first, other = map(_label, rows.values())
-    reasons = {
-        **few(best.n_recovered.min(), "items have a total effect to recover"),
-        "no single head: not the same in both readings": first != other,
-        f"no single head: none is surely ahead of all others ({', '.join(level)})": bool(level),
-        f"none surely recovers more than {LARGE:g} ({', '.join(small)})": bool(small),
-    }
-    weaker = best.loc[best.recovery.fillna(-1).idxmin()]
-    return judged(
-        anyone if any(reasons.values()) else f"Head {first} carries the {WHAT[name]}'s part",
-        "; ".join(f"{reading}: {_told(row, run)}" for reading, row in rows.items()),
-        reasons | _at_rounding(run, name) | _doubts_of(run, name),
-        numbers={**_ends(weaker, "recovery"), "n": weaker.n_recovered},
-        unit="recovery",
-    )  # fmt: skip
+        why = f"the {WHAT[name]} was not exchanged"
+        return not_measured(f"A single head {does}", why, "recovery")
+    parts = {row["direction"]: _part(row, run) for row in best.to_dict("records")}
+    doubts = _at_rounding(run, name) | _doubts_of(run, name)
+    return carrier_finding("head", does, parts, "items have a total effect to recover", doubts)
 
 
-def _label(row: pd.Series) -> str:
-    return f"L{row.block:.0f}H{row['head']:.0f}"
-
-
-def _ends(row: pd.Series, what: str) -> dict[str, float]:
-    return {"mean": row[what], "low": row[f"{what}_low"], "high": row[f"{what}_high"]}
-
-
-def _told(row: pd.Series, run: GroundingResults) -> str:
-    ahead = f", {row.lead:.2f} ahead of L{row.next_block:.0f}H{row.next_head:.0f}"
-    recovered = f"recovery {shown(_ends(row, 'recovery'))}"
-    if not row.n_recovered:
+def _part(row: Mapping[str, Any], run: GroundingResults) -> BestPart:
+    name, recovery = f"L{row['block']:.0f}H{row['head']:.0f}", _ends(row, "recovery")
+    told = f"{name} moves {shown(_ends(row, 'effect'))} logits"
+    if np.isfinite(row["lead"]):
+        told += f", {row['lead']:.2f} ahead of L{row['next_block']:.0f}H{row['next_head']:.0f}"
+    if row["n_recovered"]:
+        told += f", recovery {shown(recovery)}"
+    else:
         least = f"{run.config.min_effect:g} logits"
-        recovered = f"recovery undefined, as the exchange moves no item's answer by {least}"
-    return (
-        f"{_label(row)} moves {shown(_ends(row, 'effect'))} logits"
-        f"{ahead if np.isfinite(row.lead) else ''}, {recovered}"
-    )
+        told += f", recovery undefined, as the exchange moves no item's answer by {least}"
+    return BestPart(name, recovery | {"n": row["n_recovered"]}, row["lead_low"], told)
+
+
+def _ends(row: Mapping[str, Any], what: str) -> dict[str, Any]:
+    return {"mean": row[what], "low": row[f"{what}_low"], "high": row[f"{what}_high"]}
 
 
 CLAIMS = (

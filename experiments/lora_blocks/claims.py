@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..materials.conflict_claims import of_enough_clips
+from ..materials.conflict_claims import LARGE, BestPart, carrier_finding, of_enough_clips
 from ..workbench.claims import Claim, Finding, few, judged, not_measured, shown
 from ..workbench.controls import (
     ROUNDING,
@@ -18,11 +18,7 @@ from ..workbench.controls import (
     label_controls,
     same_at_the_end,
 )
-from .measure import SWITCHES
 from .tables import LoraResults
-
-LARGE = 0.5
-"""Recovery above which a block carries what the adapter does."""
 
 
 def _resumed(run: LoraResults) -> Outcome:
@@ -61,26 +57,17 @@ CONTROLS = (
 @of_enough_clips
 def _carrier(run: LoraResults) -> Finding:
     """The claim that one block carries what the adapter does, in both readings."""
-    anyone, best = "A single block carries what the adapter does", run["best_blocks"]
+    does, best = "carries what the adapter does", run["best_blocks"]
     if best.empty:
         few_moved = f"no item is moved by {run.config.min_effect:g} logits or more"
-        return not_measured(anyone, few_moved, "recovery")
-    rows = {row["reading"]: row.to_dict() for _, row in best.iterrows()}
-    first, other = (int(rows[reading]["block"]) for reading in SWITCHES)
-    level = [reading for reading, row in rows.items() if not row["lead_low"] > 0]
-    small = [reading for reading, row in rows.items() if not row["low"] > LARGE]
-    reasons = {
-        **few(best["n"].min(), "items that the adapter moves"),
-        f"not the same in both readings: {first} and {other}": first != other,
-        f"not surely ahead of all others ({', '.join(level)})": bool(level),
-        f"does not surely recover more than {LARGE:g} ({', '.join(small)})": bool(small),
+        return not_measured(f"A single block {does}", few_moved, "recovery")
+    parts = {
+        row["reading"]: BestPart(
+            f"{row['block']}", row, row["lead_low"], f"block {row['block']}, recovery {shown(row)}"
+        )
+        for row in best.to_dict("records")
     }
-    weaker = min(rows.values(), key=lambda row: row["mean"])
-    told = "; ".join(
-        f"{reading}: block {row['block']}, recovery {shown(row)}" for reading, row in rows.items()
-    )
-    claim = anyone if any(reasons.values()) else f"Block {first} carries what the adapter does"
-    return judged(claim, told, reasons, numbers=weaker, unit="recovery")
+    return carrier_finding("block", does, parts, "items that the adapter moves", {})
 
 
 def _over_blocks(

@@ -84,7 +84,7 @@ def block_sizes(run: LoraResults) -> "pd.Series[float]":
 def best_blocks(effects: pd.DataFrame, draws: Draws) -> pd.DataFrame:
     """The block with the largest mean recovery in each reading, and how far it is ahead.
 
-    ``lead_low``: least end of a band that holds for its leads on all others at once.
+    ``lead`` and ``next`` are `Draws.best`'s.
     """
     rows = []
     for reading in SWITCHES:
@@ -93,33 +93,16 @@ def best_blocks(effects: pd.DataFrame, draws: Draws) -> pd.DataFrame:
             continue
         wide = some.pivot(index=["item", "clip"], columns="block", values="recovery")
         values, clips = wide.to_numpy(np.float64), [*wide.index.get_level_values("clip")]
-        best = int(values.mean(axis=0).argmax())
-        row = {
-            "reading": reading,
-            "block": int(wide.columns[best]),
-            **draws.row(values[:, best], clips),
-        }
-        others = np.delete(np.arange(values.shape[1]), best)
-        if len(others):
-            leads = draws.mean(values[:, [best]] - values[:, others], clips, band="simultaneous")
-            row |= {
-                "next": int(wide.columns[others[int(leads.mean.argmin())]]),
-                "lead": float(leads.mean.min()),
-                "lead_low": float(leads.low.min()),
-            }
-        rows.append(row)
+        best = draws.best(values, clips)
+        after = None if best.next is None else wide.columns[best.next]
+        rows.append({
+            "reading": reading, "block": wide.columns[best.at],
+            **draws.row(values[:, best.at], clips),
+            "next": after, "lead": best.lead, "lead_low": best.lead_low,
+        })  # fmt: skip
     columns = [
-        "reading",
-        "block",
-        "mean",
-        "low",
-        "high",
-        "n",
-        "n_undefined",
-        "n_clusters",
-        "next",
-        "lead",
-        "lead_low",
+        *("reading", "block", "mean", "low", "high", "n", "n_undefined", "n_clusters"),
+        *("next", "lead", "lead_low"),
     ]
     return pd.DataFrame(rows, columns=columns)
 

@@ -1,20 +1,22 @@
 """What experiments on conflicts claim in the same words, and how they judge patched runs.
 
-Source: S-11.
+Source: S-11, S-12.
 """
 
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from ..workbench.claims import MIN_ITEMS, Finding, counted, few, shown
+from ..workbench.claims import MIN_ITEMS, Finding, counted, few, judged, shown
 from ..workbench.controls import ROUNDING, Outcome, at_most
 from ..workbench.results import Results
 from .conflict_runs import EXCHANGES
 
+LARGE = 0.5
+"""Recovery above which a part carries what is exchanged."""
 MOST_UNDEFINED = 0.05
 """Share of the replicates that may lack a hand-off before its interval means nothing."""
 
@@ -90,3 +92,46 @@ def no_handoff(row: pd.Series, x: str) -> dict[str, bool]:
         **few(row.n, "items have a total effect to recover"),
         f"no such {x} in some resamples": is_unsure,
     }
+
+
+class BestPart(NamedTuple):
+    """The part that does most in one reading, such as a head; see `Draws.best`."""
+
+    name: str
+    recovery: Mapping[str, Any]
+    """``mean``, ``low``, ``high`` and ``n``."""
+    lead_low: float
+    told: str
+    """What it does, in words."""
+
+
+def carrier_finding(
+    part: str, does: str, best: Mapping[str, BestPart], items: str, why_not: Mapping[str, bool]
+) -> Finding:
+    """The claim that a single part carries what an exchange does, in every reading of it.
+
+    Args:
+        part: what it is one of, such as head.
+        does: what it does, such as "carries the voice's part".
+        best: reading -> the part that does most.
+        items: that have a recovery, in words.
+        why_not: reasons against it that are the run's own.
+    """
+    weaker = min(best.values(), key=lambda one: np.nan_to_num(one.recovery["mean"], nan=-1.0))
+    names = [*dict.fromkeys(one.name for one in best.values())]
+    level = [reading for reading, one in best.items() if not one.lead_low > 0]
+    small = [reading for reading, one in best.items() if not one.recovery["low"] > LARGE]
+    reasons = {
+        **few(min(one.recovery["n"] for one in best.values()), items),
+        f"no single {part}: not the same in both readings": len(names) > 1,
+        f"no single {part}: none is surely ahead of all others ({', '.join(level)})": bool(level),
+        f"none surely recovers more than {LARGE:g} ({', '.join(small)})": bool(small),
+    }
+    which = f"A single {part}" if any(reasons.values()) else f"{part.capitalize()} {names[0]}"
+    return judged(
+        f"{which} {does}",
+        "; ".join(f"{reading}: {one.told}" for reading, one in best.items()),
+        reasons | dict(why_not),
+        numbers=weaker.recovery,
+        unit="recovery",
+    )

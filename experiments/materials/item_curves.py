@@ -1,4 +1,4 @@
-"""Mean curves of items along depths or blocks, and where information leaves one place for another.
+"""Means of items in cells and along curves, and where information leaves one place for another.
 
 An *item* is a clip with a target label T; intervals resample clips, because a clip's items share
 everything but a word.
@@ -8,6 +8,7 @@ Source: S-7 and S-11.
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,9 +22,9 @@ from .conflict_runs import EXCHANGES
 
 
 def curves(
-    items: pd.DataFrame, x: str, y: str
-) -> tuple[pd.DataFrame, Float[np.ndarray, "item x"], list[int]]:
-    """What the items are, their curves, and the values of ``x``."""
+    items: pd.DataFrame, x: str | list[str], y: str
+) -> tuple[pd.DataFrame, Float[np.ndarray, "item x"], list[Any]]:
+    """What the items are, their curves, and the values of ``x``, or of several columns together."""
     wide = items.pivot(index=["clip", "target"], columns=x, values=y)
     return wide.index.to_frame(index=False), wide.to_numpy(np.float64), list(wide.columns)
 
@@ -48,6 +49,42 @@ def means_by(
         for row in mean_curve(part, x, measure, draws)
     ]
     return pd.DataFrame(rows).drop(columns="n_clusters")
+
+
+def cell_means(
+    table: pd.DataFrame, measures: Sequence[str], by: list[str], draws: Draws
+) -> pd.DataFrame:
+    """Means of several measures in every cell, over the items that are defined there.
+
+    Args:
+        table: a row per item and cell.
+        measures: columns that are averaged.
+        by: columns that tell cells apart.
+        draws: of the intervals, which resample clips.
+
+    Returns:
+        A row per cell and ``measure``.
+    """
+    parts = []
+    for measure in measures:
+        what, values, cells = curves(table, by, measure)
+        rows = _means_of_defined(values, what["clip"].tolist(), draws)
+        about = pd.DataFrame(cells, columns=by).assign(measure=measure)
+        parts.append(pd.concat([about, pd.DataFrame(rows)], axis=1))
+    return pd.concat(parts, ignore_index=True).rename(columns={"n_clusters": "n_clips"})
+
+
+def _means_of_defined(
+    values: Float[np.ndarray, "item cell"], clips: Sequence[str], draws: Draws
+) -> list[Row]:
+    """A row per cell; those that are defined for the same items are resampled together."""
+    patterns, which = np.unique(np.isnan(values), axis=1, return_inverse=True)
+    rows: list[Row] = [{}] * values.shape[1]
+    for pattern in range(patterns.shape[1]):
+        cells = np.flatnonzero(which.ravel() == pattern)
+        for cell, row in zip(cells, draws.points(values[:, cells], clips), strict=True):
+            rows[cell] = row
+    return rows
 
 
 def handoffs(cells: pd.DataFrame, x: str, draws: Draws) -> pd.DataFrame:

@@ -7,7 +7,7 @@ Undefined samples (NaN) are left out whole, and counted.
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -42,6 +42,18 @@ NOT_DRAWN = (
     f"Where no interval is drawn, there are fewer than {MIN_UNITS} units to resample, or no value."
 )
 """What it says beside a figure that lacks one."""
+
+
+class BestPoint(NamedTuple):
+    """The point with the largest mean, and how far it is ahead of the others."""
+
+    at: int
+    next: int | None
+    """The point that is nearest to it; None where there is no other."""
+    lead: float
+    """Over that one; NaN where there is no other."""
+    lead_low: float
+    """Least end of a band that holds for its leads on all others at once."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,19 @@ class Draws:
     def row(self, values: Any, clusters: Sequence[Hashable]) -> dict[str, Any]:
         """The row of a single point: see `points`."""
         return self.points(np.asarray(values, np.float64)[:, None], clusters)[0]
+
+    def best(
+        self, values: Float[np.ndarray, "sample point"], clusters: Sequence[Hashable]
+    ) -> BestPoint:
+        """The point with the largest mean, of samples without a NaN, and its lead."""
+        best = int(values.mean(axis=0).argmax())
+        others = np.delete(np.arange(values.shape[1]), best)
+        if not len(others):
+            return BestPoint(best, None, np.nan, np.nan)
+        leads = self.mean(values[:, [best]] - values[:, others], clusters, "simultaneous")
+        nearest = int(leads.mean.argmin())
+        lead, low = float(leads.mean[nearest]), float(leads.low.min())
+        return BestPoint(best, int(others[nearest]), lead, low)
 
     def where(
         self,

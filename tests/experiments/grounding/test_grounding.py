@@ -22,8 +22,9 @@ from hooked_alm.errors import InputError
 from hooked_alm.experiments.grounding.experiment import Grounding
 from hooked_alm.experiments.grounding.measure import READINGS, GroundingMeasures
 from hooked_alm.experiments.grounding.settings import GroundingConfig
-from hooked_alm.experiments.grounding.tables import best_heads, cell_means
+from hooked_alm.experiments.grounding.tables import MEASURES, best_heads
 from hooked_alm.experiments.materials.clips import Sounds
+from hooked_alm.experiments.materials.item_curves import cell_means
 from hooked_alm.experiments.workbench import runner
 from hooked_alm.experiments.workbench.controls import label_controls
 from hooked_alm.experiments.workbench.executors import Executor, Processes
@@ -220,7 +221,7 @@ def test_means_are_of_the_items_that_have_a_value() -> None:
     cells = run["grounding"].copy()
     first = cells[(cells.depth == 1) & (cells["clip"] == "c0")].index
     cells.loc[first, "gc"] = np.nan
-    means = cell_means(cells, ["direction", "span", "depth"], draws)
+    means = cell_means(cells, MEASURES, ["direction", "span", "depth"], draws)
     gc = means[(means.measure == "gc") & (means.span == "all") & (means.direction == "noise")]
     assert gc.n.tolist() == [12, 11, 12, 12, 12]
     assert gc.n_undefined.tolist() == [0, 1, 0, 0, 0]

@@ -36,3 +36,18 @@ def test_reports_say_what_was_measured() -> None:
     for n, (mean, curve) in COVERAGE.items():
         assert f"{100 * mean:.0f} % ({100 * curve:.0f} %) with {n}" in HOW_MADE
     assert f"Fewer than {MIN_UNITS} units" in HOW_MADE
+
+
+def test_the_best_point_is_ahead_of_the_nearest_and_surely_of_all() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(20, 1)) + np.array([0.0, 3.0, 1.0]) + 0.1 * rng.normal(size=(20, 3))
+    draws, clips = Draws(0, 1000), [*range(20)]
+    best, means = draws.best(values, clips), values.mean(axis=0)
+    assert (best.at, best.next) == (1, 2)
+    assert best.lead == pytest.approx(means[1] - means[2])
+    assert 1.8 < best.lead_low < best.lead
+    # What all points share is no doubt about a lead: it is of differences.
+    assert draws.row(values[:, 1], clips)["low"] < means[1] - 0.3
+    alone = draws.best(values[:, :1], clips)
+    assert (alone.at, alone.next) == (0, None)
+    assert np.isnan([alone.lead, alone.lead_low]).all()
