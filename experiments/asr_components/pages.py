@@ -4,6 +4,7 @@ import pandas as pd
 
 from ..materials.transcription import Transcription
 from ..workbench import figures
+from ..workbench.intervals import unprefixed
 from ..workbench.page import Page
 from .plan import FAILURES
 from .tables import MEASURE, ComponentResults, failing, is_whole_stack
@@ -93,8 +94,7 @@ def _plane(page: Page, run: ComponentResults) -> None:
             continue
         order = mine.sort_values(f"{name}_mean", ascending=False)
         rows = [
-            {"node": row["node"], "what": what, "mean": row[f"{column}_mean"],
-             "low": row[f"{column}_low"], "high": row[f"{column}_high"]}
+            {"node": row["node"], "what": what, **unprefixed(column, row)}
             for row in order.head(12).to_dict("records")
             for what, column in (("cured", name), ("more errors for a word", "wer_delta"))
         ]  # fmt: skip

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..materials.exchange import DIRECTIONS, PLACES
+from ..materials.head_maps import draw_head_maps
 from ..workbench import figures
 from ..workbench.page import Page
 from .plan import EMBED, LOGITS, MLP, heads_named
@@ -38,12 +39,7 @@ def add_effects(page: Page, run: CircuitResults) -> None:
 
 def _maps(run: CircuitResults, parts: dict[str, pd.DataFrame], every: pd.Series) -> Figure:
     """Layer by head, a panel for each part, on the scale of every effect to compare with."""
-    return figures.panels(
-        figures.heat_map, [(part, {"title": title}) for title, part in parts.items()],
-        height=max(2.6, 1.4 + 0.3 * run.n_blocks), x="head", y="layer", value="toward",
-        value_label=f"effect ({run.config.unit})", centre=0, limits=figures.ends_of(every),
-        decimals=2, is_upwards=True,
-    )  # fmt: skip
+    return draw_head_maps(parts, every, run.n_blocks, unit=run.config.unit)
 
 
 def add_heads(page: Page, run: CircuitResults, contrast: str) -> None:

@@ -91,7 +91,7 @@ class Patcher:
             for (reference, draw), value in zip((("none", 0), *names), odds, strict=True)
         ]
         tables = {"runs": runs, "patched": rows}
-        return UnitResult({name: [{**who, **row} for row in some] for name, some in tables.items()})
+        return UnitResult.of(who, tables)
 
     def _cells(
         self,

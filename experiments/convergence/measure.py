@@ -41,7 +41,7 @@ class DepthMeasures(ReadByDepth):
             "checks": [self.check(log_p[-1])],
         }
         who = whose(self.clip)
-        return UnitResult({name: [{**who, **row} for row in rows] for name, rows in tables.items()})
+        return UnitResult.of(who, tables)
 
     def _streams(self, factor: float) -> Iterator[Row]:
         """Norms and similarity to the last state, at every depth and over each choice of rows."""

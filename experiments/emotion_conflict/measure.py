@@ -23,7 +23,7 @@ from hooked_alm.methods.reading.lens import (
     read_rows,
 )
 
-from ..materials.answers import answer_of, by_label, label_weight
+from ..materials.answers import answer_of, by_label, label_weight, lengths_of
 from ..materials.conflict_runs import PatchRun, PromptRun
 from ..workbench.results import Row
 from .settings import EmotionConflictConfig
@@ -111,8 +111,7 @@ class ConflictMeasures:
             "delta_final": float(self._contrast(scores, run, run.targets[0])),
             **label_weight(self.labels, logits),
             "top_token": self.model.tokenizer.decode([int(logits.argmax())]),
-            "n_tokens": int(x.attention_mask[row].sum()),
-            "n_audio_tokens": len(x.spans.positions("audio", row)),
+            **lengths_of(x, row),
         }
 
     def _depth_rows(
@@ -143,11 +142,9 @@ class ConflictMeasures:
             site="resid_post",
             layers=config.patched_layers(self.model.cfg.n_layers),
             places=list(config.patched_spans().values()),
-            policy=config.align_policies(),
             # The seed's donor is the state before the patched block (defect C1).
             donor_site="resid_pre" if config.donor_index == "seed_hs" else None,
-            engine=config.engine,
-            max_bytes=config.max_bytes,
+            **config.patch_options(),
         )
         results = []
         for n, sweep in enumerate(sweeps):

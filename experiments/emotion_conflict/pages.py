@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from ..materials.clips import of_whom
+from ..materials.conflict_pages import known_rule, the_clips
 from ..materials.conflict_runs import EXCHANGES
 from ..materials.confounds import add_confounds
 from ..materials.recordings import Recording
@@ -40,20 +41,14 @@ TUNED_LENS = (
 
 def lead(run: EmotionResults) -> str:
     """What was asked of which clips."""
-    labels, what, clips = run.inputs["labels"], run.config.label_column, run["manifest"]
-    lead = (
-        f"{len(clips)} clips, {of_whom(clips)}. What each voice carries (A) is in the column "
-        f"{what}: {', '.join(clips[what].unique())}. The instruction asks for it, "
-        f"or names another of the {len(labels)} labels, T. This page shows which of the two the "
-        "answer follows, at which depth that can be read, and which positions carry it."
+    rule = known_rule(
+        run, "A method that measures arbitration has to reverse its conclusion between them."
     )
-    if run.config.is_calibration:
-        lead += (
-            "\n\nThe two bundled models were trained on a known rule: one lets the instruction "
-            "win, its twin the voice. A method that measures arbitration has to reverse its "
-            "conclusion between them."
-        )
-    return lead
+    return (
+        f"{the_clips(run)} The instruction asks for it, or names another of the "
+        f"{len(run.inputs['labels'])} labels, T. This page shows which of the two the answer "
+        f"follows, at which depth that can be read, and which positions carry it.{rule}"
+    )
 
 
 def fill_page(page: Page, run: EmotionResults, recordings: Sequence[Recording]) -> None:

@@ -29,10 +29,7 @@ class ClipReader(ReadByDepth):
             "checks": [self.check(log_p[-1])],
         }
         who = whose(self.clip)
-        return UnitResult(
-            {name: [{**who, **row} for row in rows] for name, rows in tables.items()},
-            {"tokens": self.said},
-        )
+        return UnitResult.of(who, tables, {"tokens": self.said})
 
     def _transcripts(self, log_p: Tensor) -> Iterator[Row]:
         ours, reference = self.ours, self.ours.said_in(self.clip)

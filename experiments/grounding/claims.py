@@ -15,12 +15,12 @@ from ..materials.conflict_claims import (
     handoff_finding,
     of_enough_clips,
 )
-from ..materials.conflict_runs import EXCHANGES
+from ..materials.conflict_runs import EXCHANGES, INPUTS
 from ..materials.confounds import confounded
 from ..workbench.claims import Claim, Finding, few, judged, not_measured, shown, within_rounding
+from ..workbench.intervals import unprefixed
 from ..workbench.results import having
 from .measure import READINGS
-from .plan import INPUTS
 from .tables import GroundingResults, coefficient
 
 WHAT = {name: EXCHANGES[kind].what for name, kind in INPUTS.items()}
@@ -89,20 +89,14 @@ def _head(run: GroundingResults, name: str) -> Finding:
 
 
 def _part(row: Mapping[str, Any], run: GroundingResults) -> BestPart:
-    name, recovery = f"L{row['block']:.0f}H{row['head']:.0f}", _ends(row, "recovery")
-    told = f"{name} moves {shown(_ends(row, 'effect'))} logits"
+    name, recovery = f"L{row['block']:.0f}H{row['head']:.0f}", unprefixed("recovery", row, "")
+    told = f"{name} moves {shown(unprefixed('effect', row, ''))} logits"
     if np.isfinite(row["lead"]):
         told += f", {row['lead']:.2f} ahead of L{row['next_block']:.0f}H{row['next_head']:.0f}"
-    if row["n_recovered"]:
-        told += f", recovery {shown(recovery)}"
-    else:
-        least = f"{run.config.min_effect:g} logits"
-        told += f", recovery undefined, as the exchange moves no item's answer by {least}"
+    least = f"{run.config.min_effect:g} logits"
+    nothing = f"undefined, as the exchange moves no item's answer by {least}"
+    told += f", recovery {shown(recovery) if row['n_recovered'] else nothing}"
     return BestPart(name, recovery | {"n": row["n_recovered"]}, row["lead_low"], told)
-
-
-def _ends(row: Mapping[str, Any], what: str) -> dict[str, Any]:
-    return {"mean": row[what], "low": row[f"{what}_low"], "high": row[f"{what}_high"]}
 
 
 CLAIMS = (

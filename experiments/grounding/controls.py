@@ -8,40 +8,32 @@ import pandas as pd
 from hooked_alm.methods.statistics.grounding import grounding_coefficient
 
 from ..materials.conflict_claims import as_whole_runs
+from ..materials.conflict_runs import INPUTS
 from ..workbench.controls import ROUNDING, Control, Outcome, at_most, label_controls
 from ..workbench.results import having
-from .plan import INPUTS
 from .settings import ALL
-from .tables import GroundingResults, items
+from .tables import GroundingResults
 
 
-def _effects(cells: pd.DataFrame, beyond: str | None = None) -> pd.Series:
-    """Both inputs' effects, of those that were exchanged, or what they are beyond a column."""
+def _effects(run: GroundingResults, beyond: str | None = None, **cells: object) -> pd.Series:
+    """Both inputs' effects in some cells, of those that were exchanged.
+
+    With a name of another measure, what they are beyond it.
+    """
+    found = having(run["grounding"], **cells)
     parts = [
-        cells[f"effect_{name}"] - (0 if beyond is None else cells[f"{beyond}_{name}"])
+        found[f"effect_{name}"] - (0 if beyond is None else found[f"{beyond}_{name}"])
         for name in INPUTS
     ]
     return pd.concat(parts).dropna()
 
 
-def _own_run(run: GroundingResults) -> Outcome:
-    return as_whole_runs(run, run["unpatched"]["shift"])
-
-
 def _whole_exchange(run: GroundingResults) -> Outcome:
-    known = having(items(run), equal_lengths=True)[["pair", *(f"te_{name}" for name in INPUTS)]]
-    cells = having(run["grounding"], span=ALL).merge(known, on="pair", suffixes=("_cell", ""))
-    return at_most(_effects(cells, "te"), ROUNDING["logit"][run.config.dtype], "logits")
-
-
-def _blind(run: GroundingResults) -> Outcome:
-    cells = having(run["grounding"], depth=run.n_blocks, span=("audio", "text", "struct"))
-    return as_whole_runs(run, _effects(cells))
-
-
-def _readout_at_the_end(run: GroundingResults) -> Outcome:
-    cells = having(run["grounding"], depth=run.n_blocks, span="readout")
-    return as_whole_runs(run, _effects(cells, "te"))
+    """Of items whose runs are equally long, so that all positions are the whole of the other."""
+    known = having(run["items"], equal_lengths=True).set_index("pair")
+    cells = having(run["grounding"], span=ALL, pair=[*known.index])
+    off = [cells[f"effect_{one}"] - known.loc[cells.pair, f"te_{one}"].array for one in INPUTS]
+    return at_most(pd.concat(off).dropna(), ROUNDING["logit"][run.config.dtype], "logits")
 
 
 def _before_the_instruction(run: GroundingResults) -> Outcome:
@@ -61,15 +53,19 @@ def _shares(run: GroundingResults) -> Outcome:
 
 CONTROLS = (
     *label_controls("runs", "grounding", "nodes"),
-    Control(name="a run patched with itself", of=("grounding", "nodes"), check=_own_run,
+    Control(name="a run patched with itself", of=("grounding", "nodes"),
+            check=lambda run: as_whole_runs(run, run["unpatched"]["shift"]),
             guards_against="a donor taken at another place than where it is written (I3)"),
     Control(name="all positions exchanged, at any depth = the other run", of=("grounding", "runs"),
             check=_whole_exchange,
             guards_against="spans that leave positions out, or a donor of another run (I4, I8)"),
-    Control(name="last depth, any span without the readout", of=("grounding",), check=_blind,
+    Control(name="last depth, any span without the readout", of=("grounding",),
+            check=lambda run: as_whole_runs(
+                run, _effects(run, depth=run.n_blocks, span=("audio", "text", "struct"))),
             guards_against="an answer that is read at another position than the readout (I6)"),
     Control(name="last depth, readout exchanged = the other run", of=("grounding",),
-            check=_readout_at_the_end,
+            check=lambda run: as_whole_runs(
+                run, _effects(run, "te", depth=run.n_blocks, span="readout")),
             guards_against="a donor state that the final norm or another block has changed (I5)"),
     Control(name="audio span, other instruction, audio first", of=("grounding",),
             check=_before_the_instruction,

@@ -13,7 +13,9 @@ from functools import cached_property
 
 import pandas as pd
 
+from ..materials.answers import answers_of, lengths_of
 from ..materials.conflict_experiment import ConflictExperiment
+from ..materials.conflict_runs import ExchangedRun
 from ..workbench.experiment import UnitResult
 from ..workbench.page import Page
 from ..workbench.results import Row
@@ -21,7 +23,7 @@ from .claims import CLAIMS
 from .controls import CONTROLS
 from .measure import GroundingMeasures
 from .pages import CAVEATS, fill_page, lead, method
-from .plan import GroundingItem, GroundingPlan
+from .plan import GroundingPlan
 from .settings import DEFECTS, SPANS, GroundingConfig
 from .tables import TABLES, GroundingResults, summarise
 from .truths import TRUTHS
@@ -47,11 +49,11 @@ class Grounding(ConflictExperiment[GroundingConfig]):
         """What is run on these recordings."""
         return GroundingPlan(self.config, self.corpus)
 
-    def batch_kind(self, work: GroundingItem) -> Hashable:
+    def batch_kind(self, work: ExchangedRun) -> Hashable:
         """The language, whose labels are read, and what can be exchanged."""
         return work.base.language, tuple(work.runs)
 
-    def measure_batch(self, works: Sequence[GroundingItem]) -> list[UnitResult]:
+    def measure_batch(self, works: Sequence[ExchangedRun]) -> list[UnitResult]:
         """Answers, sweeps in both readings, and the items patched with themselves."""
         labels = self.labels[works[0].base.language]
         measures = GroundingMeasures(self.model, labels, self.config)
@@ -59,20 +61,23 @@ class Grounding(ConflictExperiment[GroundingConfig]):
         inputs = {role: self.input(*some) for role, some in runs.items()}
         found: list[dict[str, list[Row]]] = [defaultdict(list) for _ in works]
         for role, some in runs.items():
-            for n, answer in enumerate(measures.answers(some, inputs[role])):
-                found[n]["runs"].append({"role": role, **answer})
+            answers = answers_of(self.model, labels, x := inputs[role])
+            for n, (one, answer) in enumerate(zip(some, answers, strict=True)):
+                about = {"role": role, "heard": one.recording.name, "condition": one.condition}
+                found[n]["runs"].append({**about, "named": one.named, **answer, **lengths_of(x, n)})
         base = inputs.pop("base")
         for table, n, row in [
             *measures.cells(works, base, inputs), *measures.unpatched(works, base)
         ]:  # fmt: skip
             found[n][table].append(row)
-        results = []
-        for work, tables in zip(works, found, strict=True):
-            who, record = work.identity(), {"pair": work.pair, **self.record_of(work.base)}
-            record["donors"] = {one.kind: self.record_of(one.donor) for one in work.sweeps}
-            named = {name: [{**who, **row} for row in rows] for name, rows in tables.items()}
-            results.append(UnitResult(named, record))
-        return results
+        return [
+            UnitResult.of(work.identity(), tables, self._record(work))
+            for work, tables in zip(works, found, strict=True)
+        ]
+
+    def _record(self, work: ExchangedRun) -> Row:
+        donors = {one.kind: self.record_of(one.donor) for one in work.sweeps}
+        return {"pair": work.pair, **self.record_of(work.base), "donors": donors}
 
     def summaries(self, run: GroundingResults) -> Iterator[tuple[str, pd.DataFrame]]:
         """The clips, and what `summarise` makes of the tables."""

@@ -3,12 +3,13 @@
 import pandas as pd
 
 from ..materials.conflict_figures import draw_handoffs
+from ..materials.conflict_runs import INPUTS
+from ..materials.head_maps import draw_head_maps
 from ..workbench import figures
 from ..workbench.page import Page
 from ..workbench.results import having
 from .claims import WHAT
 from .measure import MLP, READINGS, PatchReading
-from .plan import INPUTS
 from .settings import ALL
 from .tables import GroundingResults
 
@@ -49,12 +50,10 @@ def add_coefficient(page: Page, run: GroundingResults) -> None:
 
 def add_handoffs(page: Page, run: GroundingResults, reading: PatchReading) -> None:
     """Adds the recovery at each input's own span and at the readout, in one reading."""
-    rows = having(run["grounding_means"], direction=reading).dropna(subset="mean")
-    parts = [
-        having(rows, measure=f"rec_{name}").assign(donor=kind) for name, kind in INPUTS.items()
-    ]
-    ends = {end: f"recovery_{end}" for end in ("mean", "low", "high")}
-    table = pd.concat(parts).rename(columns=ends)
+    donors, ends = {f"rec_{name}": kind for name, kind in INPUTS.items()}, ("mean", "low", "high")
+    means = having(run["grounding_means"], direction=reading, measure=[*donors])
+    table = means.dropna(subset="mean").assign(donor=means.measure.map(donors))
+    table = table.rename(columns={end: f"recovery_{end}" for end in ends})
     table = table.merge(run["handoffs"][["direction", "donor", "span"]])
     if table.empty:
         return
@@ -78,18 +77,10 @@ def _effects(run: GroundingResults) -> pd.DataFrame:
 
 def add_heads(page: Page, run: GroundingResults, reading: PatchReading) -> None:
     """Adds a map of the heads' effects at the readout, a panel for each input."""
-    every = _effects(run)
-    every = every[every["head"] != MLP]
+    every = _effects(run).query(f"head != {MLP}")
     some = having(every, direction=reading)
-    if some.empty:
-        return
-    parts = some.groupby("exchanged", sort=False)
-    drawing = figures.panels(
-        figures.heat_map, [(part, {"title": f"The {what} exchanged"}) for what, part in parts],
-        height=max(2.6, 1.4 + 0.3 * run.n_blocks), x="head", y="block", value="mean",
-        value_label="effect (logits)", centre=0, limits=figures.ends_of(every["mean"]),
-        decimals=2, is_upwards=True,
-    )  # fmt: skip
+    maps = {f"The {what} exchanged": part for what, part in some.groupby("exchanged", sort=False)}
+    drawing = draw_head_maps(maps, every["mean"], run.n_blocks, y="block", value="mean")
     page.figure(
         f"heads__{reading}", drawing, some.drop(columns="exchanged"),
         f"What each head brings to the readout: {reading}",

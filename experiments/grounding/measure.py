@@ -1,4 +1,4 @@
-"""What ``grounding`` reads off a model: the answers of whole runs, and what every exchange moves.
+"""What ``grounding`` reads off a model: what every exchange moves, in both readings.
 
 The metric is the score of the label that an exchange calls for, minus that of the one it displaces.
 Effects are in logits and positive towards what the exchange does. Two readings of a patch, which
@@ -10,7 +10,8 @@ answer different questions and are never averaged (S-12):
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from itertools import product
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,18 +27,16 @@ from hooked_alm.methods.reading.labels import LabelSet
 from hooked_alm.methods.statistics.bootstrap import recovery
 from hooked_alm.methods.statistics.grounding import grounding_coefficient
 
-from ..materials.answers import answers_of
-from ..materials.conflict_runs import PromptRun
+from ..materials.conflict_runs import INPUTS, ExchangedRun
 from ..workbench.results import Row
-from .plan import INPUTS, GroundingItem
 from .settings import SPANS, GroundingConfig
 
 PatchReading = Literal["denoise", "noise"]
 READINGS: tuple[PatchReading, ...] = ("denoise", "noise")
 MLP = -1
-"""What stands for an MLP where heads are numbered."""
-Batches = Mapping[str, ALMInput]
-"""Input -> the runs of a batch of items in which it is exchanged, a row each."""
+"""In place of a head: an MLP."""
+PARTS = ("te", "effect", "rec")
+"""What is measured of an exchange: its total effect, a cell's, and the recovery."""
 EffectCells = Float[np.ndarray, "*cell example"]
 
 
@@ -58,21 +57,6 @@ class GroundingMeasures:
     labels: LabelSet
     config: GroundingConfig
 
-    def answers(self, runs: Sequence[PromptRun], x: ALMInput) -> list[Row]:
-        """What each run of a batch answers; one forward."""
-        found = answers_of(self.model, self.labels, x)
-        return [
-            {
-                "heard": run.recording.name,
-                "condition": run.condition,
-                "named": run.named,
-                **row,
-                "n_tokens": int(x.attention_mask[n].sum()),
-                "n_audio_tokens": len(x.spans.positions("audio", n)),
-            }
-            for n, (run, row) in enumerate(zip(runs, found, strict=True))
-        ]
-
     def sites(self) -> Iterator[SweptSite]:
         """The stream at every depth; every head, and every MLP."""
         blocks, heads = range(len(self.model.path)), range(self.model.path_cfg.n_heads)
@@ -89,79 +73,59 @@ class GroundingMeasures:
 
     @torch.no_grad()
     def cells(
-        self, items: Sequence[GroundingItem], base: ALMInput, donors: Batches
+        self, items: Sequence[ExchangedRun], base: ALMInput, donors: Mapping[str, ALMInput]
     ) -> Iterator[tuple[str, int, Row]]:
         """Table, item and row of every cell, in both readings."""
-        for site in self.sites():
-            for reading in READINGS:
-                effects = {
-                    name: self._effects(site, reading, base, donors[name],
-                                        [one.sweeps[k].toward for one in items])
-                    for k, name in enumerate(donors)
-                }  # fmt: skip
-                for n, row in self._rows(site, effects):
-                    yield site.table, n, {"direction": reading, **row}
+        for site, reading in product(self.sites(), READINGS):
+            columns = self._columns(site, reading, items, base, donors)
+            for cell in np.ndindex(columns["gc"].shape):
+                ticks = zip(site.at.items(), cell, strict=False)
+                at = {"direction": reading} | {name: values[i] for (name, values), i in ticks}
+                if site.table == "nodes":
+                    at.setdefault("head", MLP)
+                found = {name: float(values[cell]) for name, values in columns.items()}
+                yield site.table, cell[-1], at | found
 
     @torch.no_grad()
     def unpatched(
-        self, items: Sequence[GroundingItem], base: ALMInput
+        self, items: Sequence[ExchangedRun], base: ALMInput
     ) -> Iterator[tuple[str, int, Row]]:
         """Table, item and row of every site: what changes if a run is patched with itself."""
         for site in self.sites():
-            found = self._patched(site, base, base)
-            shifts = np.abs(found.values - found.base).max(axis=-1)
+            shifts = np.abs(self._patched(site, base, base).effect).max(axis=-1)
             largest = shifts.reshape(-1, len(items)).max(axis=0)
-            name = site.options["site"]
             for n, one in enumerate(largest.tolist()):
-                yield "unpatched", n, {"site": name, "shift": one}
+                yield "unpatched", n, {"site": site.options["site"], "shift": one}
 
     def _patched(self, site: SweptSite, base: ALMInput, donor: ALMInput) -> PatchResult:
-        config = self.config
-        options: PatchOptions = {
-            **site.options, "policy": config.align_policies(), "engine": config.engine,
-            "max_bytes": config.max_bytes,
-        }  # fmt: skip
+        options: PatchOptions = {**site.options, **self.config.patch_options()}
         return patch(self.model, base, donor, LabelScores(self.labels), **options)
 
-    def _effects(
+    def _columns(
         self,
         site: SweptSite,
         reading: PatchReading,
+        items: Sequence[ExchangedRun],
         base: ALMInput,
-        donor: ALMInput,
-        toward: Sequence[tuple[str, str]],
-    ) -> tuple[EffectCells, EffectCells, EffectCells]:
-        """Effect, total effect and rounding of one exchange, by cell and item.
+        donors: Mapping[str, ALMInput],
+    ) -> dict[str, EffectCells]:
+        """What a site's cells do, by cell and item; NaN for an input that was not exchanged.
 
         Under ``noise`` base and donor change places.
         """
-        sides, sign = ((base, donor), 1) if reading == "denoise" else ((donor, base), -1)
-        found, item = self._patched(site, *sides), np.arange(len(toward))
-        gained, lost = ([self.labels.index(pair[i]) for pair in toward] for i in (0, 1))
-        patched, start, end = (
-            one[..., item, gained] - one[..., item, lost]
-            for one in (found.values, found.base, found.donor)
-        )
-        effect, total = sign * (patched - start), sign * (end - start)
-        return effect, *np.broadcast_arrays(total, found.noise_between_labels, effect)[:2]
-
-    def _rows(
-        self, site: SweptSite, effects: Mapping[str, tuple[EffectCells, EffectCells, EffectCells]]
-    ) -> Iterator[tuple[int, Row]]:
-        """Item and row of every cell of a site; NaN for an input that was not exchanged."""
-        least, shape = self.config.min_effect, next(iter(effects.values()))[0].shape
-        nothing, columns = np.full(shape, np.nan), dict[str, EffectCells]()
-        for name in INPUTS:
-            effect, total, _ = effects.get(name, (nothing, nothing, nothing))
-            columns |= {f"te_{name}": total, f"effect_{name}": effect}
-            columns[f"rec_{name}"] = recovery(effect, 0.0, total, eps=least)
+        config, sign, noises = self.config, 1 if reading == "denoise" else -1, []
+        found: dict[tuple[str, str], Any] = dict.fromkeys(product(INPUTS, PARTS), np.nan)
+        for k, (name, donor) in enumerate(donors.items()):
+            result = self._patched(site, *(base, donor)[::sign])
+            lead = result.contrast(*zip(*(one.sweeps[k].toward for one in items), strict=True))
+            effect, total = sign * lead.effect, sign * lead.total_effect
+            recovered = recovery(effect, 0.0, total, eps=config.min_effect)
+            found |= zip(product([name], PARTS), (total, effect, recovered), strict=True)
+            noises.append(result.noise_between_labels)
+        columns = {f"{part}_{name}": one for (name, part), one in found.items()}
+        columns = {name: np.broadcast_to(one, effect.shape) for name, one in columns.items()}
         columns["gc"] = grounding_coefficient(
-            columns["effect_audio"], columns["effect_text"], min_effect=least,
-            form=self.config.gc_form,
+            columns["effect_audio"], columns["effect_text"], min_effect=config.min_effect,
+            form=config.gc_form,
         )  # fmt: skip
-        columns["noise"] = np.max([noise for _, _, noise in effects.values()], axis=0)
-        for cell in np.ndindex(shape):
-            at = {name: values[i] for (name, values), i in zip(site.at.items(), cell, strict=False)}
-            if site.table == "nodes":
-                at.setdefault("head", MLP)
-            yield cell[-1], at | {name: float(values[cell]) for name, values in columns.items()}
+        return columns | {"noise": np.broadcast_to(np.max(noises, axis=0), effect.shape)}

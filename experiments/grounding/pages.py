@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 
 from ..materials.clips import of_whom
-from ..materials.conflict_pages import add_prompts
-from ..materials.confounds import add_confounds
+from ..materials.conflict_pages import add_clips, add_prompts, known_rule, the_clips
 from ..materials.recordings import Recording
 from ..workbench.page import Page
 from ..workbench.results import having
@@ -28,37 +27,47 @@ CAVEATS = (
 
 def lead(run: GroundingResults) -> str:
     """What is exchanged in which clips, and what is known beforehand."""
-    clips, what, config = run["manifest"], run.config.label_column, run.config
-    lead = (
-        f"{len(clips)} clips, {of_whom(clips)}. What each voice carries (A) is in the column "
-        f"{what}: {', '.join(clips[what].unique())}. "
-    )
-    if config.condition == "audio_only":
-        lead += (
+    if run.config.condition == "audio_only":
+        exchanged = (
             "The instruction asks for it and names no label. The clip is exchanged for one of "
             "another label, T; there is no instruction to exchange, so that the grounding "
             "coefficient is NaN."
         )
     else:
-        lead += (
+        exchanged = (
             "The instruction names another label, T. Once the clip is exchanged for one of T, once "
             "the instruction for one that names A: the grounding coefficient (gc) is the share "
             "of the voice in what both exchanges move. This page shows it for the whole answer, "
             "and for what every span carries at every depth, and every head and MLP."
         )
-    if config.is_calibration:
-        lead += (
-            "\n\nThe two bundled models were trained on a known rule: follows_voice lets the voice "
-            "win, its twin follows_text the instruction. The coefficient of the whole answer "
-            "has to be on opposite sides of one half. Logits do not stop where the answer is "
-            "decided: a voice that agrees with it raises them further."
-        )
-    return lead
+    rule = known_rule(
+        run,
+        "The coefficient of the whole answer has to be on opposite sides of one half. Logits do "
+        "not stop where the answer is decided: a voice that agrees with it raises them further.",
+    )
+    return f"{the_clips(run)} {exchanged}{rule}"
 
 
 def fill_page(page: Page, run: GroundingResults, recordings: Sequence[Recording]) -> None:
     """What was asked and answered, the stream, and heads and MLPs."""
-    _asked(page, run, recordings)
+    items = run["items"]
+    page.section("What was asked, and answered")
+    add_prompts(page, run)
+    page.table(
+        "Items: the answer as asked, with the audio and with the text exchanged, and the total "
+        "effects in logits",
+        items.drop(columns=["pair", "equal_lengths"]),
+        of="items",
+    )
+    answers = {"answer": "answer"}
+    answers |= {f"{what} exchanged": f"answer_{name}" for name, what in WHAT.items()}
+    add_clips(
+        page, run, recordings, ", and the answers as asked and with either input exchanged.",
+        lambda one: {
+            what: ", ".join(having(items, clip=one.name)[name].dropna().unique())
+            for what, name in answers.items()
+        },
+    )  # fmt: skip
     page.section(
         "By depth",
         "One span is exchanged at one depth, and the answer is read again. An effect is a recovery "
@@ -80,29 +89,6 @@ def fill_page(page: Page, run: GroundingResults, recordings: Sequence[Recording]
     )
     draw.add_mlps(page, run)
     page.table("All heads and MLPs, with intervals (every span: node_means)", "node_means")
-
-
-def _asked(page: Page, run: GroundingResults, recordings: Sequence[Recording]) -> None:
-    items = run["items"]
-    page.section("What was asked, and answered")
-    add_prompts(page, run)
-    page.table(
-        "Items: the answer as asked, with the audio and with the text exchanged, and the total "
-        "effects in logits",
-        items.drop(columns=["pair", "equal_lengths"]),
-        of="items",
-    )
-    shown = page.sample(recordings, lambda one: one.label, seed=run.config.seed)
-    answers = {f"{what} exchanged": f"answer_{name}" for name, what in WHAT.items()}
-    page.play(
-        shown,
-        f"{shown.which} (mono, 16 kHz), and the answers as asked and with either input exchanged.",
-        lambda one: {
-            what: ", ".join(having(items, clip=one.name)[name].dropna().unique())
-            for what, name in ({"answer": "answer"} | answers).items()
-        },
-    )
-    add_confounds(page, run["confounds"], run.config)
 
 
 def method(run: GroundingResults) -> str:

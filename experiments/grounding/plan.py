@@ -7,51 +7,12 @@ clip of T under the same instruction, its text's the same clip under one that na
 from dataclasses import dataclass
 from functools import cached_property
 
-from hooked_alm.errors import InputError
-
-from ..materials.clips import file_safe, sound_units
+from ..materials.clips import sound_units
 from ..materials.conflict_corpus import Corpus
-from ..materials.conflict_runs import DonorKind, Donors, PatchRun, PromptRun
+from ..materials.conflict_runs import ExchangedRun, PromptRun, exchanged_runs
 from ..workbench.batches import batch_units
 from ..workbench.experiment import Unit
-from ..workbench.results import Row
 from .settings import GroundingConfig
-
-INPUTS: dict[str, DonorKind] = {"audio": "audio_swap", "text": "text_swap"}
-"""The two inputs that an answer may rest on, and the donor that exchanges each."""
-
-
-@dataclass(frozen=True)
-class GroundingItem:
-    """A run, and the exchanges of its inputs that there are."""
-
-    base: PromptRun
-    sweeps: tuple[PatchRun, ...]
-
-    @property
-    def runs(self) -> dict[str, PromptRun]:
-        """Its whole runs: the base, and what each input is exchanged for, by the input's name."""
-        names = {kind: name for name, kind in INPUTS.items()}
-        return {"base": self.base, **{names[one.kind]: one.donor for one in self.sweeps}}
-
-    @property
-    def prompts(self) -> tuple[PromptRun, ...]:
-        """Its base and its donors."""
-        return tuple(self.runs.values())
-
-    @property
-    def pair(self) -> str:
-        """Its name in the tables."""
-        return f"{self.base.recording.name}__{file_safe(self.base.targets[0])}"
-
-    def identity(self) -> Row:
-        """What it is, as columns of a table."""
-        return {
-            "pair": self.pair,
-            "clip": self.base.recording.name,
-            "target": self.base.targets[0],
-            "voice": self.base.recording.label,
-        }
 
 
 @dataclass(frozen=True)
@@ -62,32 +23,13 @@ class GroundingPlan:
     corpus: Corpus
 
     @cached_property
-    def items(self) -> list[GroundingItem]:
-        """Every item that something can be exchanged in.
-
-        Raises:
-            InputError: there is none.
-        """
-        items = [one for one in self._every if one.sweeps]
-        if not items:
-            raise InputError(
-                f"exchanging voices under {self.config.condition}: got no clip for which there is "
-                "one of another label, of the same language, speaker and sentence. Add some, or "
-                "leave out the columns in which they differ."
-            )
-        return items
+    def _every(self) -> list[ExchangedRun]:
+        return exchanged_runs(self.corpus, self.config.condition, self.config.seed)
 
     @cached_property
-    def _every(self) -> list[GroundingItem]:
-        """Clips and targets, with what there is to exchange."""
-        condition, donors, found = self.config.condition, Donors(self.corpus, self.config.seed), []
-        for clip in self.corpus.recordings:
-            for target in self.corpus.targets(clip):
-                named = target if condition == "conflict" else None
-                base = PromptRun(clip, self.corpus.language(clip), condition, named, (target,))
-                sweeps = (donors.sweep(base, kind) for kind in INPUTS.values())
-                found.append(GroundingItem(base, tuple(one for one in sweeps if one)))
-        return found
+    def items(self) -> list[ExchangedRun]:
+        """Every item that something can be exchanged in."""
+        return [one for one in self._every if one.sweeps]
 
     @cached_property
     def runs(self) -> list[PromptRun]:

@@ -13,11 +13,11 @@ import pandas as pd
 from hooked_alm.methods.statistics.grounding import grounding_coefficient
 
 from ..materials.clips import SOUNDS
+from ..materials.conflict_runs import INPUTS
 from ..materials.item_curves import cell_means, curves, handoffs
 from ..workbench.intervals import Draws, prefixed
 from ..workbench.results import Results, having
 from .measure import MLP, READINGS
-from .plan import INPUTS
 from .settings import ALL, GroundingConfig
 
 GroundingResults = Results[GroundingConfig]
@@ -28,8 +28,7 @@ TABLES = {
     "unpatched": "an item patched with itself at a site: the largest change of a score",
     **SOUNDS,
 }
-EFFECTS = [f"{what}_{name}" for what in ("effect", "rec") for name in INPUTS]
-MEASURES = ["gc", *EFFECTS]
+MEASURES = ["gc", *(f"{what}_{name}" for what in ("effect", "rec") for name in INPUTS)]
 DEPTH_CELL = ["direction", "span", "depth"]
 NODE_CELL = ["direction", "span", "block", "head"]
 
@@ -50,12 +49,11 @@ def items(run: GroundingResults) -> pd.DataFrame:
     ``equal_lengths``: whether its runs are equally long, clip and instruction each, so that spans
     align one to one. What was not exchanged is NaN.
     """
-    runs, labels = run["runs"], run.inputs["labels"]
-    scores = runs[[f"z_{name}" for name in labels]].to_numpy(np.float64)
-    of_target, of_voice = (
-        scores[np.arange(len(runs)), runs[who].map(labels.index)] for who in ("target", "voice")
-    )
-    lead = runs.assign(lead=of_target - of_voice).pivot(index="pair", columns="role", values="lead")
+    runs = run["runs"]
+    leads = [
+        row[f"z_{row['target']}"] - row[f"z_{row['voice']}"] for row in runs.to_dict("records")
+    ]
+    lead = runs.assign(lead=leads).pivot(index="pair", columns="role", values="lead")
     answer = runs.pivot(index="pair", columns="role", values="prediction")
     base = runs[runs.role == "base"].set_index("pair")
     lead, answer = (one.reindex(base.index, columns=["base", *INPUTS]) for one in (lead, answer))

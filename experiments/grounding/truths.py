@@ -4,8 +4,6 @@ The rule twins answer voice or instruction. The localised twins of ``follows_tex
 through two heads of one block, and are the base elsewhere; see ``scripts/train_truths.py``.
 """
 
-import pandas as pd
-
 from ..workbench.results import having
 from ..workbench.run_folder import RunFolder
 from ..workbench.truths import Between, Truth
@@ -17,32 +15,25 @@ LEAST = 0.5
 """Logits that a head must move to be named."""
 
 
-def _coefficient(folder: RunFolder) -> float:
-    """gc(0), of whole runs."""
-    return float(coefficient(folder.read_table("grounding_means"))["mean"])
-
-
-def _blocks(effects: pd.DataFrame) -> str:
-    bar = max(LEAST, effects["mean"].max() / 2)
-    found = sorted({*effects[effects["mean"] >= bar].block.astype(int)})
-    return ", ".join(f"block {block}" for block in found) or "none"
-
-
 def blocks_of_the_voice(folder: RunFolder) -> str:
     """The blocks of heads that move at least half as much of the voice as the one that moves most.
 
     They must be the same in both readings.
     """
     means = having(folder.read_table("node_means"), span="readout", measure="effect_audio")
-    means = means[means["head"] != MLP]
-    found = {_blocks(having(means, direction=reading)) for reading in READINGS}
+    found = set()
+    for reading in READINGS:
+        heads = having(means, direction=reading).query(f"head != {MLP}")
+        bar = max(LEAST, heads["mean"].max() / 2)
+        blocks = sorted({*heads[heads["mean"] >= bar].block.astype(int)})
+        found.add(", ".join(f"block {block}" for block in blocks) or "none")
     return found.pop() if len(found) == 1 else "not the same in both readings"
 
 
 TRUTHS = (
     Truth(
         claim="the voice's share of what moves the answer, gc(0)",
-        find=_coefficient,
+        find=lambda folder: float(coefficient(folder.read_table("grounding_means"))["mean"]),
         # An agreeing voice raises the answer's margin in follows_text, too.
         known={BASE: Between(high=0.2), OTHER: Between(low=0.9)},
     ),

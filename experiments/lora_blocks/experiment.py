@@ -95,8 +95,8 @@ class LoraBlocks(ConflictExperiment[LoraBlocksConfig]):
         for run, tables in zip(works, measures.rows(works, self.input(*works)), strict=True):
             who = {"item": run_id(self.corpus, run), **run.identity()}
             who = {name: who[name] for name in ("item", "clip", "voice", "target", "condition")}
-            named = {name: [{**who, **row} for row in rows] for name, rows in tables.items()}
-            results.append(UnitResult(named, {"item": who["item"], **self.record_of(run)}))
+            record = {"item": who["item"], **self.record_of(run)}
+            results.append(UnitResult.of(who, tables, record))
         return results
 
     def summaries(self, run: LoraResults) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -30,6 +30,14 @@ def label_weight(labels: LabelSet, logits: Float[Tensor, " vocab"]) -> Row:
     }
 
 
+def lengths_of(x: ALMInput, row: int) -> Row:
+    """How many positions a prompt of a batch has, and how many of them are audio."""
+    return {
+        "n_tokens": int(x.attention_mask[row].sum()),
+        "n_audio_tokens": len(x.spans.positions("audio", row)),
+    }
+
+
 @torch.no_grad()
 def answers_of(model: HookedALM, labels: LabelSet, x: ALMInput) -> list[Row]:
     """What each prompt of a batch is answered with, and the scores behind it; one forward."""

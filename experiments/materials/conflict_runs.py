@@ -20,6 +20,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from hooked_alm.errors import InputError
+
 from ..workbench.results import Row
 from .clips import file_safe
 from .conflict_corpus import Corpus
@@ -46,6 +48,8 @@ EXCHANGES = {
     "audio_swap": Exchange("voice", "its audio", "audio"),
 }
 """Donors that exchange one side of the conflict, whose information moves to the readout."""
+INPUTS: dict[str, DonorKind] = {"audio": "audio_swap", "text": "text_swap"}
+"""The two inputs that an answer may rest on, and the donor that exchanges each."""
 
 
 @dataclass(frozen=True)
@@ -183,3 +187,56 @@ class Donors:
         name = f"{self.seed}/{run.recording.name}/{run.named}"
         digest = hashlib.sha256(name.encode()).digest()
         return np.random.default_rng(int.from_bytes(digest[:8], "big"))
+
+
+@dataclass(frozen=True)
+class ExchangedRun:
+    """A run, and the exchanges of its inputs that there are."""
+
+    base: PromptRun
+    sweeps: tuple[PatchRun, ...]
+
+    @property
+    def runs(self) -> dict[str, PromptRun]:
+        """The base, and what each input is exchanged for, by the input's name."""
+        names = {kind: name for name, kind in INPUTS.items()}
+        return {"base": self.base, **{names[one.kind]: one.donor for one in self.sweeps}}
+
+    @property
+    def prompts(self) -> tuple[PromptRun, ...]:
+        """Its base and its donors."""
+        return tuple(self.runs.values())
+
+    @property
+    def pair(self) -> str:
+        """Its name in the tables."""
+        return f"{self.base.recording.name}__{file_safe(self.base.targets[0])}"
+
+    def identity(self) -> Row:
+        """What it is, as columns of a table."""
+        known = self.base.identity()
+        return {"pair": self.pair, **{name: known[name] for name in ("clip", "target", "voice")}}
+
+
+def exchanged_runs(corpus: Corpus, condition: PromptMode, seed: int) -> list[ExchangedRun]:
+    """Every clip with each of its targets, and what there is to exchange in it.
+
+    In a conflict the instruction names the target, else nothing.
+
+    Raises:
+        InputError: nothing can be exchanged in any.
+    """
+    donors, found = Donors(corpus, seed), []
+    for clip in corpus.recordings:
+        for target in corpus.targets(clip):
+            named = target if condition == "conflict" else None
+            base = PromptRun(clip, corpus.language(clip), condition, named, (target,))
+            sweeps = (donors.sweep(base, kind) for kind in INPUTS.values())
+            found.append(ExchangedRun(base, tuple(one for one in sweeps if one)))
+    if not any(one.sweeps for one in found):
+        raise InputError(
+            f"exchanging voices under {condition}: got no clip for which there is one of another "
+            "label, of the same language, speaker and sentence. Add some, or leave out the columns "
+            "in which they differ."
+        )
+    return found

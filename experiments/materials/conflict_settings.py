@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from hooked_alm.bundled import CLIPS
 from hooked_alm.methods.patching.alignment import AlignPolicies, AlignPolicy
-from hooked_alm.methods.patching.options import Engine
+from hooked_alm.methods.patching.options import Engine, ExactOptions
 from hooked_alm.methods.reading.labels import LabelMode
 
 from ..workbench.batches import BatchedConfig
@@ -102,6 +102,11 @@ class ConflictConfig(BatchedConfig):
                 "variants, and labels that begin with different tokens"
             )
         return self
+
+    def patch_options(self) -> ExactOptions:
+        """How every sweep of the run is made."""
+        policy = self.align_policies()
+        return {"policy": policy, "engine": self.engine, "max_bytes": self.max_bytes}
 
     def align_policies(self) -> AlignPolicies:
         """For clips of unequal duration what is set; for labels of unequal token count, nearest."""

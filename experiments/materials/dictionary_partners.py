@@ -25,7 +25,7 @@ from hooked_alm.methods.dictionary.stability import (
 from ..workbench import figures
 from ..workbench.claims import Finding, few, judged, shown
 from ..workbench.controls import Control, at_most
-from ..workbench.intervals import Draws, numbers, prefixed
+from ..workbench.intervals import Draws, numbers, prefixed, unprefixed
 from ..workbench.page import Page
 from ..workbench.results import Row, parts_by
 
@@ -175,7 +175,7 @@ def found_again(claim: str, matched: pd.DataFrame) -> Finding:
     """
     mine = matched.set_index("source")
     ours, nulls = mine.loc["rows"], mine.drop(index="rows")
-    share = {"mean": ours["share"], "low": ours["share_low"], "high": ours["share_high"]}
+    share = unprefixed("share", ours, "")
     worst = float(nulls["share_high"].fillna(np.inf).max())
     said = ", ".join(f"{100 * row['share']:.1f} % of {SOURCES[source]}"
                      for source, row in nulls.iterrows())  # fmt: skip

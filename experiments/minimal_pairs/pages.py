@@ -1,6 +1,7 @@
 """The page of a ``minimal_pairs`` run: the pairs and why some were rejected, then the sweeps."""
 
 from ..materials.exchange import DIRECTIONS
+from ..materials.head_maps import draw_head_maps
 from ..materials.pair_acceptance import EVERY
 from ..workbench import figures
 from ..workbench.controls import FAIL
@@ -102,17 +103,9 @@ def _add_heads(page: Page, run: PairResults, attribute: str) -> None:
     long = some.melt(["place", "layer", "head"], ["patched", "ablated"], "what", "toward")
     largest = long.toward.abs().groupby(long.place, sort=False).max()
     shown = largest.index[largest >= min(run.config.min_effect, largest.max())]
-    parts = [
-        (maps, {"title": f"{what} at the {place}"})
-        for (place, what), maps in long[long.place.isin(shown)].groupby(
-            ["place", "what"], sort=False
-        )
-    ]
-    drawing = figures.panels(
-        figures.heat_map, parts, height=max(2.6, 1.4 + 0.3 * run.n_blocks), x="head", y="layer",
-        value="toward", value_label="effect (logits)", centre=0, decimals=2, is_upwards=True,
-        limits=figures.ends_of(long.toward),
-    )  # fmt: skip
+    parts = long[long.place.isin(shown)].groupby(["place", "what"], sort=False)
+    maps = {f"{what} at the {place}": part for (place, what), part in parts}
+    drawing = draw_head_maps(maps, long.toward, run.n_blocks)
     page.figure(
         f"heads__{attribute}", drawing, some, f"Heads of {attribute}",
         "How far each head moves the answer away from clip a's: patched with clip b's, and removed "

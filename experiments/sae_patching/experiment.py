@@ -151,8 +151,7 @@ class SAEPatching(ConflictExperiment[SAEPatchingConfig]):
         lists = {"without": [*work.without], "latents": latents}
         tables["exchanges"][0] |= {name: json.dumps(one) for name, one in lists.items()}
         who, (record, *donor) = work.identity(), map(self.record_of, work.prompts)
-        named = {name: [{**who, **row} for row in rows] for name, rows in tables.items()}
-        return UnitResult(named, {"pair": work.pair, **record, "donor": donor})
+        return UnitResult.of(who, tables, {"pair": work.pair, **record, "donor": donor})
 
     def summaries(self, run: ExchangeResults) -> Iterator[tuple[str, pd.DataFrame]]:
         """The clips, and what `summarise` makes of the tables."""

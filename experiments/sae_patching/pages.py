@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..materials.clips import of_whom
-from ..materials.conflict_pages import add_prompts
-from ..materials.confounds import add_confounds
+from ..materials.conflict_pages import add_clips, add_prompts
 from ..materials.recordings import Recording
 from ..workbench import figures
 from ..workbench.page import Page
@@ -84,14 +83,8 @@ def _answered(page: Page, run: ExchangeResults, recordings: Sequence[Recording])
             found[f"{condition}, exchanged"] = f"{flips.sum():.0f} of {len(flips)} flip"
         return found
 
-    shown = page.sample(recordings, lambda one: one.label, seed=run.config.seed)
-    page.play(
-        shown,
-        f"{shown.which} (mono, 16 kHz), the answer, and how often it flips with {n} latents of "
-        "either label exchanged.",
-        said,
-    )
-    add_confounds(page, run["confounds"], run.config)
+    how = f", the answer, and how often it flips with {n} latents of either label exchanged."
+    add_clips(page, run, recordings, how, said)
 
 
 def _add_flips(

@@ -7,6 +7,7 @@ import numpy as np
 from ..materials.dictionary_partners import COPY_CONTROL, found_again
 from ..workbench.claims import Claim, Finding, judged, shown
 from ..workbench.controls import Control, Outcome, at_most
+from ..workbench.intervals import unprefixed
 from .tables import TrainedResults
 
 MIN_GROUPS = 6
@@ -58,7 +59,7 @@ def _recovers(run: TrainedResults, point: str) -> Finding | None:
         return None
     row = run["recovered"].set_index("point").loc[point]
     n = int(row["n_groups"])
-    gain = {"mean": row["gain"], "low": row["gain_low"], "high": row["gain_high"], "n": n}
+    gain = {**unprefixed("gain", row, ""), "n": n}
     return judged(
         f"Reconstructions of {point} carry what the answer is made from",
         f"With them the answer moves by {row['kl']:.3f} nats, with the rows' mean by "

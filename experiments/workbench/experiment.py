@@ -39,6 +39,14 @@ class UnitResult:
     tables: dict[str, list[Row]] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of(
+        cls, who: Row, tables: Mapping[str, Iterable[Row]], record: dict[str, Any] | None = None
+    ) -> "UnitResult":
+        """The result whose every row begins with the columns ``who``, which say what it is of."""
+        named = {name: [{**who, **row} for row in rows] for name, rows in tables.items()}
+        return cls(named, record or {})
+
 
 class Experiment(ABC, Generic[C]):
     """One question, asked of one model.

@@ -5,7 +5,7 @@ Where fewer than ``MIN_UNITS`` samples or clusters are resampled, both ends are 
 Undefined samples (NaN) are left out whole, and counted.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -129,6 +129,12 @@ def prefixed(prefix: str, row: dict[str, Any], main: str = "mean") -> dict[str, 
     """
     own = f"{prefix}_{main}" if main else prefix
     return {own: row["mean"], f"{prefix}_low": row["low"], f"{prefix}_high": row["high"]}
+
+
+def unprefixed(prefix: str, row: Mapping[Any, Any], main: str = "mean") -> dict[str, Any]:
+    """``mean``, ``low`` and ``high`` of a row that `prefixed` made part of."""
+    names = prefixed(prefix, dict.fromkeys(("mean", "low", "high")), main)
+    return dict(zip(("mean", "low", "high"), (row[name] for name in names), strict=True))
 
 
 def rate(hits: "pd.Series[bool]") -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Results of a sweep: labelled axes, values per example, and what they are measured against."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -85,6 +85,26 @@ class PatchResult(MethodResult):
             values=self.values[tuple(index)], base=self.base, donor=self.donor, site=self.site,
             mode=self.mode, engine=self.engine, noise=self.noise,
             length_ratios=self.length_ratios,
+        )  # fmt: skip
+
+    def contrast(self, gained: Sequence[str], lost: Sequence[str]) -> "PatchResult":
+        """The score of one label minus that of another, a pair for each example; no axis ``label``.
+
+        Its noise is that of two unrelated labels: as much as there can be.
+        """
+        examples = np.arange(len(self.base))
+        first, second = (
+            [self.axes["label"].index(name) for name in side] for side in (gained, lost)
+        )
+
+        def between(scores: Values) -> Values:
+            return scores[..., examples, first] - scores[..., examples, second]
+
+        return replace(
+            self,
+            axes={name: ticks for name, ticks in self.axes.items() if name != "label"},
+            values=between(self.values), base=between(self.base), donor=between(self.donor),
+            noise=None if self.noise is None else self.noise_between_labels,
         )  # fmt: skip
 
     @property

@@ -21,9 +21,8 @@ from grounding_reference import PlainPatching, Site
 from hf_reference import with_positions
 from hooked_alm import HookedALM
 from hooked_alm.experiments.grounding.measure import MLP, READINGS, GroundingMeasures
-from hooked_alm.experiments.grounding.plan import INPUTS, GroundingItem
 from hooked_alm.experiments.grounding.settings import SPANS, GroundingConfig
-from hooked_alm.experiments.materials.conflict_runs import PatchRun, PromptRun
+from hooked_alm.experiments.materials.conflict_runs import INPUTS, ExchangedRun, PatchRun, PromptRun
 from hooked_alm.experiments.materials.recordings import Recording
 from hooked_alm.methods.patching.options import Engine
 from hooked_alm.methods.reading.labels import LabelSet
@@ -93,13 +92,13 @@ def made(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> d
     }  # fmt: skip
 
 
-def item() -> GroundingItem:
+def item() -> ExchangedRun:
     clip = Recording(
         name="clip", path=Path("clip.wav"), cells={"emotion": "sad", "language": "en"}, seconds=1.0,
         sampling_rate=16000, channels=1, codec="WAV/PCM_16", sha256="", where="",
     )  # fmt: skip
     base = PromptRun(clip, "en", "conflict", "glad", ("glad",))
-    return GroundingItem(
+    return ExchangedRun(
         base,
         (
             PatchRun(base, base, "audio_swap", ("glad", "sad")),

@@ -256,6 +256,13 @@ def test_what_is_undefined_is_said_in_words() -> None:
     assert "nan" not in said.lower()
 
 
+def test_where_no_runs_are_equally_long_their_control_is_not_checked() -> None:
+    run = edit("runs", "role != 'base'", "n_tokens", lambda x: x + 1)(cases())
+    controls = Grounding.judge(run).controls.set_index("control")
+    whole = controls.loc["all positions exchanged, at any depth = the other run"]
+    assert (whole.verdict, whole.found) == ("not applicable", "no such values")
+
+
 # --- Settings and inputs
 
 

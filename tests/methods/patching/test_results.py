@@ -195,3 +195,25 @@ def test_axes_of_sweeps(gqa: HookedALM, engine: Any) -> None:
     assert whole.axes == {"layer": (0, 1, 2, 3), "place": ("text",), "example": (0, 1)}
     assert whole.length_ratios == ({"text": 1.0}, {"text": 1.0})
     assert whole.site == "resid_post"
+
+
+def test_a_contrast_is_of_the_labels_that_each_example_names() -> None:
+    rng = np.random.default_rng(0)
+    values, base, donor = (rng.normal(size=size) for size in ((3, 2, 3), (2, 3), (2, 3)))
+    result = PatchResult(
+        axes={"layer": (0, 1, 2), "example": (0, 1), "label": ("a", "b", "c")}, values=values,
+        base=base, donor=donor, site="z", mode="replace", engine="fast", noise=np.abs(base),
+    )  # fmt: skip
+    found = result.contrast(["a", "c"], ["b", "a"])
+    assert found.axes == {"layer": (0, 1, 2), "example": (0, 1)}
+    for layer in range(3):
+        expected = [
+            values[layer, 0, 0] - values[layer, 0, 1],
+            values[layer, 1, 2] - values[layer, 1, 0],
+        ]
+        assert found.values[layer].tolist() == expected
+        gone = [base[0, 0] - base[0, 1], base[1, 2] - base[1, 0]]
+        assert found.effect[layer].tolist() == [a - b for a, b in zip(expected, gone, strict=True)]
+    assert found.donor.tolist() == [donor[0, 0] - donor[0, 1], donor[1, 2] - donor[1, 0]]
+    assert found.noise is not None
+    assert found.noise.tolist() == result.noise_between_labels.tolist()
