@@ -45,14 +45,14 @@ def _grounded(run: GroundingResults) -> Finding:
         why = "no item has an effect of audio and text together to share"
         if run.config.condition == "audio_only":
             why = "under audio_only no instruction can be exchanged"
-        claim, facts = "The answer is grounded in one input", f"gc(0) = NaN in {n_items} items"
+        claim, facts = "The answer is grounded in one input", f"gc = NaN in {n_items} items"
         return not_measured(claim, why, run.config.gc_form, facts)
     name = "audio" if row["mean"] > run.config.even else "text"
     is_sure = row["low"] > run.config.even or row["high"] < run.config.even
     effects = ", ".join(f"{WHAT[one]} {run['items'][f'te_{one}'].mean():.2f}" for one in INPUTS)
     return judged(
         f"The answer is grounded in the {WHAT[name]}",
-        f"gc(0) = {shown(row)}, {run.config.even:g} is even; total effects in logits: {effects}; "
+        f"gc = {shown(row)}, {run.config.even:g} is even; total effects in logits: {effects}; "
         f"n = {row['n']} of {n_items} items",
         {
             **few(row["n"]),

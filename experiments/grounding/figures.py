@@ -44,7 +44,7 @@ def add_coefficient(page: Page, run: GroundingResults) -> None:
         f"instruction's. {' '.join(f'{one}: {HOW[one]}' for one in READINGS)} A point is the mean "
         f"of the items whose answer that span moves by {config.min_effect:g} logits or more; "
         f"where there is none, there is no point. {POINTWISE}",
-        "The span all is the other run, at every depth alike.",
+        "Where runs are equally long, the span all is the other run, at every depth alike.",
     )  # fmt: skip
 
 

@@ -73,8 +73,8 @@ def items(run: GroundingResults) -> pd.DataFrame:
 
 
 def coefficient(means: pd.DataFrame) -> "pd.Series[Any]":
-    """The row of ``grounding_means`` that is gc(0), of whole runs."""
-    return having(means, direction="denoise", span=ALL, depth=0, measure="gc").iloc[0]
+    """The row of ``grounding_means`` of whole runs: all exchanged, at the last depth (I8)."""
+    return having(means, direction="denoise", span=ALL, measure="gc").nlargest(1, "depth").iloc[0]
 
 
 def handoffs_by_reading(grounding: pd.DataFrame, draws: Draws) -> pd.DataFrame:

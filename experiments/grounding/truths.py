@@ -32,7 +32,7 @@ def blocks_of_the_voice(folder: RunFolder) -> str:
 
 TRUTHS = (
     Truth(
-        claim="the voice's share of what moves the answer, gc(0)",
+        claim="the voice's share of what moves the answer, gc",
         find=lambda folder: float(coefficient(folder.read_table("grounding_means"))["mean"]),
         # An agreeing voice raises the answer's margin in follows_text, too.
         known={BASE: Between(high=0.2), OTHER: Between(low=0.9)},

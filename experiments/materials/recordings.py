@@ -151,7 +151,8 @@ def check_label(cells: Mapping[str, str], column: str) -> None:
         InputError: by column.
     """
     if not cells.get(column):
-        raise InputError(f"{column}: missing, expected the label that the voice carries")
+        others = "" if column in cells else f" (label_column, of: {', '.join(cells) or 'none'})"
+        raise InputError(f"{column}: missing, expected the label that the voice carries{others}")
     try:
         as_label(label := cells[column])
     except ValueError as error:

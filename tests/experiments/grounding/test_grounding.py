@@ -22,7 +22,7 @@ from hooked_alm.errors import InputError
 from hooked_alm.experiments.grounding.experiment import Grounding
 from hooked_alm.experiments.grounding.measure import READINGS, GroundingMeasures
 from hooked_alm.experiments.grounding.settings import GroundingConfig
-from hooked_alm.experiments.grounding.tables import MEASURES, best_heads
+from hooked_alm.experiments.grounding.tables import MEASURES, best_heads, coefficient
 from hooked_alm.experiments.materials.clips import Sounds
 from hooked_alm.experiments.materials.item_curves import cell_means
 from hooked_alm.experiments.workbench import runner
@@ -161,7 +161,7 @@ def test_audio_only_prints_nan(tones: Path, tmp_path: Path) -> None:
     folder = ran(tmp_path / "run", **settings_of(tones, condition="audio_only"))
     findings = folder.read_table("findings").set_index("claim")
     assert "under audio_only no instruction can be exchanged" in findings.statement["grounded"]
-    assert f"gc(0) = NaN in {N_TONES} items" in findings.statement["grounded"]
+    assert f"gc = NaN in {N_TONES} items" in findings.statement["grounded"]
     assert "head L2H3 carries the voice's part" in findings.statement["head_audio"]
     assert "the instruction was not exchanged" in findings.statement["head_text"]
     assert "The grounding coefficient is NaN everywhere" in (folder.path / "report.html").read_text(
@@ -254,6 +254,15 @@ def test_what_is_undefined_is_said_in_words() -> None:
     assert "recovery undefined, as the exchange moves no item's answer by 0.5 logits" in said
     assert "denoise: L1H0 moves" in said
     assert "nan" not in said.lower()
+
+
+def test_the_answer_is_judged_by_whole_runs_also_where_spans_are_resampled() -> None:
+    run = edit("grounding", "span == 'all' and depth == 0", "effect_audio", lambda x: 0 * x)(
+        cases()
+    )
+    own = run["items"].gc.mean()
+    assert own > 0.85
+    assert coefficient(run["grounding_means"])["mean"] == pytest.approx(own)
 
 
 def test_where_no_runs_are_equally_long_their_control_is_not_checked() -> None:
