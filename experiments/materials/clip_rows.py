@@ -18,9 +18,10 @@ from hooked_alm.methods.activations.rows import ActivationRows
 from hooked_alm.methods.activations.selection import kept_points
 
 from ..workbench.batches import BatchedConfig, BatchSize
+from ..workbench.settings import ModelName
 from .clips import ClipFile, described_table
 from .heard_clips import HeardClipsConfig
-from .held_out import groups_of, split_groups
+from .held_out import halved
 from .records import collect
 from .row_source import KnownClip, RowSource
 from .sources import Source
@@ -31,10 +32,7 @@ from .transcription import SPOKEN
 class ClipRowsConfig(BatchedConfig, HeardClipsConfig):
     """Settings of experiments that read rows of clips."""
 
-    model: str = Field(
-        default=f"{PREFIX}follows_voice",
-        description="id, folder, bundled:NAME, or BASE+DELTA: a localised twin",
-    )
+    model: ModelName = f"{PREFIX}follows_voice"
     audio: Source = Field(
         default="bundled",
         description="a table of clips (column path and, as far as known, speaker), a folder with a "
@@ -165,16 +163,13 @@ class HeldOutClips:
         Raises:
             InputError: clips without a group, or one group alone.
         """
-        groups = groups_of(clips, config.group)
-        halves = split_groups(groups, 1 - config.held_out_share, config.seed)
-        if len(halves) < 2:
-            raise InputError(
-                f"splitting {len(clips)} clips into learnt and held-out ones: got one group "
-                f"({groups[0]}), expected two or more. Name another column as group."
-            )
-        is_learnt = [halves[group] == "discovery" for group in groups]
-        learnt = [i for i, yes in enumerate(is_learnt) if yes]
-        return cls(groups, learnt, [i for i, yes in enumerate(is_learnt) if not yes])
+        share, into = 1 - config.held_out_share, "learnt and held-out ones"
+        found = halved(clips, config.group, share, config.seed, into)
+        learnt, held_out = (
+            [i for i, (_, half) in enumerate(found) if half == which]
+            for which in ("discovery", "held-out")
+        )
+        return cls([group for group, _ in found], learnt, held_out)
 
     @property
     def held_out_groups(self) -> list[str]:

@@ -33,6 +33,24 @@ def split_clips(
     return {clip: parts[group] for clip, group in zip(clips, groups, strict=True)}
 
 
+def halved(
+    clips: Sequence[KnownClip], column: str | None, share: float, seed: int, into: str
+) -> list[tuple[str, Half]]:
+    """Each clip's group, and the part that this is of; see `groups_of` and `split_groups`.
+
+    Raises:
+        InputError: clips without a group, or one group alone; ``into`` says what the parts are.
+    """
+    groups = groups_of(clips, column)
+    halves = split_groups(groups, share, seed)
+    if len(halves) < 2:
+        raise InputError(
+            f"splitting {len(clips)} clips into {into}: got one group ({groups[0]}), expected two "
+            "or more. Name another column as group."
+        )
+    return [(group, halves[group]) for group in groups]
+
+
 def groups_of(clips: Sequence[KnownClip], column: str | None) -> list[str]:
     """What each clip is held out with: its value of a column; of None its speaker, or itself.
 

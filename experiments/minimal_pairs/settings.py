@@ -9,7 +9,7 @@ from hooked_alm.methods.patching.options import Engine
 
 from ..materials.pair_settings import PairsConfig
 from ..workbench.batches import BatchedConfig, BatchSize
-from ..workbench.settings import EngineBytes
+from ..workbench.settings import EngineBytes, ModelName
 
 
 class MinimalPairsConfig(PairsConfig, BatchedConfig):
@@ -17,10 +17,7 @@ class MinimalPairsConfig(PairsConfig, BatchedConfig):
 
     KNOWN_WITH: ClassVar = ("audio",)
 
-    model: str = Field(
-        default=f"{PREFIX}follows_voice",
-        description="id, folder, bundled:NAME, or BASE+DELTA: a localised twin",
-    )
+    model: ModelName = f"{PREFIX}follows_voice"
     batch_size: BatchSize = 6
     probe_point: str | None = Field(
         default=None,

@@ -12,6 +12,7 @@ from ..materials.point_patterns import PointPatterns
 from ..materials.sources import Source
 from ..materials.transcription import SPOKEN
 from ..workbench.batches import BatchedConfig, BatchSize, UnitBatches
+from ..workbench.settings import ModelName
 
 
 class ProbesConfig(BatchedConfig, ControlLabelsConfig, HeardClipsConfig):
@@ -19,10 +20,7 @@ class ProbesConfig(BatchedConfig, ControlLabelsConfig, HeardClipsConfig):
 
     KNOWN_WITH: ClassVar = ()
 
-    model: str = Field(
-        default=f"{PREFIX}follows_voice",
-        description="id, folder, bundled:NAME, or BASE+DELTA: a localised twin",
-    )
+    model: ModelName = f"{PREFIX}follows_voice"
     audio: Source = Field(
         default="bundled",
         description="a table of clips (column path, those of labels and, as far as known, speaker "

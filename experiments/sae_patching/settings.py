@@ -11,7 +11,7 @@ from ..materials.dictionaries import DictionaryReaderConfig
 from ..materials.held_out_labels import ColumnName
 from ..workbench.batches import BatchSize
 from ..workbench.claims import Defect
-from ..workbench.settings import EachOnce
+from ..workbench.settings import EachOnce, ModelName
 
 NumberOfLatents = Annotated[int, Field(ge=1, lt=10**6)]
 
@@ -21,10 +21,7 @@ class SAEPatchingConfig(DictionaryReaderConfig, ConflictConfig):
 
     KNOWN_WITH: ClassVar = (*ConflictConfig.KNOWN_WITH, "dictionary", "point")
 
-    model: str = Field(
-        default="bundled:follows_voice",
-        description="id, folder, bundled:NAME, or BASE+DELTA: a localised twin",
-    )
+    model: ModelName = "bundled:follows_voice"
     batch_size: BatchSize = 4
     conditions: Annotated[tuple[Literal["audio_only", "conflict"], ...], EachOnce] = Field(
         default=("audio_only", "conflict"),
