@@ -5,9 +5,7 @@ Source: the invariants I3 to I8; M-GC.
 
 import pandas as pd
 
-from hooked_alm.methods.statistics.grounding import grounding_coefficient
-
-from ..materials.conflict_claims import as_whole_runs
+from ..materials.conflict_claims import as_whole_runs, shares_add_up
 from ..materials.conflict_runs import INPUTS
 from ..workbench.controls import ROUNDING, Control, Outcome, at_most, label_controls
 from ..workbench.results import having
@@ -43,12 +41,8 @@ def _before_the_instruction(run: GroundingResults) -> Outcome:
 
 def _shares(run: GroundingResults) -> Outcome:
     cells = pd.concat([run["grounding"], run["nodes"]])
-    cells = cells[cells.gc.notna()] if run.config.gc_form == "share" else cells.iloc[:0]
-    of_text = grounding_coefficient(
-        cells.effect_text.to_numpy(float), cells.effect_audio.to_numpy(float),
-        min_effect=run.config.min_effect,
-    )  # fmt: skip
-    return at_most(cells.gc + of_text - 1, 1e-9)
+    cells = cells if run.config.gc_form == "share" else cells.iloc[:0]
+    return shares_add_up(cells, "gc", run.config.min_effect)
 
 
 CONTROLS = (

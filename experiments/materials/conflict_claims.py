@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from hooked_alm.methods.statistics.grounding import grounding_coefficient
+
 from ..workbench.claims import MIN_ITEMS, Finding, counted, few, judged, shown
 from ..workbench.controls import ROUNDING, Outcome, at_most
 from ..workbench.results import Results
@@ -40,6 +42,34 @@ def as_whole_runs(run: Results[Any], off: Any) -> Outcome:
     """
     allowed = 0.0 if run.config.engine == "hooks" else ROUNDING["logit"][run.config.dtype]
     return at_most(off, allowed, "logits")
+
+
+def shares_add_up(cells: pd.DataFrame, share: str, min_effect: float) -> Outcome:
+    """The outcome of a control: with the text's, made anew, the audio's shares add up to 1.
+
+    Args:
+        cells: effects of both inputs, and a column of shares; NaN where these are undefined.
+        share: name of the column.
+        min_effect: of the shares; see ``grounding_coefficient``.
+    """
+    cells = cells[cells[share].notna()]
+    of_text = grounding_coefficient(
+        cells.effect_text.to_numpy(float), cells.effect_audio.to_numpy(float),
+        min_effect=min_effect,
+    )  # fmt: skip
+    return at_most(cells[share].to_numpy(float) + of_text - 1, 1e-9)
+
+
+def on_one_side(row: Mapping[str, Any], even: float) -> tuple[str, dict[str, bool]]:
+    """The input that the audio's share is for, and the reason against it.
+
+    Args:
+        row: the share, with its interval.
+        even: share where both inputs do alike.
+    """
+    is_sure = row["low"] > even or row["high"] < even
+    name = "audio" if row["mean"] > even else "text"
+    return name, {f"not surely on one side of {even:g}": not is_sure}
 
 
 def numbers_of(row: pd.Series, middle: str) -> dict[str, Any]:
