@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from hooked_alm.methods.neurons.sets import NEURON_CONTROLS, SELECTORS
-from hooked_alm.methods.statistics.grounding import grounding_coefficient
 
+from ..materials.class_items import none_in_both
+from ..materials.conflict_claims import on_one_side, shares_add_up
 from ..materials.confounds import confounded
 from ..workbench.claims import (
     MIN_ITEMS,
@@ -25,6 +25,7 @@ from ..workbench.claims import (
     within_rounding,
 )
 from ..workbench.controls import ROUNDING, Control, Outcome, at_most, label_controls
+from ..workbench.results import having
 from .settings import OUT, SAME
 from .tables import NeuronResults
 
@@ -32,6 +33,7 @@ EVEN = 0.5
 """Share of the audio where both inputs drive neurons alike."""
 OF_CONTROL = {"random": "random ones", "layer": "random ones of the same blocks",
               "magnitude": "random ones as strong"}  # fmt: skip
+ENDS = {"mean": "", "low": "_low", "high": "_high"}
 INPUT = {"audio": "audio", "text": "instruction"}
 
 
@@ -39,11 +41,9 @@ def _specific(run: NeuronResults, selector: str) -> Finding:
     """The claim that taking a class's neurons out costs it more than other classes."""
     table = run["specificity"].set_index(["chosen_by", "measure"])
     row, accuracy = (table.loc[(selector, what)].to_dict() for what in ("lead", "right"))
-    doses = run["doses"]
-    mine = doses[(doses.chosen_by == selector) & (doses.alpha == OUT)]
+    mine = having(run["doses"], chosen_by=selector, alpha=OUT)
     reasons = {
-        **few(row["n"]),
-        **_few_groups(row),
+        **_few(row),
         **around_zero(row, "difference"),
         "other classes lose more": bool(row["high"] > 0 and row["mean"] > 0),
         **within_rounding(mine.lead - mine.lead_clean, mine.noise, "logits"),
@@ -53,16 +53,14 @@ def _specific(run: NeuronResults, selector: str) -> Finding:
         f"{-row['other']:.2f}: difference {shown(row)}; in accuracy {shown(accuracy)}"
     )
     if selector == run.config.selector:
-        # Higher than 0: the random neurons cost as much of what sets their class apart.
-        level = [OF_CONTROL[one] for one in NEURON_CONTROLS
-                 if not row[f"beyond_{one}_high"] < 0]  # fmt: skip
-        reasons[f"not surely more than {', '.join(level)}"] = bool(level)
-        beyond = (
-            f"{name} {row[f'beyond_{one}']:.2f} [{row[f'beyond_{one}_low']:.2f}, "
-            f"{row[f'beyond_{one}_high']:.2f}]"
+        beyond = {
+            name: {end: row[f"beyond_{one}{suffix}"] for end, suffix in ENDS.items()}
             for one, name in OF_CONTROL.items()
-        )
-        facts += f"; beyond {', '.join(beyond)}"
+        }
+        # Higher than 0: the random neurons cost as much of what sets their class apart.
+        level = [name for name, ends in beyond.items() if not ends["high"] < 0]
+        reasons[f"not surely more than {', '.join(level)}"] = bool(level)
+        facts += f"; beyond {', '.join(f'{name} {shown(ends)}' for name, ends in beyond.items())}"
     return judged(
         f"The neurons that {selector} selects for a class matter more for it than for others",
         f"{facts}; n = {row['n']:.0f} items of {row['n_clusters']:.0f} groups",
@@ -70,30 +68,27 @@ def _specific(run: NeuronResults, selector: str) -> Finding:
     )  # fmt: skip
 
 
-def _few_groups(row: Mapping[str, Any]) -> dict[str, bool]:
-    """What is sampled is groups: an interval of less than six is none."""
+def _few(row: Mapping[str, Any], what: str = "items") -> dict[str, bool]:
+    """The reason that too few were measured, or too few groups, which intervals resample."""
     is_unsure = bool(np.isnan(row["low"])) and row["n"] >= MIN_ITEMS
-    return {f"only {row['n_clusters']:.0f} groups": is_unsure}
+    return {**few(row["n"], what), f"only {row['n_clusters']:.0f} groups": is_unsure}
 
 
 def _gain(run: NeuronResults) -> Finding:
     """The claim that making a class's neurons stronger makes the model lean to it."""
-    table = run["dose_means"]
-    means = dict(zip(zip(table.measure, table.alpha, strict=True), table["mean"], strict=True))
+    means = run["dose_means"].set_index(["measure", "alpha"])["mean"]
     row = run["dose_means"].set_index("measure").loc["rank"].to_dict()
     top = float(max(run.config.alphas))
-    said, clean = means["said_of", top], means["said_of", SAME]
-    off, kl = means["right", top], means["kl_rest", top]
     return judged(
         "Making the neurons of a class stronger makes the model lean to it elsewhere",
         f"On items of other classes, the rank correlation of strength and lead: {shown(row)}. At "
-        f"alpha = {top:g} {said:.2f} of the answers are the class, without "
-        f"{clean:.2f}; right are {off:.2f}, without "
-        f"{means['right', SAME]:.2f}; KL of the rest of the answer "
-        f"{kl:.2f} nats; n = {row['n']:.0f}",
+        f"alpha = {top:g} {means['said_of', top]:.2f} of the answers are the class, without "
+        f"{means['said_of', SAME]:.2f}; right are {means['right', top]:.2f}, without "
+        f"{means['right', SAME]:.2f}; KL of the rest of the answer {means['kl_rest', top]:.2f} "
+        f"nats; n = {row['n']:.0f}",
         {
-            **few(row['n'], "curves"), **_few_groups(row), **around_zero(row, "correlation"),
-            "it leans away from it": bool(row['mean'] < 0),
+            **_few(row, "curves"), **around_zero(row, "correlation"),
+            "it leans away from it": bool(row["mean"] < 0),
         },
         numbers=row, unit="rank correlation",
     )  # fmt: skip
@@ -101,19 +96,16 @@ def _gain(run: NeuronResults) -> Finding:
 
 def _driven(run: NeuronResults) -> Finding:
     """The claim which input drives the neurons of a class."""
-    anyone = "The neurons of a class are driven by one input"
+    anyone, unit = "The neurons of a class are driven by one input", "share of the audio"
     means = run["drive_means"].set_index(["chosen_by", "measure"])
     if means.empty:
-        return not_measured(anyone, "no conflict has both inputs exchanged", "share of the audio")
+        return not_measured(anyone, "no conflict has both inputs exchanged", unit)
     ours = means.loc[run.config.selector]
     row = ours.loc["share"].to_dict()
     if not row["n"]:
-        return not_measured(
-            anyone, f"no effects of both inputs together reach {run.config.min_drive:g}",
-            "share of the audio",
-        )  # fmt: skip
-    name = "audio" if row["mean"] > EVEN else "text"
-    is_sure = row["low"] > EVEN or row["high"] < EVEN
+        why = f"no effects of both inputs together reach {run.config.min_drive:g}"
+        return not_measured(anyone, why, unit)
+    name, unsure = on_one_side(row, EVEN)
     effects = ", ".join(f"the {what} {shown(ours.loc[f'effect_{one}'].to_dict(), 3)}"
                         for one, what in INPUT.items())  # fmt: skip
     return judged(
@@ -122,11 +114,10 @@ def _driven(run: NeuronResults) -> Finding:
         f"effects on the gate: {effects}; n = {row['n']:.0f} of "
         f"{row['n'] + row['n_undefined']:.0f} conflicts",
         {
-            **few(row["n"], "conflicts"), **_few_groups(row),
-            "not surely on one side of 0.5": not is_sure,
+            **_few(row, "conflicts"), **unsure,
             **(confounded(run["confounds"], run.config) if name == "audio" else {}),
         },
-        numbers=row, unit="share of the audio",
+        numbers=row, unit=unit,
     )  # fmt: skip
 
 
@@ -143,22 +134,19 @@ def _rounding(run: NeuronResults) -> float:
 
 
 def _unchanged(run: NeuronResults) -> Outcome:
-    doses = run["doses"]
-    same = doses[doses.alpha == SAME]
+    same = having(run["doses"], alpha=SAME)
     off = [same.lead - same.lead_clean, same.kl_rest]
     return at_most(np.concatenate(off), _rounding(run), "logits or nats")
 
 
 def _as_asked(run: NeuronResults) -> Outcome:
-    answers = run["answers"].set_index("item")
-    names = [column for column in answers if column.startswith("z_")]
-    scores = answers[names]
-    right = scores.to_numpy()[np.arange(len(answers)), [names.index(f"z_{c}") for c in answers.cls]]
-    others = scores.where(~np.equal.outer(answers.cls.to_numpy(), [n[2:] for n in names]), -np.inf)
-    lead = pd.Series(right - others.max(axis=1).to_numpy(), answers.index)
-    doses = run["doses"].drop_duplicates("item")
-    return at_most(doses.lead_clean.to_numpy() - lead[doses.item].to_numpy(), _rounding(run),
-                   "logits")  # fmt: skip
+    answers, doses = run["answers"], run["doses"].drop_duplicates("item")
+    scores = answers.set_index("item").filter(regex="^z_")
+    own = dict(zip(answers.item, "z_" + answers.cls, strict=True))
+    leads = [
+        scores.loc[item, own[item]] - scores.loc[item].drop(own[item]).max() for item in doses.item
+    ]
+    return at_most(doses.lead_clean - leads, _rounding(run), "logits")
 
 
 def _counted(run: NeuronResults) -> Outcome:
@@ -168,34 +156,26 @@ def _counted(run: NeuronResults) -> Outcome:
 
 
 def _apart(run: NeuronResults) -> Outcome:
-    answers, judged_on = run["answers"], {*run["doses"].group, *run["drive"].group}
-    both = sorted(judged_on & {*answers.group[answers.logged == 1]})
-    found = f"{', '.join(both)} in both" if both else f"{len(judged_on)} judged groups"
-    return Outcome(found, "none is in both halves", not both)
+    answers, judged_on = run["answers"], [*run["doses"].group, *run["drive"].group]
+    return none_in_both(answers.group[answers.logged == 1], judged_on)
 
 
 def _lists(run: NeuronResults) -> Outcome:
-    neurons = run["neurons"]
+    neurons, ours = run["neurons"], run.config.selector
     sizes = neurons.groupby(["chosen_by", "draw", "cls"]).size()
-    equal = sizes.drop(index="lape", level="chosen_by", errors="ignore")
+    # lape has fewer where no more pass its bar, and then so have the random ones beside it.
+    equal = sizes.drop(index=["lape", *(NEURON_CONTROLS if ours == "lape" else ())],
+                       level="chosen_by", errors="ignore")  # fmt: skip
     is_twice = neurons.duplicated(["chosen_by", "draw", "cls", "block", "neuron"]).any()
-    ours = neurons[neurons.chosen_by == run.config.selector]
-    drawn = neurons[neurons.chosen_by.isin(NEURON_CONTROLS)]
-    shared = drawn.merge(ours[["block", "neuron"]].drop_duplicates(), on=["block", "neuron"])
-    if run.config.selector == "lape":
-        equal = sizes.loc[[name for name in sizes.index if name[0] in ("lap", "mad", "cas")]]
+    mine = having(neurons, chosen_by=ours)[["block", "neuron"]].drop_duplicates()
+    shared = having(neurons, chosen_by=NEURON_CONTROLS).merge(mine, on=["block", "neuron"])
     passed = not is_twice and equal.nunique() == 1 and shared.empty
     found = f"lists of {', '.join(map(str, sorted({*equal})))}, {len(shared)} shared with random"
     return Outcome(found, "one size, and none shared", bool(passed))
 
 
 def _shares(run: NeuronResults) -> Outcome:
-    some = run["drive"][run["drive"].share.notna()]
-    of_text = grounding_coefficient(
-        some.effect_text.to_numpy(float), some.effect_audio.to_numpy(float),
-        min_effect=run.config.min_drive,
-    )  # fmt: skip
-    return at_most(some.share.to_numpy(float) + of_text - 1, 1e-9)
+    return shares_add_up(run["drive"], "share", run.config.min_drive)
 
 
 CONTROLS = (

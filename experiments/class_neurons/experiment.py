@@ -7,26 +7,26 @@ beside random neurons, and it is read which input drives them: the audio or the 
 Source: arXiv 2601.03115; M-ESN-1 to M-ESN-4, M-ESN-6 to M-ESN-8.
 """
 
-from collections import defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
 import pandas as pd
-import torch
 
 from hooked_alm.methods.neurons.activity import ActivityLog
 from hooked_alm.methods.neurons.sets import NeuronSets
 
+from ..materials.class_items import ClassItem
 from ..materials.conflict_experiment import ConflictExperiment
-from ..materials.kept_features import FeatureFiles, arrays_sha256, kept_arrays
+from ..materials.kept_features import FeatureFiles
+from ..materials.neuron_logs import keep_log, read_logs
 from ..workbench.experiment import Unit, UnitResult
 from ..workbench.page import Page
 from ..workbench.results import Row, Tables
 from .claims import CLAIMS, CONTROLS
-from .measure import NeuronMeasures, neuron_rows
+from .measure import NeuronMeasures
 from .pages import CAVEATS, fill_page, lead, method
-from .plan import ChangedItem, NeuronItem, NeuronPlan, SelectedNeurons
+from .plan import ChangedItem, NeuronPlan, SelectedNeurons
 from .settings import ClassNeuronsConfig
 from .tables import MAY_LACK, TABLES, NeuronResults, summarise
 from .truths import TRUTH_SETTINGS, TRUTHS
@@ -60,21 +60,18 @@ class ClassNeurons(ConflictExperiment[ClassNeuronsConfig]):
         found = super().identify()
         for work in self.plan.conflicts:
             self.n_positions(work)
-        halves: dict[str, list[str]] = {}
-        for group, half in sorted({*self.plan.halves.values()}):
-            halves.setdefault(half, []).append(group)
         neurons = {"blocks": len(self.model.path), "each": self.model.path_cfg.d_mlp}
-        return {**found, "halves": halves, "neurons": neurons}
+        return {**found, "halves": self.plan.items.groups, "neurons": neurons}
 
     def load(self) -> None:
         """Loads the weights."""
         super().load()
         self._sets: dict[FeatureFiles, NeuronSets] = {}
-        self.log = self._empty_log()
+        self._begin_log()
 
-    def _empty_log(self) -> ActivityLog:
+    def _begin_log(self) -> None:
         sizes = len(self.model.path), self.model.path_cfg.d_mlp
-        return ActivityLog.empty(len(self.corpus.labels), *sizes)
+        self.log = ActivityLog.empty(len(self.corpus.labels), *sizes)
 
     # --- Units
 
@@ -86,42 +83,29 @@ class ClassNeurons(ConflictExperiment[ClassNeuronsConfig]):
         """Some items, the list of neurons, or the sound of some clips."""
         work = unit.payload
         if isinstance(work, SelectedNeurons):
-            return self._listed(self._chosen(work.logs))
-        self.log = self._empty_log()
+            sets = self._chosen(work.logs)
+            activity = enumerate(sets.block_activity.tolist())
+            blocks = [{"block": block, "activity": value} for block, value in activity]
+            return UnitResult({"neurons": [*sets.rows(filter=self.config.lape_filter)],
+                               "blocks": blocks})  # fmt: skip
+        self._begin_log()
         found = super().measure(unit)
-        if isinstance(work, tuple) and isinstance(work[0], NeuronItem):
-            found.tables["logs"] = [self._kept(unit.id)]
+        if isinstance(work, tuple) and isinstance(work[0], ClassItem):
+            found.tables["logs"] = [keep_log(self.folder, unit.id, self.log)]
         return found
-
-    def _listed(self, sets: NeuronSets) -> UnitResult:
-        blocks = [
-            {"block": block, "activity": value}
-            for block, value in enumerate(sets.block_activity.tolist())
-        ]
-        return UnitResult({"neurons": [*neuron_rows(sets, self.config)], "blocks": blocks})
-
-    def _kept(self, unit_id: str) -> Row:
-        """Keeps the unit's log in ``arrays``; returns where, as a row of a table."""
-        arrays = {name: value.numpy() for name, value in self.log.arrays.items()}
-        self.folder.write_arrays(unit_id, arrays)
-        return {
-            "file": unit_id, "sha256": arrays_sha256(self.folder, unit_id),
-            "n_items": int(self.log.items.sum()), "n_rows": int(self.log.rows.sum()),
-        }  # fmt: skip
 
     def _chosen(self, logs: FeatureFiles) -> NeuronSets:
         """The sets that some logs give together; made once in a process."""
         if logs not in self._sets:
-            log, config = self._empty_log(), self.config
-            for arrays in kept_arrays(self.folder, logs):
-                log.merge(ActivityLog(**{k: torch.from_numpy(v) for k, v in arrays.items()}))
+            config = self.config
             self._sets[logs] = NeuronSets.of(
-                log, self.corpus.labels, rate=config.rate, selector=config.selector,
-                n_draws=config.n_draws, seed=config.seed, filter=config.lape_filter,
+                read_logs(self.folder, logs), self.corpus.labels, rate=config.rate,
+                selector=config.selector, n_draws=config.n_draws, seed=config.seed,
+                filter=config.lape_filter,
             )  # fmt: skip
         return self._sets[logs]
 
-    def batch_kind(self, work: NeuronItem | ChangedItem) -> Hashable:
+    def batch_kind(self, work: ClassItem | ChangedItem) -> Hashable:
         """The language, whose labels are read, and how many runs it has."""
         return work.prompts[0].language, len(work.prompts)
 
@@ -130,24 +114,25 @@ class ClassNeurons(ConflictExperiment[ClassNeuronsConfig]):
         labels = self.labels[works[0].prompts[0].language]
         measures = NeuronMeasures(self.model, labels, self.config)
         first = self.input(*(work.prompts[0] for work in works))
-        found: list[dict[str, list[Row]]] = [defaultdict(list) for _ in works]
-        if isinstance(works[0], NeuronItem):
-            rows, activity = measures.answers(works, first)
-            names = [*self.corpus.labels]
-            self.log.add(
-                activity, [names.index(row["cls"]) if row["logged"] else None for row in rows]
-            )
-            for tables, row in zip(found, rows, strict=True):
-                tables["answers"].append(row)
+        rows: Iterable[tuple[int, Row]]
+        if isinstance(works[0], ClassItem):
+            table, (answers, activity) = "answers", measures.answers(works, first)
+            classes = [row["cls"] if row["logged"] else None for row in answers]
+            numbers: dict[str | None, int] = {
+                name: number for number, name in enumerate(self.corpus.labels)
+            }
+            self.log.add(activity, [numbers.get(one) for one in classes])
+            rows = enumerate(answers)
         elif not works[0].exchanges:
-            for n, row in measures.doses(works, first, self._chosen(works[0].logs)):
-                found[n]["doses"].append(row)
+            table, rows = "doses", measures.doses(works, first, self._chosen(works[0].logs))
         else:
             runs = [first] + [self.input(*(one.prompts[k] for one in works)) for k in (1, 2)]
-            for n, row in measures.drive(works, runs, self._chosen(works[0].logs)):
-                found[n]["drive"].append(row)
+            table, rows = "drive", measures.drive(works, runs, self._chosen(works[0].logs))
+        found: list[list[Row]] = [[] for _ in works]
+        for n, row in rows:
+            found[n].append(row)
         records = [self.record_of(work.prompts[0]) for work in works]
-        return [UnitResult(dict(t), record) for t, record in zip(found, records, strict=True)]
+        return [UnitResult({table: some}, one) for some, one in zip(found, records, strict=True)]
 
     # --- What is made of it
 

@@ -4,13 +4,15 @@ from collections.abc import Sequence
 
 from hooked_alm.methods.neurons.sets import NEURON_CONTROLS, SELECTORS
 
+from ..materials.class_changes import CHANGES
 from ..materials.clips import of_whom
 from ..materials.conflict_pages import add_prompts
 from ..materials.confounds import add_confounds
 from ..materials.recordings import Recording
 from ..workbench import figures
 from ..workbench.page import Page
-from .tables import CHANGES, NeuronResults
+from ..workbench.results import having
+from .tables import NeuronResults
 
 CAVEATS = (
     "Which neurons a selector takes is a statement about how they are active, not about what they "
@@ -93,10 +95,10 @@ def _asked(page: Page, run: NeuronResults, recordings: Sequence[Recording]) -> N
 
 def _layers(page: Page, run: NeuronResults) -> None:
     table = run["layers"]
-    nulls = table[table.chosen_by == SELECTORS[0]]
-    counts = table[["chosen_by", "block", "neurons"]]
-    drawing = figures.bars(counts, "block", "neurons", group="chosen_by", y_label="neurons",
-                           reference=float(nulls.uniform.iloc[0]))  # fmt: skip
+    counts, even = table[["chosen_by", "block", "neurons"]], float(table.uniform.iloc[0])
+    drawing = figures.bars(
+        counts, "block", "neurons", group="chosen_by", y_label="neurons", reference=even
+    )
     tests = table.drop_duplicates("chosen_by")
     said = "; ".join(f"{one.chosen_by} {one.p_uniform:.3f} and {one.p_activity:.3f}"
                      for one in tests.itertuples())  # fmt: skip
@@ -110,25 +112,23 @@ def _layers(page: Page, run: NeuronResults) -> None:
 
 def _taken_out(page: Page, run: NeuronResults) -> None:
     means = run["matrix"]
-    means = means[(means.measure == "lead") & means.chosen_by.isin(SELECTORS)]
-    limits = figures.ends_of(means["mean"])
+    means = having(means, measure="lead", chosen_by=SELECTORS)
     drawing = figures.panels(
         figures.heat_map,
-        [(means[means.chosen_by == one], {"title": one}) for one in SELECTORS],
+        [(having(means, chosen_by=one), {"title": one}) for one in SELECTORS],
         height=3.2, x="cls", y="of", value="mean", x_label="items of", y_label="neurons of",
-        value_label="lead (logits)", centre=0, limits=limits, decimals=2,
+        value_label="lead (logits)", centre=0, decimals=2,
     )  # fmt: skip
     page.figure(
         "matrix", drawing, means, "What the neurons of one class cost items of another",
         f"Change of the {CHANGES['lead']}; blue is a loss. Neurons of a class alone show on the "
         "diagonal. Intervals stand in the table matrix.",
     )  # fmt: skip
-    table = run["specificity"]
-    lead = table[table.measure == "lead"]
-    lead = lead.assign(neurons=lead.chosen_by.replace(DRAWN))
-    drawing = figures.bars(lead, "neurons", reference=0, y_label="own − other (logits)")
+    table = having(run["specificity"], measure="lead")
+    table = table.assign(neurons=table.chosen_by.replace(DRAWN))
+    drawing = figures.bars(table, "neurons", reference=0, y_label="own − other (logits)")
     page.figure(
-        "specificity", drawing, lead, "What they cost their own class beyond the others",
+        "specificity", drawing, table, "What they cost their own class beyond the others",
         "Own minus other change of the lead of the right label; below 0, neurons matter more for "
         f"their class. The last {len(NEURON_CONTROLS)} are random neurons, as many as "
         f"{run.config.selector} selects. Intervals resample groups.",
@@ -139,17 +139,13 @@ def _taken_out(page: Page, run: NeuronResults) -> None:
 
 
 def _stronger(page: Page, run: NeuronResults) -> None:
-    means = run["dose_means"]
     titles = {
         "said_of": "answers that are their class", "right": "answers that are right",
         "kl_rest": "KL beside the labels (nats)",
     }  # fmt: skip
-    some = means[means.measure.isin(titles)]
-    drawing = figures.panels(
-        figures.curves,
-        [(some[some.measure == one], {"title": title}) for one, title in titles.items()],
-        height=3.0, x="alpha", y_label="mean",
-    )  # fmt: skip
+    some = having(run["dose_means"], measure=[*titles])
+    parts = [(having(some, measure=one), {"title": title}) for one, title in titles.items()]
+    drawing = figures.panels(figures.curves, parts, height=3.0, x="alpha", y_label="mean")
     page.figure(
         "dose", drawing, some, "What a strength brings, and what it costs",
         "At −1 the neurons are taken out, at 0 nothing is changed. Mean over judged items of "
@@ -160,8 +156,7 @@ def _stronger(page: Page, run: NeuronResults) -> None:
 
 
 def _driven(page: Page, run: NeuronResults) -> None:
-    means = run["drive_means"]
-    some = means[means.measure == "share"]
+    some = having(run["drive_means"], measure="share")
     if some.empty or not some.n.any():
         page.note("No conflict has both inputs exchanged and moves the neurons enough.")
         return

@@ -9,9 +9,10 @@ from hooked_alm.bundled import ASSETS
 from hooked_alm.methods.neurons.activity import NeuronSite
 from hooked_alm.methods.statistics.class_neurons import Selector
 
-from ..materials.conflict_settings import ConflictConfig
+from ..materials.class_items import ClassItemsConfig
 from ..materials.sources import Source
 from ..workbench.batches import BatchSize, UnitBatches
+from ..workbench.settings import ModelName
 
 EMOTIONAL = ASSETS / "emotions"
 Span = Literal["all", "audio", "text", "readout"]
@@ -21,33 +22,17 @@ OUT, SAME = -1.0, 0.0
 """Strengths that take a neuron out, and leave it as it is."""
 
 
-class ClassNeuronsConfig(ConflictConfig):
+class ClassNeuronsConfig(ClassItemsConfig):
     """Which items neurons are logged on, how they are selected, and what is done with them."""
 
-    model: str = Field(
-        default="bundled:follows_voice",
-        description="id, folder, bundled:NAME, or BASE+DELTA: a localised twin",
-    )
+    model: ModelName = "bundled:follows_voice"
     audio: Source = Field(
         default="bundled",
         description="a table of clips, a folder with manifest.csv, or one of OB1-named clips; "
         "bundled: five emotions by twenty speakers",
     )
-    condition: Literal["audio_only", "conflict"] = Field(
-        default="audio_only", description="what is asked: conflict names another label"
-    )
-    rule: Literal["voice", "instruction"] = Field(
-        default="voice", description="whose label is an item's class, and its right answer"
-    )
     only_right: bool = Field(
         default=True, description="neurons are logged on items with the right answer alone"
-    )
-    group: str | None = Field(
-        default=None,
-        min_length=1,
-        max_length=40,
-        description="column whose values are held out whole, and resampled; None is speaker, else "
-        "every clip by itself",
     )
     log_share: float = Field(
         default=0.5, gt=0, lt=1,
@@ -84,8 +69,6 @@ class ClassNeuronsConfig(ConflictConfig):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "ClassNeuronsConfig":
-        if self.rule == "instruction" and self.condition != "conflict":
-            raise ValueError("rule 'instruction' needs condition 'conflict', which names a label")
         if not {OUT, SAME} <= {*self.alphas} or len({*self.alphas}) < len(self.alphas):
             raise ValueError("alphas must include -1 and 0, and each only once")
         return self

@@ -38,12 +38,14 @@ def lengths_of(x: ALMInput, row: int) -> Row:
     }
 
 
+def answer_in(labels: LabelSet, logits: Float[Tensor, " vocab"]) -> Row:
+    """What is answered at a readout, and the scores behind it."""
+    scores = labels.scores(logits[labels.tokens])
+    answer = {"prediction": answer_of(labels, scores), **by_label("z", labels, scores)}
+    return {**answer, **label_weight(labels, logits)}
+
+
 @torch.no_grad()
 def answers_of(model: HookedALM, labels: LabelSet, x: ALMInput) -> list[Row]:
     """What each prompt of a batch is answered with, and the scores behind it; one forward."""
-    rows = []
-    for logits in model(x)[:, -1].float():
-        scores = labels.scores(logits[labels.tokens])
-        answer = {"prediction": answer_of(labels, scores), **by_label("z", labels, scores)}
-        rows.append({**answer, **label_weight(labels, logits)})
-    return rows
+    return [answer_in(labels, logits) for logits in model(x)[:, -1].float()]

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import pandas as pd
 
 from ..materials.clips import SOUNDS
@@ -76,10 +75,5 @@ def _by_edit(edits: pd.DataFrame, measure: str) -> pd.DataFrame:
 
 def _points(wide: pd.DataFrame, draws: Draws, edits: pd.DataFrame, **about: object) -> pd.DataFrame:
     """A row per column, with its interval over clips."""
-    clips = wide.index.get_level_values("clip").tolist()
-    rows = draws.points(wide.to_numpy(np.float64), clips)
-    columns = wide.columns.to_frame(index=False).assign(
-        condition=edits.condition.iloc[0],
-        **{name: getattr(value, "array", value) for name, value in about.items()},
-    )
-    return pd.concat([columns, pd.DataFrame(rows)], axis=1)
+    given = {name: getattr(value, "array", value) for name, value in about.items()}
+    return draws.columns(wide, about={"condition": edits.condition.iloc[0], **given})

@@ -89,6 +89,23 @@ class Draws:
         sizes = {"n": found.n, "n_undefined": found.n_omitted, "n_clusters": n_clusters}
         return [numbers(found, i) | sizes for i in range(values.shape[1])]
 
+    def columns(
+        self,
+        wide: pd.DataFrame,
+        level: str = "clip",
+        about: Mapping[str, Any] | None = None,
+    ) -> pd.DataFrame:
+        """What each column of a table is, and its row of `points`.
+
+        Args:
+            wide: a row per sample, a column per point, such as `DataFrame.pivot` makes.
+            level: of its index: what samples are drawn together with.
+            about: further columns: a value for all, or one for each.
+        """
+        found = self.points(wide.to_numpy(np.float64), wide.index.get_level_values(level).tolist())
+        columns = wide.columns.to_frame(index=False).assign(**(about or {}))
+        return pd.concat([columns, pd.DataFrame(found)], axis=1)
+
     def row(self, values: Any, clusters: Sequence[Hashable]) -> dict[str, Any]:
         """The row of a single point: see `points`."""
         return self.points(np.asarray(values, np.float64)[:, None], clusters)[0]

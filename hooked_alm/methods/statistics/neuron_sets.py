@@ -3,8 +3,8 @@
 Source: M-ESN-2 (controls), M-ESN-3 (specificity), M-ESN-6, M-ESN-7.
 """
 
-from collections.abc import Collection, Sequence
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -59,13 +59,15 @@ class Overlap(NamedTuple):
     """Of sets of these sizes, drawn at random."""
     p: float
     """Share of such draws that share as many or more: hypergeometric."""
+    jaccard: float
+    """Shared ones, as a share of those of either."""
 
 
 def overlap(a: Collection[Neuron], b: Collection[Neuron], n_neurons: int) -> Overlap:
     """What two sets share, beside what two random sets of these sizes would."""
     shared = len({*a} & {*b})
     p = float(stats.hypergeom.sf(shared - 1, n_neurons, len(a), len(b)))
-    return Overlap(shared, len(a) * len(b) / n_neurons, p)
+    return Overlap(shared, len(a) * len(b) / n_neurons, p, jaccard(a, b))
 
 
 class LayerTest(NamedTuple):
@@ -107,6 +109,32 @@ def spread_over_blocks(
     found = float(distance(counts)) if not counts[~kept].any() else np.inf
     draws = distance(np.random.default_rng(seed).multinomial(n, shares, size=n_draws))
     return LayerTest(found, float((1 + (draws >= found - 1e-9).sum()) / (1 + n_draws)))
+
+
+def block_counts(
+    neurons: Collection[Neuron],
+    nulls: Mapping[str, Float[np.ndarray, " block"]],
+    *,
+    seed: int = 0,
+) -> Iterator[dict[str, Any]]:
+    """The neurons of every block, beside what some nulls have, as columns of a table.
+
+    Args:
+        neurons: each of them once, or as often as it counts.
+        nulls: by name, the weight that each gives to a block; ``p_{name}`` is its p.
+        seed: of the draws; see `spread_over_blocks`.
+    """
+    counts = blocks_of([*neurons], len(next(iter(nulls.values()))))
+    tests = {
+        f"p_{name}": spread_over_blocks(counts, weights, seed=seed).p
+        for name, weights in nulls.items()
+    }
+    for block, n in enumerate(counts.tolist()):
+        expected = {
+            name: len(neurons) * float(weights[block]) / float(weights.sum())
+            for name, weights in nulls.items()
+        }
+        yield {"block": block, "neurons": n, **expected, **tests}
 
 
 def neurons_like(
