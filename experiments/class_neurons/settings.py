@@ -12,7 +12,7 @@ from hooked_alm.methods.statistics.class_neurons import Selector
 from ..materials.class_items import ClassItemsConfig
 from ..materials.sources import Source
 from ..workbench.batches import BatchSize, UnitBatches
-from ..workbench.settings import ModelName
+from ..workbench.settings import ModelId
 
 EMOTIONAL = ASSETS / "emotions"
 Span = Literal["all", "audio", "text", "readout"]
@@ -25,7 +25,7 @@ OUT, SAME = -1.0, 0.0
 class ClassNeuronsConfig(ClassItemsConfig):
     """Which items neurons are logged on, how they are selected, and what is done with them."""
 
-    model: ModelName = "bundled:follows_voice"
+    model: ModelId = "bundled:follows_voice"
     audio: Source = Field(
         default="bundled",
         description="a table of clips, a folder with manifest.csv, or one of OB1-named clips; "

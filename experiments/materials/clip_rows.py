@@ -18,7 +18,7 @@ from hooked_alm.methods.activations.rows import ActivationRows
 from hooked_alm.methods.activations.selection import kept_points
 
 from ..workbench.batches import BatchedConfig, BatchSize
-from ..workbench.settings import ModelName
+from ..workbench.settings import ModelId
 from .clips import ClipFile, described_table
 from .heard_clips import HeardClipsConfig
 from .held_out import halved
@@ -32,7 +32,7 @@ from .transcription import SPOKEN
 class ClipRowsConfig(BatchedConfig, HeardClipsConfig):
     """Settings of experiments that read rows of clips."""
 
-    model: ModelName = f"{PREFIX}follows_voice"
+    model: ModelId = f"{PREFIX}follows_voice"
     audio: Source = Field(
         default="bundled",
         description="a table of clips (column path and, as far as known, speaker), a folder with a "

@@ -9,7 +9,7 @@ from hooked_alm.methods.patching.options import Engine
 
 from ..materials.pair_settings import PairsConfig
 from ..workbench.batches import BatchedConfig, BatchSize
-from ..workbench.settings import EngineBytes, ModelName
+from ..workbench.settings import EngineBytes, ModelId
 
 
 class MinimalPairsConfig(PairsConfig, BatchedConfig):
@@ -17,7 +17,7 @@ class MinimalPairsConfig(PairsConfig, BatchedConfig):
 
     KNOWN_WITH: ClassVar = ("audio",)
 
-    model: ModelName = f"{PREFIX}follows_voice"
+    model: ModelId = f"{PREFIX}follows_voice"
     batch_size: BatchSize = 6
     probe_point: str | None = Field(
         default=None,

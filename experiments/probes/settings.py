@@ -12,7 +12,7 @@ from ..materials.point_patterns import PointPatterns
 from ..materials.sources import Source
 from ..materials.transcription import SPOKEN
 from ..workbench.batches import BatchedConfig, BatchSize, UnitBatches
-from ..workbench.settings import ModelName
+from ..workbench.settings import ModelId
 
 
 class ProbesConfig(BatchedConfig, ControlLabelsConfig, HeardClipsConfig):
@@ -20,7 +20,7 @@ class ProbesConfig(BatchedConfig, ControlLabelsConfig, HeardClipsConfig):
 
     KNOWN_WITH: ClassVar = ()
 
-    model: ModelName = f"{PREFIX}follows_voice"
+    model: ModelId = f"{PREFIX}follows_voice"
     audio: Source = Field(
         default="bundled",
         description="a table of clips (column path, those of labels and, as far as known, speaker "

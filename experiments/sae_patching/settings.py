@@ -11,7 +11,7 @@ from ..materials.dictionaries import DictionaryReaderConfig
 from ..materials.held_out_labels import ColumnName
 from ..workbench.batches import BatchSize
 from ..workbench.claims import Defect
-from ..workbench.settings import EachOnce, ModelName
+from ..workbench.settings import EachOnce, ModelId
 
 NumberOfLatents = Annotated[int, Field(ge=1, lt=10**6)]
 
@@ -21,7 +21,7 @@ class SAEPatchingConfig(DictionaryReaderConfig, ConflictConfig):
 
     KNOWN_WITH: ClassVar = (*ConflictConfig.KNOWN_WITH, "dictionary", "point")
 
-    model: ModelName = "bundled:follows_voice"
+    model: ModelId = "bundled:follows_voice"
     batch_size: BatchSize = 4
     conditions: Annotated[tuple[Literal["audio_only", "conflict"], ...], EachOnce] = Field(
         default=("audio_only", "conflict"),

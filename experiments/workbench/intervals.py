@@ -148,7 +148,9 @@ def prefixed(prefix: str, row: dict[str, Any], main: str = "mean") -> dict[str, 
     return {own: row["mean"], f"{prefix}_low": row["low"], f"{prefix}_high": row["high"]}
 
 
-def unprefixed(prefix: str, row: Mapping[Any, Any], main: str = "mean") -> dict[str, Any]:
+def unprefixed(
+    prefix: str, row: "Mapping[Any, Any] | pd.Series", main: str = "mean"
+) -> dict[str, Any]:
     """``mean``, ``low`` and ``high`` of a row that `prefixed` made part of."""
     names = prefixed(prefix, dict.fromkeys(("mean", "low", "high")), main)
     return dict(zip(("mean", "low", "high"), (row[name] for name in names), strict=True))

@@ -39,7 +39,7 @@ def _each_once(given: tuple[Any, ...]) -> tuple[Any, ...]:
 
 EachOnce = AfterValidator(_each_once)
 """Refuses settings that name something twice."""
-ModelName = Annotated[
+ModelId = Annotated[
     str, Field(description="id, folder, bundled:NAME, or BASE+DELTA: a localised twin")
 ]
 Truncate = Annotated[bool, Field(description="cut over-long clips instead of refusing them")]
@@ -68,7 +68,7 @@ class ExperimentConfig(BaseModel):
     """What is asked, where the package carries it: with these settings as they are by default, or
     naming what is bundled, a bundled model's answer is known."""
 
-    model: ModelName = f"{PREFIX}follows_text"
+    model: ModelId = f"{PREFIX}follows_text"
     revision: str | None = Field(default=None, description="branch, tag or commit of a model id")
     components: dict[str, str] = Field(
         default={}, description="parts whose weights are elsewhere: name to folder or id"
