@@ -87,5 +87,9 @@ class PairsConfig(ExperimentConfig):
         if not self.band_hz[0] < self.band_hz[1]:
             raise ValueError("band_hz must be two frequencies, the lower one first")
         if self.attribute in (*FAMILIES, *self.others):
-            raise ValueError("attribute must be no kind of pair, and none of others")
+            rest = ", ".join(one for one in self.others if one != self.attribute)
+            raise ValueError(
+                f"attribute must be no kind of pair, and none of others: got {self.attribute!r}. "
+                f"Others without it is others=[{rest}]"
+            )
         return self

@@ -151,8 +151,14 @@ def check_label(cells: Mapping[str, str], column: str) -> None:
         InputError: by column.
     """
     if not cells.get(column):
-        others = "" if column in cells else f" (label_column, of: {', '.join(cells) or 'none'})"
-        raise InputError(f"{column}: missing, expected the label that the voice carries{others}")
+        raise InputError(
+            f"{column}: missing, expected the label that the voice carries"
+            + (
+                ""
+                if column in cells
+                else f"; columns are path, {', '.join(cells) or 'and no other'}"
+            )
+        )
     try:
         as_label(label := cells[column])
     except ValueError as error:

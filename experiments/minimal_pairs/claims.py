@@ -103,7 +103,7 @@ def _directions(run: PairResults, attribute: str) -> Finding:
 
 
 def _backup(run: PairResults, attribute: str) -> Finding:
-    """The warning of backup: heads that only patching, or only ablation, shows."""
+    """The warning that patching and ablation disagree: heads that only one of them shows."""
     heads, least = of(run["backup"], attribute), run.config.min_effect
     alone = heads[heads.alone != ""].sort_values("patched", key=np.abs, ascending=False)
     named = [
@@ -117,9 +117,15 @@ def _backup(run: PairResults, attribute: str) -> Finding:
         f"the other ({least:g} logits); patching moves {n_moving}"
         + (f". {', '.join(named)}" if named else "")
     )
+    # A head that ablation alone shows has none that stands in for it: it is missed by itself.
+    is_backup = alone.empty or (alone.alone == "patched").any()
+    why = (
+        f"Other heads may stand in for some that carry {attribute} (backup)"
+        if is_backup
+        else f"Heads that do not carry {attribute} are missed where they are removed"
+    )
     return judged(
-        f"Other heads may stand in for some that carry {attribute} (backup): patching and "
-        "ablation disagree",
+        f"{why}: patching and ablation disagree",
         facts,
         {**few(heads.n_groups.max(), "groups"), "no head is moved by one alone": alone.empty},
         numbers={"mean": len(alone), "n": heads.n_groups.max()},

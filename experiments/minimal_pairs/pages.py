@@ -35,6 +35,10 @@ def lead(run: PairResults) -> str:
     """What pairs were made of, and how many are accepted."""
     n, sets = len(run.inputs["recordings"]), run["sets"]
     told = ", ".join(f"{one.attribute} {one.accepted} of {one.n}" for one in sets.itertuples())
+    lacking = [one for one in run.config.kinds if one not in {*run["pairs"].kind}]
+    if lacking:
+        whose = " or ".join(run.config.attribute if one == "label" else one for one in lacking)
+        told += f"; no two recordings make a pair of {whose}"
     level = run.config.level_dbfs
     matched = "left as they are" if level is None else f"brought to {level:g} dBFS first"
     return (
@@ -116,7 +120,8 @@ def _add_heads(page: Page, run: PairResults, attribute: str) -> None:
     alone = some[some.alone != ""]
     if len(alone):
         page.note(
-            f"Backup: {len(alone)} heads are moved by one of patching and ablation alone.",
+            f"{len(alone)} heads move the answer by one of patching and ablation alone: where they "
+            "are only patched, others may stand in for them (backup).",
             is_warning=True,
         )
         page.table("Heads that one of the two shows alone", alone.drop(columns="attribute"))

@@ -28,6 +28,7 @@ from hooked_alm.experiments.workbench.executors import Processes
 from hooked_alm.experiments.workbench.intervals import Draws
 from hooked_alm.experiments.workbench.run_folder import RunFolder
 from minimal_pairs_toy import tables_of, toy, write_recordings
+from minimal_pairs_verdicts import cases, concluded
 from stopped_runs import interrupted, results
 from tiny import TinyModels
 from tolerances import BATCHED_ROWS
@@ -157,6 +158,18 @@ def test_identical_clips_have_no_effect_and_no_recovery(
     run = MinimalPairs.results(experiment.config, {}, found)
     run.tables.update(effects(run))
     assert "no pair has an effect" in CLAIMS[1].judge(run, "level").statement
+
+
+def test_a_head_that_is_missed_but_carries_nothing_is_no_backup() -> None:
+    run, names = cases(), {"patched": "ablated", "ablated": "patched"}
+    missed = concluded({**run.tables, "heads": run["heads"].rename(columns=names)})
+    for one, said in (
+        (run, "Other heads may stand in for some that carry emotion (backup)"),
+        (missed, "Heads that do not carry emotion are missed where they are removed"),
+    ):
+        found = MinimalPairs.judge(one).findings["emotion: backup"]
+        assert found.established
+        assert found.claim.startswith(said)
 
 
 def test_a_run_that_accepts_nothing_says_so(tiny_models: TinyModels, tmp_path: Path) -> None:
