@@ -26,6 +26,8 @@ TABLES = {
     "shapley": "an item: a block's share of what the adapter does, over all sets of blocks",
     **SOUNDS,
 }
+ALIKE = 1e-3
+"""Norms that differ by less, of their mean, are as large: fp16 tells numbers apart by as much."""
 MAY_LACK = {"shapley": ("item", "clip", "voice", "target", "condition", "block", "value")}
 
 
@@ -110,13 +112,16 @@ def best_blocks(effects: pd.DataFrame, draws: Draws) -> pd.DataFrame:
 def size_ranks(effects: pd.DataFrame, run: LoraResults) -> pd.DataFrame:
     """Rank correlation over blocks of an update's size and what it does, and how late that is.
 
-    ``rho``: per item Spearman's of norm and size of effect. ``late``: per item the share of what
-    moves towards the whole adapter's answer that blocks of the upper half do. Means over items.
+    ``rho``: per item Spearman's of norm and size of effect; NaN if norms are `ALIKE`. ``late``: per
+    item the share of what moves towards the whole adapter's answer that blocks of the upper half
+    do. Means over items.
     """
     size, rows, half = block_sizes(run), [], run.n_blocks / 2
+    are_alike = size.max() - size.min() < ALIKE * size.mean()
 
-    def sizes_of(part: pd.DataFrame) -> np.ndarray:
-        return part["block"].map(size).to_numpy(np.float64)
+    def rho(part: pd.DataFrame) -> float:
+        sizes = part["block"].map(size).to_numpy(np.float64)
+        return np.nan if are_alike else spearman(sizes, part["effect"].abs().to_numpy())
 
     for reading in SWITCHES:
         some = effects[(effects["reading"] == reading) & effects["recovery"].notna()]
@@ -127,7 +132,7 @@ def size_ranks(effects: pd.DataFrame, run: LoraResults) -> pd.DataFrame:
             whole = towards.sum()
             by_item.append({
                 "item": item, "clip": clip,
-                "rho": spearman(sizes_of(part), part["effect"].abs().to_numpy()),
+                "rho": rho(part),
                 "late": towards[upper].sum() / whole if whole > 0 else np.nan,
             })  # fmt: skip
         table = pd.DataFrame(by_item, columns=["item", "clip", "rho", "late"])

@@ -9,6 +9,7 @@ from ..workbench.truths import Between, Estimate, Truth, rows_of
 from .measure import SWITCHES
 
 EARLY, LATE = "follows_text+lora_early", "follows_text+lora_late"
+NOTHING = "no block is larger than another"
 
 
 def _carrier(folder: RunFolder) -> str:
@@ -17,9 +18,10 @@ def _carrier(folder: RunFolder) -> str:
     return f"block {found.pop()}" if len(found) == 1 else "not the same in both readings"
 
 
-def _ranked(folder: RunFolder, measure: str) -> Estimate:
+def _ranked(folder: RunFolder, measure: str) -> Estimate | str:
     rows = rows_of(folder, "size_ranks", reading="denoise", measure=measure)
-    return Estimate.of(rows.iloc[0].to_dict())
+    row = rows.iloc[0].to_dict()
+    return Estimate.of(row) if row["n"] else NOTHING
 
 
 TRUTHS = (
@@ -36,6 +38,6 @@ TRUTHS = (
     Truth(
         claim="rank correlation of an update's norm and what it does",
         find=lambda folder: _ranked(folder, "rho"),
-        known={EARLY: Between(-0.5, 0.5), LATE: Between(-0.5, 0.5)},
+        known={EARLY: NOTHING, LATE: NOTHING},
     ),
 )

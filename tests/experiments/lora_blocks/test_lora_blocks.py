@@ -20,6 +20,7 @@ from hooked_alm.experiments.lora_blocks.settings import LoraBlocksConfig
 from hooked_alm.experiments.workbench import runner
 from hooked_alm.experiments.workbench.executors import Processes
 from hooked_alm.experiments.workbench.run_folder import RunFolder
+from lora_blocks_verdicts import cases, edit
 from stopped_runs import interrupted, results
 from tiny import TinyModels
 
@@ -164,3 +165,10 @@ def test_shapley_values_of_too_many_blocks(tones: Path, monkeypatch: pytest.Monk
     made.identify()
     with pytest.raises(InputError, match="one by one"):
         made.load()
+
+
+def test_norms_that_differ_by_rounding_are_not_ranked() -> None:
+    run = edit("sizes", "block >= 0", "frobenius", lambda x: 1 + 1e-5 * np.arange(len(x)))(cases())
+    found = LoraBlocks.judge(run).findings["by_size"]
+    assert "all updates are as large" in found.statement
+    assert found.n == 0
