@@ -75,7 +75,12 @@ def prompt(model: HookedALM, n_pos: int) -> ALMInput:
     )
 
 
-def paired_times(ours: Callable[[], object], theirs: Callable[[], object], n: int) -> np.ndarray:
+def paired_times(
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+    n: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> np.ndarray:
     """Seconds ``[pair, ours or theirs]`` of alternating calls, behind one of each."""
     for call in (ours, theirs):
         call()
@@ -83,9 +88,9 @@ def paired_times(ours: Callable[[], object], theirs: Callable[[], object], n: in
     for pair in range(n):
         order = (0, 1) if pair % 2 else (1, 0)
         for which in order:
-            start = time.perf_counter()
+            start = clock()
             (ours, theirs)[which]()
-            times[pair, which] = time.perf_counter() - start
+            times[pair, which] = clock() - start
     return times
 
 

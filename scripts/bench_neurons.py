@@ -2,8 +2,8 @@
 
 The model has the 28 blocks of 18,944 neurons of Qwen2.5-7B at ``d_model`` 64, with random weights:
 its own work is small beside what is logged, which is the worst case. Calls alternate; prints the
-median of the pairwise ratios with its interval, the bytes of a log, and by how much the peak of the
-process's memory grows from the first log to the last.
+median of the pairwise ratios of throughput, by processor time, with its interval, the bytes of a
+log, and by how much the peak of the process's memory grows from the first log to the last.
 
     python scripts/bench_neurons.py [--pairs 30] [--rows 2] [--positions 200]
 """
@@ -11,11 +11,13 @@ process's memory grows from the first log to the last.
 import argparse
 import resource
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from bench_forward import paired_ratio
+from bench_forward import paired_times, shown
 from bench_head_statistics import batch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -54,10 +56,12 @@ def bench(folder: Path, n_rows: int, n_pos: int, n_pairs: int) -> None:
 
     logged()
     first = peak_mib()
-    ratio = paired_ratio(logged, lambda: model(x), n_pairs)
+    times = paired_times(logged, lambda: model(x), n_pairs, time.process_time)
     size = sum(one.nbytes for one in log.arrays.values()) / 2**20
     print(f"{n_rows} x {n_pos}, {len(model.path)} x {cfg.d_mlp} neurons, {N_CLASSES} classes")
-    print(f"log and forward / forward   {ratio}")
+    with_log, alone = np.median(times, axis=0)
+    print(f"forward / log and forward   {shown(times[:, 1] / times[:, 0])}, {n_pairs} pairs, in "
+          f"seconds of one core: {with_log:.3f} against {alone:.3f}")  # fmt: skip
     print(f"log: {size:.0f} MiB; {n_pairs} more batches raise the peak by {peak_mib() - first:.0f}")
 
 

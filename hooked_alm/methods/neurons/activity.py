@@ -4,7 +4,7 @@ Source: arXiv 2601.03115; M-ESN-1.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple
 
 import torch
@@ -22,8 +22,9 @@ NeuronSite = Literal["gate", "post"]
 """The activated gate, or what the MLP's last projection reads."""
 ALL = "all"
 """Every position of a prompt."""
-CHUNK = 1024
-"""Neurons that are summed at once on a CPU, so that what is made of them stays in its cache."""
+BLOCK_BYTES = {True: 2**21, False: 2**26}
+"""Positions of an item are summed in blocks of this size in fp32, so that what is made of them is
+bounded; on a CPU (True) so small that it stays in its cache."""
 
 
 class ItemActivity(NamedTuple):
@@ -69,7 +70,7 @@ class ActivityLog:
         for item, one in enumerate(classes):
             if one is None:
                 continue
-            if not bool(torch.isfinite(found.squares[item]).all()):
+            if not bool(found.squares[item].amax().isfinite()):  # a NaN is the highest
                 raise InputError(
                     "logging neurons: got values that are NaN or infinite, expected finite ones. "
                     "Run the model in a wider dtype, or look at its input."
@@ -128,16 +129,17 @@ class ActivityLog:
 
 @dataclass(eq=False)
 class _Sums:
-    """Sums of items at the hook points of some blocks, one after the other."""
+    """Sums of items at the hook points of some blocks, made as each fires; no value is kept."""
 
     spots: list[Int[Tensor, " _spot"]]
-    found: dict[str, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+    blocks: dict[str, int]
+    """Hook point -> number of its block."""
+    found: Float[Tensor, "3 item block neuron"]
 
     def hook(self, value: Float[Tensor, "batch pos d_mlp"], hook: HookPoint) -> None:
         """Sum what passes a point; it stays as it is."""
-        parts = [_summed(_rows_at(value[row], at)) for row, at in enumerate(self.spots)]
-        fired, total, squares = (torch.stack(one).cpu() for one in zip(*parts, strict=True))
-        self.found[str(hook.name)] = fired, total, squares
+        every = [_summed(_rows_at(value[row], at)) for row, at in enumerate(self.spots)]
+        self.found[:, :, self.blocks[str(hook.name)]] = torch.stack(every, dim=1).cpu()
 
 
 @torch.no_grad()
@@ -166,11 +168,11 @@ def item_activity(
             f"logging neurons over {span!r}: got no such position in the prompts {empty}. Their "
             f"spans are {', '.join(name for name in x.spans if any(x.spans[name]))}."
         )
-    names, sums = [hook_name(site, block) for block in model.path], _Sums(spots)
-    logits = model.run_with_hooks(x, fwd_hooks=[(name, sums.hook) for name in names])
-    parts = zip(*(sums.found[name] for name in names), strict=True)
-    rows = torch.tensor([len(at) for at in spots])
-    return logits, ItemActivity(rows, *(torch.stack(one, dim=1) for one in parts))
+    points = {hook_name(site, block): number for number, block in enumerate(model.path)}
+    made = torch.zeros(3, len(x), len(points), model.path_cfg.d_mlp)
+    sums = _Sums(spots, points, made)
+    logits = model.run_with_hooks(x, fwd_hooks=[(name, sums.hook) for name in points])
+    return logits, ItemActivity(torch.tensor([len(at) for at in spots]), *made)
 
 
 def _positions_of(x: ALMInput, span: str, row: int) -> Int[Tensor, " spot"]:
@@ -189,19 +191,16 @@ def _rows_at(
     return value[at.to(value.device)]
 
 
-def _summed(values: Float[Tensor, "spot d_mlp"]) -> tuple[Tensor, Tensor, Tensor]:
+def _summed(values: Float[Tensor, "spot d_mlp"]) -> Float[Tensor, "3 d_mlp"]:
     """How many values of each neuron are above 0, their sum, and that of their squares, in fp32."""
     n_spots, width = values.shape
-    size = min(CHUNK, width) if values.device.type == "cpu" else width
-    ones = values.new_ones(n_spots, dtype=torch.float32)
-    work = values.new_empty(n_spots, size, dtype=torch.float32)
-    found = values.new_empty(3, width, dtype=torch.float32)
-    for first in range(0, width, size):
-        there = slice(first, min(first + size, width))
-        part = values[:, there].float()
-        made = work[:, : part.shape[1]]
-        found[1, there] = ones @ part
-        found[2, there] = ones @ torch.mul(part, part, out=made)
-        found[0, there] = ones @ torch.gt(part, 0, out=made)
-    fired, total, squares = found
-    return fired, total, squares
+    size = min(max(BLOCK_BYTES[values.device.type == "cpu"] // (4 * width), 1), n_spots)
+    ones = values.new_ones(size, dtype=torch.float32)
+    work = values.new_empty(size, width, dtype=torch.float32)
+    found = values.new_zeros(3, width, dtype=torch.float32)
+    for part in values.split(size):
+        some, made, n = part.float(), work[: len(part)], ones[: len(part)]
+        found[1].addmv_(some.T, n)
+        found[2].addmv_(torch.mul(some, some, out=made).T, n)
+        found[0].addmv_(torch.gt(some, 0, out=made).T, n)
+    return found

@@ -8,9 +8,11 @@ from torch import Tensor
 from hf_reference import with_positions
 from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
+from hooked_alm.methods.neurons import activity
 from hooked_alm.methods.neurons.activity import ActivityLog, ItemActivity, item_activity
 from hooked_alm.methods.statistics.class_neurons import class_activity
 from hooked_alm.methods.statistics.moments import Moments
+from operations import most_alive
 from tiny import TinyModels, hf_inputs
 from tolerances import PADDED_ROW
 
@@ -105,6 +107,35 @@ def test_a_span_is_read_alone(tiny_models: TinyModels, gates: list[Tensor]) -> N
         assert found.rows.tolist() == [len(at)]
         torch.testing.assert_close(found.total[0], gates[0][at].sum(0), rtol=0, atol=1e-5)
         assert torch.equal(found.fired[0], (gates[0][at] > 0).float().sum(0))
+
+
+def test_a_log_holds_sums_and_a_block_whatever_the_positions(
+    tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of longer prompts not a byte more: no value of a point is kept, nor any copy of one."""
+    model = tiny_models.hooked("gqa")
+    monkeypatch.setattr(activity, "BLOCK_BYTES", {True: (block := 4 * 4 * 34)})
+    beyond = []
+    for n in (20, 80):
+        x = model.encode(**hf_inputs([[31], [31]], [n, n]))
+        with torch.no_grad():
+            alone = most_alive(lambda x=x: model(x))
+        beyond.append(most_alive(lambda x=x: item_activity(model, x)) - alone)
+        sums = sum(one.nbytes for one in item_activity(model, x)[1])
+    of_a_point, ones = 2 * 2 * 3 * 34 * 4, 2 * 4 * 4
+    assert max(beyond) <= sums + block + of_a_point + ones + 200
+    assert block < 4 * 34 * 2 * x.shape[1] / 8
+
+
+def test_blocks_of_positions_are_the_whole(
+    tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (whole,) = logged(tiny_models.hooked("gqa"), [[0, 1]])
+    monkeypatch.setattr(activity, "BLOCK_BYTES", {True: 7 * 4 * 34})
+    (parts,) = logged(tiny_models.hooked("gqa"), [[0, 1]])
+    assert torch.equal(parts.fired, whole.fired)
+    torch.testing.assert_close(parts.total, whole.total, rtol=0, atol=1e-5)
+    torch.testing.assert_close(parts.squares, whole.squares, rtol=0, atol=1e-5)
 
 
 def test_errors(tiny_models: TinyModels) -> None:
