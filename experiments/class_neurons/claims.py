@@ -3,22 +3,18 @@
 Source: M-ESN-3, M-ESN-4, M-ESN-8.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from hooked_alm.methods.neurons.sets import NEURON_CONTROLS, SELECTORS
 
 from ..materials.class_items import none_in_both
-from ..materials.conflict_claims import on_one_side, shares_add_up
+from ..materials.conflict_claims import input_finding, shares_add_up
 from ..materials.confounds import confounded
 from ..workbench.claims import (
-    MIN_ITEMS,
     Claim,
     Finding,
     around_zero,
-    few,
+    few_of,
     judged,
     not_measured,
     shown,
@@ -43,7 +39,7 @@ def _specific(run: NeuronResults, selector: str) -> Finding:
     row, accuracy = (table.loc[(selector, what)].to_dict() for what in ("lead", "right"))
     mine = having(run["doses"], chosen_by=selector, alpha=OUT)
     reasons = {
-        **_few(row),
+        **few_of(row),
         **around_zero(row, "difference"),
         "other classes lose more": bool(row["high"] > 0 and row["mean"] > 0),
         **within_rounding(mine.lead - mine.lead_clean, mine.noise, "logits"),
@@ -68,12 +64,6 @@ def _specific(run: NeuronResults, selector: str) -> Finding:
     )  # fmt: skip
 
 
-def _few(row: Mapping[str, Any], what: str = "items") -> dict[str, bool]:
-    """The reason that too few were measured, or too few groups, which intervals resample."""
-    is_unsure = bool(np.isnan(row["low"])) and row["n"] >= MIN_ITEMS
-    return {**few(row["n"], what), f"only {row['n_clusters']:.0f} groups": is_unsure}
-
-
 def _gain(run: NeuronResults) -> Finding:
     """The claim that making a class's neurons stronger makes the model lean to it."""
     means = run["dose_means"].set_index(["measure", "alpha"])["mean"]
@@ -87,7 +77,7 @@ def _gain(run: NeuronResults) -> Finding:
         f"{means['right', SAME]:.2f}; KL of the rest of the answer {means['kl_rest', top]:.2f} "
         f"nats; n = {row['n']:.0f}",
         {
-            **_few(row, "curves"), **around_zero(row, "correlation"),
+            **few_of(row, "curves"), **around_zero(row, "correlation"),
             "it leans away from it": bool(row["mean"] < 0),
         },
         numbers=row, unit="rank correlation",
@@ -105,19 +95,15 @@ def _driven(run: NeuronResults) -> Finding:
     if not row["n"]:
         why = f"no effects of both inputs together reach {run.config.min_drive:g}"
         return not_measured(anyone, why, unit)
-    name, unsure = on_one_side(row, EVEN)
     effects = ", ".join(f"the {what} {shown(ours.loc[f'effect_{one}'].to_dict(), 3)}"
                         for one, what in INPUT.items())  # fmt: skip
-    return judged(
-        f"The neurons that {run.config.selector} selects are driven by the {INPUT[name]}",
+    return input_finding(
+        run, row, EVEN, INPUT,
+        f"The neurons that {run.config.selector} selects are driven by the {{}}",
         f"The audio's share of what moves them at the readout is {shown(row)}, 0.5 is even; "
         f"effects on the gate: {effects}; n = {row['n']:.0f} of "
         f"{row['n'] + row['n_undefined']:.0f} conflicts",
-        {
-            **_few(row, "conflicts"), **unsure,
-            **(confounded(run["confounds"], run.config) if name == "audio" else {}),
-        },
-        numbers=row, unit=unit,
+        few_of(row, "conflicts"), unit,
     )  # fmt: skip
 
 
@@ -129,14 +115,10 @@ CLAIMS = (
 )  # fmt: skip
 
 
-def _rounding(run: NeuronResults) -> float:
-    return ROUNDING["logit"][run.config.dtype]
-
-
 def _unchanged(run: NeuronResults) -> Outcome:
     same = having(run["doses"], alpha=SAME)
     off = [same.lead - same.lead_clean, same.kl_rest]
-    return at_most(np.concatenate(off), _rounding(run), "logits or nats")
+    return at_most(np.concatenate(off), ROUNDING["logit"][run.config.dtype], "logits or nats")
 
 
 def _as_asked(run: NeuronResults) -> Outcome:
@@ -146,7 +128,7 @@ def _as_asked(run: NeuronResults) -> Outcome:
     leads = [
         scores.loc[item, own[item]] - scores.loc[item].drop(own[item]).max() for item in doses.item
     ]
-    return at_most(doses.lead_clean - leads, _rounding(run), "logits")
+    return at_most(doses.lead_clean - leads, ROUNDING["logit"][run.config.dtype], "logits")
 
 
 def _counted(run: NeuronResults) -> Outcome:
@@ -174,10 +156,6 @@ def _lists(run: NeuronResults) -> Outcome:
     return Outcome(found, "one size, and none shared", bool(passed))
 
 
-def _shares(run: NeuronResults) -> Outcome:
-    return shares_add_up(run["drive"], "share", run.config.min_drive)
-
-
 CONTROLS = (
     *label_controls("answers", "doses", "drive"),
     Control(name="neurons at alpha = 0", of=("doses",), check=_unchanged,
@@ -190,6 +168,7 @@ CONTROLS = (
             guards_against="neurons judged on speakers that they were selected on"),
     Control(name="as many neurons for every class, none of them random", of=("neurons",),
             check=_lists, guards_against="classes or controls that differ in number"),
-    Control(name="the shares of audio and instruction add up to 1", of=("drive",), check=_shares,
+    Control(name="the shares of audio and instruction add up to 1", of=("drive",),
+            check=lambda run: shares_add_up(run["drive"], "share", run.config.min_drive),
             guards_against="a share that is not made of its row's effects"),
 )  # fmt: skip

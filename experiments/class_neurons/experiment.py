@@ -7,32 +7,28 @@ beside random neurons, and it is read which input drives them: the audio or the 
 Source: arXiv 2601.03115; M-ESN-1 to M-ESN-4, M-ESN-6 to M-ESN-8.
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
-
-import pandas as pd
 
 from hooked_alm.methods.neurons.activity import ActivityLog
 from hooked_alm.methods.neurons.sets import NeuronSets
 
 from ..materials.class_items import ClassItem
-from ..materials.conflict_experiment import ConflictExperiment
 from ..materials.kept_features import FeatureFiles
 from ..materials.neuron_logs import keep_log, read_logs
 from ..workbench.experiment import Unit, UnitResult
-from ..workbench.page import Page
 from ..workbench.results import Row, Tables
 from .claims import CLAIMS, CONTROLS
 from .measure import NeuronMeasures
-from .pages import CAVEATS, fill_page, lead, method
+from .pages import NeuronReport
 from .plan import ChangedItem, NeuronPlan, SelectedNeurons
 from .settings import ClassNeuronsConfig
-from .tables import MAY_LACK, TABLES, NeuronResults, summarise
+from .tables import MAY_LACK, TABLES
 from .truths import TRUTH_SETTINGS, TRUTHS
 
 
-class ClassNeurons(ConflictExperiment[ClassNeuronsConfig]):
+class ClassNeurons(NeuronReport):
     """Units log some items; further ones select neurons, change them, and exchange inputs."""
 
     name = "class_neurons"
@@ -40,7 +36,7 @@ class ClassNeurons(ConflictExperiment[ClassNeuronsConfig]):
     question = "Which neurons belong to a class, such as an emotion, and what do they do?"
     Config = ClassNeuronsConfig
     tables, may_lack = TABLES, MAY_LACK
-    controls, claims, caveats = CONTROLS, CLAIMS, CAVEATS
+    controls, claims = CONTROLS, CLAIMS
     truths, truth_settings = TRUTHS, TRUTH_SETTINGS
     leaves = ("arrays",)
     log: ActivityLog
@@ -84,10 +80,8 @@ class ClassNeurons(ConflictExperiment[ClassNeuronsConfig]):
         work = unit.payload
         if isinstance(work, SelectedNeurons):
             sets = self._chosen(work.logs)
-            activity = enumerate(sets.block_activity.tolist())
-            blocks = [{"block": block, "activity": value} for block, value in activity]
-            return UnitResult({"neurons": [*sets.rows(filter=self.config.lape_filter)],
-                               "blocks": blocks})  # fmt: skip
+            rows = [*sets.rows(filter=self.config.lape_filter)]
+            return UnitResult({"neurons": rows, "blocks": [*sets.blocks()]})
         self._begin_log()
         found = super().measure(unit)
         if isinstance(work, tuple) and isinstance(work[0], ClassItem):
@@ -133,22 +127,3 @@ class ClassNeurons(ConflictExperiment[ClassNeuronsConfig]):
             found[n].append(row)
         records = [self.record_of(work.prompts[0]) for work in works]
         return [UnitResult({table: some}, one) for some, one in zip(found, records, strict=True)]
-
-    # --- What is made of it
-
-    def summaries(self, run: NeuronResults) -> Iterator[tuple[str, pd.DataFrame]]:
-        """The clips, and what `summarise` makes of the tables."""
-        yield from super().summaries(run)
-        yield from summarise(run)
-
-    def lead(self, run: NeuronResults) -> str:
-        """What was logged, selected and changed."""
-        return lead(run)
-
-    def page(self, page: Page, run: NeuronResults) -> None:
-        """What was answered, the neurons, what they do, and what drives them."""
-        fill_page(page, run, self.recordings)
-
-    def method(self, run: NeuronResults) -> str:
-        """How neurons were selected, changed and judged."""
-        return method(run)

@@ -1,18 +1,22 @@
 """The page of a ``class_neurons`` run: figures, and how to read them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
 
 from hooked_alm.methods.neurons.sets import NEURON_CONTROLS, SELECTORS
 
 from ..materials.class_changes import CHANGES
 from ..materials.clips import of_whom
+from ..materials.conflict_experiment import ConflictExperiment
 from ..materials.conflict_pages import add_prompts
 from ..materials.confounds import add_confounds
 from ..materials.recordings import Recording
 from ..workbench import figures
 from ..workbench.page import Page
 from ..workbench.results import having
-from .tables import NeuronResults
+from .settings import ClassNeuronsConfig
+from .tables import NeuronResults, summarise
 
 CAVEATS = (
     "Which neurons a selector takes is a statement about how they are active, not about what they "
@@ -27,56 +31,80 @@ CAVEATS = (
 DRAWN: dict[str, str] = {"random": "random", "layer": "same blocks", "magnitude": "as strong"}
 
 
-def lead(run: NeuronResults) -> str:
-    """What was logged, selected and changed."""
-    config, clips = run.config, run["manifest"]
-    table = run["classes"]
-    logged = table[table.half == "discovery"]
-    sizes = ", ".join(f"{one.cls} {one.n_logged}" for one in logged.itertuples())
-    right = " that the model answers right" if config.only_right else ""
-    whose = "the voice" if config.rule == "voice" else "the instruction"
-    neurons = run.inputs["neurons"]
-    n = round(config.rate * neurons["blocks"] * neurons["each"])
-    text = (
-        f"{len(clips)} clips, {of_whom(clips)}. An item's class is what {whose} says: the column "
-        f"{config.label_column}. Neurons are selected on the items{right} of one part of the "
-        f"groups ({sizes}), {n} for every class, and judged on the others, which share no group "
-        "with them: taken out, made stronger, and read while audio or instruction are exchanged."
-    )
-    if config.is_calibration:
-        text += (
-            "\n\nThe two bundled models were trained on a known rule: follows_voice lets the voice "
-            "win, its twin follows_text the instruction. The share of the audio in what drives "
-            "neurons at the readout has to be on opposite sides of one half."
+class NeuronReport(ConflictExperiment[ClassNeuronsConfig]):
+    """What is made of the tables of a ``class_neurons`` run, and what its page says."""
+
+    caveats = CAVEATS
+
+    def summaries(self, run: NeuronResults) -> Iterator[tuple[str, pd.DataFrame]]:
+        """The clips, and what `summarise` makes of the tables."""
+        yield from super().summaries(run)
+        yield from summarise(run)
+
+    def lead(self, run: NeuronResults) -> str:
+        """What was logged, selected and changed."""
+        config, clips = run.config, run["manifest"]
+        logged, neurons = having(run["classes"], half="discovery"), run.inputs["neurons"]
+        sizes = ", ".join(f"{one.cls} {one.n_logged}" for one in logged.itertuples())
+        right = " that the model answers right" if config.only_right else ""
+        n = round(config.rate * neurons["blocks"] * neurons["each"])
+        text = (
+            f"{len(clips)} clips, {of_whom(clips)}. An item's class is what the {config.rule} "
+            f"says: the column {config.label_column}. Neurons are selected on the items{right} of "
+            f"one part of the groups ({sizes}), {n} for every class, and judged on the others, "
+            "which share no group with them: taken out, made stronger, and read while audio or "
+            "instruction are exchanged."
         )
-    return text
+        if config.is_calibration:
+            text += (
+                "\n\nThe two bundled models were trained on a known rule: follows_voice lets the "
+                "voice win, its twin follows_text the instruction. The share of the audio in what "
+                "drives neurons at the readout has to be on opposite sides of one half."
+            )
+        return text
+
+    def page(self, page: Page, run: NeuronResults) -> None:
+        """What was answered, the neurons, what they do, and what drives them."""
+        _asked(page, run, self.recordings)
+        page.section(
+            "The neurons",
+            "Four selectors take as many neurons for every class (lape fewer, where no more fire "
+            "often enough).",
+        )
+        _layers(page, run)
+        page.table("Neurons, best first", "neurons", 40)
+        page.table("What two lists share, beside what two random ones would", "overlaps", 40)
+        page.section(
+            "Taken out", f"The neurons of a class are at 0, at {_where(run.config.place)}."
+        )
+        _taken_out(page, run)
+        page.section("Stronger", f"Neurons that {run.config.selector} selects, times 1 + alpha.")
+        _stronger(page, run)
+        page.section(
+            "What drives them",
+            "In a conflict the audio is exchanged for a clip of what the instruction names, or the "
+            "instruction for one that names what the voice carries, and gates at the readout are "
+            "read.",
+        )
+        _driven(page, run)
+
+    def method(self, run: NeuronResults) -> str:
+        """How neurons were selected, changed and judged."""
+        config, halves = run.config, run.inputs["halves"]
+        n_logged, n_judged = (len(halves.get(half, [])) for half in ("discovery", "held-out"))
+        return (
+            f"Model: {config.model}, {config.dtype}, engine {config.engine}. Values are those of "
+            f"mlp.hook_{config.site} at {_where(config.pool)}; a neuron fires above 0. Selected on "
+            f"{n_logged} groups, judged on {n_judged}; rate {config.rate:g}, bar of lape "
+            f"{config.lape_filter:g}. Random sets: {config.n_draws} of each kind and class, "
+            f"without the neurons that {config.selector} selects. A share is NaN where both "
+            f"effects add up to less than {config.min_drive:g}. Intervals resample groups "
+            f"{config.n_resamples} times with seed {config.seed}."
+        )
 
 
-def fill_page(page: Page, run: NeuronResults, recordings: Sequence[Recording]) -> None:
-    """What was answered, the neurons, what they do, and what drives them."""
-    _asked(page, run, recordings)
-    page.section(
-        "The neurons",
-        "Four selectors take as many neurons for every class (lape fewer, where no more fire often "
-        "enough).",
-    )
-    _layers(page, run)
-    page.table("Neurons, best first", "neurons", 40)
-    page.table("What two lists share, beside what two random ones would", "overlaps", 40)
-    page.section(
-        "Taken out",
-        "The neurons of a class are at 0, at "
-        f"{'every position' if run.config.place == 'all' else f'the {run.config.place}'}.",
-    )
-    _taken_out(page, run)
-    page.section("Stronger", f"Neurons that {run.config.selector} selects, times 1 + alpha.")
-    _stronger(page, run)
-    page.section(
-        "What drives them",
-        "In a conflict the audio is exchanged for a clip of what the instruction names, or the "
-        "instruction for one that names what the voice carries, and gates at the readout are read.",
-    )
-    _driven(page, run)
+def _where(span: str) -> str:
+    return "every position" if span == "all" else f"the {span}"
 
 
 def _asked(page: Page, run: NeuronResults, recordings: Sequence[Recording]) -> None:
@@ -111,8 +139,7 @@ def _layers(page: Page, run: NeuronResults) -> None:
 
 
 def _taken_out(page: Page, run: NeuronResults) -> None:
-    means = run["matrix"]
-    means = having(means, measure="lead", chosen_by=SELECTORS)
+    means = having(run["matrix"], measure="lead", chosen_by=SELECTORS)
     drawing = figures.panels(
         figures.heat_map,
         [(having(means, chosen_by=one), {"title": one}) for one in SELECTORS],
@@ -168,19 +195,3 @@ def _driven(page: Page, run: NeuronResults) -> None:
         "one half the audio drives them, below it the instruction. Intervals resample groups.",
     )  # fmt: skip
     page.table("Effects and shares", "drive_means")
-
-
-def method(run: NeuronResults) -> str:
-    """How neurons were selected, changed and judged."""
-    config = run.config
-    halves = run.inputs["halves"]
-    where = "every position" if config.pool == "all" else f"the {config.pool}"
-    return (
-        f"Model: {config.model}, {config.dtype}, engine {config.engine}. Values are those of "
-        f"mlp.hook_{config.site} at {where}; a neuron fires above 0. Selected on "
-        f"{len(halves.get('discovery', []))} groups, judged on {len(halves.get('held-out', []))}; "
-        f"rate {config.rate:g}, bar of lape {config.lape_filter:g}. Random sets: {config.n_draws} "
-        f"of each kind and class, without the neurons that {config.selector} selects. A share is "
-        f"NaN where both effects add up to less than {config.min_drive:g}. Intervals resample "
-        f"groups {config.n_resamples} times with seed {config.seed}."
-    )

@@ -12,13 +12,12 @@ import pandas as pd
 from ..materials.class_items import ClassItem, ClassItems
 from ..materials.clips import sound_units
 from ..materials.conflict_corpus import Corpus
-from ..materials.conflict_runs import DonorKind, Donors, PatchRun, PromptRun
+from ..materials.conflict_runs import PatchRun, PromptRun
 from ..materials.kept_features import FeatureFiles, files_of
 from ..workbench.batches import batch_units
 from ..workbench.experiment import Unit
 from .settings import ClassNeuronsConfig
 
-EXCHANGED: tuple[DonorKind, ...] = ("audio_swap", "text_swap")
 HALVES = "those that neurons are selected on and those that they are judged on"
 
 
@@ -56,26 +55,15 @@ class NeuronPlan:
         """The items of both halves."""
         return ClassItems(self.config, self.corpus, self.config.log_share, HALVES)
 
-    @cached_property
-    def _judged_conflicts(self) -> list[ChangedItem]:
-        """Judged conflicts, with such exchanges as there are."""
-        donors, found = Donors(self.corpus, self.config.seed), []
-        for item in self.items.under("conflict"):
-            if item.half == "held-out":
-                every = (donors.sweep(item.run, kind) for kind in EXCHANGED)
-                found.append(ChangedItem(item, exchanges=tuple(one for one in every if one)))
-        return found
-
     @property
     def conflicts(self) -> list[ChangedItem]:
         """Judged conflicts of which both audio and instruction can be exchanged."""
-        return [one for one in self._judged_conflicts if len(one.exchanges) == len(EXCHANGED)]
+        found = self.items.held_out_conflicts
+        return [ChangedItem(one, exchanges=some) for one, some in found if len(some) > 1]
 
     def impossible_sweeps(self) -> list[str]:
         """Judged conflicts whose audio no clip can be exchanged for."""
-        return [
-            one.item.name for one in self._judged_conflicts if len(one.exchanges) < len(EXCHANGED)
-        ]
+        return [one.name for one, some in self.items.held_out_conflicts if len(some) < 2]
 
     @property
     def runs(self) -> list[PromptRun]:

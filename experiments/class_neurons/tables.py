@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from hooked_alm.methods.neurons.sets import NEURON_CONTROLS, SELECTORS
+from hooked_alm.methods.neurons.sets import NEURON_CONTROLS, SELECTORS, Drive
 from hooked_alm.methods.statistics.class_neurons import Neuron
 from hooked_alm.methods.statistics.neuron_sets import block_counts, jaccard_by_chance, overlap
 
@@ -30,12 +30,8 @@ TABLES = {
     "drive": "a conflict: what another audio and another instruction do to neurons",
     **SOUNDS,
 }
-MAY_LACK = {
-    "drive": [
-        *("item", "clip", "group", "cls", "voice", "named", "chosen_by", "toward"),
-        *("effect_audio", "effect_text", "share"),
-    ]
-}  # fmt: skip
+DRIVE = ["item", "clip", "group", "cls", "voice", "named", "chosen_by", *Drive._fields]
+MAY_LACK = {"drive": DRIVE}
 
 
 def summarise(run: NeuronResults) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -73,14 +69,13 @@ def layers(run: NeuronResults) -> pd.DataFrame:
     """Neurons of every block, by selector, beside what both nulls have, and the p of each."""
     nulls = {"uniform": np.ones(run.n_blocks), "activity": run["blocks"].activity.to_numpy()}
     lists, seed = lists_of(run["neurons"]), run.config.seed
-    chosen = {
-        selector: {at for (by, _), some in lists.items() if by == selector for at in some}
-        for selector in SELECTORS
-    }
     return pd.DataFrame([
         {"chosen_by": selector, **row}
-        for selector, some in chosen.items()
-        for row in block_counts(some, nulls, seed=seed)
+        for selector in SELECTORS
+        for row in block_counts(
+            {at for (by, _), some in lists.items() if by == selector for at in some},
+            nulls, seed=seed,
+        )
     ])  # fmt: skip
 
 

@@ -13,8 +13,8 @@ from ..materials.conflict_claims import (
     BestPart,
     carrier_finding,
     handoff_finding,
+    input_finding,
     of_enough_clips,
-    on_one_side,
 )
 from ..materials.conflict_runs import EXCHANGES, INPUTS
 from ..materials.confounds import confounded
@@ -48,16 +48,13 @@ def _grounded(run: GroundingResults) -> Finding:
             why = "under audio_only no instruction can be exchanged"
         claim, facts = "The answer is grounded in one input", f"gc = NaN in {n_items} items"
         return not_measured(claim, why, run.config.gc_form, facts)
-    name, unsure = on_one_side(row, run.config.even)
     effects = ", ".join(f"{WHAT[one]} {run['items'][f'te_{one}'].mean():.2f}" for one in INPUTS)
-    return judged(
-        f"The answer is grounded in the {WHAT[name]}",
+    return input_finding(
+        run, row, run.config.even, WHAT, "The answer is grounded in the {}",
         f"gc = {shown(row)}, {run.config.even:g} is even; total effects in logits: {effects}; "
         f"n = {row['n']} of {n_items} items",
-        few(row["n"]) | unsure | _doubts_of(run, name),
-        numbers=row,
-        unit=run.config.gc_form,
-    )
+        few(row["n"]), run.config.gc_form,
+    )  # fmt: skip
 
 
 @of_enough_clips

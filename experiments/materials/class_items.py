@@ -12,11 +12,13 @@ from hooked_alm.errors import InputError
 from ..workbench.controls import Outcome
 from ..workbench.results import Row
 from .conflict_corpus import Corpus
-from .conflict_runs import PatchRun, PromptRun, prompt_runs
+from .conflict_runs import DonorKind, Donors, PatchRun, PromptRun, prompt_runs
 from .conflict_settings import ConflictConfig
 from .held_out import Half, halved
 from .held_out_labels import ColumnName
 from .instructions import PromptMode
+
+EXCHANGED: tuple[DonorKind, ...] = ("audio_swap", "text_swap")
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,16 @@ class ClassItems:
             )
             for run in prompt_runs(self.corpus, [mode])
         ]  # fmt: skip
+
+    @cached_property
+    def held_out_conflicts(self) -> list[tuple[ClassItem, tuple[PatchRun, ...]]]:
+        """Judged conflicts, each with such exchanges of audio and text as there are."""
+        donors = Donors(self.corpus, self.config.seed)
+        items = [one for one in self.under("conflict") if one.half == "held-out"]
+        every = ([donors.sweep(one.run, kind) for kind in EXCHANGED] for one in items)
+        return [
+            (i, tuple(one for one in some if one)) for i, some in zip(items, every, strict=True)
+        ]
 
     @cached_property
     def asked(self) -> list[ClassItem]:

@@ -16,6 +16,7 @@ from ..workbench.claims import MIN_ITEMS, Finding, counted, few, judged, shown
 from ..workbench.controls import ROUNDING, Outcome, at_most
 from ..workbench.results import Results
 from .conflict_runs import EXCHANGES
+from .confounds import confounded
 
 LARGE = 0.5
 """Recovery above which a part carries what is exchanged."""
@@ -60,16 +61,36 @@ def shares_add_up(cells: pd.DataFrame, share: str, min_effect: float) -> Outcome
     return at_most(cells[share].to_numpy(float) + of_text - 1, 1e-9)
 
 
-def on_one_side(row: Mapping[str, Any], even: float) -> tuple[str, dict[str, bool]]:
-    """The input that the audio's share is for, and the reason against it.
+def input_finding(
+    run: Results[Any],
+    row: Mapping[str, Any],
+    even: float,
+    what: Mapping[str, str],
+    claim: str,
+    facts: str,
+    why_not: Mapping[str, bool],
+    unit: str,
+) -> Finding:
+    """The claim that something is of one of both inputs, by the audio's share.
 
     Args:
+        run: of the claim.
         row: the share, with its interval.
         even: share where both inputs do alike.
+        what: the inputs ``audio`` and ``text``, in words.
+        claim: see `Finding`; ``{}`` stands for the input.
+        facts: see `Finding`.
+        why_not: reasons against it beside its interval, and, of the audio, what else than their
+            label tells clips apart.
+        unit: of the share.
     """
     is_sure = row["low"] > even or row["high"] < even
     name = "audio" if row["mean"] > even else "text"
-    return name, {f"not surely on one side of {even:g}": not is_sure}
+    doubts = confounded(run["confounds"], run.config) if name == "audio" else {}
+    level = {f"not surely on one side of {even:g}": not is_sure}
+    return judged(
+        claim.format(what[name]), facts, {**why_not, **level, **doubts}, numbers=row, unit=unit
+    )
 
 
 def numbers_of(row: pd.Series, middle: str) -> dict[str, Any]:

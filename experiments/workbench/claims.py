@@ -202,6 +202,12 @@ def few(n: SupportsInt, what: str = "items") -> dict[str, bool]:
     return {f"only {int(n)} {what}": int(n) < MIN_ITEMS}
 
 
+def few_of(row: Mapping[str, Any], what: str = "items") -> dict[str, bool]:
+    """The reasons that too few samples, or clusters of them, are behind a row of `Draws.points`."""
+    is_unsure = bool(np.isnan(row["low"])) and row["n"] >= MIN_ITEMS
+    return {**few(row["n"], what), f"only {row['n_clusters']:.0f} groups": is_unsure}
+
+
 def around_zero(row: Mapping[str, Any], what: str) -> dict[str, bool]:
     """The reason against a claim that something is not 0: its interval holds 0, or is not known."""
     if np.isnan(row["low"]):

@@ -131,6 +131,11 @@ class NeuronSets:
                     "mean_rest": float(mean[others][(..., *at)].mean()),
                 }  # fmt: skip
 
+    def blocks(self) -> Iterator[dict[str, Any]]:
+        """How active every block is, as columns of a table."""
+        for block, activity in enumerate(self.block_activity.tolist()):
+            yield {"block": block, "activity": activity}
+
     def drive(
         self,
         chosen_by: str,

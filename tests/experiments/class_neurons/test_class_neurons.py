@@ -203,6 +203,14 @@ def test_one_speaker_cannot_be_halved(tiny_models: TinyModels, tmp_path: Path) -
     assert not (tmp_path / "run/units").exists()
 
 
+def test_halves_without_the_same_classes(tiny_models: TinyModels, tmp_path: Path) -> None:
+    """Of two speakers, one says one label alone."""
+    table = write_table(tmp_path, speakers=2)
+    table.write_text(table.read_text().replace("tone3.wav,z", "tone3.wav,q"))
+    with pytest.raises(InputError, match=r"dealing 4 clips .* classes q, z, of which .* lacks"):
+        runner.run(toy(tiny_models, table), tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
