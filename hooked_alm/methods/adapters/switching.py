@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ...components.lora import updates_of
 from ...errors import InputError
 from ...inputs import ALMInput
 from ...model import HookedALM
 from ...points import hook_name
 from ..result import MethodResult
+from .updates import block_updates
 
 SwitchReading = Literal["denoise", "noise"]
 """``denoise``: one block's update on, all others off; what it suffices for. ``noise``: its update
@@ -40,6 +40,8 @@ class SwitchedBlocks(MethodResult):
     """Of the whole adapter."""
     denoise: Float[Tensor, "block batch value"]
     noise: Float[Tensor, "block batch value"]
+    erased: Float[Tensor, "block batch value"]
+    """With the updates of a block and of all below it off; the last is the base."""
     resumed: Float[Tensor, "batch value"]
     """Of the whole adapter, gone on with at the block in the middle: the same as ``on``."""
 
@@ -50,12 +52,7 @@ def adapted_blocks(model: HookedALM) -> list[int]:
     Raises:
         InputError: no adapter is kept apart in any of them.
     """
-    names = [name for name, _ in updates_of(model)]
-    found = [
-        number
-        for number, block in enumerate(model.path)
-        if any(name.startswith(f"{block}.") for name in names)
-    ]
+    found = sorted({one.block for one in block_updates(model)})
     if not found:
         raise InputError(
             "switching an adapter block by block: the model has no update in its blocks, or it is "
@@ -70,13 +67,8 @@ def switched(model: HookedALM, on: Sequence[int]) -> Iterator[None]:
 
     Updates that belong to no block of the path, such as an encoder's, are left as they are.
     """
-    blocks = {f"{model.path[number]}.": number for number in adapted_blocks(model)}
-    own = [
-        (update, number)
-        for name, update in updates_of(model)
-        for prefix, number in blocks.items()
-        if name.startswith(prefix)
-    ]
+    adapted_blocks(model)  # there are some
+    own = [(one.update, one.block) for one in block_updates(model)]
     before = [update.is_on for update, _ in own]
     with model.turn:
         for update, number in own:
@@ -91,7 +83,7 @@ def switched(model: HookedALM, on: Sequence[int]) -> Iterator[None]:
 
 @torch.no_grad()
 def switch_blocks(model: HookedALM, x: ALMInput, read: ReadLogits) -> SwitchedBlocks:
-    """What is read when one block's update is switched on alone, or off alone.
+    """What is read when one block's update is switched on alone, off alone, or off with all below.
 
     Below a block that is switched nothing changes, so its run goes on from the stream that enters
     it: bit for bit what the whole run gives, at half its cost. An update that only stands in the
@@ -102,7 +94,7 @@ def switch_blocks(model: HookedALM, x: ALMInput, read: ReadLogits) -> SwitchedBl
         x: prompts.
         read: of logits ``[batch, vocab]`` at the readouts; such as scores of labels.
 
-    Source: M-LO-8.
+    Source: M-LO-4, M-LO-8.
 
     Raises:
         InputError: no block has an update.
@@ -131,10 +123,15 @@ def switch_blocks(model: HookedALM, x: ALMInput, read: ReadLogits) -> SwitchedBl
         from_block(block, stream, [one for one in blocks if one != block])
         for block, stream in zip(blocks, adapted, strict=True)
     ]
+    erased = [
+        from_block(block, stream, blocks[n + 1 :])
+        for n, (block, stream) in enumerate(zip(blocks, plain, strict=True))
+    ]
     middle = len(blocks) // 2
     return SwitchedBlocks(
         blocks=np.array(blocks), off=off, on=on, denoise=torch.stack(denoise),
-        noise=torch.stack(noise), resumed=from_block(blocks[middle], adapted[middle], blocks),
+        noise=torch.stack(noise), erased=torch.stack(erased),
+        resumed=from_block(blocks[middle], adapted[middle], blocks),
     )  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """Sizes of an adapter's updates."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -27,6 +29,26 @@ class UpdateSize:
     """Frobenius norm of the weight it is added to."""
 
 
+class BlockUpdate(NamedTuple):
+    """The update of a linear layer in a block."""
+
+    path: str
+    """Name of the layer in the model."""
+    block: int
+    """Of the path in use."""
+    module: str
+    """Name in the block, such as ``attn.q_proj``."""
+    update: LowRank
+
+
+def block_updates(model: HookedALM) -> Iterator[BlockUpdate]:
+    """Every update in the blocks of the path in use."""
+    for name, update in updates_of(model):
+        for number, block in enumerate(model.path):
+            if name.startswith(f"{block}."):
+                yield BlockUpdate(name, number, name.removeprefix(f"{block}."), update)
+
+
 @torch.no_grad()
 def update_sizes(model: HookedALM) -> list[UpdateSize]:
     """The size of every update in the blocks of the path in use; products are never formed.
@@ -34,16 +56,13 @@ def update_sizes(model: HookedALM) -> list[UpdateSize]:
     The singular values of ``B A`` are those of ``R_B R_A^T`` of the factors' QR decompositions.
     """
     found = []
-    for name, update in updates_of(model):
-        for number, block in enumerate(model.path):
-            if name.startswith(f"{block}."):
-                values = singular_values(update)
-                weight = model.get_submodule(name).parametrizations.weight.original
-                found.append(UpdateSize(
-                    block=number, module=name.removeprefix(f"{block}."), rank=len(update.a),
-                    frobenius=float(values.norm()), spectral=float(values.max()),
-                    of_weight=float(weight.double().norm()),
-                ))  # fmt: skip
+    for path, block, module, update in block_updates(model):
+        values = singular_values(update)
+        weight = model.get_submodule(path).parametrizations.weight.original
+        found.append(UpdateSize(
+            block=block, module=module, rank=len(update.a), frobenius=float(values.norm()),
+            spectral=float(values.max()), of_weight=float(weight.double().norm()),
+        ))  # fmt: skip
     return found
 
 

@@ -58,6 +58,8 @@ def test_switched_blocks_are_the_plain_runs(model: HookedALM, x: ALMInput) -> No
     for n, block in enumerate(blocks):
         assert torch.equal(found.denoise[n], plainly([block]))
         assert torch.equal(found.noise[n], plainly([b for b in blocks if b != block]))
+        assert torch.equal(found.erased[n], plainly(blocks[n + 1 :]))
+    assert torch.equal(found.erased[-1], found.off)
 
 
 def test_every_combination_is_the_plain_run(model: HookedALM, x: ALMInput) -> None:
