@@ -18,7 +18,7 @@ from ..materials.conflict_claims import (
 )
 from ..materials.conflict_runs import EXCHANGES, INPUTS
 from ..materials.confounds import confounded
-from ..workbench.claims import Claim, Finding, few, judged, not_measured, shown, within_rounding
+from ..workbench.claims import Claim, Finding, few, not_measured, shown, within_rounding
 from ..workbench.intervals import unprefixed
 from ..workbench.results import having
 from .measure import READINGS
