@@ -31,12 +31,16 @@ def lead(run: ComponentResults) -> str:
     """What was written down, and what fails."""
     n = {failure: len(failing(run, failure)) for failure in FAILURES}
     n_silent = int((run["transcripts"].holds == "no_speech").sum())
-    return (
+    text = (
         f"{len(run['transcripts'])} clips are written down: {n['loop']} transcripts go in circles, "
-        f"and in {n['hallucination']} of {n_silent} clips without speech something is heard. One "
-        "gradient says of every head of the decoder how much these words rest on it; the first of "
-        f"them, {run['ablated'].node.nunique()} heads with some of about the same norm, are left "
-        "out at every step of decoding, one at a time, of all clips."
+        f"and in {n['hallucination']} of {n_silent} clips without speech something is heard."
+    )
+    if not any(n.values()):
+        return f"{text} As none fails, no head is left out."
+    return (
+        f"{text} One gradient says of every head of the decoder how much these words rest on it; "
+        f"the first of them, {run['ablated'].node.nunique()} heads with some of about the same "
+        "norm, are left out at every step of decoding, one at a time, of all clips."
     )
 
 
@@ -45,6 +49,8 @@ def fill_page(page: Page, run: ComponentResults, ours: Transcription) -> None:
     page.section("With all heads")
     page.table("What is written down, by what the clips hold", "behaviour")
     _examples(page, run, ours)
+    if run["effects"].empty:
+        return
     page.section("What the gradient says")
     _effects(page, run)
     page.section("Without a head")
@@ -114,13 +120,18 @@ def _plane(page: Page, run: ComponentResults) -> None:
 def method(run: ComponentResults) -> str:
     """How transcripts, choices and intervals were made."""
     config = run.config
-    n_all = int(run["heads"].layer.map(is_whole_stack).sum())
+    heads, left_out = run["heads"], "No head was left out."
+    if len(heads):
+        n_all = int(heads.layer.map(is_whole_stack).sum())
+        left_out = (
+            f"{len(heads)} heads were left out, {n_all} of them in all blocks; "
+            f"{STEAD[config.ablation]} took their place. The best is chosen on "
+            f"{config.discovery_share:.0%} of the clips and judged on the others."
+        )
     return (
         f"Model: {config.model}, {config.dtype}. Greedy transcripts of at most "
         f"{config.max_new_tokens} tokens, {config.batch_size} clips a batch; in circles: at most "
         "four tokens, four times in a row. Words are compared after normalisation: "
-        f"{config.normaliser}. {len(run['heads'])} heads were left out, {n_all} of them in all "
-        f"blocks; {STEAD[config.ablation]} took their place. The best is chosen on "
-        f"{config.discovery_share:.0%} of the clips and judged on the others. Intervals resample "
-        f"{config.resampled} {config.n_resamples} times with seed {config.seed}."
+        f"{config.normaliser}. {left_out} Intervals resample {config.resampled} "
+        f"{config.n_resamples} times with seed {config.seed}."
     )

@@ -1,6 +1,7 @@
 """ASR components on a tiny Whisper: heads left out against Hugging Face's, and as a whole."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from asr_components_verdicts import cases
 from hooked_alm.errors import InputError
 from hooked_alm.experiments.asr_components.experiment import AsrComponents
+from hooked_alm.experiments.asr_components.pages import lead, method
 from hooked_alm.experiments.asr_components.plan import ALL, HeadNode, chosen_nodes
 from hooked_alm.experiments.asr_components.settings import AsrComponentsConfig
 from hooked_alm.experiments.workbench import runner
 from hooked_alm.experiments.workbench.executors import Processes
+from hooked_alm.experiments.workbench.results import having
 from hooked_alm.experiments.workbench.run_folder import RunFolder
 from hooked_alm.methods.statistics.repetition import loops
 from noise_clips import noise_table
@@ -236,3 +240,14 @@ def test_a_model_without_cross_attention(
     found = runner.run(experiment(tiny_models.folder(), table, **changes), out)
     assert len(found.read_table("transcripts")) == len(TEXTS)
     assert set(found.read_table("controls").verdict) <= {"pass", "not applicable"}
+
+
+def test_where_no_clip_fails_no_head_is_said_to_be_left_out() -> None:
+    run = cases()
+    assert "4 heads with some of about the same norm" in lead(run)
+    sound = having(run["transcripts"], holds="speech", loops=0)
+    tables = {**run.tables, "transcripts": sound, "heads": run["heads"].iloc[:0]}
+    none = replace(run, tables=tables)
+    assert lead(none).endswith("something is heard. As none fails, no head is left out.")
+    assert "No head was left out." in method(none)
+    assert "took their place" not in method(none)
