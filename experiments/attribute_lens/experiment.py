@@ -14,13 +14,13 @@ import pandas as pd
 
 from hooked_alm.inputs import ALMInput
 
-from ..materials.attribute_answers import RowsOfPrompts
 from ..materials.attribute_experiment import AttributeWork
 from ..materials.clips import sound_units
 from ..materials.enrichment import ENRICHMENT_DEFECTS, EnrichmentExperiment
 from ..materials.trained_lens import described_lens, open_lens
 from ..workbench.experiment import Unit
 from ..workbench.page import Page
+from ..workbench.results import ItemRows
 from .claims import CLAIMS, CONTROLS
 from .measure import AttributeMeasures, Knockouts, Reading
 from .pages import CAVEATS, fill_page, lead, method
@@ -57,7 +57,7 @@ class AttributeLens(EnrichmentExperiment[AttributeLensConfig]):
         units = self.batched(map(Reading, self.readings())) + self.batched(map(Knockouts, asked))
         return units + self.searches() + sound_units(self.recordings)
 
-    def tables_of(self, works: Sequence[AttributeWork], x: ALMInput) -> dict[str, RowsOfPrompts]:
+    def tables_of(self, works: Sequence[AttributeWork], x: ALMInput) -> dict[str, ItemRows]:
         """Some forwards with their read-outs, or some sweeps."""
         prompts, attribute = [work.prompt for work in works], works[0].prompt.attribute
         ours = AttributeMeasures(

@@ -13,10 +13,10 @@ from hooked_alm.methods.patching.metrics import LabelScores
 from hooked_alm.methods.reading.label_reading import read_labels
 from hooked_alm.methods.reading.lens import Lens, StreamReader, readout_positions
 
-from ..materials.attribute_answers import RowsOfPrompts, joined
 from ..materials.attribute_experiment import AttributeWork
 from ..materials.attributes import MENTION
 from ..materials.enrichment import EnrichmentMeasures
+from ..workbench.results import ItemRows, joined
 from .settings import AttributeLensConfig
 
 
@@ -38,7 +38,7 @@ class AttributeMeasures(EnrichmentMeasures):
     """The last position that names the attribute, where that is not the readout."""
 
     @torch.no_grad()
-    def reading(self) -> dict[str, RowsOfPrompts]:
+    def reading(self) -> dict[str, ItemRows]:
         """Answers, and what every lens reads at every depth of readout and mention."""
         where = [readout_positions(self.x), *([] if self.mention is None else [self.mention])]
         reader = StreamReader(self.model, self.x, torch.cat(where, dim=1))
@@ -59,7 +59,7 @@ class AttributeMeasures(EnrichmentMeasures):
                 parts.append(self.rows({**self.who, "depth": depth, **here, **about}))
         return {"answers": self.rows(self.answered(logits)), "information": joined(parts)}
 
-    def knockouts(self) -> RowsOfPrompts:
+    def knockouts(self) -> ItemRows:
         """Attention of readout and mention without each set of keys, in every window of blocks."""
         blocks = windows(len(self.model.path), self.config.window)
         first, last = (np.array([end(one) for one in blocks])[:, None, None] for end in (min, max))

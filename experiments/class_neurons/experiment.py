@@ -42,10 +42,6 @@ class ClassNeurons(NeuronReport):
     log: ActivityLog
     """Of the unit under way."""
 
-    def places(self) -> list[tuple[str, ...]]:
-        """None: inputs are exchanged whole, and nothing is aligned."""
-        return []
-
     @cached_property
     def plan(self) -> NeuronPlan:
         """What is run on these recordings."""

@@ -8,22 +8,26 @@ Source: M-LO-2, M-LO-3, M-LO-8; C41.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any, ClassVar
 
 import pandas as pd
 
 from hooked_alm.errors import InputError
+from hooked_alm.methods.adapters.outputs import OutputSpectra
 from hooked_alm.methods.adapters.switching import adapted_blocks
+from hooked_alm.methods.adapters.turning import LEAST_CLIPS, TurnedStream
+from hooked_alm.methods.adapters.updates import update_sizes
 
 from ..materials.conflict_experiment import ConflictExperiment
 from ..materials.conflict_runs import PromptRun, run_id
 from ..workbench.experiment import Unit, UnitResult
 from ..workbench.page import Page
 from .claims import CLAIMS, CONTROLS
-from .measure import AdapterMeasures, size_rows
+from .measure import AdapterMeasures, spectrum_rows
 from .pages import CAVEATS, fill_page, lead, method
-from .plan import SIZES, LoraBlocksPlan
+from .plan import UPDATES, LoraBlocksPlan
 from .settings import N_COMBINED, LoraBlocksConfig
 from .tables import MAY_LACK, TABLES, LoraResults, summarise
 from .truths import TRUTHS
@@ -69,10 +73,6 @@ class LoraBlocks(ConflictExperiment[LoraBlocksConfig]):
                 "shapley out: blocks are switched one by one."
             )
 
-    def places(self) -> list[tuple[str, ...]]:
-        """None: nothing is exchanged."""
-        return []
-
     @cached_property
     def plan(self) -> LoraBlocksPlan:
         """What is run on these recordings."""
@@ -83,21 +83,34 @@ class LoraBlocks(ConflictExperiment[LoraBlocksConfig]):
         return work.language
 
     def measure(self, unit: Unit) -> UnitResult:
-        """Some runs, or the sizes of the updates."""
-        if unit.id == SIZES:
-            return UnitResult({"sizes": [*size_rows(self.model)]})
-        return super().measure(unit)
+        """Some runs, or the updates themselves and what they do to all clips together."""
+        if unit.id != UPDATES:
+            return super().measure(unit)
+        turned, spectra = TurnedStream(self.model), OutputSpectra(self.model)
+        for runs in self.plan.compared():
+            self._measures(runs).add_to(turned, spectra)
+        found = {"sizes": [asdict(one) for one in update_sizes(self.model)]}
+        found["spectra"] = [*spectrum_rows(spectra)]
+        if len(self.recordings) >= LEAST_CLIPS:
+            found["similarity"] = [one._asdict() for one in turned.similarity(self.config.seed)]
+        return UnitResult(found)
 
     def measure_batch(self, works: Sequence[PromptRun]) -> list[UnitResult]:
         """Everything of some runs."""
-        measures = AdapterMeasures(self.model, self.labels[works[0].language], self.config)
+        tables = self._measures(works).tables(shapley=self.config.shapley)
         results = []
-        for run, tables in zip(works, measures.rows(works, self.input(*works)), strict=True):
+        for n, run in enumerate(works):
             who = {"item": run_id(self.corpus, run), **run.identity()}
             who = {name: who[name] for name in ("item", "clip", "voice", "target", "condition")}
             record = {"item": who["item"], **self.record_of(run)}
-            results.append(UnitResult.of(who, tables, record))
+            own = {name: rows[n] for name, rows in tables.items()}
+            results.append(UnitResult.of(who, own, record))
         return results
+
+    def _measures(self, runs: Sequence[PromptRun]) -> AdapterMeasures:
+        """Of some runs in one language."""
+        labels = self.labels[runs[0].language]
+        return AdapterMeasures(self.model, labels, runs, self.input(*runs))
 
     def summaries(self, run: LoraResults) -> Iterator[tuple[str, pd.DataFrame]]:
         """The clips, and what `summarise` makes of the tables."""

@@ -5,17 +5,19 @@ those of the base are what the adapter does; a switched block's part of it is re
 are never averaged (S-12).
 """
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooked_alm import HookedALM
 from hooked_alm.inputs import ALMInput
+from hooked_alm.methods.adapters.outputs import OutputSpectra, components_needed
 from hooked_alm.methods.adapters.switching import (
     SwitchReading,
     adapted_blocks,
@@ -24,127 +26,139 @@ from hooked_alm.methods.adapters.switching import (
     switch_blocks,
     switched,
 )
-from hooked_alm.methods.adapters.updates import update_sizes
+from hooked_alm.methods.adapters.turning import TurnedStream
+from hooked_alm.methods.patching.metrics import LogProb
 from hooked_alm.methods.reading.contributions import block_contributions
 from hooked_alm.methods.reading.labels import LabelSet
-from hooked_alm.methods.reading.lens import StreamReader, unembed_rows
+from hooked_alm.methods.reading.lens import StreamReader, lens_fidelity, read_rows
 
-from ..materials.answers import answer_of, by_label, label_weight
+from ..materials.answers import answer_in
 from ..materials.conflict_runs import PromptRun
-from ..workbench.results import Row
-from .settings import LoraBlocksConfig
+from ..workbench.results import ItemRows, Row, item_rows, joined
 
 Way = Literal["base", "adapted"]
 WAYS: tuple[Way, ...] = get_args(Way)
 SWITCHES: tuple[SwitchReading, ...] = get_args(SwitchReading)
 SHAPES = ("attn", "mlp", "both", "attn_cosine", "mlp_cosine")
 """Columns of what blocks add; see `Contributions`."""
-RowsOfRuns = list[dict[str, list[Row]]]
-"""Rows of every table, run by run of a batch."""
+WHOLE = -1
+"""What stands for no block, where the whole adapter acts."""
+OfLabels = Float[Tensor, "*cell batch label"]
 
 
 @dataclass(frozen=True, eq=False)
 class AdapterMeasures:
-    """A model with an adapter, the labels that it is read with, and the settings of a run."""
+    """A model with an adapter, the labels that it is read with, and the prompts of a batch."""
 
     model: HookedALM
     labels: LabelSet
-    config: LoraBlocksConfig
+    runs: Sequence[PromptRun]
+    x: ALMInput
 
-    def rows(self, runs: Sequence[PromptRun], x: ALMInput) -> RowsOfRuns:
-        """All that is measured of a batch."""
-        found: RowsOfRuns = [defaultdict(list) for _ in runs]
-        self._blocks(runs, x, found)
+    def tables(self, *, shapley: bool) -> dict[str, ItemRows]:
+        """Table -> rows of every run; Shapley values where they are asked for."""
+        found, parts, streams = self._blocks(), list[dict[str, ItemRows]](), dict[Way, Tensor]()
         blocks = adapted_blocks(self.model)
-        streams = {}
         for way in WAYS:
             with switched(self.model, blocks if way == "adapted" else []):
-                streams[way] = self._read(way, runs, x, found)
-                self._contributions(way, x, found)
-        self._drift(streams, found)
-        if self.config.shapley:
-            self._shapley(runs, x, found)
-        return found
+                read, streams[way] = self._read(way)
+                parts.append({**read, "contributions": self._contributions(way)})
+        found |= {name: joined(part[name] for part in parts) for name in parts[0]}
+        found["drift"] = self._drift(streams)
+        return {**found, **({"shapley": self._shapley()} if shapley else {})}
 
-    def _scores(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch label"]:
-        return self.labels.scores(logits[:, self.labels.tokens].double())
+    def _rows(self, **columns: object) -> ItemRows:
+        return item_rows(columns, len(self.runs))
 
-    def _lead(self, run: PromptRun, scores: Float[Tensor, " label"]) -> float:
-        target, voice = (self.labels.index(n) for n in (run.targets[0], run.recording.label))
-        return float(scores[target] - scores[voice])
+    def _lead(self, scores: OfLabels) -> Float[np.ndarray, "*cell batch"]:
+        target, at = [self.labels.index(one.targets[0]) for one in self.runs], range(len(self.runs))
+        return (scores[..., at, target] - scores[..., at, self._voice]).cpu().numpy()
 
-    def _blocks(self, runs: Sequence[PromptRun], x: ALMInput, found: RowsOfRuns) -> None:
-        """The base, the adapter, and every block switched."""
-        result = switch_blocks(self.model, x, self._scores)
-        for n, run in enumerate(runs):
-            totals = {"lead_off": result.off[n], "lead_on": result.on[n]}
-            whole = {name: self._lead(run, one) for name, one in totals.items()}
-            resumed = float((result.resumed[n] - result.on[n]).abs().max())
-            found[n]["items"].append({**whole, "resumed": resumed})
-            for reading in SWITCHES:
-                scores = getattr(result, reading)[:, n]
-                for block, one in zip(result.blocks.tolist(), scores, strict=True):
-                    found[n]["switched"].append({
-                        "block": block, "reading": reading, "lead": self._lead(run, one),
-                        "answer": answer_of(self.labels, one),
-                    })  # fmt: skip
+    @cached_property
+    def _voice(self) -> list[int]:
+        return [self.labels.index(one.recording.label) for one in self.runs]
+
+    def _answer(self, values: OfLabels) -> np.ndarray:
+        return np.array(self.labels.names)[values.argmax(-1).cpu().numpy()]
+
+    def _erased(self, form: str, blocks: Int[np.ndarray, " block"], log_p: OfLabels) -> ItemRows:
+        """What is left of a recogniser of voices: three columns, which are never mixed (M-LO-4)."""
+        log_p = log_p.cpu()
+        return self._rows(
+            form=form, block=blocks[:, None],
+            accuracy=(log_p.argmax(-1) == torch.tensor(self._voice)).double().numpy(),
+            confidence=log_p.amax(-1).exp().numpy(),
+            loss=-log_p[..., range(len(self.runs)), self._voice].numpy(),
+        )  # fmt: skip
+
+    def _blocks(self) -> dict[str, ItemRows]:
+        """The base, the adapter, and every block switched, or erased with those below it."""
+        result = switch_blocks(self.model, self.x, self.labels.log_probs)
+        resumed = (result.resumed - result.on).abs().amax(-1).tolist()
+        items = self._rows(
+            lead_off=self._lead(result.off), lead_on=self._lead(result.on), resumed=resumed
+        )
+        alone = joined(
+            self._rows(block=result.blocks[:, None], reading=reading, lead=self._lead(values),
+                       answer=self._answer(values))
+            for reading in SWITCHES
+            for values in [getattr(result, reading)]
+        )  # fmt: skip
+        forms = {
+            "whole": (np.array([WHOLE]), result.on[None]),
+            "single": (result.blocks, result.noise),
+            "progressive": (result.blocks, result.erased),
+        }
+        erased = joined(self._erased(form, *found) for form, found in forms.items())
+        return {"items": items, "switched": alone, "erased": erased}
 
     @torch.no_grad()
-    def _read(
-        self, way: Way, runs: Sequence[PromptRun], x: ALMInput, found: RowsOfRuns
-    ) -> Float[Tensor, "depth batch d_model"]:
+    def _read(self, way: Way) -> tuple[dict[str, ItemRows], Float[Tensor, "depth batch d_model"]]:
         """The answer, and what the lens reads at every depth; the stream at the readout."""
-        reader = StreamReader(self.model, x)
+        reader, labels = StreamReader(self.model, self.x), self.labels
         with self.model.hooks(fwd_hooks=reader.hooks):
-            logits = self.model(x)[:, -1].float()
-        streams = reader.rows()[:, :, 0]
-        for n, (run, scores) in enumerate(zip(runs, self._scores(logits), strict=True)):
-            found[n]["runs"].append({
-                "way": way, "prediction": answer_of(self.labels, scores),
-                "lead": self._lead(run, scores), **by_label("z", self.labels, scores),
-                **label_weight(self.labels, logits[n]),
-            })  # fmt: skip
-        last = unembed_rows(self.model, streams[-1]).log_softmax(-1)
-        for depth, rows in enumerate(streams):
-            lens = unembed_rows(self.model, rows)
-            kl = (last.exp() * (last - lens.log_softmax(-1))).sum(-1)
-            same = lens.argmax(-1) == last.argmax(-1)
-            for n, (run, scores) in enumerate(zip(runs, self._scores(lens), strict=True)):
-                found[n]["depths"].append({
-                    "way": way, "depth": depth, "lead": self._lead(run, scores),
-                    "kl": float(kl[n]), "same": bool(same[n]),
-                })  # fmt: skip
-        return streams
+            logits = self.model(self.x)[:, -1].float()
+        rows = reader.rows()
+        leads = self._lead(labels.scores(logits[:, labels.tokens].double()))
+        said = zip(leads.tolist(), logits, strict=True)
+        answers = [[{"way": way, "lead": lead, **answer_in(labels, row)}] for lead, row in said]
+        lens = labels.scores(read_rows(self.model, rows, labels.tokens).double())[:, :, 0]
+        fidelity = lens_fidelity(self.model, rows)
+        depths = self._rows(
+            way=way, depth=np.arange(len(rows))[:, None], lead=self._lead(lens),
+            kl=fidelity.kl[..., 0].cpu().numpy(), same=fidelity.agrees[..., 0].cpu().numpy() > 0,
+        )  # fmt: skip
+        return {"runs": answers, "depths": depths}, rows[:, :, 0]
 
-    def _contributions(self, way: Way, x: ALMInput, found: RowsOfRuns) -> None:
-        result = block_contributions(self.model, x)
-        for n, tables in enumerate(found):
-            for block in range(len(self.model.path)):
-                tables["contributions"].append({
-                    "way": way, "block": block,
-                    **{name: float(getattr(result, name)[block, n, 0]) for name in SHAPES},
-                })  # fmt: skip
+    def _contributions(self, way: Way) -> ItemRows:
+        found = block_contributions(self.model, self.x)
+        shapes = {name: getattr(found, name)[..., 0].numpy() for name in SHAPES}
+        return self._rows(way=way, block=np.arange(len(self.model.path))[:, None], **shapes)
 
-    def _drift(self, streams: dict[Way, Tensor], found: RowsOfRuns) -> None:
+    def _drift(self, streams: Mapping[Way, Tensor]) -> ItemRows:
         """How far the adapter moves the stream at the readout, by its length without it."""
         base, adapted = (streams[way].double() for way in WAYS)
-        shares = (adapted - base).norm(dim=-1) / base.norm(dim=-1)
-        for n, tables in enumerate(found):
-            for depth, share in enumerate(shares[:, n].tolist()):
-                tables["drift"].append({"depth": depth, "share": share})
+        shares = ((adapted - base).norm(dim=-1) / base.norm(dim=-1)).cpu().numpy()
+        return self._rows(depth=np.arange(len(shares))[:, None], share=shares)
 
-    def _shapley(self, runs: Sequence[PromptRun], x: ALMInput, found: RowsOfRuns) -> None:
-        values = shapley_values(every_combination(self.model, x, self._scores))
-        for n, run in enumerate(runs):
-            for block, scores in values.items():
-                row = {"block": block, "value": self._lead(run, scores[n])}
-                found[n]["shapley"].append(row)
+    def _shapley(self) -> ItemRows:
+        found = shapley_values(every_combination(self.model, self.x, self.labels.log_probs))
+        leads = self._lead(torch.stack([*found.values()]))
+        return self._rows(block=np.array([*found])[:, None], value=leads)
+
+    def add_to(self, turned: TurnedStream, spectra: OutputSpectra) -> None:
+        """Adds the prompts to what is said of many clips together."""
+        first = [self.labels.spellings[label][0][0] for label in self._voice]
+        turned.add(self.x, LogProb(first), ("audio", "readout"))
+        spectra.add(self.x)
 
 
-def size_rows(model: HookedALM) -> Iterator[Row]:
-    """The size of every update in the blocks."""
-    for one in update_sizes(model):
+def spectrum_rows(spectra: OutputSpectra) -> Iterator[Row]:
+    """How many directions of what each update's first factor writes are used."""
+    for one in spectra.found():
+        squares = one.singular_values**2
         yield {
-            "block": one.block, "module": one.module, "rank": one.rank,
-            "frobenius": one.frobenius, "spectral": one.spectral, "of_weight": one.of_weight,
+            "block": one.block, "module": one.module, "rank": len(squares),
+            "components": components_needed(one.singular_values),
+            "largest": float(squares.max() / squares.sum()), "positions": one.n_positions,
         }  # fmt: skip

@@ -1,13 +1,14 @@
 """The page of a ``lora_blocks`` run: sections, and how to read them."""
 
-import pandas as pd
+from hooked_alm.methods.adapters.turning import LEAST_CLIPS
 
 from ..materials.clips import of_whom
 from ..materials.confounds import add_confounds
 from ..workbench import figures
 from ..workbench.page import Page
+from ..workbench.results import having, parts_by
 from .measure import SWITCHES, WAYS
-from .tables import LoraResults, block_sizes
+from .tables import ERASURES, LoraResults, block_sizes
 
 CAVEATS = (
     "A block alone shows what suffices, a block left out what is needed. Blocks that stand in for "
@@ -40,7 +41,9 @@ def fill_page(page: Page, run: LoraResults) -> None:
     """What is answered, what blocks do, how large they are, and what is read by depth."""
     _answers(page, run)
     _blocks(page, run)
+    _erased(page, run)
     _depths(page, run)
+    _turned(page, run)
     _written(page, run)
 
 
@@ -65,18 +68,17 @@ def _blocks(page: Page, run: LoraResults) -> None:
         "A recovery of 1 is all that the adapter does to the lead of one label over the other, 0 "
         "is nothing of it.",
     )
-    means = run["block_means"]
+    means = having(run["block_means"], measure="recovery").dropna(subset="mean")
     for condition in run.config.conditions:
-        some = means[(means["condition"] == condition) & (means["measure"] == "recovery")]
-        some = some[some["mean"].notna()]
+        some = having(means, condition=condition)
         if some.empty:
             page.note(f"Under {condition} the adapter moves no item by enough to be shared out.")
             continue
-        drawing = figures.bars(
-            some, "block", group="reading", x_label="block", y_label="recovery", reference=0
-        )
         page.figure(
-            f"blocks__{condition}", drawing, some, f"What each block does under {condition}",
+            f"blocks__{condition}",
+            figures.bars(some, "block", group="reading", x_label="block", y_label="recovery",
+                         reference=0),
+            some, f"What each block does under {condition}",
             f"{' '.join(f'{one}: {_HOW[one]}' for one in SWITCHES)} Mean over the items that the "
             f"adapter moves. {_INTERVAL}",
             "All blocks off is the base, all on the adapter, bit for bit.",
@@ -85,16 +87,61 @@ def _blocks(page: Page, run: LoraResults) -> None:
     sizes = block_sizes(run).rename("frobenius").reset_index()
     page.figure(
         "sizes", figures.bars(sizes, "block", "frobenius", x_label="block",
-                              y_label="Frobenius norm"),
-        sizes, "How large each block's updates are",
+                              y_label="Frobenius norm"), sizes,
+        "How large each block's updates are",
         "All of a block's updates together, as one norm. Beside the figure above: a large update "
         "need not do anything.",
     )  # fmt: skip
     page.table("Norm and effect by rank, and how late the effect is", "size_ranks")
     page.table("Every update", "sizes")
+    page.table("Directions with 90 % of the squares of what first factors write", "spectra")
     if len(run["shapley"]):
         shares = run["shapley"].groupby(["condition", "block"], sort=False)["value"].mean()
         page.table("Shapley values in logits, mean over items", shares.reset_index())
+
+
+def _erased(page: Page, run: LoraResults) -> None:
+    page.section(
+        "Erasure",
+        "What is left of a recogniser of voices when the updates of one block are taken out, or "
+        "those of a block and of all below it: how often the voice's label is answered, how "
+        "probable the answer is, and the loss of the voice's label. They are three findings, and "
+        "no score is made of them.",
+    )
+    table = run["erasure"]
+    parts = [
+        (part, {"title": names["condition"], "y_label": ERASURES[names["measure"]],
+                "reference": float(part["whole"].iloc[0])})
+        for names, part in parts_by(table, "condition", "measure")
+    ]  # fmt: skip
+    page.figure(
+        "erasure", figures.panels(figures.curves, parts, height=2.8, x="block", group="form"),
+        table, "Without one block's updates, or without all up to it",
+        f"The line is the whole adapter; the last of the progressive ones is the base. {_INTERVAL}",
+    )  # fmt: skip
+
+
+def _turned(page: Page, run: LoraResults) -> None:
+    page.section(
+        "How far it is turned",
+        "Debiased CKA of clips with the adapter and without: 1 where they are arranged alike, by "
+        "their states or by the gradients of the voice's label's log-probability, averaged over "
+        "the audio or at the readout.",
+    )
+    table = run["similarity"]
+    table = table.assign(who=table["span"] + ", " + table["of"], mean=table["cka"])
+    if table.empty:
+        page.note(f"CKA needs {LEAST_CLIPS} clips at least.")
+        return
+    page.figure(
+        "similarity",
+        figures.curves(table.dropna(subset="cka"), "depth", group="who", reference=1,
+                       x_label="depth (blocks passed)", y_label="CKA"),
+        table, "How alike clips are arranged with the adapter and without",
+        f"{table['n'].iloc[0]} clips, each once. Beside it in the numbers: the same of clips that "
+        "are dealt out anew. An update that changes no answer can turn them, too.",
+        "At depth 0 the states are the same.",
+    )  # fmt: skip
 
 
 def _depths(page: Page, run: LoraResults) -> None:
@@ -102,19 +149,18 @@ def _depths(page: Page, run: LoraResults) -> None:
         "By depth",
         "A lens reads the stream at the readout at every depth, with the adapter and without.",
     )
-    means = run["depth_means"]
     labels = {"lead": "lead of T over the voice (logits)", "kl": "KL to the last depth (nats)",
               "share": "moved, by its own length"}  # fmt: skip
+    means = having(run["depth_means"], measure=[*labels])
     parts = [
-        (means[(means["condition"] == condition) & (means["measure"] == measure)],
-         {"title": condition, "y_label": label})
-        for condition in run.config.conditions for measure, label in labels.items()
-    ]  # fmt: skip
+        (part, {"title": names["condition"], "y_label": labels[names["measure"]]})
+        for names, part in parts_by(means, "condition", "measure")
+    ]
     drawing = figures.panels(
         figures.curves, parts, height=3.0, x="depth", group="way", x_label="depth (blocks passed)"
     )
     page.figure(
-        "depths", drawing, pd.concat([part for part, _ in parts]), "What a lens reads by depth",
+        "depths", drawing, means, "What a lens reads by depth",
         f"Lead, divergence from the last depth, and how far the adapter has moved the stream. "
         f"{_INTERVAL} An adapter that acts early may be read late, and the other way about.",
         "At the last depth the lens is the model.",
@@ -129,12 +175,11 @@ def _written(page: Page, run: LoraResults) -> None:
         "the block"
         + (", each vector's mean taken off, which LayerNorm does too." if centred else "."),
     )
-    means = run["contribution_means"]
-    some = means[(means["way"] == "difference") & means["measure"].isin(["attn", "mlp", "both"])]
+    some = having(run["contribution_means"], way="difference", measure=["attn", "mlp", "both"])
+    parts = [(part, {"title": names["condition"]}) for names, part in parts_by(some, "condition")]
     drawing = figures.panels(
-        figures.curves,
-        [(some[some["condition"] == one], {"title": one}) for one in run.config.conditions],
-        height=3.0, x="block", group="measure", reference=0, y_label="adapted − base",
+        figures.curves, parts, height=3.0, x="block", group="measure", reference=0,
+        y_label="adapted − base",
     )  # fmt: skip
     page.figure(
         "contributions", drawing, some, "What the adapter changes in what blocks write",

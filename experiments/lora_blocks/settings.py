@@ -21,6 +21,10 @@ class LoraBlocksConfig(ConflictConfig):
         min_length=1,
         description="what is asked of every clip: conflict names another label, audio_only none",
     )
+    n_compared: int = Field(
+        default=256, ge=4, le=100_000, description="clips, at most, whose states with and without "
+        "the adapter are compared: each once, under the first of conditions; more are drawn"
+    )  # fmt: skip
     shapley: bool = Field(
         default=False,
         description=f"run every set of blocks, of adapters of at most {N_COMBINED} blocks",

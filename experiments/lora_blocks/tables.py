@@ -5,11 +5,13 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+from hooked_alm.methods.adapters.turning import DepthSimilarity
 from hooked_alm.methods.statistics.rank_correlation import spearman
 
 from ..materials.clips import SOUNDS
+from ..materials.item_curves import means_by
 from ..workbench.intervals import Draws
-from ..workbench.results import Results, Row
+from ..workbench.results import Results, Row, having, parts_by
 from .measure import SHAPES, SWITCHES, WAYS
 from .settings import LoraBlocksConfig
 
@@ -18,17 +20,28 @@ TABLES = {
     "items": "a clip under an instruction: its lead with and without the adapter, and what going "
     "on from the middle block changes",
     "switched": "an item with one block's update alone on, or alone off: its lead and answer",
+    "erased": "an item with the whole adapter, without one block's update, or without those of a "
+    "block and all below it: whether the voice is answered, how surely, and its loss",
     "runs": "an item with the adapter, or without: what is answered",
     "depths": "an item with or without: what a lens reads at a depth",
     "drift": "an item: how far the adapter has moved the stream at a depth",
     "contributions": "an item with or without: lengths and directions of what a block adds",
     "sizes": "an update: its norms",
+    "spectra": "an update: how many directions of what its first factor writes are used",
+    "similarity": "a depth: how alike clips are arranged with the adapter and without",
     "shapley": "an item: a block's share of what the adapter does, over all sets of blocks",
     **SOUNDS,
 }
 ALIKE = 1e-3
 """Norms that differ by less, of their mean, are as large: fp16 tells numbers apart by as much."""
-MAY_LACK = {"shapley": ("item", "clip", "voice", "target", "condition", "block", "value")}
+MAY_LACK = {
+    "shapley": ("item", "clip", "voice", "target", "condition", "block", "value"),
+    "similarity": DepthSimilarity._fields,
+}
+ERASURES = {
+    "accuracy": "share of items", "confidence": "probability of the answer", "loss": "loss (nats)"
+}  # fmt: skip
+"""Columns that are never mixed into one, in words."""
 
 
 def summarise(run: LoraResults) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -37,6 +50,7 @@ def summarise(run: LoraResults) -> Iterator[tuple[str, pd.DataFrame]]:
     yield "block_means", block_means(effects, run)
     yield "best_blocks", best_blocks(effects, run.draws)
     yield "size_ranks", size_ranks(effects, run)
+    yield "erasure", erasure(run)
     yield "depth_means", depth_means(run)
     yield "contribution_means", contribution_means(run)
 
@@ -60,27 +74,15 @@ def block_effects(run: LoraResults) -> pd.DataFrame:
 
 def block_means(effects: pd.DataFrame, run: LoraResults) -> pd.DataFrame:
     """Means over items of every block's recovery and size of effect, and the size of its update."""
-    size = block_sizes(run)
-    rows: list[Row] = []
-    some = effects.assign(moved=effects["effect"].abs())
-    for (condition, reading), part in some.groupby(["condition", "reading"], sort=False):
-        for measure in ("recovery", "moved"):
-            wide = part.pivot(index=["item", "clip"], columns="block", values=measure)
-            values, clips = wide.to_numpy(np.float64), [*wide.index.get_level_values("clip")]
-            for block, row in zip(wide.columns, run.draws.points(values, clips), strict=True):
-                at = {"condition": condition, "reading": reading, "block": block}
-                rows.append(
-                    {**at, "measure": measure, "frobenius": float(size.get(block, np.nan)), **row}
-                )
-    return pd.DataFrame(rows)
+    some, by = effects.assign(moved=effects["effect"].abs()), ["condition", "reading"]
+    found = means_by(some, ("recovery", "moved"), by, "block", run.draws)
+    return found.assign(frobenius=found["block"].map(block_sizes(run)))
 
 
 def block_sizes(run: LoraResults) -> "pd.Series[float]":
     """Frobenius norm of each block's updates together."""
-    return (
-        run["sizes"].assign(square=lambda t: t["frobenius"] ** 2).groupby("block")["square"].sum()
-        ** 0.5
-    )
+    squares = run["sizes"].assign(square=lambda t: t["frobenius"] ** 2)
+    return squares.groupby("block")["square"].sum() ** 0.5
 
 
 def best_blocks(effects: pd.DataFrame, draws: Draws) -> pd.DataFrame:
@@ -90,7 +92,7 @@ def best_blocks(effects: pd.DataFrame, draws: Draws) -> pd.DataFrame:
     """
     rows = []
     for reading in SWITCHES:
-        some = effects[(effects["reading"] == reading) & effects["recovery"].notna()]
+        some = having(effects, reading=reading).dropna(subset="recovery")
         if some.empty:
             continue
         wide = some.pivot(index=["item", "clip"], columns="block", values="recovery")
@@ -116,25 +118,18 @@ def size_ranks(effects: pd.DataFrame, run: LoraResults) -> pd.DataFrame:
     item the share of what moves towards the whole adapter's answer that blocks of the upper half
     do. Means over items.
     """
-    size, rows, half = block_sizes(run), [], run.n_blocks / 2
+    size = block_sizes(run)
     are_alike = size.max() - size.min() < ALIKE * size.mean()
-
-    def rho(part: pd.DataFrame) -> float:
-        sizes = part["block"].map(size).to_numpy(np.float64)
-        return np.nan if are_alike else spearman(sizes, part["effect"].abs().to_numpy())
-
+    moved, rows = effects.dropna(subset="recovery"), list[Row]()
+    moved = moved.assign(size=moved["block"].map(size))
     for reading in SWITCHES:
-        some = effects[(effects["reading"] == reading) & effects["recovery"].notna()]
         by_item: list[Row] = []
-        for (item, clip), part in some.groupby(["item", "clip"], sort=False):
-            towards = part["recovery"].clip(lower=0).to_numpy()
-            upper = part["block"].to_numpy() >= half
-            whole = towards.sum()
-            by_item.append({
-                "item": item, "clip": clip,
-                "rho": rho(part),
-                "late": towards[upper].sum() / whole if whole > 0 else np.nan,
-            })  # fmt: skip
+        for who, part in parts_by(having(moved, reading=reading), "item", "clip"):
+            towards, upper = part["recovery"].clip(lower=0), part["block"] >= run.n_blocks / 2
+            sizes, effect = (part[name].to_numpy(np.float64) for name in ("size", "effect"))
+            rho = np.nan if are_alike else spearman(sizes, np.abs(effect))
+            late = towards[upper].sum() / towards.sum() if towards.sum() > 0 else np.nan
+            by_item.append({**who, "rho": rho, "late": late})
         table = pd.DataFrame(by_item, columns=["item", "clip", "rho", "late"])
         for measure in ("rho", "late"):
             row = run.draws.row(table[measure], [*table["clip"]]) if len(table) else {"n": 0}
@@ -142,35 +137,28 @@ def size_ranks(effects: pd.DataFrame, run: LoraResults) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def erasure(run: LoraResults) -> pd.DataFrame:
+    """Means over items of each column by itself, without a block, or it and all below it (M-LO-4).
+
+    ``whole`` is the mean with the whole adapter.
+    """
+    found = means_by(run["erased"], [*ERASURES], ["condition", "form"], "block", run.draws)
+    keys = ["condition", "measure"]
+    whole = having(found, form="whole").set_index(keys)["mean"].rename("whole")
+    return having(found, form=["single", "progressive"]).join(whole, on=keys)
+
+
 def depth_means(run: LoraResults) -> pd.DataFrame:
     """What a lens reads with and without the adapter, and how far the stream is moved, by depth."""
-    parts = []
-    for way in WAYS:
-        for measure in ("lead", "kl", "same"):
-            table = run["depths"]
-            parts.append(_by(table[table["way"] == way], "depth", measure, run, way=way))
-    parts.append(_by(run["drift"], "depth", "share", run, way="adapted"))
-    return pd.concat(parts, ignore_index=True)
+    by, moved = ["condition", "way"], run["drift"].assign(way="adapted")
+    read = means_by(run["depths"], ("lead", "kl", "same"), by, "depth", run.draws)
+    return pd.concat([read, means_by(moved, ("share",), by, "depth", run.draws)], ignore_index=True)
 
 
 def contribution_means(run: LoraResults) -> pd.DataFrame:
     """What blocks add, with the adapter, without, and their difference within items."""
-    table, keys = run["contributions"], ["item", "clip", "condition", "block"]
-    base, adapted = (table[table["way"] == way].set_index(keys)[[*SHAPES]] for way in WAYS)
+    table, keys = run["contributions"], ["item", "clip", "target", "condition", "block"]
+    base, adapted = (having(table, way=way).set_index(keys)[[*SHAPES]] for way in WAYS)
     ways = {"base": base, "adapted": adapted, "difference": adapted - base}
-    return pd.concat([
-        _by(part.reset_index(), "block", measure, run, way=way)
-        for way, part in ways.items()
-        for measure in SHAPES
-    ], ignore_index=True)  # fmt: skip
-
-
-def _by(table: pd.DataFrame, x: str, measure: str, run: LoraResults, *, way: str) -> pd.DataFrame:
-    """Means over items by condition and depth or block."""
-    rows = []
-    for condition, part in table.groupby("condition", sort=False):
-        wide = part.pivot(index=["item", "clip"], columns=x, values=measure).astype(float)
-        clips = [*wide.index.get_level_values("clip")]
-        for at, row in zip(wide.columns, run.draws.points(wide.to_numpy(), clips), strict=True):
-            rows.append({"condition": condition, "way": way, "measure": measure, x: at, **row})
-    return pd.DataFrame(rows)
+    every = pd.concat([part.assign(way=way) for way, part in ways.items()]).reset_index()
+    return means_by(every, SHAPES, ["condition", "way"], "block", run.draws)

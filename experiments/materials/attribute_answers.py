@@ -3,7 +3,7 @@
 Source: M-AL-2, M-AL-4; C47.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,7 +22,7 @@ from hooked_alm.methods.statistics.label_scores import dealt_hits, lead
 
 from ..workbench.claims import Finding, few, judged, not_measured, shown
 from ..workbench.intervals import prefixed
-from ..workbench.results import Results, Row, having, parts_by
+from ..workbench.results import Columns, ItemRows, Results, Row, having, item_rows, parts_by
 from .answers import label_weight
 from .attribute_prompts import AttributePrompt
 from .confounds import confounded
@@ -30,10 +30,6 @@ from .resampling import mean_of
 
 OfAttributes = Results[Any]
 """Results of an experiment on clips that are asked for attributes."""
-RowsOfPrompts = list[list[Row]]
-"""Rows of every prompt of a batch."""
-Columns = Mapping[str, Any]
-"""Columns of a table, which broadcast to cells and prompts."""
 WHO = ("clip", "speaker", "attribute", "prompt", "label")
 ANSWERS = {
     "answers": "a clip asked for an attribute in one format, and what is answered",
@@ -64,14 +60,9 @@ class AttributeAnswers:
         """What the prompts are."""
         return _columns([one.identity() for one in self.prompts])
 
-    def rows(self, columns: Columns) -> RowsOfPrompts:
+    def rows(self, columns: Columns) -> ItemRows:
         """A row per cell of every prompt."""
-        every = np.broadcast_arrays(*(np.asarray(one, object) for one in columns.values()))
-        by_prompt = [one.reshape(-1, len(self.prompts)).T.tolist() for one in every]
-        return [
-            [dict(zip(columns, cell, strict=True)) for cell in zip(*own, strict=True)]
-            for own in zip(*by_prompt, strict=True)
-        ]
+        return item_rows(columns, len(self.prompts))
 
     def said(self, scores: Float[np.ndarray, "*cell batch label"]) -> Columns:
         """The columns `SAID`."""
@@ -87,7 +78,7 @@ class AttributeAnswers:
         return {**said, **change, "base_hit": base["hit"], "noise": swept.noise_between_labels}
 
     @torch.no_grad()
-    def answers(self, **about: str) -> RowsOfPrompts:
+    def answers(self, **about: str) -> ItemRows:
         """The answer to every prompt, with further columns."""
         return self.rows({**self.answered(self.model(self.x)[:, -1].float()), **about})
 
@@ -103,11 +94,6 @@ class AttributeAnswers:
 
 def _columns(rows: Sequence[Row]) -> Columns:
     return {name: [row[name] for row in rows] for name in rows[0]}
-
-
-def joined(parts: Iterable[RowsOfPrompts]) -> RowsOfPrompts:
-    """The rows of all parts, prompt by prompt."""
-    return [[row for rows in own for row in rows] for own in zip(*parts, strict=True)]
 
 
 # --- What is made of it

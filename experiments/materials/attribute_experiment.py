@@ -12,8 +12,7 @@ from hooked_alm.inputs import ALMInput
 
 from ..workbench.batches import BatchedExperiment, batch_units
 from ..workbench.experiment import Unit, UnitResult
-from ..workbench.results import Results
-from .attribute_answers import RowsOfPrompts
+from ..workbench.results import ItemRows, Results
 from .attribute_prompts import (
     AttributePrompt,
     AttributePrompts,
@@ -134,7 +133,7 @@ class AttributeExperiment(BatchedExperiment[A], ModelExperiment[A]):
         ]
 
     @abstractmethod
-    def tables_of(self, works: Sequence[Any], x: ALMInput) -> dict[str, RowsOfPrompts]:
+    def tables_of(self, works: Sequence[Any], x: ALMInput) -> dict[str, ItemRows]:
         """Table -> rows of every work of a batch, whose prompts ``x`` has."""
 
     def summaries(self, run: Results[A]) -> Iterator[tuple[str, pd.DataFrame]]:

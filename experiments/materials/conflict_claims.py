@@ -28,8 +28,8 @@ def of_enough_clips(judge: Callable[..., Finding]) -> Callable[..., Finding]:
     """Doubts a finding of many items but few clips: what is sampled is clips."""
 
     @wraps(judge)
-    def judged(run: Results[Any], *value: str) -> Finding:
-        finding, n_clips = judge(run, *value), run["runs"]["clip"].nunique()
+    def judged(run: Results[Any], *value: str, **more: Any) -> Finding:
+        finding, n_clips = judge(run, *value, **more), run["runs"]["clip"].nunique()
         is_few = n_clips < MIN_ITEMS <= finding.n
         return finding.doubted(f"only {n_clips} clips") if is_few else finding
 

@@ -59,6 +59,7 @@ class ConflictPlan(Protocol):
 
     def impossible_sweeps(self) -> list[str]:
         """Sweeps that were asked for, but that no clip can be the donor of."""
+        return []
 
 
 class ConflictExperiment(BatchedExperiment[K], ModelExperiment[K]):
@@ -69,9 +70,9 @@ class ConflictExperiment(BatchedExperiment[K], ModelExperiment[K]):
     def plan(self) -> ConflictPlan:
         """What is run."""
 
-    @abstractmethod
     def places(self) -> Sequence[tuple[str, ...]]:
-        """Spans that are patched together, of every place."""
+        """Spans that are patched together, of every place; none where nothing is aligned."""
+        return ()
 
     def identify(self) -> dict[str, Any]:
         """Reads the clips, and checks every prompt."""

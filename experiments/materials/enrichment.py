@@ -31,9 +31,9 @@ from hooked_alm.methods.reading.lens import residual_rows
 from ..workbench.claims import Defect
 from ..workbench.experiment import Unit
 from ..workbench.intervals import prefixed
-from ..workbench.results import Tables, parts_by
+from ..workbench.results import ItemRows, Tables, joined, parts_by
 from ..workbench.settings import EachOnce, EngineBytes
-from .attribute_answers import CHANGED, WHO, AttributeAnswers, OfAttributes, RowsOfPrompts, joined
+from .attribute_answers import CHANGED, WHO, AttributeAnswers, OfAttributes
 from .attribute_experiment import AttributeExperiment, AttributeWork
 from .attribute_prompts import AttributePrompt, AttributesConfig
 from .held_out import split_clips
@@ -115,7 +115,7 @@ class EnrichmentMeasures(AttributeAnswers):
         """Draws of every prompt."""
         return [one.random(self.config.seed) for one in self.prompts]
 
-    def search(self) -> RowsOfPrompts:
+    def search(self) -> ItemRows:
         """Every mode, block and source, but for those later than what a block could be given."""
         config, rows = self.config, residual_rows(self.model, self.x)[:, :, 0]
         sources = [*(config.enrich_sources or range(len(self.model.path)))]
@@ -126,7 +126,7 @@ class EnrichmentMeasures(AttributeAnswers):
         return [[row for row in found if row["source"] <= row["layer"]] for found in every]
 
     @torch.no_grad()
-    def enriched(self, chosen: Enrichment, other: ALMInput | None) -> RowsOfPrompts:
+    def enriched(self, chosen: Enrichment, other: ALMInput | None) -> ItemRows:
         """The chosen enrichment, and its controls."""
         rows = residual_rows(self.model, self.x)[:, :, 0]
         others = None if other is None else residual_rows(self.model, other)[:, :, 0]
@@ -145,7 +145,7 @@ class EnrichmentMeasures(AttributeAnswers):
         layers: Sequence[int] | None,
         mode: EnrichMode,
         **about: Any,
-    ) -> RowsOfPrompts:
+    ) -> ItemRows:
         config = self.config
         swept = enrich(
             self.model, self.x, states, LabelScores(self.labels), layers=layers, mode=mode,
@@ -225,7 +225,7 @@ class EnrichmentExperiment(AttributeExperiment[E]):
 
     def enriched(
         self, works: Sequence[AttributeWork], ours: EnrichmentMeasures
-    ) -> dict[str, RowsOfPrompts]:
+    ) -> dict[str, ItemRows]:
         """Table -> rows of a batch of searches, or of tests; nothing of other works."""
         first = works[0]
         if isinstance(first, EnrichmentTest):

@@ -1,9 +1,10 @@
 """What a run has found: its tables, and what they were measured with."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import pandas as pd
 
 from .intervals import Draws
@@ -13,6 +14,10 @@ Row = dict[str, Any]
 """A row of a tidy table: column -> value."""
 Tables = Mapping[str, pd.DataFrame]
 """Tidy tables by name."""
+Columns = Mapping[str, Any]
+"""Columns of a table, which broadcast to cells and items."""
+ItemRows = list[list[Row]]
+"""Rows of every item of a batch."""
 C = TypeVar("C", bound=ExperimentConfig)
 
 
@@ -22,6 +27,21 @@ def having(table: pd.DataFrame, **values: Any) -> pd.DataFrame:
         is_one_of = isinstance(value, list | tuple | set)
         table = table[table[column].isin([*value]) if is_one_of else table[column] == value]
     return table
+
+
+def item_rows(columns: Columns, n_items: int) -> ItemRows:
+    """A row per cell of every item, of columns whose last axis is the item."""
+    every = np.broadcast_arrays(*(np.asarray(one, object) for one in columns.values()))
+    by_item = [one.reshape(-1, n_items).T.tolist() for one in every]
+    return [
+        [dict(zip(columns, cell, strict=True)) for cell in zip(*own, strict=True)]
+        for own in zip(*by_item, strict=True)
+    ]
+
+
+def joined(parts: Iterable[ItemRows]) -> ItemRows:
+    """The rows of all parts, item by item."""
+    return [[row for rows in own for row in rows] for own in zip(*parts, strict=True)]
 
 
 def parts_by(table: pd.DataFrame, *columns: str) -> Iterator[tuple[Row, pd.DataFrame]]:

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from hooked_alm.experiments.lora_blocks.experiment import LoraBlocks
-from hooked_alm.experiments.lora_blocks.measure import SHAPES
+from hooked_alm.experiments.lora_blocks.measure import SHAPES, WHOLE
 from hooked_alm.experiments.lora_blocks.settings import LoraBlocksConfig
 from hooked_alm.experiments.lora_blocks.tables import LoraResults, summarise
 from hooked_alm.experiments.workbench.controls import ROUNDING
@@ -15,6 +15,7 @@ N_BLOCKS = 6
 INPUTS = {"model": {"blocks": N_BLOCKS}, "labels": ["sad", "glad"], "centred": False}
 LEAST = 1.5 * ROUNDING["logit"]["float32"]
 Change = Callable[[LoraResults], LoraResults]
+FORMS = ("single", "progressive")
 SHARES = (0.02, 0.05, 0.1, 0.15, 0.9, 0.2)
 """Of what the adapter does, by block: the later, and the larger, the more."""
 
@@ -33,6 +34,10 @@ def tables(n_clips: int = 12, shares: tuple[float, ...] = SHARES) -> dict[str, p
                 rows["switched"].append({
                     **who, "block": block, "reading": reading, "lead": lead, "answer": "sad",
                 })  # fmt: skip
+        for form, blocks in (("whole", [WHOLE]), *((one, range(len(shares))) for one in FORMS)):
+            for block in blocks:
+                numbers = {"accuracy": 1.0, "confidence": 0.9, "loss": 0.1}
+                rows["erased"].append({**who, "form": form, "block": block, **numbers})
         for way, lead in (("base", off), ("adapted", on)):
             rows["runs"].append({
                 **who, "way": way, "prediction": "glad" if lead > 0 else "sad", "lead": lead,
@@ -53,6 +58,10 @@ def tables(n_clips: int = 12, shares: tuple[float, ...] = SHARES) -> dict[str, p
             "block": block, "module": "attn.q_proj", "rank": 4, "frobenius": 1.0 + block,
             "spectral": 0.5, "of_weight": 9.0,
         })  # fmt: skip
+    for span in ("audio", "readout"):
+        for depth in range(N_BLOCKS + 1):
+            cka = {"cka": 1 - depth / 20, "dealt": 0.0, "n": n_clips}
+            rows["similarity"].append({"span": span, "of": "states", "depth": depth, **cka})
     return {name: pd.DataFrame(found) for name, found in rows.items() if found}
 
 
@@ -67,7 +76,7 @@ def cases() -> LoraResults:
     return concluded(tables())
 
 
-MEASURED = {*LoraBlocks.tables} - {"sounds", "shapley"}
+MEASURED = {*LoraBlocks.tables} - {"sounds", "shapley", "spectra"}
 
 
 def edit(table: str, query: str, column: str, by: Callable[[pd.Series], Any]) -> Change:
@@ -98,6 +107,12 @@ BROKEN: dict[str, Change] = {
     ),
     "the lens at the last depth = the model": edit(
         "depths", f"depth == {N_BLOCKS} and clip == 'c1'", "lead", lambda x: x + LEAST
+    ),
+    "without the first block is the same, erased alone or from it on": edit(
+        "erased", "block == 0 and form == 'single' and clip == 'c1'", "loss", lambda x: x + 1e-6
+    ),
+    "before the first block nothing is turned": edit(
+        "similarity", "depth == 0 and span == 'audio'", "cka", lambda x: 0.99
     ),
     "every block with an update is switched": edit(
         "sizes", "block == 1", "block", lambda x: N_BLOCKS + 1

@@ -3,11 +3,12 @@
 Source: Behind the Scenes, harryporry77/Behind-the-Scenes@affd12b; M-LO-6, C22.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ...errors import InputError
@@ -17,7 +18,9 @@ from ..attribution.gradients import embeddings_of, gradient_runs
 from ..patching.measurement import Measurement
 from ..patching.metrics import Metric
 from ..statistics.similarity import linear_cka
+from .switching import adapted_blocks, switched
 
+LEAST_CLIPS = 4
 PooledRows = Float[Tensor, "depth batch d_model"]
 
 
@@ -30,13 +33,28 @@ class PooledStream(NamedTuple):
     """Of the metric's gradient at it."""
 
 
+class DepthSimilarity(NamedTuple):
+    """How alike clips are arranged at a depth with the adapter and without."""
+
+    span: str
+    of: str
+    """States or gradients."""
+    depth: int
+    cka: float
+    """Debiased; 1 where a rotation and a scale are all that differs, NaN where clips do not."""
+    dealt: float
+    """The same of clips that are dealt out anew."""
+    n: int
+    """Clips."""
+
+
 def pooled_stream(
     model: HookedALM,
     x: ALMInput,
     metric: Metric,
-    places: Mapping[str, Bool[Tensor, "batch pos"]],
+    spans: Sequence[str],
 ) -> dict[str, PooledStream]:
-    """States and gradients of the stream, averaged over the positions of every place.
+    """States and gradients of the stream, averaged over the positions of every span.
 
     A batch is run once and differentiated once; weights are not.
 
@@ -44,15 +62,16 @@ def pooled_stream(
         model: to run, as its adapter acts.
         x: prompts.
         metric: one number per prompt, such as the log-probability of an answer.
-        places: name -> positions of every prompt.
+        spans: names, such as audio or readout.
 
     Raises:
-        InputError: a prompt without a position in a place.
+        InputError: no such span, or a prompt that has none of its positions.
     """
-    if empty := [name for name, mask in places.items() if not mask.any(dim=1).all()]:
+    masks = {name: x.spans.mask(name) for name in spans}
+    if empty := [name for name, mask in masks.items() if not mask.any(dim=1).all()]:
         raise InputError(
             f"averaging over {', '.join(empty)}: some prompts have no such position. Leave these "
-            "prompts out, or name another place."
+            "prompts out, or name another span."
         )
     measured = Measurement(model, x, None, metric)
     names = model.depth_names()
@@ -68,7 +87,7 @@ def pooled_stream(
 
     return {
         name: PooledStream(pooled(run.values, mask), pooled(run.gradients, mask))
-        for name, mask in places.items()
+        for name, mask in masks.items()
     }
 
 
@@ -82,7 +101,32 @@ def cka_by_depth(
     return [linear_cka(a, b) for a, b in zip(one, other, strict=True)]
 
 
-def stacked(parts: Sequence[PooledStream]) -> PooledStream:
-    """The prompts of several batches, one after the other."""
-    states, gradients = (torch.cat(some, dim=1) for some in zip(*parts, strict=True))
-    return PooledStream(states, gradients)
+class TurnedStream:
+    """Pooled streams of many clips, without the adapter and with it."""
+
+    def __init__(self, model: HookedALM) -> None:
+        """Has seen no clip yet."""
+        self.model, self.blocks = model, adapted_blocks(model)
+        self._parts: dict[str, tuple[list[PooledStream], list[PooledStream]]] = {}
+
+    def add(self, x: ALMInput, metric: Metric, spans: Sequence[str]) -> None:
+        """Runs a batch of one prompt per clip both ways; see `pooled_stream`."""
+        for way, on in enumerate(([], self.blocks)):
+            with switched(self.model, on):
+                found = pooled_stream(self.model, x, metric, spans)
+            for name, pooled in found.items():
+                self._parts.setdefault(name, ([], []))[way].append(pooled)
+
+    def similarity(self, seed: int) -> Iterator[DepthSimilarity]:
+        """Debiased CKA of every span and depth, beside that of clips that are dealt out anew.
+
+        Raises:
+            InputError: fewer than `LEAST_CLIPS`, of which there is no unbiased estimator.
+        """
+        for span, (base, adapted) in self._parts.items():
+            for i, of in enumerate(PooledStream._fields):
+                one, other = (torch.cat([part[i] for part in some], 1) for some in (base, adapted))
+                dealt = np.random.default_rng(seed).permutation(one.shape[1])
+                both = cka_by_depth(one, other), cka_by_depth(one, other[:, dealt])
+                for depth, (cka, by_chance) in enumerate(zip(*both, strict=True)):
+                    yield DepthSimilarity(span, of, depth, cka, by_chance, len(dealt))

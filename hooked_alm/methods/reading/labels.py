@@ -104,6 +104,11 @@ class LabelSet:
             dim=-1,
         )
 
+    def log_probs(self, logits: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows label"]:
+        """Log-probability of every label among all tokens, in float64."""
+        own = self.scores(logits[..., self.tokens].double())
+        return own - logits.double().logsumexp(-1, keepdim=True)
+
     def index(self, name: str) -> int:
         """Column of a label.
 

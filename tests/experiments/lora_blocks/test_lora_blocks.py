@@ -16,6 +16,7 @@ from hooked_alm import HookedALM
 from hooked_alm.components.lora import plus_low_rank, updates_of
 from hooked_alm.errors import InputError
 from hooked_alm.experiments.lora_blocks.experiment import LoraBlocks
+from hooked_alm.experiments.lora_blocks.measure import WHOLE
 from hooked_alm.experiments.lora_blocks.settings import LoraBlocksConfig
 from hooked_alm.experiments.workbench import runner
 from hooked_alm.experiments.workbench.executors import Processes
@@ -76,6 +77,7 @@ def test_every_block_against_merged_weights(
     updates, reference = dict(updates_of(made.model)), tiny_models.hf()
     n_blocks = len(made.model.path)
     items = finished.read_table("items").set_index("item")
+    erased = finished.read_table("erased").set_index(["item", "form", "block"])
     switched = finished.read_table("switched").set_index(["item", "reading", "block"])["lead"]
     for run in made.plan.runs[:3]:
         x = made.input(run)
@@ -84,12 +86,16 @@ def test_every_block_against_merged_weights(
             labels.tokens[labels.index(one)] for one in (run.targets[0], run.recording.label)
         )
 
-        def lead(on: set[int], x: Any = x, target: int = target, voice: int = voice) -> float:
+        def logits_of(on: set[int], x: Any = x) -> Tensor:
             with merged(reference, updates, on):
-                logits: Tensor = reference(
+                found: Tensor = reference(
                     input_ids=x.tokens, attention_mask=x.attention_mask,
                     position_ids=x.position_ids, **made.model.audio.hf_arguments(x.clips),
                 ).logits[0, -1].double()  # fmt: skip
+            return found
+
+        def lead(on: set[int], target: int = target, voice: int = voice) -> float:
+            logits = logits_of(on)
             return float(logits[target] - logits[voice])
 
         item = f"{run.recording.name}__{run.condition}"
@@ -100,6 +106,15 @@ def test_every_block_against_merged_weights(
         for block in range(n_blocks):
             assert switched[item, "denoise", block] == pytest.approx(lead({block}), **close)
             assert switched[item, "noise", block] == pytest.approx(lead(every - {block}), **close)
+        for form, block, on in (
+            ("whole", WHOLE, every), ("single", 2, every - {2}), ("progressive", 2, {3}),
+            ("progressive", n_blocks - 1, set()),
+        ):  # fmt: skip
+            log_p = logits_of(on).log_softmax(-1)
+            ours, of_labels = erased.loc[(item, form, block)], log_p[labels.tokens]
+            assert ours["accuracy"] == float(log_p[voice] == of_labels.max())
+            assert ours["confidence"] == pytest.approx(float(of_labels.max().exp()), **close)
+            assert ours["loss"] == pytest.approx(-float(log_p[voice]), **close)
 
 
 def test_what_the_tables_say(finished: RunFolder) -> None:
@@ -115,6 +130,14 @@ def test_what_the_tables_say(finished: RunFolder) -> None:
     drift = finished.read_table("drift")
     assert (drift[drift["depth"] == 0]["share"] == 0).all()
     assert (drift[drift["depth"] > 0]["share"] > 0).all()
+    alike = finished.read_table("similarity")
+    assert {*alike["of"]} == {"states", "gradients"}
+    assert alike.query("of == 'states' and depth > 1")["cka"].between(-1, 1 - 1e-6).all()
+    spectra, sizes = (finished.read_table(name) for name in ("spectra", "sizes"))
+    assert [*zip(spectra["block"], spectra["module"], strict=True)] == [
+        *zip(sizes["block"], sizes["module"], strict=True)
+    ]
+    assert spectra["components"].between(1, spectra["rank"]).all()
     effects = finished.read_table("effects")
     on = effects.merge(items, on="item")
     alone = on["reading"] == "denoise"

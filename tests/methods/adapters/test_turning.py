@@ -11,12 +11,7 @@ from adapters import adapted
 from hooked_alm import HookedALM
 from hooked_alm.errors import InputError
 from hooked_alm.methods.adapters.switching import adapted_blocks, switched
-from hooked_alm.methods.adapters.turning import (
-    PooledStream,
-    cka_by_depth,
-    pooled_stream,
-    stacked,
-)
+from hooked_alm.methods.adapters.turning import TurnedStream, cka_by_depth, pooled_stream
 from hooked_alm.methods.patching.metrics import LogProb
 from hooked_alm.methods.statistics.similarity import linear_cka
 from tiny import PLACEHOLDER, TinyModels, hf_inputs
@@ -52,18 +47,23 @@ def theirs(model: Any) -> tuple[list[Tensor], list[Tensor]]:
     return [pooled(one) for one in kept], [pooled(one.grad) for one in kept]
 
 
-def test_states_and_gradients_are_pefts(
+@pytest.fixture(scope="module")
+def both(
     tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+) -> tuple[Any, HookedALM]:
+    """PEFT's model, and ours."""
     peft = adapted(tiny_models.folder(), torch.float32)
     peft.save_pretrained(folder := tmp_path_factory.mktemp("adapter"))
-    model = HookedALM.from_pretrained(tiny_models.folder(), lora=folder, merge_lora=False)
+    return peft, HookedALM.from_pretrained(tiny_models.folder(), lora=folder, merge_lora=False)
+
+
+def test_states_and_gradients_are_pefts(both: tuple[Any, HookedALM]) -> None:
+    peft, model = both
     x = model.encode(**INPUTS)
-    places = {"audio": x.spans.mask("audio")}
     found = {}
     for way, on in (("adapted", adapted_blocks(model)), ("base", [])):
         with switched(model, on):
-            found[way] = pooled_stream(model, x, LogProb(TOKEN), places)["audio"]
+            found[way] = pooled_stream(model, x, LogProb(TOKEN), ["audio"])["audio"]
     with peft.disable_adapter():
         plain = theirs(peft)
     for way, (states, gradients) in (("base", plain), ("adapted", theirs(peft))):
@@ -72,12 +72,31 @@ def test_states_and_gradients_are_pefts(
             np.testing.assert_allclose(ours, torch.stack(expected), atol=1e-5 * scale)
     assert (found["base"].states[1:] - found["adapted"].states[1:]).abs().max() > 1e-3
     assert torch.equal(found["base"].states[0], found["adapted"].states[0])
-    with pytest.raises(InputError, match="averaging over words"):
-        pooled_stream(model, x, LogProb(TOKEN), {"words": torch.zeros(x.shape, dtype=torch.bool)})
+    silent = model.encode(**hf_inputs([[63], []], [9, 14]))
+    with pytest.raises(InputError, match="averaging over audio: some prompts have no"):
+        pooled_stream(model, silent, LogProb(TOKEN), ["audio"])
+
+
+def test_clips_of_all_batches_are_compared(both: tuple[Any, HookedALM]) -> None:
+    _, model = both
+    turned, parts = TurnedStream(model), dict[str, list[Tensor]]()
+    for inputs in (INPUTS, hf_inputs([[40], [31]], [11, 7]), hf_inputs([[52]], [8])):
+        x = model.encode(**inputs)
+        turned.add(x, LogProb(TOKEN), ["audio"])
+        for way, on in (("base", []), ("adapted", adapted_blocks(model))):
+            with switched(model, on):
+                pooled = pooled_stream(model, x, LogProb(TOKEN), ["audio"])["audio"]
+            parts.setdefault(way, []).append(pooled.gradients)
+    base, with_adapter = (torch.cat(parts[way], dim=1) for way in ("base", "adapted"))
+    found = [one for one in turned.similarity(0) if one.of == "gradients"]
+    assert {one.n for one in found} == {5}
+    expected = [linear_cka(a, b) for a, b in zip(base, with_adapter, strict=True)]
+    np.testing.assert_array_equal([one.cka for one in found], expected)
+    assert [one.dealt for one in found][:-1] != expected[:-1]
 
 
 def test_cka_is_of_clips_depth_by_depth() -> None:
-    """A rotation turns nothing; batches are one after the other."""
+    """A rotation and a scale turn nothing."""
     draw = torch.Generator().manual_seed(0)
     one = torch.randn(3, 12, 5, generator=draw)
     rotation = torch.linalg.qr(torch.randn(5, 5, generator=draw)).Q
@@ -85,5 +104,3 @@ def test_cka_is_of_clips_depth_by_depth() -> None:
     found = cka_by_depth(one, other)
     assert found[:2] == pytest.approx([1, 1])
     assert found[2] == linear_cka(one[2], other[2]) < 0.6
-    halves = [PooledStream(some, -some) for some in (one[:, :4], one[:, 4:])]
-    assert torch.equal(stacked(halves).gradients, -one)
