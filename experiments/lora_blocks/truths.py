@@ -18,6 +18,11 @@ def _carrier(folder: RunFolder) -> str:
     return f"block {found.pop()}" if len(found) == 1 else "not the same in both readings"
 
 
+def _missed(folder: RunFolder) -> str:
+    rows = rows_of(folder, "erasure", form="single", measure="accuracy")
+    return ", ".join(f"block {one}" for one in rows[rows["high"] < rows["whole"] / 2]["block"])
+
+
 def _ranked(folder: RunFolder, measure: str) -> Estimate | str:
     rows = rows_of(folder, "size_ranks", reading="denoise", measure=measure)
     row = rows.iloc[0].to_dict()
@@ -28,6 +33,11 @@ TRUTHS = (
     Truth(
         claim="the block that carries the rule",
         find=_carrier,
+        known={EARLY: "block 1", LATE: "block 6"},
+    ),
+    Truth(
+        claim="blocks without which the voice is no longer answered",
+        find=_missed,
         known={EARLY: "block 1", LATE: "block 6"},
     ),
     Truth(
