@@ -108,15 +108,14 @@ def _erased(page: Page, run: LoraResults) -> None:
         "probable the answer is, and the loss of the voice's label. They are three findings, and "
         "no score is made of them.",
     )
-    table = run["erasure"]
     parts = [
         (part, {"title": names["condition"], "y_label": ERASURES[names["measure"]],
                 "reference": float(part["whole"].iloc[0])})
-        for names, part in parts_by(table, "condition", "measure")
+        for names, part in parts_by(run["erasure"], "condition", "measure")
     ]  # fmt: skip
     page.figure(
         "erasure", figures.panels(figures.curves, parts, height=2.8, x="block", group="form"),
-        table, "Without one block's updates, or without all up to it",
+        run["erasure"], "Without one block's updates, or without all up to it",
         f"The line is the whole adapter; the last of the progressive ones is the base. {_INTERVAL}",
     )  # fmt: skip
 
@@ -128,14 +127,13 @@ def _turned(page: Page, run: LoraResults) -> None:
         "their states or by the gradients of the voice's label's log-probability, averaged over "
         "the audio or at the readout.",
     )
-    table = run["similarity"]
-    table = table.assign(who=table["span"] + ", " + table["of"], mean=table["cka"])
+    table = run["similarity"].assign(who=lambda t: t["span"] + ", " + t["of"])
     if table.empty:
         page.note(f"CKA needs {LEAST_CLIPS} clips at least.")
         return
     page.figure(
         "similarity",
-        figures.curves(table.dropna(subset="cka"), "depth", group="who", reference=1,
+        figures.curves(table.dropna(subset="cka"), "depth", "cka", group="who", reference=1,
                        x_label="depth (blocks passed)", y_label="CKA"),
         table, "How alike clips are arranged with the adapter and without",
         f"{table['n'].iloc[0]} clips, each once. Beside it in the numbers: the same of clips that "
@@ -156,11 +154,10 @@ def _depths(page: Page, run: LoraResults) -> None:
         (part, {"title": names["condition"], "y_label": labels[names["measure"]]})
         for names, part in parts_by(means, "condition", "measure")
     ]
-    drawing = figures.panels(
-        figures.curves, parts, height=3.0, x="depth", group="way", x_label="depth (blocks passed)"
-    )
     page.figure(
-        "depths", drawing, means, "What a lens reads by depth",
+        "depths", figures.panels(figures.curves, parts, height=3.0, x="depth", group="way",
+                                 x_label="depth (blocks passed)"),
+        means, "What a lens reads by depth",
         f"Lead, divergence from the last depth, and how far the adapter has moved the stream. "
         f"{_INTERVAL} An adapter that acts early may be read late, and the other way about.",
         "At the last depth the lens is the model.",

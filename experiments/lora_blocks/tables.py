@@ -67,8 +67,8 @@ def block_effects(run: LoraResults) -> pd.DataFrame:
     alone = found["reading"] == "denoise"
     found["effect"] = np.where(alone, found["lead"] - off, on - found["lead"])
     found["total"] = on - off
-    moved = found["total"].abs() >= run.config.min_effect
-    found["recovery"] = (found["effect"] / found["total"]).where(moved)
+    found["recovery"] = found["effect"] / found["total"]
+    found.loc[found["total"].abs() < run.config.min_effect, "recovery"] = np.nan
     return found
 
 
@@ -101,14 +101,10 @@ def best_blocks(effects: pd.DataFrame, draws: Draws) -> pd.DataFrame:
         after = None if best.next is None else wide.columns[best.next]
         rows.append({
             "reading": reading, "block": wide.columns[best.at],
-            **draws.row(values[:, best.at], clips),
-            "next": after, "lead": best.lead, "lead_low": best.lead_low,
+            **draws.row(values[:, best.at], clips), **best._asdict(), "next": after,
         })  # fmt: skip
-    columns = [
-        *("reading", "block", "mean", "low", "high", "n", "n_undefined", "n_clusters"),
-        *("next", "lead", "lead_low"),
-    ]
-    return pd.DataFrame(rows, columns=columns)
+    ends = ("mean", "low", "high", "n", "n_undefined", "n_clusters")
+    return pd.DataFrame(rows, columns=["reading", "block", *ends, "next", "lead", "lead_low"])
 
 
 def size_ranks(effects: pd.DataFrame, run: LoraResults) -> pd.DataFrame:
@@ -118,10 +114,9 @@ def size_ranks(effects: pd.DataFrame, run: LoraResults) -> pd.DataFrame:
     item the share of what moves towards the whole adapter's answer that blocks of the upper half
     do. Means over items.
     """
-    size = block_sizes(run)
+    size, rows = block_sizes(run), list[Row]()
     are_alike = size.max() - size.min() < ALIKE * size.mean()
-    moved, rows = effects.dropna(subset="recovery"), list[Row]()
-    moved = moved.assign(size=moved["block"].map(size))
+    moved = effects.dropna(subset="recovery").assign(size=lambda t: t["block"].map(size))
     for reading in SWITCHES:
         by_item: list[Row] = []
         for who, part in parts_by(having(moved, reading=reading), "item", "clip"):

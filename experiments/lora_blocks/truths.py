@@ -24,8 +24,7 @@ def _missed(folder: RunFolder) -> str:
 
 
 def _ranked(folder: RunFolder, measure: str) -> Estimate | str:
-    rows = rows_of(folder, "size_ranks", reading="denoise", measure=measure)
-    row = rows.iloc[0].to_dict()
+    row = rows_of(folder, "size_ranks", reading="denoise", measure=measure).iloc[0].to_dict()
     return Estimate.of(row) if row["n"] else NOTHING
 
 
