@@ -64,6 +64,7 @@ def test_the_neurons_page_runs() -> None:
     assert names["log"].items.tolist() == [1, 1]
     # Without the neurons of a class, its clip's answer leads by less.
     sad, angry = names["result"].effect[:, 0]
+    assert names["stronger"].values.shape == (3, 2, 2, 2)
     assert sad[0] < 0 < angry[1]
 
 

@@ -33,7 +33,7 @@ class ItemActivity(NamedTuple):
     rows: Int[Tensor, " item"]
     """Positions that were read."""
     fired: Float[Tensor, "item block neuron"]
-    """Of these, those at which the neuron was above 0."""
+    """Of these, those at which the neuron fired: was above 0, or what was asked for."""
     total: Float[Tensor, "item block neuron"]
     """Sum of its values."""
     squares: Float[Tensor, "item block neuron"]
@@ -135,16 +135,22 @@ class _Sums:
     blocks: dict[str, int]
     """Hook point -> number of its block."""
     found: Float[Tensor, "3 item block neuron"]
+    above: int | float
 
     def hook(self, value: Float[Tensor, "batch pos d_mlp"], hook: HookPoint) -> None:
         """Sum what passes a point; it stays as it is."""
-        every = [_summed(_rows_at(value[row], at)) for row, at in enumerate(self.spots)]
+        every = [summed(_rows_at(value[row], at), self.above) for row, at in enumerate(self.spots)]
         self.found[:, :, self.blocks[str(hook.name)]] = torch.stack(every, dim=1).cpu()
 
 
 @torch.no_grad()
 def item_activity(
-    model: HookedALM, x: ALMInput, *, site: NeuronSite = "gate", span: str = ALL
+    model: HookedALM,
+    x: ALMInput,
+    *,
+    site: NeuronSite = "gate",
+    span: str = ALL,
+    above: int | float = 0.0,
 ) -> tuple[Float[Tensor, "batch label_pos d_vocab"], ItemActivity]:
     """Logits of some prompts, and what each adds to a log; one forward.
 
@@ -153,6 +159,7 @@ def item_activity(
         x: prompts.
         site: what counts as a neuron's value.
         span: of the prompts, whose positions are read; ``all`` is every one, pads left out.
+        above: a neuron fires where its value is above it.
 
     Raises:
         InputError: a site that the model's blocks do not have, or a prompt without the span.
@@ -170,7 +177,7 @@ def item_activity(
         )
     points = {hook_name(site, block): number for number, block in enumerate(model.path)}
     made = torch.zeros(3, len(x), len(points), model.path_cfg.d_mlp)
-    sums = _Sums(spots, points, made)
+    sums = _Sums(spots, points, made, above)
     logits = model.run_with_hooks(x, fwd_hooks=[(name, sums.hook) for name in points])
     return logits, ItemActivity(torch.tensor([len(at) for at in spots]), *made)
 
@@ -191,8 +198,13 @@ def _rows_at(
     return value[at.to(value.device)]
 
 
-def _summed(values: Float[Tensor, "spot d_mlp"]) -> Float[Tensor, "3 d_mlp"]:
-    """How many values of each neuron are above 0, their sum, and that of their squares, in fp32."""
+def summed(
+    values: Float[Tensor, "spot d_mlp"], above: int | float = 0.0
+) -> Float[Tensor, "3 d_mlp"]:
+    """How many values of each neuron are above a bar, their sum, and that of their squares.
+
+    In fp32, by blocks of positions: beside the sums, one block is held (`BLOCK_BYTES`).
+    """
     n_spots, width = values.shape
     size = min(max(BLOCK_BYTES[values.device.type == "cpu"] // (4 * width), 1), n_spots)
     ones = values.new_ones(size, dtype=torch.float32)
@@ -202,5 +214,5 @@ def _summed(values: Float[Tensor, "spot d_mlp"]) -> Float[Tensor, "3 d_mlp"]:
         some, made, n = part.float(), work[: len(part)], ones[: len(part)]
         found[1].addmv_(some.T, n)
         found[2].addmv_(torch.mul(some, some, out=made).T, n)
-        found[0].addmv_(torch.gt(some, 0, out=made).T, n)
+        found[0].addmv_(torch.gt(some, above, out=made).T, n)
     return found

@@ -58,6 +58,7 @@ def gain_neurons(
     metric: Metric | OnLogits,
     sets: Sequence[Sequence[Neuron]],
     alphas: Sequence[float],
+    weights: Sequence[Float[np.ndarray, "example _neuron"]] | None = None,
     **options: Unpack[GainOptions],
 ) -> PatchResult:
     """The metric with the neurons of every set at (1 + alpha) times their values, for every alpha.
@@ -68,6 +69,8 @@ def gain_neurons(
         metric: what is read off each run; see ``metrics``.
         sets: neurons that change together; an empty set changes nothing.
         alphas: strengths.
+        weights: of every set, the share of a strength that each of its neurons gets in each prompt:
+            a value becomes (1 + alpha * weight) times what it was. None is 1.
 
     Returns:
         Axes ``set``, ``alpha``, ``example`` and, if the metric has several values, ``label``.
@@ -75,10 +78,17 @@ def gain_neurons(
 
     Raises:
         InputError: no set or no alpha, neurons that there are not or that a set names twice, blocks
-            without such a point, or a place that no prompt has.
+            without such a point, a place that no prompt has, or weights of other shapes.
     """
     site, strengths = options["site"], np.asarray(alphas, np.float64)
     _refuse(model, site, sets, strengths)
+    shares = [np.ones((len(x), len(one))) for one in sets] if weights is None else [*weights]
+    if [one.shape for one in shares] != [(len(x), len(one)) for one in sets]:
+        raise InputError(
+            f"changing the gain of neurons: got weights of shapes {[one.shape for one in shares]}, "
+            f"expected a row for each of {len(x)} prompts and a column for each of a set's "
+            f"{[len(one) for one in sets]} neurons."
+        )
     placement = Placement(model, x, None, [options["place"]])
     spots, n_rows = placement.spots, len(x)
     with in_precision(options["precision"], model):
@@ -88,17 +98,23 @@ def gain_neurons(
         edits = []
         for layer in sorted({block for one in sets for block, _ in one}):
             # An entry for every set and neuron of this block, strength, and position.
-            of = [(k, unit) for k, one in enumerate(sets) for block, unit in one if block == layer]
+            of = [
+                (k, unit, n)
+                for k, one in enumerate(sets)
+                for n, (block, unit) in enumerate(one)
+                if block == layer
+            ]
             grid = np.meshgrid(
                 range(len(of)), range(len(strengths)), range(len(spots.rows)), indexing="ij"
             )
             member, strength, spot = (one.ravel() for one in grid)
-            which, units = np.array(of).T
+            which, units, _ = np.array(of).T
+            share = np.stack([shares[k][:, n] for k, _, n in of])[member, spots.rows[spot]]
             cells = which[member] * len(strengths) + strength
             edits.append(Edits(
                 site=site, layer=layer, cells=cells * n_rows + spots.rows[spot],
                 positions=spots.positions[spot], units=units[member],
-                write=Scaled(1 + strengths[strength]),
+                write=Scaled(1 + strengths[strength] * share),
             ))  # fmt: skip
         found, noise = measured.swept(len(sets) * len(strengths), edits)
         axes = {"set": tuple(range(len(sets))), "alpha": tuple(strengths.tolist())}

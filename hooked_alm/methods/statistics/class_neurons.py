@@ -31,7 +31,11 @@ class ClassActivity:
 
 
 def class_activity(
-    gates: Float[np.ndarray, "row block neuron"], classes: Int[np.ndarray, " row"], n_classes: int
+    gates: Float[np.ndarray, "row block neuron"],
+    classes: Int[np.ndarray, " row"],
+    n_classes: int,
+    *,
+    above: int | float = 0.0,
 ) -> ClassActivity:
     """The activity of every neuron by class.
 
@@ -39,6 +43,8 @@ def class_activity(
         gates: values of ``mlp.hook_gate``; a row is an item's position.
         classes: of each row, from 0 on.
         n_classes: how many there are.
+        above: a neuron fires where its value is above it. A GELU is not off below 0: what is
+            selected there should be looked at above other values too.
 
     Raises:
         InputError: fewer than two classes, or one of them without a row.
@@ -51,7 +57,7 @@ def class_activity(
         )
     rows = [gates[classes == one] for one in range(n_classes)]
     return ClassActivity(
-        lap=np.stack([(one > 0).mean(axis=0) for one in rows]),
+        lap=np.stack([(one > above).mean(axis=0) for one in rows]),
         mean=np.stack([one.mean(axis=0, dtype=np.float64) for one in rows]),
     )
 
@@ -144,6 +150,43 @@ def official_lape(
     while not keeps_empty and found and not found[-1]:
         found.pop()
     return found
+
+
+def aape(
+    activity: ClassActivity,
+    *,
+    least: int | float = 0.05,
+    rate: int | float = 0.01,
+    top: int | float = 0.05,
+) -> list[list[Neuron]]:
+    """The neurons of every class by AAPE, in their order; one may be several classes' (M-KAW).
+
+    Neurons that fire least are dropped; of the others, those stay whose firing is shared out over
+    classes with the lowest entropy; each belongs to every class for which it fires as often as few.
+
+    Args:
+        activity: of all neurons, such as those of an encoder's ``mlp.hook_post``.
+        least: share of all neurons that is dropped, by their mean LAP over classes.
+        rate: share of the others that stays, of equals the earlier ones; one at least.
+        top: share of all LAP of the others, by class and neuron, that a neuron's has to be among.
+
+    Raises:
+        InputError: shares that are not between 0 and 1, or no neuron that fires.
+    """
+    shares = {"least": least, "rate": rate, "top": top}
+    if wrong := [name for name, share in shares.items() if not 0 <= share <= 1]:
+        raise InputError(f"selecting neurons: got {wrong} of {shares}, expected shares, 0 to 1.")
+    lap, often = activity.lap, activity.lap.mean(axis=0)
+    order = np.argsort(often.ravel(), kind="stable")
+    is_kept = np.zeros(often.size, bool)
+    is_kept[order[round(least * often.size) :]] = True
+    is_kept &= often.ravel() > 0
+    if not is_kept.any():
+        raise InputError("selecting neurons: got none that fires, expected some. Lower the bar.")
+    bar = np.quantile(lap.reshape(len(lap), -1)[:, is_kept], 1 - top)
+    scores = np.where(is_kept.reshape(often.shape), -entropies(lap), -np.inf)
+    chosen = _best(scores, max(1, round(rate * int(is_kept.sum()))))
+    return [sorted(at for at in chosen if one[at] >= bar) for one in lap]
 
 
 def _count(n: int, n_neurons: int) -> int:

@@ -125,6 +125,9 @@ def test_a_log_holds_sums_and_a_block_whatever_the_positions(
     of_a_point, ones = 2 * 2 * 3 * 34 * 4, 2 * 4 * 4
     assert max(beyond) <= sums + block + of_a_point + ones + 200
     assert block < 4 * 34 * 2 * x.shape[1] / 8
+    values = torch.randn(80, 34)  # what is made of them hides behind what a forward holds
+    beyond_values = most_alive(lambda: activity.summed(values)) - values.nbytes
+    assert beyond_values <= 3 * 34 * 4 + block + 4 * 4
 
 
 def test_blocks_of_positions_are_the_whole(

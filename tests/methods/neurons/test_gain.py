@@ -29,18 +29,24 @@ def plain(
     alpha: float,
     at: Sequence[Sequence[int]],
     tokens: Sequence[int] = TOKENS,
+    weights: np.ndarray | None = None,
 ) -> Tensor:
-    """Logits [row, token] of the published model, whose gates hooks change."""
+    """Logits [row, token] of the published model, whose gates hooks change.
+
+    ``weights`` [row, neuron] are shares of alpha.
+    """
+    shares = np.ones((len(at), len(neurons))) if weights is None else weights
     hf, handles = models.hf("gqa"), []
 
     def hook(block: int) -> object:
         mine = [neuron for b, neuron in neurons if b == block]
+        share = torch.from_numpy(shares[:, [b == block for b, _ in neurons]]).float()
 
         def change(_: object, given: object, out: Tensor) -> Tensor:
             out = out.clone()
             for row, positions in enumerate(at):
                 for position in positions:
-                    out[row, position, mine] *= 1 + alpha
+                    out[row, position, mine] *= 1 + alpha * share[row]
             return out
 
         return change
@@ -92,6 +98,23 @@ def test_minus_1_takes_out_at_either_site_alike(tiny_models: TinyModels) -> None
     np.testing.assert_allclose(
         at_gate.values[0, 0], logits[:, -1, TOKENS], rtol=0, atol=1e-5
     )  # fmt: skip
+
+
+def test_a_strength_is_shared_out_by_prompt(tiny_models: TinyModels) -> None:
+    """Each neuron of a set its own share in each prompt, at two strengths."""
+    model = tiny_models.hooked("gqa")
+    x = model.encode(**BATCH)
+    spans = [np.flatnonzero(one).tolist() for one in x.is_real]
+    weights = [np.random.default_rng(k).random((2, len(one))) for k, one in enumerate(SETS)]
+    found = gain_neurons(model, x, Logits(TOKENS), SETS, [-1.0, 2.0], weights)
+    for k, neurons in enumerate(SETS):
+        for a, alpha in enumerate((-1.0, 2.0)):
+            expected = plain(tiny_models, neurons, alpha, spans, weights=weights[k])
+            np.testing.assert_allclose(
+                found.values[k, a], expected, rtol=0, atol=FAST_ENGINE[torch.float32]
+            )
+    with pytest.raises(InputError, match=r"got weights of shapes \[\(1, 0\)"):
+        gain_neurons(model, x, Logits(TOKENS), SETS, [1.0], [one[:1] for one in weights])
 
 
 def test_errors(tiny_models: TinyModels) -> None:

@@ -10,6 +10,7 @@ from hooked_alm.errors import InputError
 from hooked_alm.methods.statistics.class_neurons import (
     ClassActivity,
     Selector,
+    aape,
     best_neurons,
     class_activity,
     class_scores,
@@ -143,6 +144,45 @@ def test_the_official_selection_with_and_without_c54(has_last: bool) -> None:
     assert len(published) == (4 if has_last else 3)
     assert ours == (published if has_last else [*published, []])
     assert sum(map(len, ours)) == 30
+
+
+def five() -> ClassActivity:
+    """Five neurons of a block and two classes: silent, rare, shared, and one for either class."""
+    lap = np.array([[[0.0, 0.01, 0.6, 0.9, 0.1]], [[0.0, 0.0, 0.6, 0.1, 0.8]]])
+    return ClassActivity(lap=lap, mean=lap)
+
+
+def test_aape_by_hand() -> None:
+    """Entropies of the last three: .693, .325, .349; the rare one has 0, unless it is dropped.
+
+    Of the LAP of these, (.6, .9, .1, .6, .1, .8), a third is .8 or more.
+    """
+    assert aape(five(), least=0.4, rate=0.67, top=0.35) == [[(0, 3)], [(0, 4)]]
+    assert aape(five(), least=0.4, rate=0.34, top=0.35) == [[(0, 3)], []]
+    assert aape(five(), least=0.4, rate=1.0, top=0.67) == [[(0, 2), (0, 3)], [(0, 2), (0, 4)]]
+    # The rare one is of the lowest entropy, but of no class's highest LAP.
+    assert aape(five(), least=0.0, rate=0.25, top=0.35) == [[], []]
+    assert aape(five(), least=0.0, rate=0.25, top=1.0) == [[(0, 1)], [(0, 1)]]
+
+
+def test_aape_depends_on_where_a_gelu_is_called_off() -> None:
+    """A neuron between its least value and 0 fires nowhere above 0, and for one class above -.1."""
+    gates = np.array([[[-0.05, 0.5]], [[-0.05, -0.1]], [[-0.17, 0.5]], [[-0.17, -0.1]]])
+    classes = np.array([0, 0, 1, 1])
+    by_bar = {bar: class_activity(gates, classes, 2, above=bar) for bar in (0.0, -0.1)}
+    assert by_bar[0.0].lap[:, 0].tolist() == [[0.0, 0.5], [0.0, 0.5]]
+    assert by_bar[-0.1].lap[:, 0].tolist() == [[1.0, 0.5], [0.0, 0.5]]
+    chosen = {bar: aape(one, least=0, rate=0.5, top=0.25) for bar, one in by_bar.items()}
+    assert chosen == {0.0: [[(0, 1)], [(0, 1)]], -0.1: [[(0, 0)], []]}
+
+
+@pytest.mark.parametrize("shares", [{"least": -0.1}, {"rate": 1.5}, {"top": 2}])
+def test_aape_refuses(shares: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="expected shares, 0 to 1"):
+        aape(five(), **shares)
+    silent = ClassActivity(lap=np.zeros((2, 1, 3)), mean=np.zeros((2, 1, 3)))
+    with pytest.raises(InputError, match="got none that fires"):
+        aape(silent)
 
 
 def test_the_later_form_of_the_mean_deviation_selects_alike() -> None:
