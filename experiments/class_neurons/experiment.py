@@ -4,7 +4,7 @@ Neurons are selected by how they are active for one half of the speakers: by how
 how strongly, as many for every class. On the other half they are taken out and made stronger,
 beside random neurons, and it is read which input drives them: the audio or the instruction.
 
-Source: arXiv 2601.03115; M-ESN-1 to M-ESN-4, M-ESN-6 to M-ESN-8.
+Source: arXiv 2601.03115; M-ESN-1 to M-ESN-8.
 """
 
 from collections.abc import Hashable, Iterable, Sequence

@@ -9,7 +9,7 @@ from hooked_alm.methods.neurons.sets import NEURON_CONTROLS, SELECTORS
 from ..materials.class_changes import CHANGES
 from ..materials.clips import of_whom
 from ..materials.conflict_experiment import ConflictExperiment
-from ..materials.conflict_pages import add_prompts
+from ..materials.conflict_pages import add_prompts, known_rule
 from ..materials.confounds import add_confounds
 from ..materials.recordings import Recording
 from ..workbench import figures
@@ -48,20 +48,16 @@ class NeuronReport(ConflictExperiment[ClassNeuronsConfig]):
         sizes = ", ".join(f"{one.cls} {one.n_logged}" for one in logged.itertuples())
         right = " that the model answers right" if config.only_right else ""
         n = round(config.rate * neurons["blocks"] * neurons["each"])
-        text = (
+        return (
             f"{len(clips)} clips, {of_whom(clips)}. An item's class is what the {config.rule} "
             f"says: the column {config.label_column}. Neurons are selected on the items{right} of "
             f"one part of the groups ({sizes}), {n} for every class, and judged on the others, "
             "which share no group with them: taken out, made stronger, and read while audio or "
             "instruction are exchanged."
-        )
-        if config.is_calibration:
-            text += (
-                "\n\nThe two bundled models were trained on a known rule: follows_voice lets the "
-                "voice win, its twin follows_text the instruction. The share of the audio in what "
-                "drives neurons at the readout has to be on opposite sides of one half."
-            )
-        return text
+        ) + known_rule(
+            run, "The share of the audio in what drives neurons at the readout has to be on "
+            "opposite sides of one half.",
+        )  # fmt: skip
 
     def page(self, page: Page, run: NeuronResults) -> None:
         """What was answered, the neurons, what they do, and what drives them."""
@@ -180,6 +176,8 @@ def _stronger(page: Page, run: NeuronResults) -> None:
         "At 0 every curve is the unchanged run's.",
     )  # fmt: skip
     page.table("The same in numbers, and the rank correlation of lead and strength", "dose_means")
+    page.table("Without labels: of what is answered first; what becomes of right and wrong answers",
+               "second_pass")  # fmt: skip
 
 
 def _driven(page: Page, run: NeuronResults) -> None:

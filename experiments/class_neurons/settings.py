@@ -12,7 +12,7 @@ from hooked_alm.methods.statistics.class_neurons import Selector
 from ..materials.class_items import ClassItemsConfig
 from ..materials.sources import Source
 from ..workbench.batches import BatchSize, UnitBatches
-from ..workbench.settings import ModelId
+from ..workbench.settings import EachOnce, ModelId
 
 EMOTIONAL = ASSETS / "emotions"
 Span = Literal["all", "audio", "text", "readout"]
@@ -51,7 +51,7 @@ class ClassNeuronsConfig(ClassItemsConfig):
         default=0.95, gt=0, le=1, description="share of LAP values that the bar of lape is above"
     )
     selector: Selector = Field(default="mad", description="whose neurons are made stronger")
-    alphas: tuple[Alpha, ...] = Field(
+    alphas: Annotated[tuple[Alpha, ...], EachOnce] = Field(
         default=(-1, -0.5, 0, 0.5, 1, 2, 4),
         max_length=40,
         description="a value becomes (1 + alpha) times what it was; -1 and 0 are among them",
@@ -69,8 +69,8 @@ class ClassNeuronsConfig(ClassItemsConfig):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "ClassNeuronsConfig":
-        if not {OUT, SAME} <= {*self.alphas} or len({*self.alphas}) < len(self.alphas):
-            raise ValueError("alphas must include -1 and 0, and each only once")
+        if not {OUT, SAME} <= {*self.alphas}:
+            raise ValueError("alphas must include -1 and 0")
         return self
 
     @property

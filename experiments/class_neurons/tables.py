@@ -13,7 +13,7 @@ from hooked_alm.methods.neurons.sets import NEURON_CONTROLS, SELECTORS, Drive
 from hooked_alm.methods.statistics.class_neurons import Neuron
 from hooked_alm.methods.statistics.neuron_sets import block_counts, jaccard_by_chance, overlap
 
-from ..materials.class_changes import dose_means, matrix, specificity_table
+from ..materials.class_changes import dose_means, matrix, second_pass, specificity_table
 from ..materials.clips import SOUNDS
 from ..materials.neuron_logs import LOGS
 from ..workbench.intervals import Draws
@@ -41,7 +41,8 @@ def summarise(run: NeuronResults) -> Iterator[tuple[str, pd.DataFrame]]:
     yield "classes", classes(run["answers"])
     yield "matrix", matrix(taken_out, draws)
     yield "specificity", specificity_table(taken_out, selector, NEURON_CONTROLS, draws)
-    yield "dose_means", dose_means(having(doses, chosen_by=selector), draws)
+    yield "dose_means", dose_means(ours := having(doses, chosen_by=selector), draws)
+    yield "second_pass", second_pass(ours, run["answers"], draws)
     yield "layers", layers(run)
     yield "overlaps", overlaps(run)
     yield "drive_means", drive_means(run, draws)

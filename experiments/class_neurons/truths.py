@@ -1,7 +1,7 @@
 """What ``class_neurons`` must find in the bundled models, whose rule is known."""
 
 from ..workbench.run_folder import RunFolder
-from ..workbench.truths import Between, Estimate, Truth
+from ..workbench.truths import Between, Estimate, Truth, rows_of
 from .claims import EVEN
 
 TRUTH_SETTINGS = {"pool": "readout", "alphas": (-1, 0), "n_draws": 1}
@@ -9,8 +9,8 @@ TRUTH_SETTINGS = {"pool": "readout", "alphas": (-1, 0), "n_draws": 1}
 
 def _drive(folder: RunFolder) -> Estimate:
     """The audio's share of what moves the neurons of a class."""
-    means = folder.read_table("drive_means").set_index(["chosen_by", "measure"])
-    return Estimate.of(means.loc[("mad", "share")].to_dict())
+    share = rows_of(folder, "drive_means", chosen_by="mad", measure="share")
+    return Estimate.of(share.iloc[0].to_dict())
 
 
 TRUTHS = (

@@ -4,7 +4,7 @@ A table of changes has a row per item and set of units: the item's class ``cls``
 whose units are changed; ``chosen_by``; ``alpha``, how far; and what is measured, beside what it is
 without the change: ``{measure}_clean``.
 
-Source: M-ESN-3, M-ESN-4.
+Source: M-ESN-3, M-ESN-4, M-ESN-5.
 """
 
 from collections.abc import Iterator, Sequence
@@ -131,3 +131,29 @@ def dose_means(table: pd.DataFrame, draws: Draws) -> pd.DataFrame:
     found = draws.row(ranks, curves.index.get_level_values("group").tolist())
     parts.append(pd.DataFrame([{"alpha": np.nan, **found, "measure": "rank"}]))
     return pd.concat(parts, ignore_index=True)
+
+
+def second_pass(table: pd.DataFrame, answers: pd.DataFrame, draws: Draws) -> pd.DataFrame:
+    """What becomes of answers where the units of what was answered first are changed (M-ESN-5).
+
+    No label is needed for it. A row per strength and measure: ``right``, of all items; ``lost``, of
+    those that were right; ``won``, of those that were wrong.
+
+    Args:
+        table: changes by the units of every class.
+        answers: of every ``item`` the ``prediction``.
+        draws: of the intervals.
+    """
+    mine = table[table.of == table.item.map(answers.set_index("item").prediction)]
+    if mine.empty:
+        return pd.DataFrame(columns=["alpha", "mean", "low", "high", "n", "measure"])
+    measures = {
+        "right": mine.right,
+        "lost": (1 - mine.right).where(mine.right_clean == 1),
+        "won": mine.right.where(mine.right_clean == 0),
+    }
+    keys = {"index": ["item", "group"], "columns": "alpha", "values": "value"}
+    return pd.concat([
+        draws.columns(mine.assign(value=values).pivot(**keys), "group").assign(measure=name)
+        for name, values in measures.items()
+    ], ignore_index=True)  # fmt: skip

@@ -12,13 +12,11 @@ from hooked_alm.errors import InputError
 from ..workbench.controls import Outcome
 from ..workbench.results import Row
 from .conflict_corpus import Corpus
-from .conflict_runs import DonorKind, Donors, PatchRun, PromptRun, prompt_runs
+from .conflict_runs import INPUTS, Donors, PatchRun, PromptRun, prompt_runs
 from .conflict_settings import ConflictConfig
 from .held_out import Half, halved
 from .held_out_labels import ColumnName
 from .instructions import PromptMode
-
-EXCHANGED: tuple[DonorKind, ...] = ("audio_swap", "text_swap")
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ class ClassItems:
         """Judged conflicts, each with such exchanges of audio and text as there are."""
         donors = Donors(self.corpus, self.config.seed)
         items = [one for one in self.under("conflict") if one.half == "held-out"]
-        every = ([donors.sweep(one.run, kind) for kind in EXCHANGED] for one in items)
+        every = ([donors.sweep(one.run, kind) for kind in INPUTS.values()] for one in items)
         return [
             (i, tuple(one for one in some if one)) for i, some in zip(items, every, strict=True)
         ]
