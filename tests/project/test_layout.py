@@ -50,7 +50,7 @@ LEVELS: tuple[set[str], ...] = (
     {"engine", "methods.result"},
     {"methods.statistics", "methods.reading", "methods.activations", "methods.dictionary"},
     {"methods.patching"},
-    {"methods.adapters", "methods.attribution", "methods.neurons"},
+    {"methods.adapters", "methods.attribution", "methods.neurons", "methods.robustness"},
     {"converters.devices"},
     {"converters.family", "converters.rules", "converters.strict_config"},
     {"converters.blocks"},
