@@ -37,6 +37,7 @@ EXPERIMENTS = {
         "sae_train": "TrainDictionaries",
         "head_statistics": "HeadStatistics",
         "transcript_probes": "TranscriptProbes",
+        "trigger_defence": "TriggerDefence",
         "tuned_lens": "TuneLens",
         "semantic_vs_prosody": "SemanticVsProsody",
     }.items()

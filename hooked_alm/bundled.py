@@ -31,6 +31,8 @@ ADAPTER = "adapter_config.json"
 DICTIONARIES = ASSETS / "dictionaries"
 """Sparse autoencoders of bundled models."""
 CLIPS = ASSETS / "ob1"
+EMOTIONAL = ASSETS / "emotions"
+"""Five emotions by twenty speakers."""
 
 
 def model_folder(name: str | Path) -> Path:

@@ -107,6 +107,7 @@ def small_settings(inputs: Path) -> dict[str, list[str]]:
         ],
         "semantic_vs_prosody": ["n_pairs=2", "spans=[audio]", "controls=[self]"],
         "transcript_probes": ["labels=[speech]", "max_new_tokens=8", "n_folds=2"],
+        "trigger_defence": ["n_attacked=8", "steps=3", "further_percents=[]", "batch_size=4"],
         "tuned_lens": [
             *(f"audio={clips}", "n_steps=6", "steps_per_checkpoint=2", "prompts_per_step=2"),
         ],

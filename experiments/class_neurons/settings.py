@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from hooked_alm.bundled import ASSETS
+from hooked_alm.bundled import EMOTIONAL
 from hooked_alm.methods.neurons.activity import NeuronSite
 from hooked_alm.methods.statistics.class_neurons import Selector
 
@@ -14,7 +14,6 @@ from ..materials.sources import Source
 from ..workbench.batches import BatchSize, UnitBatches
 from ..workbench.settings import EachOnce, ModelId
 
-EMOTIONAL = ASSETS / "emotions"
 Span = Literal["all", "audio", "text", "readout"]
 """Positions of a prompt: every one, or those of a span."""
 Alpha = Annotated[float, Field(ge=-1, le=1000)]

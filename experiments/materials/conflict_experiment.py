@@ -6,7 +6,9 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Float32
 
 from hooked_alm.audio import read_audio
 from hooked_alm.errors import InputError
@@ -113,14 +115,27 @@ class ConflictExperiment(BatchedExperiment[K], ModelExperiment[K]):
         clip = self.model.read_clip(recording.path, truncate=config.truncate)
         if config.loudness_dbfs is None:
             return clip
-        assert self.model.prompts is not None
-        rate = self.model.prompts.feature_extractor.sampling_rate
-        waveform = read_audio(
-            recording.path, sampling_rate=rate, max_seconds=clip.seconds, truncate=True
-        )
-        matched = self.model.read_clip(match_loudness(waveform.samples, config.loudness_dbfs))
+        matched = self.model.read_clip(self._samples(recording, clip))
         note = f"scaled to {config.loudness_dbfs:g} dBFS"
         return replace(matched, name=clip.name, notes=(*clip.notes, note))
+
+    def samples(self, recording: Recording) -> Float32[np.ndarray, " sample"]:
+        """What is heard of a recording: samples at the model's rate, scaled where that is set."""
+        return self._samples(recording, self.clips[recording.name])
+
+    def _samples(self, recording: Recording, clip: AudioClip) -> Float32[np.ndarray, " sample"]:
+        waveform = read_audio(
+            recording.path, sampling_rate=self.sampling_rate, max_seconds=clip.seconds,
+            truncate=True,
+        )  # fmt: skip
+        level = self.config.loudness_dbfs
+        return waveform.samples if level is None else match_loudness(waveform.samples, level)
+
+    @property
+    def sampling_rate(self) -> int:
+        """The model's, in Hz."""
+        assert self.model.prompts is not None
+        return int(self.model.prompts.feature_extractor.sampling_rate)
 
     def _prompts(self) -> dict[str, dict[str, str]]:
         """The first prompt of every language and condition, word for word."""
@@ -160,11 +175,17 @@ class ConflictExperiment(BatchedExperiment[K], ModelExperiment[K]):
             error.add_note(f"This would happen in unit {unit.id}; nothing was run.")
             raise
 
-    def input(self, *runs: PromptRun) -> ALMInput:
-        """The prompts of some runs, as one batch."""
+    def input(self, *runs: PromptRun, heard: Sequence[AudioClip] = ()) -> ALMInput:
+        """The prompts of some runs, as one batch.
+
+        Args:
+            runs: of the corpus.
+            heard: clip of each, in the place of its own.
+        """
+        clips = heard or [self.clips[run.recording.name] for run in runs]
         return ALMInput.joined([
-            self.model.prepare(self.clips[run.recording.name], segments=self._segments(run))
-            for run in runs
+            self.model.prepare(clip, segments=self._segments(run))
+            for run, clip in zip(runs, clips, strict=True)
         ])  # fmt: skip
 
     def _segments(self, run: PromptRun) -> PromptSegments:

@@ -100,6 +100,12 @@ def seed_everything(seed: int, name: str) -> None:
     torch.manual_seed(value)
 
 
+def rng_of(seed: int, *names: str) -> np.random.Generator:
+    """Draws that depend on a seed and some names alone, whatever else is run."""
+    digest = hashlib.sha256("/".join([str(seed), *names]).encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "big"))
+
+
 def measured(experiment: Experiment[Any], unit: Unit) -> UnitResult:
     """The result of a unit, with a seed of its own."""
     seed_everything(experiment.config.seed, unit.id)

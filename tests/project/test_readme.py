@@ -39,6 +39,7 @@ RUN = {
     "docs/own_experiment.md": "test_own_experiment.py",
     "docs/parity.md": "test_the_parity_page_runs",
     "docs/patching.md": "test_the_patching_example_runs",
+    "docs/robustness.md": "test_the_robustness_page_runs",
     "docs/scale.md": "test_the_scale_page_runs",
     "docs/templates.md": "test_the_templates_page_runs",
     "docs/whisper.md": "../converters/test_real_models.py",  # on trained weights alone
@@ -66,6 +67,13 @@ def test_the_neurons_page_runs() -> None:
     sad, angry = names["result"].effect[:, 0]
     assert names["stronger"].values.shape == (3, 2, 2, 2)
     assert sad[0] < 0 < angry[1]
+
+
+def test_the_robustness_page_runs() -> None:
+    names = run_page("docs/robustness.md")
+    assert names["answers"][:2] == ["sad", "cheerful"]
+    losses = names["found"].losses[0]
+    assert losses[-1] < 0.05 < losses[0]
 
 
 def test_the_templates_page_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ...errors import InputError
 from ...inputs import ALMInput
 from ...model import HookedALM
+from ..neurons.activity import NeuronSite
 from ..statistics.class_neurons import Neuron
 from .places import EVERY, NeuronPlace, NeuronRows, by_point
 
@@ -26,27 +27,32 @@ last projection reads by b times the other factor; 0 is the gain -1 of M-ESN-4."
 
 @torch.no_grad()
 def donor_values(
-    model: HookedALM, donor: ALMInput, place: NeuronPlace, neurons: Sequence[Neuron]
+    model: HookedALM,
+    x: ALMInput,
+    place: NeuronPlace,
+    neurons: Sequence[Neuron],
+    site: NeuronSite = "gate",
 ) -> dict[str, Float[Tensor, "prompt row neuron"]]:
     """What some neurons do in a run, by hook point: the values of a patch; one forward.
 
     Args:
         model: to run.
-        donor: prompts.
+        x: prompts.
         place: whose neurons these are.
         neurons: a block and a number each.
+        site: see ``neuron_points``.
 
     Raises:
         InputError: neurons that there are not.
     """
-    rows, found = NeuronRows.of(model, donor, place), dict[str, Tensor]()
+    rows, found = NeuronRows.of(model, x, place), dict[str, Tensor]()
 
     def keep(value: Tensor, hook: Any, units: list[int]) -> None:
         found[hook.name] = rows.by_prompt(hook.name, value)[..., units].clone()
 
-    chosen = by_point(model, place, neurons)
+    chosen = by_point(model, place, neurons, site)
     hooks = [(name, partial(keep, units=units)) for name, units in chosen.items()]
-    model.run_with_hooks(donor, fwd_hooks=hooks)
+    model.run_with_hooks(x, fwd_hooks=hooks)
     return found
 
 
@@ -57,18 +63,18 @@ def defence_hooks(
     neurons: Sequence[Neuron],
     kind: DefenceKind,
     *,
-    donor: dict[str, Float[Tensor, "prompt row neuron"]] | None = None,
+    donor: ALMInput | None = None,
     bias: int | float = 1.0,
     span: str = EVERY,
     last: int | None = None,
     every_step: bool = False,
+    site: NeuronSite = "gate",
 ) -> list[RowHook]:
     """Hooks that hold some neurons: of ``run_with_hooks``, ``generate``, ``hooks``.
 
     ::
 
-        donor = donor_values(model, denoised, "lm", neurons)
-        hooks = defence_hooks(model, x, "lm", neurons, "patch", donor=donor)
+        hooks = defence_hooks(model, x, "lm", neurons, "patch", donor=denoised)
         logits = model.run_with_hooks(x, fwd_hooks=hooks)
 
     Args:
@@ -77,55 +83,49 @@ def defence_hooks(
         place: whose neurons these are.
         neurons: a block and a number each.
         kind: what becomes of their values.
-        donor: of a patch: what ``donor_values`` made of the same prompts with other clips of the
-            same length.
+        donor: of a patch: the same prompts with other clips of the same length; they run once.
         bias: that is added.
         span: whose rows are held; ``all`` is every one.
         last: how many of them, from the end; None is every one.
         every_step: hold tokens that are generated, too. A patch has no value for these.
+        site: see ``neuron_points``. A patch of the gate leaves what passes the other factor.
 
     Raises:
         InputError: neurons that there are not, a patch without a donor of the same rows or at
             every step, or a span that the prompts lack.
     """
     rows = NeuronRows.of(model, x, place)
-    mask, chosen = rows.mask(span, last), by_point(model, place, neurons)
+    mask, chosen = rows.mask(span, last), by_point(model, place, neurons, site)
+    values: dict[str, Tensor] = {}
     if kind == "patch":
-        _check(donor, chosen, mask, every_step)
+        values = donor_values(model, _checked(x, donor, every_step), place, neurons, site)
     hooks: list[RowHook] = []
     for name, units in chosen.items():
-        theirs = donor[name] if kind == "patch" and donor else None
-        hold = partial(_held, units=units, kind=kind, theirs=theirs, bias=bias)
+        hold = partial(_held, units=units, kind=kind, theirs=values.get(name), bias=bias)
         hooks.append((
             name, partial(_hook, rows=rows, mask=mask, hold=hold, every_step=every_step)
         ))  # fmt: skip
     return hooks
 
 
-def _check(
-    donor: dict[str, Tensor] | None,
-    chosen: dict[str, list[int]],
-    mask: Bool[Tensor, "batch row"],
-    every_step: bool,
-) -> None:
-    """Refuse a patch without its values.
+def _checked(x: ALMInput, donor: ALMInput | None, every_step: bool) -> ALMInput:
+    """The donor of a patch.
 
     Raises:
         InputError: see ``defence_hooks``.
     """
+    if donor is None or donor.shape != x.shape:
+        got = "none" if donor is None else f"prompts of shape {tuple(donor.shape)}"
+        raise InputError(
+            f"patching neurons from a donor: got {got}, expected the prompts themselves, of shape "
+            f"{tuple(x.shape)}, with clips of the same length."
+        )
     if every_step:
         raise InputError(
             "patching every step: the donor has values for the prompt alone. Leave every_step out, "
             "or add a bias, or prune."
         )
-    shapes = {name: (*mask.shape, len(units)) for name, units in chosen.items()}
-    got = {name: tuple(one.shape) for name, one in (donor or {}).items()}
-    if got != shapes:
-        raise InputError(
-            f"patching neurons: got values {got}, expected {shapes}: by hook point [prompt, row, "
-            "neuron]. Take donor_values of the same prompts and neurons, with clips of the same "
-            "length."
-        )
+    return donor
 
 
 def _hook(

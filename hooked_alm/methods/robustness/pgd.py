@@ -4,9 +4,11 @@ Source: SPIRIT (EMNLP 2025), mbzuai-nlp/spirit-breaking@e3044bd; Madry et al. 20
 (arXiv 1706.06083); M-SP-1.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -122,20 +124,21 @@ def answer_loss(model: HookedALM, x: ALMInput, answer: Sequence[int]) -> Float[T
     return -of_answer.squeeze(-1).mean(1)
 
 
-def snr_db(clip: Float[Tensor, " sample"], delta: Float[Tensor, " sample"]) -> float:
+def snr_db(clip: Float[np.ndarray, " sample"], delta: Float[np.ndarray, " sample"]) -> float:
     """Power of a clip over that of what is added, in dB; infinite where nothing is."""
-    power = float(delta.double().square().sum())
-    heard = float(clip.double().square().sum())
-    return float(10 * torch.tensor(heard / power).log10()) if power else float("inf")
+    heard, power = (float(np.square(one, dtype=np.float64).sum()) for one in (clip, delta))
+    return float(10 * np.log10(heard / power)) if heard and power else math.inf
 
 
 def sign_noise(
-    delta: Float[Tensor, " sample"], clip: Float[Tensor, " sample"], generator: torch.Generator
-) -> Float[Tensor, " sample"]:
+    delta: Float[np.ndarray, " sample"],
+    clip: Float[np.ndarray, " sample"],
+    rng: np.random.Generator,
+) -> Float[np.ndarray, " sample"]:
     """Noise as large as a perturbation in every sample, of random signs: a control of equal size.
 
     The sign is the other one where the clip with the noise would leave full scale.
     """
-    signs = torch.randint(0, 2, delta.shape, generator=generator).to(delta) * 2 - 1
-    noise = delta.abs() * signs
-    return noise.where((clip + noise).abs() <= 1, -noise)
+    signs = rng.choice(np.array([-1, 1], delta.dtype), delta.shape)
+    noise = np.abs(delta) * signs
+    return np.where(np.abs(clip + noise) <= 1, noise, -noise)

@@ -18,6 +18,7 @@ from ...inputs import ALMInput
 from ...model import HookedALM
 from ...points import ENCODER, hook_name, sites_of
 from ..dictionary.splice import spliced_rows
+from ..neurons.activity import NeuronSite
 from ..statistics.class_neurons import Neuron
 
 NeuronPlace = Literal["lm", "audio"]
@@ -27,10 +28,16 @@ EVERY = "all"
 """Every row that runs: of the encoder also those of frames that pad a clip."""
 
 
-def neuron_points(model: HookedALM, place: NeuronPlace) -> tuple[str, ...]:
+def neuron_points(
+    model: HookedALM, place: NeuronPlace, site: NeuronSite = "gate"
+) -> tuple[str, ...]:
     """Hook points of the neurons, a name for each block.
 
-    The activated gate where MLPs have one; else the activation, which is ``mlp.hook_post``.
+    Args:
+        model: with or without its weights.
+        place: whose neurons these are.
+        site: the activated gate, where MLPs have one; or what the last projection reads, which is
+            its product with the other factor, and the activation itself where there is no gate.
 
     Raises:
         InputError: an encoder without hook points in its blocks.
@@ -45,8 +52,8 @@ def neuron_points(model: HookedALM, place: NeuronPlace) -> tuple[str, ...]:
                 "with hook points in its blocks. Take the neurons of the language model: 'lm'."
             )
         blocks, cfg = [f"{ENCODER}blocks.{n}" for n in range(encoder.cfg.n_layers)], encoder.cfg
-    site = "gate" if "gate" in sites_of(cfg) else "post"
-    return tuple(hook_name(site, block) for block in blocks)
+    point = site if site in sites_of(cfg) else "post"
+    return tuple(hook_name(point, block) for block in blocks)
 
 
 def n_neurons(model: HookedALM, place: NeuronPlace) -> tuple[int, int]:
@@ -102,14 +109,14 @@ class NeuronRows:
 
 
 def by_point(
-    model: HookedALM, place: NeuronPlace, neurons: Sequence[Neuron]
+    model: HookedALM, place: NeuronPlace, neurons: Sequence[Neuron], site: NeuronSite = "gate"
 ) -> dict[str, list[int]]:
     """Neurons of each point that has some.
 
     Raises:
         InputError: neurons that there are not, or one named twice.
     """
-    points, (n_blocks, width) = neuron_points(model, place), n_neurons(model, place)
+    points, (n_blocks, width) = neuron_points(model, place, site), n_neurons(model, place)
     if wrong := sorted((b, n) for b, n in neurons if not (0 <= b < n_blocks and 0 <= n < width)):
         raise InputError(
             f"defending neurons {wrong[:5]} of {place}: expected blocks 0 to {n_blocks - 1}, "

@@ -5,7 +5,7 @@ Source: SPIRIT, mbzuai-nlp/spirit-breaking@e3044bd, ``noise_analyzer.py``; M-SP-
 
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from ...errors import InputError
 from ...hooks import HookPoint
 from ...inputs import ALMInput
 from ...model import HookedALM
+from ..neurons.activity import NeuronSite
 from ..statistics.class_neurons import Neuron
 from .places import EVERY, NeuronPlace, NeuronRows, n_neurons, neuron_points
 
@@ -55,9 +56,10 @@ def top_percent(scores: Float[np.ndarray, "block neuron"], percent: int | float)
 class SensitivityLog:
     """Sums over pairs of clips, clean and attacked, in float64: memory that does not grow."""
 
-    items: Int[Tensor, ""]
-    rows: Int[Tensor, ""]
-    """Of the clean clips."""
+    items: Int[Tensor, "1"]
+    """Number of pairs."""
+    rows: Int[Tensor, "1"]
+    """Rows of their clean clips."""
     abs_sum: Float[Tensor, "block neuron"]
     mean_abs: Float[Tensor, "block neuron"]
     total: Float[Tensor, "block neuron"]
@@ -68,7 +70,16 @@ class SensitivityLog:
     def empty(cls, n_blocks: int, d_mlp: int) -> "SensitivityLog":
         """A log of nothing."""
         sums = (torch.zeros(n_blocks, d_mlp, dtype=torch.float64) for _ in range(4))
-        return cls(*(torch.zeros((), dtype=torch.int64) for _ in range(2)), *sums)
+        return cls(*(torch.zeros(1, dtype=torch.int64) for _ in range(2)), *sums)
+
+    def add(
+        self, block: int, clean: Float[Tensor, "row neuron"], attacked: Float[Tensor, "row neuron"]
+    ) -> None:
+        """Add what the neurons of a block do for one pair; ``items`` and ``rows`` are left."""
+        self.total[block] += clean.sum(0).double().cpu()
+        self.squares[block] += clean.square().sum(0).double().cpu()
+        for score in get_args(SensitivityScore):
+            getattr(self, score)[block] += sensitivity(clean, attacked, score).double().cpu()
 
     def merge(self, other: "SensitivityLog") -> None:
         """Add a log of other clips.
@@ -125,6 +136,7 @@ def sensitivity_log(
     place: NeuronPlace,
     *,
     span: str = EVERY,
+    site: NeuronSite = "gate",
 ) -> SensitivityLog:
     """The log of some pairs; one forward in which every clip stands beside its attacked one.
 
@@ -134,6 +146,7 @@ def sensitivity_log(
         attacked: the same, with attacked clips of the same length.
         place: whose neurons are logged.
         span: whose rows are read; ``all`` is every one. The reference reads all.
+        site: see ``neuron_points``.
 
     Raises:
         InputError: prompts that differ in more than their clips' sound, or lack the span.
@@ -149,17 +162,14 @@ def sensitivity_log(
     spots = [at.nonzero().flatten() for at in rows.mask(span)[: len(clean)]]
     if empty := [n for n, at in enumerate(spots) if not len(at)]:
         raise InputError(f"logging neurons over {span!r}: no such row in the prompts {empty}.")
-    log, points = SensitivityLog.empty(*n_neurons(model, place)), neuron_points(model, place)
+    log = SensitivityLog.empty(*n_neurons(model, place))
 
     def add(value: Tensor, hook: HookPoint, block: int) -> None:
         flat = rows.by_prompt(str(hook.name), value)
         for n, at in enumerate(spots):
-            mine, theirs = (flat[k, at.to(flat.device)].float() for k in (n, n + len(clean)))
-            log.total[block] += mine.sum(0).double().cpu()
-            log.squares[block] += mine.square().sum(0).double().cpu()
-            for score in ("abs_sum", "mean_abs"):
-                getattr(log, score)[block] += sensitivity(mine, theirs, score).double().cpu()
+            log.add(block, *(flat[k, at.to(flat.device)].float() for k in (n, n + len(clean))))
 
+    points = neuron_points(model, place, site)
     hooks = [(name, partial(add, block=block)) for block, name in enumerate(points)]
     model.run_with_hooks(both, fwd_hooks=hooks)
     log.items += len(clean)

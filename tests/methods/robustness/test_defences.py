@@ -11,7 +11,7 @@ from hf_reference import with_positions
 from hooked_alm import HookedALM, LogitDiff
 from hooked_alm.errors import InputError
 from hooked_alm.methods.neurons.gain import gain_neurons
-from hooked_alm.methods.robustness.defences import DefenceKind, defence_hooks, donor_values
+from hooked_alm.methods.robustness.defences import DefenceKind, defence_hooks
 from hooked_alm.methods.robustness.places import PLACES, NeuronPlace
 from robust_cases import PAIRS, inputs_of, neurons_of, prompts, published
 from tiny import TinyModels
@@ -32,7 +32,7 @@ def gqa(tiny_models: TinyModels) -> HookedALM:
 def logits_with(model: HookedALM, place: NeuronPlace, kind: DefenceKind, **options: Any) -> Tensor:
     clean, attacked = prompts(model)
     neurons = NEURONS[place]
-    donor = donor_values(model, clean, place, neurons) if kind == "patch" else None
+    donor = clean if kind == "patch" else None
     hooks = defence_hooks(model, attacked, place, neurons, kind, donor=donor, **options)
     with torch.no_grad():
         found: Tensor = model.run_with_hooks(attacked, fwd_hooks=hooks)
@@ -84,8 +84,7 @@ def test_own_values_and_no_neurons_change_nothing(gqa: HookedALM, place: NeuronP
     _, attacked = prompts(gqa)
     with torch.no_grad():
         plain = gqa(attacked)
-    donor = donor_values(gqa, attacked, place, NEURONS[place])
-    own = defence_hooks(gqa, attacked, place, NEURONS[place], "patch", donor=donor)
+    own = defence_hooks(gqa, attacked, place, NEURONS[place], "patch", donor=attacked)
     none = defence_hooks(gqa, attacked, place, [], "prune")
     with torch.no_grad():
         torch.testing.assert_close(gqa.run_with_hooks(attacked, fwd_hooks=own), plain,
@@ -101,16 +100,21 @@ def test_pruning_is_the_gain_of_minus_one(gqa: HookedALM) -> None:
     torch.testing.assert_close(logits[:, 3] - logits[:, 11], expected, rtol=0, atol=1e-4)
 
 
-def test_a_bias_on_the_gate_moves_what_is_read_by_its_other_factor(gqa: HookedALM) -> None:
+@pytest.mark.parametrize("site", ["gate", "post"])
+def test_a_bias_on_the_gate_moves_what_is_read_by_its_other_factor(
+    gqa: HookedALM, site: Any
+) -> None:
+    """And a bias on what is read moves that by itself."""
     _, attacked = prompts(gqa)
     names = ["blocks.1.mlp.hook_pre_linear", "blocks.1.mlp.hook_post"]
     _, before = gqa.run_with_cache(attacked, names_filter=names)
-    hooks = defence_hooks(gqa, attacked, "lm", [(1, 5)], "bias", bias=0.5)
+    hooks = defence_hooks(gqa, attacked, "lm", [(1, 5)], "bias", bias=0.5, site=site)
     with gqa.hooks(fwd_hooks=hooks):
         _, after = gqa.run_with_cache(attacked, names_filter=names)
     moved = after[names[1]] - before[names[1]]
     real = torch.from_numpy(attacked.is_real)
-    torch.testing.assert_close(moved[..., 5][real], 0.5 * before[names[0]][..., 5][real])
+    up = before[names[0]][..., 5][real] if site == "gate" else torch.ones(int(real.sum()))
+    torch.testing.assert_close(moved[..., 5][real], 0.5 * up)
     assert not moved[..., 6].any()
 
 
@@ -136,20 +140,17 @@ def test_generated_tokens_are_held_where_asked(gqa: HookedALM, caches: bool) -> 
     [
         ([(9, 0)], "prune", {}, "expected blocks 0 to 3"),
         ([(0, 1), (0, 1)], "prune", {}, "named twice"),
-        ([(0, 1)], "patch", {}, "patching neurons: got values {}"),
-        ([(0, 1)], "patch", {"every_step": True}, "has values for the prompt alone"),
+        ([(0, 1)], "patch", {}, "got none, expected the prompts themselves"),
+        ([(0, 1)], "patch", {"donor": 0}, r"got prompts of shape \(1, "),
+        ([(0, 1)], "patch", {"donor": 1, "every_step": True}, "values for the prompt alone"),
         ([(0, 1)], "bias", {"span": "label"}, "looking up span 'label'"),
     ],
 )  # fmt: skip
 def test_refused(
     gqa: HookedALM, neurons: list[tuple[int, int]], kind: Any, options: dict[str, Any], told: str
 ) -> None:
-    with pytest.raises(InputError, match=told):
-        defence_hooks(gqa, prompts(gqa)[1], "lm", neurons, kind, **options)
-
-
-def test_a_donor_of_other_rows(gqa: HookedALM) -> None:
     clean, attacked = prompts(gqa)
-    donor = donor_values(gqa, clean[0], "lm", [(0, 1)])
-    with pytest.raises(InputError, match="clips of the same length"):
-        defence_hooks(gqa, attacked, "lm", [(0, 1)], "patch", donor=donor)
+    if "donor" in options:
+        options = options | {"donor": (clean[0], clean)[options["donor"]]}
+    with pytest.raises(InputError, match=told):
+        defence_hooks(gqa, attacked, "lm", neurons, kind, **options)

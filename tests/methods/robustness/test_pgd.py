@@ -123,14 +123,15 @@ def test_an_attack_on_a_model_at_its_own_rate(gqa: HookedALM) -> None:
 
 
 def test_sizes() -> None:
-    clip, delta = torch.tensor([3.0, 4.0]) / 10, torch.tensor([0.3, -0.4]) / 10
+    clip, delta = np.array([0.3, 0.4]), np.array([0.03, -0.04])
     assert snr_db(clip, delta) == pytest.approx(20)
     assert math.isinf(snr_db(clip, delta * 0))
-    loud = torch.linspace(-1, 1, 101)
-    noise = sign_noise(torch.full((101,), 0.3), loud, torch.Generator().manual_seed(0))
-    assert torch.equal(noise.abs(), torch.full((101,), 0.3))
-    assert (loud + noise).abs().max() <= 1
-    assert 0.2 < float((noise > 0).float().mean()) < 0.8
+    loud = np.linspace(-1, 1, 101, dtype=np.float32)
+    found = sign_noise(np.full(101, 0.3, np.float32), loud, np.random.default_rng(0))
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(np.abs(found), np.full(101, 0.3, np.float32))
+    assert np.abs(loud + found).max() <= 1
+    assert 0.2 < (found > 0).mean() < 0.8
 
 
 @pytest.mark.parametrize(

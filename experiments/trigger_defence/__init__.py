@@ -1,0 +1,1 @@
+"""Attacks on what a model hears, and neurons held against them: see ``experiment``."""
