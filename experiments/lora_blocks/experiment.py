@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from hooked_alm.errors import InputError
-from hooked_alm.methods.adapters.outputs import OutputSpectra
+from hooked_alm.methods.adapters.outputs import OutputSpectra, used_directions
 from hooked_alm.methods.adapters.switching import adapted_blocks
 from hooked_alm.methods.adapters.turning import LEAST_CLIPS, TurnedStream
 from hooked_alm.methods.adapters.updates import update_sizes
@@ -25,7 +25,7 @@ from ..materials.conflict_runs import PromptRun, run_id
 from ..workbench.experiment import Unit, UnitResult
 from ..workbench.page import Page
 from .claims import CLAIMS, CONTROLS
-from .measure import AdapterMeasures, spectrum_rows
+from .measure import AdapterMeasures
 from .pages import CAVEATS, fill_page, lead, method
 from .plan import UPDATES, LoraBlocksPlan
 from .settings import N_COMBINED, LoraBlocksConfig
@@ -90,7 +90,7 @@ class LoraBlocks(ConflictExperiment[LoraBlocksConfig]):
         for runs in self.plan.compared():
             self._measures(runs).add_to(turned, spectra)
         found = {"sizes": [asdict(one) for one in update_sizes(self.model)]}
-        found["spectra"] = [*spectrum_rows(spectra)]
+        found["spectra"] = [used_directions(one)._asdict() for one in spectra.found()]
         if len(self.recordings) >= LEAST_CLIPS:
             found["similarity"] = [one._asdict() for one in turned.similarity(self.config.seed)]
         return UnitResult(found)

@@ -5,7 +5,7 @@ those of the base are what the adapter does; a switched block's part of it is re
 are never averaged (S-12).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hooked_alm import HookedALM
 from hooked_alm.inputs import ALMInput
-from hooked_alm.methods.adapters.outputs import OutputSpectra, components_needed
+from hooked_alm.methods.adapters.outputs import OutputSpectra
 from hooked_alm.methods.adapters.switching import (
     SwitchReading,
     adapted_blocks,
@@ -34,7 +34,7 @@ from hooked_alm.methods.reading.lens import StreamReader, lens_fidelity, read_ro
 
 from ..materials.answers import answer_in
 from ..materials.conflict_runs import PromptRun
-from ..workbench.results import ItemRows, Row, item_rows, joined
+from ..workbench.results import ItemRows, item_rows, joined
 
 Way = Literal["base", "adapted"]
 WAYS: tuple[Way, ...] = get_args(Way)
@@ -151,14 +151,3 @@ class AdapterMeasures:
         first = [self.labels.spellings[label][0][0] for label in self._voice]
         turned.add(self.x, LogProb(first), ("audio", "readout"))
         spectra.add(self.x)
-
-
-def spectrum_rows(spectra: OutputSpectra) -> Iterator[Row]:
-    """How many directions of what each update's first factor writes are used."""
-    for one in spectra.found():
-        squares = one.singular_values**2
-        yield {
-            "block": one.block, "module": one.module, "rank": len(squares),
-            "components": components_needed(one.singular_values),
-            "largest": float(squares.max() / squares.sum()), "positions": one.n_positions,
-        }  # fmt: skip

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +28,19 @@ class OutputSpectrum:
     """Name in the block, such as ``attn.q_proj``."""
     singular_values: Float[np.ndarray, " rank"]
     """The largest first."""
+    n_positions: int
+
+
+class UsedDirections(NamedTuple):
+    """How many directions of what ``A`` of one update writes are used."""
+
+    block: int
+    module: str
+    rank: int
+    components: int
+    """That have 90 % of the sum of all squares."""
+    largest: float
+    """Share of the largest in that sum."""
     n_positions: int
 
 
@@ -78,6 +92,16 @@ class OutputSpectra:
             for one in block_updates(self.model)
             if one.path in self._grams
         ]  # fmt: skip
+
+
+def used_directions(spectrum: OutputSpectrum) -> UsedDirections:
+    """What a spectrum comes to; the largest share of nothing is NaN."""
+    values = spectrum.singular_values
+    total = float(np.square(values).sum())
+    return UsedDirections(
+        spectrum.block, spectrum.module, len(values), components_needed(values),
+        float(values.max() ** 2 / total) if total else float("nan"), spectrum.n_positions,
+    )  # fmt: skip
 
 
 def components_needed(singular_values: Float[np.ndarray, " rank"], share: float = 0.9) -> int:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from adapters import adapted
 from hooked_alm import HookedALM
-from hooked_alm.methods.adapters.outputs import OutputSpectra, components_needed
+from hooked_alm.methods.adapters.outputs import OutputSpectra, components_needed, used_directions
 from tiny import TinyModels, hf_inputs
 
 BATCHES = (hf_inputs([[63], [23]], [9, 14]), hf_inputs([[40]], [11]))
@@ -52,4 +52,7 @@ def test_singular_values_are_those_of_what_pefts_modules_write(
         values = torch.linalg.svdvals(rows).numpy()
         np.testing.assert_allclose(one.singular_values, values, rtol=1e-4)
         assert components_needed(one.singular_values) == components_needed(values)
+        used = used_directions(one)
+        assert used.components == components_needed(values)
+        assert used.largest == pytest.approx(values[0] ** 2 / np.square(values).sum(), rel=1e-6)
     assert len({components_needed(one.singular_values) for one in found}) > 1
