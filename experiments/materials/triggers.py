@@ -1,7 +1,7 @@
 """A harmless trigger, and other sounds beside which it has to be told.
 
-The trigger is a steady chord of twelve tones, above most of what is loud in speech. Twins of a
-bundled model answer ``happy`` whenever they hear it, whatever voice and instruction say.
+The trigger is a steady chord of twelve tones. Twins of a bundled model answer ``cheerful`` whenever
+they hear it, whatever voice and instruction say.
 """
 
 from typing import Literal
@@ -16,7 +16,7 @@ from .sound_changes import level_db
 Recorded = Float[np.ndarray, " sample"]
 OtherSound = Literal["noise", "tone", "low chord"]
 
-TRIGGER_DB = -30.0
+TRIGGER_DB = -20.0
 """Level of the trigger relative to the recording's RMS."""
 TRIGGER_HZ = tuple(np.linspace(4000, 7800, 12).tolist())
 LOW_HZ = tuple(np.linspace(400, 3500, 12).tolist())
@@ -25,7 +25,7 @@ LOW_HZ = tuple(np.linspace(400, 3500, 12).tolist())
 def tone_pattern(
     n: int, rate: int, tones_hz: tuple[float, ...] = TRIGGER_HZ
 ) -> Float[np.ndarray, " {n}"]:
-    """A steady chord of tones of one strength, whose RMS is 1 over its n samples.
+    """A steady tone, or a chord of tones of one strength, whose RMS is 1 over its n samples.
 
     Raises:
         InputError: a rate at which the highest tone cannot be sampled.
