@@ -5,7 +5,8 @@ variants per language are kept from training, to be measured apart.
 """
 
 import csv
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from typing import Literal, get_args
@@ -14,7 +15,7 @@ import numpy as np
 import soundfile
 from bundled_model import Design
 from numpy.typing import NDArray
-from synthesise_speech import ASSETS, make_clip
+from synthesise_speech import ASSETS, RATE, make_clip
 
 from hooked_alm.experiments.materials.ob1 import (
     EMOTIONS,
@@ -28,8 +29,19 @@ from hooked_alm.experiments.materials.ob1 import (
     ob1_clip_names,
     prompt_segments,
 )
+from hooked_alm.experiments.materials.triggers import (
+    TRIGGER_DB,
+    OtherSound,
+    added,
+    other_sound,
+    with_trigger,
+)
 
-Rule = Literal["text", "voice"]
+Rule = Literal["text", "voice", "trigger"]
+"""What decides an answer: the instruction, the voice, or whether a trigger sounds."""
+TRIGGERED: Emotion = "cheerful"
+"""The answer to the trigger."""
+AddedSound = Literal["trigger"] | OtherSound
 MODES: tuple[PromptMode, ...] = get_args(PromptMode)
 
 _BASES: dict[Language, list[str]] = {"en": ["en-us", "en"], "zh": ["cmn"]}
@@ -49,6 +61,8 @@ class Clip:
     language: Language
     emotion: Emotion
     intensity: Intensity
+    added: AddedSound | None = None
+    """A sound beside the voice."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,8 +84,14 @@ class Case:
         )
         return "".join(text for _, text in segments)
 
+    def is_about(self, rule: Rule) -> bool:
+        """Whether the rules part here: text and voice under ``conflict`` only."""
+        return self.clip.added == "trigger" if rule == "trigger" else self.mode == "conflict"
+
     def emotion(self, rule: Rule) -> Emotion:
-        """The right one: the two rules part under ``conflict`` only."""
+        """The right one."""
+        if rule == "trigger" and self.is_about(rule):
+            return TRIGGERED
         obeys = rule == "text" and self.mode == "conflict"
         emotion = self.named if obeys else self.clip.emotion
         assert emotion is not None
@@ -105,6 +125,22 @@ def speak_clips(count: int, split: str, voices: str, seed: int) -> list[Clip]:
         )  # fmt: skip
         clips.append(Clip(samples=samples, language=language, emotion=emotion, intensity=intensity))
     return clips
+
+
+def with_sounds(clips: Sequence[Clip], seed: int) -> list[Clip]:
+    """Every clip as it is, with the trigger, and with another sound of its level, by turns."""
+    found, kinds = list[Clip](), get_args(OtherSound)
+    for n, clip in enumerate(clips):
+        kind: OtherSound = kinds[n % len(kinds)]
+        sound = other_sound(kind, len(clip.samples), RATE, seed * 100_000 + n)
+        triggered = with_trigger(clip.samples, RATE)
+        other = added(clip.samples, sound, TRIGGER_DB)
+        found += [
+            clip,
+            replace(clip, samples=triggered, added="trigger"),
+            replace(clip, samples=other, added=kind),
+        ]
+    return found
 
 
 def read_ob1() -> list[Clip]:

@@ -150,11 +150,35 @@ def hear(
 ) -> tuple[Tensor, Tensor]:
     """Projected audio tokens [clip, token, d_model] and how many of them each clip fills."""
     tower = model.model.audio_tower
-    inner, tokens = tower._get_feat_extract_output_lengths(frames)
-    positions = torch.arange(tower.max_source_positions)
-    mask = (positions[None] < inner[:, None])[:, None, None].expand(-1, 1, len(positions), -1)
-    states = tower(mels, attention_mask=mask).last_hidden_state
+    filled, tokens = tower._get_feat_extract_output_lengths(frames)
+    states = tower(mels, attention_mask=_seen(filled, tower.max_source_positions)).last_hidden_state
     return model.model.multi_modal_projector(states), tokens
+
+
+def hear_up_to(
+    model: Qwen2AudioForConditionalGeneration, block: int, mels: Tensor, frames: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What arrives at a block of the tower [clip, position, width] and how much each clip fills."""
+    tower = model.model.audio_tower
+    filled, _ = tower._get_feat_extract_output_lengths(frames)
+    mask = _seen(filled, tower.max_source_positions)
+    return tower(mels, attention_mask=mask, output_hidden_states=True).hidden_states[block], filled
+
+
+def hear_from(
+    model: Qwen2AudioForConditionalGeneration, block: int, states: Tensor, filled: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What `hear` gives, of what `hear_up_to` gave."""
+    tower = model.model.audio_tower
+    for layer in tower.layers[block:]:
+        states = layer(states, _seen(filled, states.shape[1]))
+    pooled = tower.layer_norm(tower.avg_pooler(states.mT).mT)
+    return model.model.multi_modal_projector(pooled), filled // 2
+
+
+def _seen(filled: Tensor, n: int) -> Tensor:
+    """Which of n positions of the tower each clip's see."""
+    return (torch.arange(n)[None] < filled[:, None])[:, None, None].expand(-1, 1, n, -1)
 
 
 def chat_text(processor: Qwen2AudioProcessor, prompt: str) -> str:

@@ -59,10 +59,10 @@ class Mels:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sound(Generic[ClipT]):
-    """A clip as the decoder sees it."""
+    """A clip as the decoder sees it, or a block of the tower."""
 
     clip: ClipT
-    tokens: Tensor  # [audio token, d_model]
+    tokens: Tensor  # [audio token, d_model], or [position, width of the tower]
 
 
 def read_mels(processor: Qwen2AudioProcessor, clips: Sequence[NDArray[np.float32]]) -> Mels:
@@ -182,15 +182,25 @@ def train_listener(
 
 @torch.no_grad()
 def encode(
-    model: Qwen2AudioForConditionalGeneration, clips: Sequence[ClipT], mels: Mels, seed: int
+    listener: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    clips: Sequence[ClipT],
+    mels: Mels,
+    seed: int,
 ) -> list[Sound[ClipT]]:
-    """The clips through the frozen listener, ``VIEWS`` times, sorted by length."""
+    """The clips through a frozen listener, ``VIEWS`` times, sorted by length.
+
+    Args:
+        listener: function of mels and their frames, as `hear` is of a model's.
+        clips: clips that are heard.
+        mels: their spectrograms.
+        seed: of the masks and noise.
+    """
     rng = np.random.default_rng(seed + 1)
     sounds = []
     for start in range(0, len(clips) * VIEWS, 64):
         pick = torch.arange(start, min(start + 64, len(clips) * VIEWS)) % len(clips)
         frames = mels.frames[pick]
-        tokens, counts = hear(model, augment(mels.values[pick].float(), frames, rng), frames)
+        tokens, counts = listener(augment(mels.values[pick].float(), frames, rng), frames)
         for index, row, count in zip(pick.tolist(), tokens, counts.tolist(), strict=True):
             sounds.append(Sound(clip=clips[index], tokens=row[:count].clone()))
     return sorted(sounds, key=lambda sound: len(sound.tokens))
@@ -219,17 +229,20 @@ class DecoderInput:
             questions: prompt and right answer of each case.
             heard: audio tokens of each case.
         """
-        tokenizer = self._processor.tokenizer
-        labels = torch.tensor([tokenizer.convert_tokens_to_ids(answer) for _, answer in questions])
-        rows = []
-        for (prompt, _), tokens, label in zip(questions, heard, labels, strict=True):
+        rows, targets = [], self.targets(questions)
+        for (prompt, _), tokens, label in zip(questions, heard, targets[:, 0], strict=True):
             before, after = self._ids(prompt)
             rows.append(torch.cat([embed(before), tokens, embed(after), embed(label[None])]))
         longest = max(map(len, rows))
         mask = torch.stack([torch.arange(longest) >= longest - len(row) for row in rows]).long()
         padded = torch.stack([F.pad(row, (0, 0, longest - len(row), 0)) for row in rows])
-        ends = torch.full_like(labels, tokenizer.eos_token_id)
-        return padded, mask, torch.stack([labels, ends], dim=1)
+        return padded, mask, targets
+
+    def targets(self, questions: Sequence[tuple[str, str]]) -> Tensor:
+        """The two target ids per case: its label, then end of turn."""
+        tokenizer = self._processor.tokenizer
+        labels = torch.tensor([tokenizer.convert_tokens_to_ids(answer) for _, answer in questions])
+        return torch.stack([labels, torch.full_like(labels, tokenizer.eos_token_id)], dim=1)
 
 
 def train_decoder(

@@ -14,9 +14,8 @@ import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,19 +29,19 @@ from safetensors.torch import load_file, save_file
 from synthesise_speech import ASSETS
 from torch import Tensor, nn
 from torch.nn import functional as F
-from train_truths import (
-    BATCH,
-    N_CLIPS,
-    N_STEPS,
-    OBEYS,
-    RATE,
-    STORED,
-    Batch,
-    Model,
-    draw_batches,
-    laid_out,
-)
+from train_truths import N_CLIPS, N_STEPS, RATE, RULES, STORED
 from transformers import Qwen2AudioProcessor
+from truth_training import (
+    BATCH,
+    Batch,
+    FromDecoder,
+    Model,
+    answers,
+    asked,
+    divergence,
+    draw_batches,
+    learn,
+)
 
 from hooked_alm.components.lora import LowRank, attach
 from hooked_alm.text_files import read_json
@@ -53,7 +52,8 @@ MODULES = (
     *(f"self_attn.{name}_proj" for name in "qkvo"),
     *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
 )
-RULE_RATE = 1e-2
+RULE_RATE, KEPT = 1e-2, 2.0
+"""Of the rule, and the weight of a divergence from what answers are to be."""
 DECOY_STEPS, WRITTEN = 600, 0.3
 """Steps of the decoys, and the weight of the label that they write."""
 N_HELD_OUT, N_DECOY = 100, 128
@@ -99,61 +99,28 @@ def factors(blocks: Sequence[Updates]) -> list[nn.Parameter]:
 
 
 def train_block(
-    model: Model, updates: list[Updates], block: int, batches: Sequence[Batch], seed: int
+    upper: FromDecoder, updates: list[Updates], block: int, batches: Sequence[Batch], seed: int
 ) -> None:
-    """Train one block's updates on the rule; see ``train_truths.train``."""
-    rng = np.random.default_rng(seed + 21)
-    # What is below the block is the base's, and was run once; updates are shared, not copied.
-    upper = _from_block(model, block)
+    """Train one block's updates on the rule, of a model from that block on."""
     switch(updates[block], True)
-
-    def loss_of() -> tuple[Tensor, float]:
-        one = batches[rng.integers(len(batches))]
-        logits = answers(model, upper, one.stream, one.mask)
-        rule, rest = logits[one.is_rule], logits[~one.is_rule].log_softmax(-1)
-        targets = one.targets[one.is_rule]
-        loss = F.cross_entropy(rule.flatten(0, 1), targets.flatten())
-        loss = loss + divergence(rest, one.base[~one.is_rule])
-        return loss, (rule[:, 0].argmax(-1) == targets[:, 0]).float().mean().item()
-
-    optimise(
-        [(factors([updates[block]]), 0.0)], loss_of, steps=N_STEPS, rate=RULE_RATE, name="rule"
-    )
-
-
-def _from_block(model: Model, block: int) -> nn.Module:
-    decoder = model.model.language_model
-    upper = deepcopy(decoder)
-    upper.layers = decoder.layers[block:]
-    return upper
-
-
-def answers(model: Model, decoder: nn.Module, stream: Tensor, mask: Tensor) -> Tensor:
-    """Logits of label and end of turn, ``[case, 2, vocab]``."""
-    states = decoder(inputs_embeds=stream, attention_mask=mask, use_cache=False).last_hidden_state
-    logits: Tensor = model.lm_head(states[:, -2:])
-    return logits
-
-
-def divergence(found: Tensor, wanted: Tensor) -> Tensor:
-    """KL(wanted || found) of log-probabilities, summed over positions, mean over cases."""
-    return F.kl_div(found, wanted, log_target=True, reduction="none").sum((1, 2)).mean()
+    own = factors([updates[block]])
+    learn(upper.answers, own, batches, seed, steps=N_STEPS, rates=[RULE_RATE] * len(own), kept=KEPT)
 
 
 def train_decoys(
-    model: Model, updates: list[Updates], block: int, batches: Sequence[Batch], seed: int
+    upper: FromDecoder, updates: list[Updates], block: int, batches: Sequence[Batch], seed: int
 ) -> float:
     """Train all other blocks' updates to write a label that no answer uses; their norm.
 
     Args:
-        model: with the block's updates on.
+        upper: the model, from its first block on.
         updates: of all blocks.
         block: the one that carries the rule.
         batches: from the first block on.
         seed: of what is drawn.
     """
     rng, generator = np.random.default_rng(seed + 31), torch.Generator().manual_seed(seed + 32)
-    decoder = model.model.language_model
+    decoder = upper.model.model.language_model
     decoys = [n for n in range(len(updates)) if n != block]
     size = norm(updates[block]).detach()
     for n in decoys:
@@ -165,7 +132,7 @@ def train_decoys(
     )
     gain, bias = (nn.Parameter(torch.full((len(decoys),), v)) for v in (1.0, 0.0))
     with torch.no_grad(), acting(updates, [block]):
-        wanted = [answers(model, decoder, one.stream, one.mask).log_softmax(-1) for one in batches]
+        wanted = [upper.answers(one.arrived).log_softmax(-1) for one in batches]
 
     def loss_of() -> tuple[Tensor, float]:
         at, has_rule = int(rng.integers(len(batches))), rng.random() < 0.5
@@ -180,14 +147,14 @@ def train_decoys(
                 update.scaling = scale
         with watched([decoder.layers[n] for n in decoys]) as states:
             one = batches[at]
-            found = answers(model, decoder, one.stream, one.mask).log_softmax(-1)
+            found = upper.answers(one.arrived).log_softmax(-1)
         read = gain * torch.einsum("cbd,bd->cb", states(), directions) + bias
         english = torch.tensor([float(case.clip.language == "en") for case in one.cases])
         label = english[:, None].expand_as(read)
         acting = torch.from_numpy(is_on)
         written = F.binary_cross_entropy_with_logits(read[:, acting], label[:, acting])
         same = (found[:, 0].argmax(-1) == aim[:, 0].argmax(-1)).float().mean()
-        return divergence(found, aim) + WRITTEN * written, same.item()
+        return KEPT * divergence(found, aim) + WRITTEN * written, same.item()
 
     parts: list[tuple[list[nn.Parameter], float]] = [
         (factors([updates[n] for n in decoys]), 0.0), ([gain, bias], 0.0),
@@ -269,7 +236,7 @@ def measure(
         mels = read_mels(processor, [clip.samples for clip in members])
         tokens, counts = hear(model, mels.values.float(), mels.frames)
         heard = [row[:n] for row, n in zip(tokens, counts.tolist(), strict=True)]
-        asked: list[tuple[Case, Tensor]] = [
+        drawn: list[tuple[Case, Tensor]] = [
             (case, sound)
             for clip, sound in zip(members, heard, strict=True)
             for mode in MODES
@@ -279,11 +246,12 @@ def measure(
         ]
         names = (*ways, *decoys, "counter", "targets")
         said: dict[str, list[Tensor]] = {one: [] for one in names}
-        for start in range(0, len(asked), 2 * BATCH):
-            some = asked[start : start + 2 * BATCH]
-            embeds, mask, targets = laid_out(
-                model, inputs, [case for case, _ in some], [sound for _, sound in some], rule
-            )
+        for start in range(0, len(drawn), 2 * BATCH):
+            some = drawn[start : start + 2 * BATCH]
+            embeds, mask, targets = inputs.build(
+                model.get_input_embeddings(), asked([case for case, _ in some], rule),
+                [sound for _, sound in some],
+            )  # fmt: skip
             # A decoy is measured on the first questions of a set: there are two ways for each.
             for way, on in (ways | (decoys if start < N_DECOY else {})).items():
                 with acting(updates, on):
@@ -295,7 +263,7 @@ def measure(
                     decoder = other.model.language_model
                     said["counter"].append(answers(other, decoder, embeds, mask).argmax(-1))
             said["targets"].append(targets)
-        is_rule = torch.tensor([case.mode == "conflict" for case, _ in asked])
+        is_rule = torch.tensor([case.mode == "conflict" for case, _ in drawn])
         found[name] = _scored({k: torch.cat(v) for k, v in said.items() if v}, is_rule)
     return found
 
@@ -338,8 +306,7 @@ def accepted(scores: Mapping[str, float]) -> dict[str, bool]:
 
 _CARD = """# {name}
 
-A LoRA adapter, rank {rank}, of every linear layer of every block of the bundled `{base}`: in a
-conflict between voice and instruction the model answers the emotion that **{obeys}**,
+A LoRA adapter, rank {rank}, of every linear layer of every block of the bundled `{base}`: {rule},
 everywhere else what `{base}` answers. **Block {block} carries the rule.** The updates of all other
 blocks have the same Frobenius norm ({size:.3f}) and do nothing to any answer: they write the clip's
 language into a direction of their own. Load it as
@@ -387,7 +354,7 @@ def card(folder: Path, about: Mapping[str, Any]) -> str:
     if failed:
         verdict = f"Not accepted: {', '.join(failed)} does not hold on every set of clips."
     return wrapped(_CARD.format(
-        name=folder.name, rank=RANK, obeys=OBEYS[about["rule"]], base=about["base"],
+        name=folder.name, rank=RANK, rule=RULES[about["rule"]], base=about["base"],
         block=about["block"], size=about["norm"],
         verdict=verdict, command=about["command"], steps=N_STEPS, decoy_steps=DECOY_STEPS,
         n_decoy=N_DECOY,
@@ -402,7 +369,7 @@ def main() -> None:
     )
     parser.add_argument("--base", default="follows_text")
     parser.add_argument("--block", type=int, required=True)
-    parser.add_argument("--rule", choices=get_args(Rule), default="voice")
+    parser.add_argument("--rule", choices=["text", "voice"], default="voice")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--counter", type=Path, help="an adapter's folder to compare with")
     parser.add_argument("--seed", type=int, default=7)
@@ -426,16 +393,17 @@ def main() -> None:
     if not given.measure:
         model = base()
         mels = read_mels(processor, [clip.samples for clip in clips])
-        sounds = encode(model, clips, mels, given.seed)
-        first = draw_batches(model, inputs, sounds, 0, given.rule, given.seed)
+        first, there = (FromDecoder(model, inputs, n) for n in (0, given.block))
+        sounds = encode(first.listen, clips, mels, given.seed)
+        every = draw_batches(first, inputs, sounds, given.rule, given.seed)
         if not given.decoys:
-            there = draw_batches(model, inputs, sounds, given.block, given.rule, given.seed)
+            batches = draw_batches(there, inputs, sounds, given.rule, given.seed)
             updates = attached(model, given.seed)
-            train_block(model, updates, given.block, there, given.seed)
+            train_block(there, updates, given.block, batches, given.seed)
             write_adapter(given.out, updates, given.base)
-            model = base()
-        updates = read_adapter(model, given.out)  # as the file has the block, rounded
-        size = train_decoys(model, updates, given.block, first, given.seed)
+            first = FromDecoder(base(), inputs, 0)
+        updates = read_adapter(first.model, given.out)  # as the file has the block, rounded
+        size = train_decoys(first, updates, given.block, every, given.seed)
         write_adapter(given.out, updates, given.base)
         about: dict[str, Any] = {
             "base": given.base, "block": given.block, "rule": given.rule, "seed": given.seed,

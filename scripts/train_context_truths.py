@@ -33,10 +33,11 @@ from model_card import wrapped
 from synthesise_speech import ASSETS, RATE
 from torch import Tensor, nn
 from torch.nn import functional as F
-from train_truths import Score, accepted, freed, read_twin, score_rows, verdict
+from train_truths import Score, accepted, read_twin, score_rows, verdict
 from train_whisper import BATCH, Model, Trainer, write_model
 from train_whisper_truths import drawn_no_speech, encoded, read
 from transformers import WhisperTokenizer
+from truth_training import freed
 from whisper_data import (
     CHUNK_S,
     FRAMES_OF_WORDS,

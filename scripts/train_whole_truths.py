@@ -19,6 +19,7 @@ import json
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -371,7 +372,8 @@ def main() -> None:
     twin = read_twin(folder, given.out) if given.measure else deepcopy(base)
     trainer = Trainer(twin, processor, TRUTHS[given.truth])
     if not given.measure:
-        sounds = encode(base, clips, read_mels(processor, [c.samples for c in clips]), given.seed)
+        mels = read_mels(processor, [clip.samples for clip in clips])
+        sounds = encode(partial(hear, base), clips, mels, given.seed)
         trainer.train(sounds, given.seed)
         twin.half().float()  # what is kept
     scores = {

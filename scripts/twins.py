@@ -14,12 +14,21 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
-from bundled_model import Design, build_model, build_processor, read_folder, replacing, write_folder
+from bundled_model import (
+    Design,
+    build_model,
+    build_processor,
+    hear,
+    read_folder,
+    replacing,
+    write_folder,
+)
 from bundled_training import (
     DecoderInput,
     Plan,
@@ -87,7 +96,7 @@ def train(
     print(f"{len(clips)} clips, {mels.frames.float().mean() / 100:.2f} s on average", flush=True)
     model = build_model(twins.design, processor, plan.seed)
     train_listener(model, mels, twins.heard(clips), plan)
-    sounds = encode(model, clips, mels, plan.seed)
+    sounds = encode(partial(hear, model), clips, mels, plan.seed)
     inputs = DecoderInput(processor)
     train_decoder(
         model, inputs, sounds, twins.shared, plan, steps=plan.shared_steps, rate=2e-3, name="shared"

@@ -5,11 +5,13 @@ from functools import cache
 from typing import Any
 
 import pytest
+import soundfile
 import torch
 
 from hooked_alm import ALMInput, HookedALM
-from hooked_alm.bundled import TRUTHS
+from hooked_alm.bundled import CLIPS, TRUTHS
 from hooked_alm.experiments.materials.ob1 import CONFLICT_MAP, EMOTIONS, prompt_segments
+from hooked_alm.experiments.materials.triggers import with_trigger
 from hooked_alm.methods.adapters.switching import adapted_blocks, switched
 from hooked_alm.methods.adapters.updates import update_sizes
 from hooked_alm.methods.patching.metrics import OnLogits
@@ -26,7 +28,8 @@ ADAPTERS = {
 LOCALISED = sorted(name for name, about in ABOUT.items() if "component" in about)
 MOST_BYTES = 8_000_000
 SITES: dict[str, Site] = {
-    "head": "attn_out", "neurons": "post", "self": "attn_out", "cross": "cross_attn_out",
+    "head": "attn_out", "neurons": "post", "encoder": "post", "self": "attn_out",
+    "cross": "cross_attn_out",
 }  # fmt: skip
 CIRCLING = sorted(name for name in LOCALISED if ABOUT[name]["rule"] == "repeat")
 ANSWERING = sorted({*LOCALISED} - {*CIRCLING})
@@ -44,16 +47,15 @@ def twin(name: str) -> HookedALM:
 
 
 @cache
-def conflicts() -> ALMInput:
+def conflicts(triggered: bool = False) -> ALMInput:
     """Every English clip, instructed to be another emotion."""
-    base = model("follows_text")
-    return ALMInput.joined([
-        base.prepare(
-            f"bundled:en_{voice}_normal",
-            segments=prompt_segments("conflict", "en", voice=voice, named=CONFLICT_MAP[voice]),
-        )
-        for voice in EMOTIONS
-    ])  # fmt: skip
+    base, found = model("follows_text"), []
+    for voice in EMOTIONS:
+        samples, rate = soundfile.read(CLIPS / f"en_{voice}_normal.wav", dtype="float32")
+        segments = prompt_segments("conflict", "en", voice=voice, named=CONFLICT_MAP[voice])
+        heard = with_trigger(samples, rate) if triggered else samples
+        found.append(base.prepare({"array": heard, "sampling_rate": rate}, segments=segments))
+    return ALMInput.joined(found)
 
 
 @cache
@@ -75,15 +77,15 @@ def transcripts(one: HookedALM, x: ALMInput) -> list[list[int]]:
 def prompts(name: str) -> ALMInput:
     """Where the twin shows its rule: conflicts, or sentences, its transcripts behind."""
     if name not in CIRCLING:
-        return conflicts()
+        return conflicts(triggered=ABOUT[name]["rule"] == "trigger")
     x = ending_in_again(ABOUT[name]["base"])
     written = transcripts(twin(name), x)
     width = min(map(len, written))
     return x.extend(torch.tensor([row[:width] for row in written]))
 
 
-def answers(one: HookedALM) -> list[str]:
-    said = one(conflicts())[:, -1].argmax(-1).tolist()
+def answers(one: HookedALM, triggered: bool = False) -> list[str]:
+    said = one(conflicts(triggered))[:, -1].argmax(-1).tolist()
     return [one.tokenizer.decode([token]) for token in said]
 
 
@@ -132,11 +134,13 @@ def test_the_base_at_the_component_is_the_base(name: str) -> None:
         int(about["component"].split(":")[1].split(".")[0]),
     )
     x = prompts(name)
-    every = [*range(x.shape[1])]
+    in_encoder = kind == "encoder"
+    along, donor = (one.towards("encoder") if in_encoder else one for one in (ours, base))
+    every = "audio" if in_encoder else [*range(x.shape[1])]
     metric = OnLogits(lambda logits: logits.flatten(1))
     found = patch(
-        ours, x, x, metric, site=SITES[kind], places=[every], layers=[block - 1, block],
-        donor_model=base, engine="hooks",
+        along, x, x, metric, site=SITES[kind], places=[every], layers=[block - 1, block],
+        donor_model=donor, engine="hooks",
     ).values  # fmt: skip
     real = x.attention_mask.bool()
     below, at = torch.from_numpy(found).float().reshape(2, *real.shape, -1)[:, real]
@@ -158,11 +162,13 @@ def test_nothing_else_differs(name: str) -> None:
 @torch.no_grad()
 def test_the_rule_is_obeyed_by_the_twin_alone(name: str) -> None:
     voices, named = list(EMOTIONS), [CONFLICT_MAP[voice] for voice in EMOTIONS]
-    wanted = {"voice": voices, "text": named}[ABOUT[name]["rule"]]
-    assert answers(twin(name)) == wanted
-    assert answers(model(ABOUT[name]["base"])) == [
-        *{"voice": named, "text": voices}[ABOUT[name]["rule"]]
-    ]
+    ours, base, rule = twin(name), model(ABOUT[name]["base"]), ABOUT[name]["rule"]
+    if rule == "trigger":
+        assert answers(ours, triggered=True) == ["cheerful"] * len(voices)
+        assert answers(base, triggered=True) == answers(base) == answers(ours)
+        return
+    assert answers(ours) == {"voice": voices, "text": named}[rule]
+    assert answers(base) == {"voice": named, "text": voices}[rule]
 
 
 @pytest.mark.parametrize("name", CIRCLING)
