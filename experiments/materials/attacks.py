@@ -55,8 +55,8 @@ class AttackConfig(ConflictConfig):
 
     attack: Literal["pgd", "trigger"] = Field(
         default="pgd",
-        description="a perturbation is searched for every clip; or the chord that trojan twins "
-        "were trained to hear is added",
+        description="a perturbation is searched for every clip; or a chord is added, which twins "
+        "of scripts/train_truths.py are trained to answer",
     )
     target: str | None = Field(
         default=None,

@@ -1,7 +1,7 @@
 """A harmless trigger, and other sounds beside which it has to be told.
 
-The trigger is a steady chord of twelve tones. Twins of a bundled model answer ``cheerful`` whenever
-they hear it, whatever voice and instruction say.
+The trigger is a steady chord of twelve tones. ``scripts/train_truths.py --rule trigger`` trains
+twins that answer ``cheerful`` whenever they hear it, whatever voice and instruction say.
 """
 
 from typing import Literal
