@@ -38,7 +38,10 @@ def _specific(run: NeuronResults, selector: str) -> Finding:
     table = run["specificity"].set_index(["chosen_by", "measure"])
     row, accuracy = (table.loc[(selector, what)].to_dict() for what in ("lead", "right"))
     mine = having(run["doses"], chosen_by=selector, alpha=OUT)
+    n_groups = mine.groupby("cls").group.nunique()
+    alone = [*map(str, n_groups.index[n_groups < 2])]
     reasons = {
+        f"{', '.join(alone)}: judged on one group alone": bool(alone),
         **few_of(row),
         **around_zero(row, "difference"),
         "other classes lose more": bool(row["high"] > 0 and row["mean"] > 0),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from circuits_toy import write_tones
+from class_neurons_verdicts import cases, edit
 from hooked_alm.errors import InputError
 from hooked_alm.experiments.class_neurons.experiment import ClassNeurons
 from hooked_alm.experiments.class_neurons.settings import ClassNeuronsConfig
@@ -222,3 +223,11 @@ def test_halves_without_the_same_classes(tiny_models: TinyModels, tmp_path: Path
 def test_settings_that_do_not_fit(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ClassNeuronsConfig(**settings)
+
+
+def test_a_class_of_one_group_is_not_judged() -> None:
+    """Groups are resampled: of one alone nothing says how others would have come out."""
+    run = edit("doses", "cls == 'sad'", "group", lambda groups: "g09")(cases())
+    claim = next(one for one in ClassNeurons.claims if one.name == "specific_{}")
+    finding = claim.judge(run, "mad")
+    assert finding.doubts == ("sad: judged on one group alone",)
