@@ -242,7 +242,7 @@ def test_bad_input_is_refused_by_line(
     ("settings", "message"),
     [
         ({"band_hz": (400, 300)}, "lower one first"),
-        ({"kinds": ["noise", "noise"]}, "named once each"),
+        ({"kinds": ["noise", "noise"]}, "each only once"),
         ({"attribute": "speaker"}, "no kind of pair"),
         ({"pace_factor": 0.5}, "greater than or equal to 1"),
     ],

@@ -265,7 +265,7 @@ def test_a_bundled_model_has_its_own_dictionary() -> None:
     ("word", "message"),
     [
         ("n_latents=4", r"n_latents must be one of sizes, \[1, 3, 10, 30, 90\]"),
-        ("conditions=[conflict, conflict]", "conditions must name each once"),
+        ("conditions=[conflict, conflict]", "expected each only once"),
         ("conditions=[consistent]", "expected 'audio_only' or 'conflict'"),
         ("alphas=[0]", "greater than 0"),
     ],

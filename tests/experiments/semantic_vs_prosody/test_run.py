@@ -268,8 +268,8 @@ def test_the_report(model: str) -> None:
 # --- The seed's variant
 
 
-@by_twin
-def test_the_seed_shows_its_defects_and_claims_nothing_that_rests_on_them(model: str) -> None:
+def test_the_seed_shows_its_defects_and_claims_nothing_that_rests_on_them() -> None:
+    model = "follows_prosody"
     folder = done(model, "seed")
     defects = folder.provenance["known_defects"]
     assert set(defects) == {"C6", "C7", "C31", "C32", "M-001-2", "M-001-5", "M-001-8"}
@@ -287,10 +287,9 @@ def test_the_seed_shows_its_defects_and_claims_nothing_that_rests_on_them(model:
     assert set(folder.read_table("patches").span) == {"audio"}
 
 
-@by_twin
-def test_the_seeds_curves_are_the_seeds_formulas(model: str) -> None:
+def test_the_seeds_curves_are_the_seeds_formulas() -> None:
     """Section 2.0 and 3.2, by a loop: argmax wins, unconditional flips, one raw logit."""
-    folder = done(model, "seed")
+    folder = done("follows_prosody", "seed")
     lens = folder.read_table("lens")
     wins = folder.read_table("winrate_curve_conflict").set_index(["winner", "depth"])["mean"]
     assert set(lens.depth) == set(range(1, 9))
