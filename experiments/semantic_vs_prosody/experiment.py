@@ -10,7 +10,7 @@ Source: seed 001; M-001-1 to M-001-8.
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -146,10 +146,11 @@ class SemanticVsProsody(
         if self.config.align == "dtw":  # aligns spans of any length, by activations
             return
         sweeps: list[tuple[str, SpokenPair | ControlSweep]] = [*self._pairs(), *self._controls()]
+        prompt = cache(self._prompt)  # a clip is in many pairs
         for name, sweep in sweeps:
             if isinstance(sweep, ControlSweep) and sweep.kind != "same_labels":
                 continue  # no exchange, or one for what is as long
-            base, donor = self._input(_base(sweep)), self._prompt(self._donor(sweep))
+            base, donor = prompt(self.clips[_base(sweep).name]), prompt(self._donor(sweep))
             try:
                 places = [*self._replaced(sweep).values()]
                 Placement(self.model, base, donor, places, {"audio": self.config.align})
