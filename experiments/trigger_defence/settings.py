@@ -13,6 +13,7 @@ from hooked_alm.methods.robustness.sensitivity import SensitivityScore
 from ..materials.attacks import AttackConfig
 from ..workbench.batches import BatchSize
 from ..workbench.claims import Defect
+from ..workbench.settings import EachOnce
 
 Percent = Annotated[float, Field(gt=0, le=50)]
 
@@ -26,7 +27,7 @@ class TriggerDefenceConfig(AttackConfig):
         "donor": "swapped",
     }  # fmt: skip
 
-    places: tuple[NeuronPlace, ...] = Field(
+    places: Annotated[tuple[NeuronPlace, ...], EachOnce] = Field(
         default=("lm", "audio"), min_length=1,
         description="whose neurons are held: the language model's, the audio encoder's",
     )  # fmt: skip
@@ -72,11 +73,9 @@ class TriggerDefenceConfig(AttackConfig):
     batch_size: BatchSize = 10
 
     @model_validator(mode="after")
-    def _each_once(self) -> "TriggerDefenceConfig":
-        for name in ("places", "percents"):
-            given = getattr(self, name)
-            if len({*given}) < len(given):
-                raise ValueError(f"{name} must name each once")
+    def _has_each_percentage_once(self) -> "TriggerDefenceConfig":
+        if len({*self.percents}) < len(self.percents):
+            raise ValueError("percents must name each once: percent is one beside further_percents")
         return self
 
     @property

@@ -12,6 +12,7 @@ from hooked_alm.experiments.class_neurons.settings import ClassNeuronsConfig
 from hooked_alm.experiments.class_neurons.tables import NeuronResults, summarise
 from hooked_alm.experiments.workbench.controls import ROUNDING
 from hooked_alm.methods.neurons.sets import NEURON_CONTROLS, SELECTORS
+from table_edits import editor
 
 Change = Callable[[NeuronResults], NeuronResults]
 CLASSES = ["glad", "sad"]
@@ -80,16 +81,7 @@ def cases() -> NeuronResults:
     return concluded(tables())
 
 
-def edit(table: str, query: str, column: str, by: Callable[[pd.Series], Any]) -> Change:
-    """Changes some numbers of a run, and makes its summaries anew."""
-
-    def change(run: NeuronResults) -> NeuronResults:
-        made = tables()
-        rows = made[table].query(query).index
-        made[table].loc[rows, column] = by(made[table].loc[rows, column])
-        return concluded(made)
-
-    return change
+edit = editor(tables, concluded)
 
 
 BROKEN: dict[str, Change] = {

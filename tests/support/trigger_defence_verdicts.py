@@ -15,6 +15,7 @@ from hooked_alm.experiments.trigger_defence.tables import (
     summarise,
 )
 from hooked_alm.experiments.workbench.controls import ROUNDING
+from table_edits import editor
 
 Change = Callable[[DefenceResults], DefenceResults]
 CONFIG = TriggerDefenceConfig(n_resamples=1000, further_percents=(), model="bundled:follows_voice")
@@ -98,16 +99,7 @@ def cases() -> DefenceResults:
     return concluded(tables())
 
 
-def edit(table: str, query: str, column: str, by: Callable[[pd.Series], Any]) -> Change:
-    """Changes some numbers of a run, and makes its summaries anew."""
-
-    def change(run: DefenceResults) -> DefenceResults:
-        made = tables()
-        rows = made[table].query(query).index
-        made[table].loc[rows, column] = by(made[table].loc[rows, column])
-        return concluded(made)
-
-    return change
+edit = editor(tables, concluded)
 
 
 BROKEN: dict[str, Change] = {
